@@ -1,0 +1,34 @@
+# make demo   install into .venv and train four attempts on the built-in sample
+# make test   install the test extras as well and run the whole suite
+# make lint   ruff, mypy and the import rules
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test fast lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m mvtec_lab -m attempt=finetune,augment,earlystop,cosine $(ARGS)
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+fast: .venv/installed-test
+	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+
+lint: .venv/installed-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs

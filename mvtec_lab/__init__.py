@@ -1,0 +1,47 @@
+"""A training lab for industrial defect inspection on MVTec-style image folders.
+
+The names below are loaded when they are first used: importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvtec_lab.config import Config as Config
+    from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
+    from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
+    from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.models.classifier import DefectClassifier as DefectClassifier
+    from mvtec_lab.models.classifier import load_classifier as load_classifier
+    from mvtec_lab.results import RunResult as RunResult
+    from mvtec_lab.sweep import compose as compose
+    from mvtec_lab.tasks.train import run_attempt as run_attempt
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "DefectClassifier": "models.classifier",
+    "LabError": "errors",
+    "MVTecDataModule": "data.datamodule",
+    "MVTecDataset": "data.datamodule",
+    "RunResult": "results",
+    "compose": "sweep",
+    "load_classifier": "models.classifier",
+    "run_attempt": "tasks.train",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

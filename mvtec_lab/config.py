@@ -1,0 +1,209 @@
+"""Every knob of the lab: its type, its default and what it does, once.
+
+The YAML files under ``conf/`` fill these classes; plain Python may as well: ``run_attempt(Config(), "outputs/mine")``.
+``validate`` answers what types alone cannot: unknown names, values out of range, settings that exclude each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mvtec_lab.errors import LabError, unknown
+
+DATA = ("sample", "mvtec", "folder")
+PROTOCOLS = ("holdout", "kfold", "file")
+POOLS = ("test", "all")
+MASKS = ("required", "optional")
+BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
+MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they reach the network."""
+
+    name: str = "sample"  # sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its layout
+    root: str | None = "outputs/data"  # the folder that holds the category folders
+    category: str | None = "cable"  # the folder below root; null with data=folder: root itself is the product
+    archive: str | None = None  # URL or local file of an archive to fill root from, where the category is missing
+    sha256: str | None = None  # the archive's digest; unverified (and said so) where null
+    masks: str = "required"  # optional: an image without a mask is a warning, not an error
+    image_size: int = 128  # pixels; images are squeezed into this square, never cropped: a defect may lie at the rim
+    batch_size: int = 32  # of all four reports' figures the most frequent
+    num_workers: int = 0  # worker processes; at these sizes starting them costs more than they save
+    sampler: str = "none"  # draw training images by class: none, inverse, sqrt or effective
+    sampler_beta: float = 0.99  # of `effective`; on a few dozen images .9 hardly weights and .999 equals inverse
+
+
+@dataclass
+class SplitConfig:
+    """How the samples become train, val and test."""
+
+    protocol: str = "holdout"  # holdout, kfold or file
+    pool: str = "test"  # which images take part: test (the test folder), all (train/good as well)
+    per_class: int | None = None  # draw that many images of each class first; null: take all
+    val: float = 0.2  # share of the pool
+    test: float = 0.2  # share of the pool (holdout)
+    folds: int = 5  # kfold: each image is in test exactly once; one fold is left for test, `val` comes from the rest
+    fold: int = 0  # kfold: which fold is test
+    file: str | None = None  # protocol=file: CSV with columns path,split; a run's samples.csv is one
+    group_by: str | None = None  # regular expression over the path: images with equal first group stay together
+    val_is_test: bool = False  # choose the checkpoint on the test images, as two of the reports do; marked everywhere
+    seed: int = 0  # conf/config.yaml ties it to the run's seed
+
+
+@dataclass
+class AugmentConfig:
+    """Random transforms of the training images: albumentations names with their arguments, applied in this order."""
+
+    transforms: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy, weighted by class frequency."""
+
+    class_weights: str = "inverse"  # none, inverse (scikit-learn's "balanced"), sqrt or effective
+    beta: float = 0.99  # of `effective`; see data.sampler_beta
+
+
+@dataclass
+class ModelConfig:
+    """The network: a TorchVision classification model with a fresh head."""
+
+    backbone: str = "resnet18"  # by its TorchVision name: task=backbones lists them
+    weights: str | None = "DEFAULT"  # DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones
+    unfreeze: Any = 0  # how many of the last stages train beside the head, "all", or a list of stage names
+    warmup_epochs: int = 0  # train the head alone for so many epochs before those stages join
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adam"  # adam, adamw, sgd, rmsprop
+    lr: float = 1e-3  # the cable, transistor and zipper reports' value
+    weight_decay: float = 0.0
+    momentum: float = 0.9  # sgd and rmsprop
+
+
+@dataclass
+class SchedulerConfig:
+    name: str = "none"  # none, cosine (to zero over max_epochs), step, onecycle (a step per batch), plateau (on val/loss)
+    step_size: int = 10  # step: epochs between two cuts; three cuts in the default 30 epochs
+    gamma: float = 0.1  # step and plateau: the factor of a cut
+    patience: int = 3  # plateau: epochs without improvement before a cut; below earlystop's, so that a cut can help first
+
+
+@dataclass
+class TrainerConfig:
+    """What Lightning's Trainer is given."""
+
+    max_epochs: int = 30  # the head's loss is flat by then on a hundred images
+    patience: int | None = None  # stop after so many epochs without a better `monitor`; null: never
+    monitor: str = "val/loss"  # chooses best.ckpt; with 20 images accuracy moves in steps of 5 points, the loss does not
+    accelerator: str = "auto"
+    devices: Any = 1  # "auto" takes every GPU there is
+    strategy: str = "auto"
+    precision: str = "auto"  # auto: bf16-mixed or 16-mixed on a GPU that has it, 32 elsewhere
+
+
+@dataclass
+class Config:
+    """One run (task=train) or one errand (the other tasks)."""
+
+    task: str = "train"
+    attempt: str = "base"  # the name of the attempt that these values came from
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    ckpt: str | None = None  # task=evaluate and task=predict: the checkpoint
+    source: str | None = None  # task=predict: an image or a folder
+
+
+def validate(config: Config) -> None:
+    """Check every value that can be checked without looking at data or network.
+
+    Raises:
+        LabError: the first value found wrong, with its key and what it may be.
+    """
+    d, s, o, c, t = config.data, config.split, config.optimizer, config.scheduler, config.trainer
+
+    _choice("data", d.name, DATA)
+    _choice("data.masks", d.masks, MASKS)
+    _choice("data.sampler", d.sampler, BALANCE_RULES)
+    _choice("loss.class_weights", config.loss.class_weights, BALANCE_RULES)
+    _choice("split.protocol", s.protocol, PROTOCOLS)
+    _choice("split.pool", s.pool, POOLS)
+    _choice("optimizer", o.name, OPTIMIZERS)
+    _choice("scheduler", c.name, SCHEDULERS)
+    _choice("trainer.monitor", t.monitor, MONITORS)
+
+    _at_least("seed", config.seed, 0)
+    _at_least("data.image_size", d.image_size, 8)
+    _at_least("data.batch_size", d.batch_size, 1)
+    _at_least("data.num_workers", d.num_workers, 0)
+    _at_least("split.seed", s.seed, 0)
+    _at_least("split.folds", s.folds, 2)
+    _at_least("split.per_class", s.per_class, 2 if s.val_is_test else 3)
+    _at_least("model.warmup_epochs", config.model.warmup_epochs, 0)
+    _at_least("optimizer.weight_decay", o.weight_decay, 0)
+    _at_least("scheduler.step_size", c.step_size, 1)
+    _at_least("scheduler.patience", c.patience, 0)
+    _at_least("trainer.max_epochs", t.max_epochs, 1)
+    _at_least("trainer.patience", t.patience, 1)
+    for key, beta in (("data.sampler_beta", d.sampler_beta), ("loss.beta", config.loss.beta)):
+        if not 0 <= beta < 1:
+            raise LabError(f"{key}={beta} is out of range: give a number in [0, 1)")
+    for key, value in (("optimizer.lr", o.lr), ("scheduler.gamma", c.gamma)):
+        if not value > 0:
+            raise LabError(f"{key}={value} is out of range: give a number above 0")
+    if not 0 <= o.momentum < 1:
+        raise LabError(f"optimizer.momentum={o.momentum} is out of range: give a number in [0, 1)")
+
+    for key, share in (("split.val", s.val), ("split.test", s.test)):
+        if not 0 < share < 1:
+            raise LabError(f"{key}={share} is out of range: give a fraction between 0 and 1")
+    tested = 1 / s.folds if s.protocol == "kfold" else s.test
+    held_out = tested + (0 if s.val_is_test else s.val)
+    if s.protocol != "file" and held_out >= 1:
+        raise LabError(
+            f"split.val={s.val} and a test share of {tested:.3g} add up to {held_out:.3g}: nothing is left to train on"
+        )
+    if s.protocol == "kfold" and not 0 <= s.fold < s.folds:
+        raise LabError(f"split.fold={s.fold} does not exist: split.folds={s.folds} has folds 0 to {s.folds - 1}")
+    if s.protocol == "file" and s.file is None:
+        raise LabError("split.protocol=file needs split.file=FILE.csv with the columns path,split")
+    if s.protocol != "file" and s.file is not None:
+        raise LabError("split.file is given but not used: add split.protocol=file")
+    if s.group_by is not None:
+        try:
+            groups = re.compile(s.group_by).groups
+        except re.error as error:
+            raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
+        if groups < 1:
+            raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
+    if d.root is None:
+        remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
+        raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
+    if d.category is None and d.name != "folder":
+        raise LabError(f"data={d.name} needs data.category=NAME")
+
+
+def _choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise unknown(key, value, known)
+
+
+def _at_least(key: str, value: float | None, least: int) -> None:
+    if value is not None and not value >= least:
+        raise LabError(f"{key}={value} is out of range: give {least} or more")

@@ -1,0 +1,307 @@
+"""Fill a data root from an archive: download with resume, verify, and unpack so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from mvtec_lab.errors import LabError
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 30.0  # seconds without a byte: more than a slow mirror needs to wake up
+_TRIES = 3  # in a row without a new byte; a connection that drops but gets on may drop as often as it likes
+_PAUSE = 1.0  # seconds before the second try, doubled for the third
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
+
+
+class _DroppedError(Exception):
+    """The connection failed in a way that another try may mend."""
+
+
+def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None:
+    """Unpack an archive (tar, tar.gz, tar.xz, tar.bz2, zip) of category folders into ``root``.
+
+    ``source`` is an http(s) or file URL or a local path. A download rests in ``<root>/<name>.part`` until it is
+    unpacked, and an interrupted one is continued if the server still has the same file. A folder that wraps the
+    category folders is taken off; what already lies in ``root`` is kept. Without ``sha256`` the digest is logged,
+    with a warning. Only one process at a time may fill the same ``root``.
+
+    Raises:
+        LabError: the source cannot be had, has another digest than ``sha256``, is damaged or holds an unsafe member,
+            or ``root`` cannot be written. Nothing half-unpacked is left behind.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise LabError(f"data.sha256={sha256} is no SHA-256 digest: give its 64 hexadecimal digits, or null")
+    remote = re.match(r"https?://", source, re.IGNORECASE) is not None
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_interactive,
+    )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with progress:
+            archive = _download(source, root, progress) if remote else _local(source)
+            try:
+                _verify(archive, source, sha256, progress)
+                _unpack(archive, source, root, progress)
+            except LabError:
+                if remote:  # whole, but not what was wanted: continuing it would never help
+                    _discard(archive)
+                raise
+        if remote:
+            _discard(archive)
+    except OSError as error:
+        raise LabError(
+            f"{root} cannot be filled from {source} ({error}): free some space, or give another data.root"
+        ) from error
+
+
+def _local(source: str) -> Path:
+    path = Path(urllib.request.url2pathname(urlsplit(source).path) if source.startswith("file:") else source)
+    path = path.expanduser()
+    if path.is_dir():
+        raise LabError(f"data.archive={source} is a folder: give data.root={source} if it holds the category folders")
+    if not path.is_file():
+        raise LabError(f"data.archive={source} does not exist: give an archive's path or its http(s) URL")
+    return path
+
+
+def _download(url: str, root: Path, progress: Progress) -> Path:
+    name = PurePosixPath(unquote(re.split("[?#]", url)[0])).name
+    part = root / (re.sub(r"[^\w.-]", "_", name) + ".part")
+    task = progress.add_task(f"downloading {name}", total=None)
+    reached = failures = 0
+    while True:
+        try:
+            _transfer(url, part, progress, task)
+            return part
+        except _DroppedError as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 0 if size > reached else failures + 1
+            reached = max(reached, size)
+            if failures == _TRIES:
+                raise LabError(
+                    f"{url} cannot be downloaded ({error}): check the address and the network and run again (what has "
+                    f"arrived is kept), or give data.archive=FILE"
+                ) from error
+            log.warning("%s: %s; trying again", url, error)
+            time.sleep(_PAUSE * 2 ** max(failures - 1, 0))
+
+
+def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
+    """One connection: bring ``part`` to its full length, or as far as it gets (_DroppedError)."""
+    known = _read_version(part)
+    length = known["length"] if known.get("url") == url else 0
+    offset = part.stat().st_size if length and part.exists() else 0
+    if offset and offset == length:
+        return
+    headers = {"User-Agent": "mvtec_lab"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if known["validator"]:
+            headers["If-Range"] = known["validator"]
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        status = f"HTTP status {error.code} {error.reason}"
+        if error.code == 416:  # the file has become shorter than the part
+            _discard(part)
+        elif error.code not in (408, 429) and error.code < 500:
+            raise LabError(f"{url} answers with {status}: check the address, or give data.archive=FILE") from error
+        raise _DroppedError(status) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _DroppedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+
+    with response:
+        validator = _validator(response)
+        if offset and response.status == 206:
+            rest = f"bytes {offset}-{length - 1}/{length}"
+            if response.headers.get("Content-Range") != rest or validator not in (None, known["validator"]):
+                _discard(part)
+                raise _DroppedError("the file on the server has changed")
+        else:
+            offset, length = 0, int(response.headers.get("Content-Length") or 0)
+        with part.open("r+b" if offset else "wb") as file:
+            if not offset:  # after the old bytes are gone: they must never be taken for this version's
+                version = {"url": url, "length": length, "validator": validator}
+                _version_file(part).write_text(json.dumps(version), encoding="utf-8")
+            file.seek(offset)
+            _copy(response, file, url, length, progress, task)
+    size = part.stat().st_size
+    if length and size != length:
+        raise _DroppedError(f"the connection ended after {size} of {length} bytes")
+
+
+def _copy(response: Any, file: IO[bytes], url: str, length: int, progress: Progress, task: TaskID) -> None:
+    done = file.tell()
+    total = f"{length / 1e6:.1f} MB" if length else "unknown size"
+    log.info("downloading %s (%s) from byte %d", url, total, done)
+    progress.update(task, total=length or None, completed=done)
+    quarter = 4 * done // length if length else 0
+    while True:
+        try:
+            chunk = response.read(_CHUNK)
+        except (OSError, http.client.HTTPException) as error:
+            raise _DroppedError(str(error) or type(error).__name__) from error
+        if not chunk:
+            return
+        file.write(chunk)
+        done += len(chunk)
+        progress.update(task, completed=done)
+        if progress.disable and length and 4 * done // length > quarter:
+            quarter = 4 * done // length
+            log.info("downloaded %d %% of %s", 25 * quarter, total)
+
+
+def _version_file(part: Path) -> Path:
+    """Beside the part: URL, length (0: unknown) and validator of the file on the server that it is a part of."""
+    return part.with_name(part.name + ".json")
+
+
+def _read_version(part: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_version_file(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _validator(response: Any) -> str | None:
+    """What If-Range may name: a strong ETag, else the date of the last change."""
+    etag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
+
+
+def _verify(archive: Path, source: str, sha256: str | None, progress: Progress) -> None:
+    digest = hashlib.sha256()
+    with progress.open(archive, "rb", description="verifying") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    found = digest.hexdigest()
+    if sha256 is None:
+        log.warning("%s is not verified; its digest is data.sha256=%s", source, found)
+    elif found != sha256.lower():
+        raise LabError(
+            f"{source} has the SHA-256 digest {found}, not {sha256.lower()}: fetch it again, or correct data.sha256"
+        )
+
+
+def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
+    """Unpack beside the final place, then move each top-level entry there: a kill leaves no half category."""
+    log.info("unpacking %s", source)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
+        content = Path(temporary)
+        try:
+            with progress.open(archive, "rb", description="unpacking") as file:
+                for name, stream in _members(file, source):
+                    parts = _safe_parts(name, source)
+                    if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
+                        continue
+                    target = content.joinpath(*parts)
+                    if stream is None:
+                        target.mkdir(parents=True, exist_ok=True)
+                        continue
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with stream, target.open("wb") as out:
+                        shutil.copyfileobj(stream, out, _CHUNK)
+        except _DAMAGED as error:
+            raise _damaged(source, error) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _damaged(source, error) from error  # gzip and bz2 call bad data an OSError, but without a number
+
+        while not _is_category(content):
+            folders = [entry for entry in content.iterdir() if entry.is_dir()]
+            if any(map(_is_category, folders)):
+                break
+            if len(folders) != 1:
+                raise LabError(f"{source} holds no category folder (one with train/ or test/): give another archive")
+            content = folders[0]
+        for entry in sorted(content.iterdir()):
+            if (root / entry.name).exists():
+                log.info("%s already exists and is kept", root / entry.name)
+            else:
+                entry.rename(root / entry.name)
+
+
+def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Name and content of every file, name and None of every folder; anything else is refused.
+
+    Contents are copied rather than extracted, so no link, device, owner or permission of an archive takes effect.
+    """
+    if tarfile.is_tarfile(file):
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            for member in archive:
+                if not (member.isfile() or member.isdir()):
+                    raise _unsafe(source, member.name, "is a link or a device")
+                yield member.name, archive.extractfile(member)
+            # tarfile takes a bad header for the end: only a second block of zeros proves that nothing is missing.
+            if not archive.fileobj.read(_CHUNK).startswith(bytes(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError("it breaks off")
+        return
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _unsafe(source, info.filename, "is a link or a device")
+            yield info.filename, None if info.is_dir() else archive.open(info)
+
+
+def _safe_parts(name: str, source: str) -> tuple[str, ...]:
+    path = PureWindowsPath(name)  # the stricter reading: both slashes separate, and C: is a drive
+    if path.anchor or ".." in path.parts:
+        raise _unsafe(source, name, "leads out of the target")
+    return path.parts
+
+
+def _unsafe(source: str, name: str, why: str) -> LabError:
+    return LabError(f"{source} is unsafe, nothing was unpacked: its member {name!r} {why}; use another archive")
+
+
+def _damaged(source: str, error: Exception) -> LabError:
+    return LabError(f"{source} is no archive or a damaged one ({error}): fetch it again (tar, tar.gz/xz/bz2 or zip)")
+
+
+def _is_category(folder: Path) -> bool:
+    return (folder / "train").is_dir() or (folder / "test").is_dir()

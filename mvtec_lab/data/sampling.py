@@ -1,0 +1,77 @@
+"""Class balance: weights by frequency, and a sampler whose order depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import Sampler
+
+from mvtec_lab.errors import unknown
+
+
+def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.ndarray:
+    """Weights of C classes from their training counts, scaled to sum to C; a class without images weighs 0.
+
+    Args:
+        counts: images of each class, [C].
+        rule: ``none``: all 1; ``inverse``: 1 / n, scikit-learn's "balanced" up to its scale; ``sqrt``: 1 / sqrt(n);
+            ``effective``: (1 - beta) / (1 - beta ** n), Cui et al., CVPR 2019 (richardaecn/class-balanced-loss).
+        beta: of ``effective``, in [0, 1).
+    """
+    n = np.asarray(counts, dtype=np.float64)
+    present = n > 0
+    n = np.where(present, n, 1)
+    rules = {
+        "none": lambda: np.ones_like(n),
+        "inverse": lambda: 1 / n,
+        "sqrt": lambda: 1 / np.sqrt(n),
+        "effective": lambda: (1 - beta) / (1 - beta**n),
+    }
+    if rule not in rules:
+        raise unknown("balance rule", rule, rules)
+    weights = rules[rule]() * present
+    return weights * len(n) / weights.sum()
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields ``(index, seed)``: which image, and the seed of its augmentation.
+
+    The draw depends on ``seed`` and the epoch alone: not on the worker that loads the image, and not on the process, of
+    which each takes its share (so Lightning must not wrap it: ``Trainer(use_distributed_sampler=False)``). Lightning
+    calls ``set_epoch``.
+
+    Args:
+        size: images in the data set.
+        weights: chance of each image, [size], drawn with replacement; None: a permutation.
+        seed: of this run.
+    """
+
+    def __init__(self, size: int, weights: Sequence[float] | None = None, seed: int = 0) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self._processes()[1])  # rounded up: every process makes as many steps
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
+        if self.weights is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
+        seeds = torch.randint(2**31, (self.size,), generator=generator)
+        rank, world = self._processes()
+        places = [place % self.size for place in range(rank, len(self) * world, world)]
+        return iter([(int(order[p]), int(seeds[p])) for p in places])
+
+    @staticmethod
+    def _processes() -> tuple[int, int]:
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1

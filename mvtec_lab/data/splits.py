@@ -1,0 +1,170 @@
+"""Split protocols: which images take part, and which of them train, choose and judge.
+
+Everything is drawn class by class from generators of its own, so a class's split does not change when another class
+gains or loses images.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from mvtec_lab.data.samples import Sample, classes_of
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.results import read_csv
+
+SPLITS = ("train", "val", "test")
+
+
+def split_samples(
+    samples: Sequence[Sample],
+    *,
+    protocol: str = "holdout",
+    pool: str = "test",
+    per_class: int | None = None,
+    val: float = 0.2,
+    test: float = 0.2,
+    folds: int = 5,
+    fold: int = 0,
+    file: str | Path | None = None,
+    group_by: str | None = None,
+    val_is_test: bool = False,
+    seed: int = 0,
+) -> list[Sample]:
+    """Give every sample its split; those that take no part keep an empty one. The arguments are SplitConfig's.
+
+    With ``val_is_test`` no sample is called val: the test samples serve as both.
+
+    Raises:
+        LabError: a class has too few images (or groups) for the split, or the split file does not fit the samples.
+    """
+    samples = [replace(s, group=_group(s.path, group_by)) for s in samples]
+    if protocol == "file":
+        assert file is not None
+        result = _from_file(samples, Path(file), val_is_test)
+    else:
+        pooled = [s for s in samples if pool == "all" or s.path.startswith("test/")]
+        if per_class is not None:
+            pooled = _draw_per_class(pooled, per_class, seed)
+        units = _units(pooled)
+        tested = _fold(units, folds, fold, seed) if protocol == "kfold" else _draw(units, units, test, seed, "test")
+        rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}
+        chosen = set() if val_is_test else _draw(units, rest, val, seed, "val")
+        used = {s.path for s in pooled}
+
+        def split_of(sample: Sample) -> str:
+            if sample.path not in used:
+                return ""
+            return "test" if sample.group in tested else "val" if sample.group in chosen else "train"
+
+        result = [replace(s, split=split_of(s)) for s in samples]
+    _check_classes(result)
+    return result
+
+
+def _group(path: str, pattern: str | None) -> str:
+    match = re.search(pattern, path) if pattern else None
+    return match.group(1) if match and match.group(1) else path
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
+
+
+def _draw_per_class(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    drawn = []
+    for label in classes_of(samples):
+        of_class = [s for s in samples if s.label == label]
+        if len(of_class) < count:
+            raise LabError(f"split.per_class={count}, but class {label!r} has only {len(of_class)} images")
+        picks = _generator(seed, "per_class", label).choice(len(of_class), count, replace=False)
+        drawn += [of_class[i] for i in sorted(picks)]
+    return drawn
+
+
+Units = dict[str, list[str]]  # class -> its groups
+
+
+def _units(samples: list[Sample]) -> Units:
+    """The groups of each class; a group of several classes counts for the rarest of them, which needs it most."""
+    frequency = Counter(s.label for s in samples)
+    members: dict[str, set[str]] = defaultdict(set)
+    for s in samples:
+        members[s.group].add(s.label)
+    units: Units = {label: [] for label in classes_of(samples)}
+    for group, labels in members.items():
+        units[min(labels, key=lambda label: (frequency[label], label))].append(group)
+    return units
+
+
+def _draw(all_units: Units, left: Units, share: float, seed: int, name: str) -> set[str]:
+    """At least one group of each class and ``share`` of all its groups, such that at least one is left."""
+    drawn: set[str] = set()
+    for label, groups in left.items():
+        if len(groups) < 2:
+            raise _too_few(label, len(all_units[label]), "holdout", 3)
+        count = min(max(1, round(share * len(all_units[label]))), len(groups) - 1)
+        drawn.update(_generator(seed, name, label).permutation(groups)[:count].tolist())
+    return drawn
+
+
+def _fold(units: Units, folds: int, fold: int, seed: int) -> set[str]:
+    for label, groups in units.items():
+        if len(groups) < folds:
+            raise _too_few(label, len(groups), f"{folds} folds", folds)
+    groups = [group for label in units for group in units[label]]
+    labels = [label for label in units for _ in units[label]]
+    pairs = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(groups, labels)
+    return {groups[i] for i in list(pairs)[fold][1]}
+
+
+def _too_few(label: str, count: int, protocol: str, least: int) -> LabError:
+    return LabError(
+        f"class {label!r} has {count} image(s) or group(s), too few for {protocol} (at least {least}): "
+        "add images, remove the class, or give split.protocol=file"
+    )
+
+
+def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sample]:
+    if not file.is_file():
+        raise LabError(f"split.file={file} does not exist")
+    rows = read_csv(file)
+    if not rows or not {"path", "split"} <= set(rows[0]):
+        raise LabError(f"split.file={file} needs a header and rows with the columns path,split")
+    paths = {s.path for s in samples}
+    given: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        path, split = (row["path"] or "").strip(), (row["split"] or "").strip()
+        if path not in paths:
+            raise LabError(f"{file} line {line}: {unknown('image', path, paths)}")
+        if split not in (*SPLITS, ""):
+            raise LabError(f"{file} line {line}: {unknown('split', split, SPLITS)}")
+        if given.setdefault(path, split) != split:
+            raise LabError(f"{file} line {line}: {path} is in {given[path]!r} and in {split!r}: an image has one split")
+    result = [replace(s, split=given.get(s.path, "")) for s in samples]
+    needed = ("train", "test") if val_is_test else SPLITS
+    for split in needed:
+        if not any(s.split == split for s in result):
+            remedy = "; split.val_is_test=true chooses on the test images" if split == "val" else ""
+            raise LabError(f"{file} names no {split} image{remedy}")
+    homes: dict[str, str] = {}
+    for s in (s for s in result if s.split):
+        if homes.setdefault(s.group, s.split) != s.split:
+            raise LabError(f"{file} parts the group {s.group!r}: it is in {homes[s.group]!r} and in {s.split!r}")
+    return result
+
+
+def _check_classes(samples: Iterable[Sample]) -> None:
+    used = [s for s in samples if s.split]
+    missing = set(classes_of(used)) - {s.label for s in used if s.split == "train"}
+    if missing:
+        raise LabError(f"class {min(missing)!r} has no training image: the network cannot learn it")
+    if len(classes_of(used)) < 2:
+        raise LabError("the split has a single class: a classifier needs two or more (split.pool=all adds train/good)")

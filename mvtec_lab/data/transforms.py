@@ -1,0 +1,71 @@
+"""From an image of any size to the tensor that the network sees: resize, augment (training only), normalise."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would call the network
+
+import albumentations as A  # noqa: E402
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from mvtec_lab.errors import LabError, unknown  # noqa: E402
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Squeeze an [H, W, ...] uint8 image into [size, size, ...]; area averaging where it shrinks keeps fine defects."""
+    if image.shape[:2] == (size, size):
+        return image
+    shrinks = min(image.shape[:2]) > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+class Augmentation:
+    """Random albumentations transforms of an [H, W, 3] uint8 image, drawn from the seed of each call alone.
+
+    Args:
+        transforms: albumentations names with their arguments, ``{"Rotate": {"limit": 15}}``, applied in this order.
+
+    Raises:
+        LabError: a name that albumentations does not have, or arguments that it does not take.
+    """
+
+    def __init__(self, transforms: Mapping[str, Mapping[str, Any] | None]) -> None:
+        self.names = list(transforms)
+        self._compose = A.Compose([_transform(name, arguments or {}) for name, arguments in transforms.items()])
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        self._compose.set_random_seed(seed)
+        return self._compose(image=image)["image"]
+
+
+def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:
+    known = {n: t for n, t in vars(A).items() if isinstance(t, type) and issubclass(t, A.BasicTransform)}
+    if name not in known:
+        raise unknown("albumentations transform", name, known)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know
+            return known[name](**arguments)
+    except Exception as error:  # pydantic's, albumentations' and Python's own kinds
+        reason = " ".join(str(error).split()).split(" For further information")[0]
+        raise LabError(f"augment.transforms.{name} does not take {dict(arguments)}: {reason}") from error
+
+
+def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """[H, W, 3] uint8 to [3, H, W] float32: (image / 255 - mean) / std."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(255)
+    return tensor.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+
+
+def denormalise(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """The picture behind a normalised [3, H, W] tensor, as [H, W, 3] uint8."""
+    picture = image.detach().float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    return picture.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -1,0 +1,75 @@
+"""Classification metrics and what a small test set can say: pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> np.ndarray:
+    """Count the pairs (label, prediction): int array [C, C], rows truth, columns prediction.
+
+    Raises:
+        ValueError: a label or prediction lies outside [0, C).
+    """
+    pairs = np.array([labels, predictions], dtype=np.int64)
+    if ((pairs < 0) | (pairs >= num_classes)).any():
+        raise ValueError(f"labels and predictions must lie in [0, {num_classes})")
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(matrix, tuple(pairs), 1)
+    return matrix
+
+
+def classification_metrics(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Score probabilities [N, C] against labels [N] in [0, C); plain Python values, ready for JSON.
+
+    accuracy; balanced_accuracy: mean recall over the classes among the labels; macro_f1: mean over the classes among
+    labels or predictions; defect_accuracy: over the images that are not "good", None where there are none or no class
+    is called so; loss: mean cross-entropy in nats; recall: by class name, None for a class without images; images: N.
+
+    Raises:
+        ValueError: no images, shapes that do not match, a label out of range, or probabilities that are not finite.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if not len(labels):
+        raise ValueError("no images to score")
+    if probabilities.shape != (len(labels), len(classes)):
+        raise ValueError(f"probabilities are {probabilities.shape}, expected {(len(labels), len(classes))}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities are not finite: the training has diverged")
+
+    matrix = confusion(labels, probabilities.argmax(axis=1), len(classes))
+    hits, truth, named = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    recall = [float(hit / n) if n else None for hit, n in zip(hits, truth, strict=True)]
+    occurring = truth + named > 0
+    defect = np.array([name != "good" for name in classes])
+    judged = "good" in classes and truth[defect].any()
+    likelihood = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).eps)  # as scikit-learn clips
+    return {
+        "accuracy": float(hits.sum() / len(labels)),
+        "balanced_accuracy": float(np.mean([value for value in recall if value is not None])),
+        "macro_f1": float((2 * hits[occurring] / (truth + named)[occurring]).mean()),
+        "defect_accuracy": float(hits[defect].sum() / truth[defect].sum()) if judged else None,
+        "loss": float(-np.log(likelihood).mean()),
+        "recall": dict(zip(classes, recall, strict=True)),
+        "images": len(labels),
+    }
+
+
+def majority_baseline(train_labels: npt.ArrayLike, test_labels: npt.ArrayLike) -> float:
+    """Test accuracy of always naming training's most frequent class (of several, the lowest index)."""
+    return float(np.mean(np.asarray(test_labels) == np.bincount(np.asarray(train_labels)).argmax()))
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: it stays within [0, 1] and holds for a few dozen images."""
+    from scipy.stats import binomtest  # half a second of import that only a comparison pays
+
+    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)

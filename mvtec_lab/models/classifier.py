@@ -1,0 +1,210 @@
+"""The classifier: a LightningModule around any TorchVision backbone, and how it comes back from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.backbones import build, check_image_size, stages, trainable_stages
+from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.weights import load_file, load_weights
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class DefectClassifier(pl.LightningModule):
+    """Images [N, 3, S, S], normalised, to logits [N, C].
+
+    Batches are ``{"image": [N, 3, S, S], "label": [N]}``. The network is ``self.model``: the backbone's stages in order,
+    then its head, as one Sequential. Frozen stages stay in eval mode, batch normalisation and dropout included.
+    Validation and test losses are plain cross-entropy (nats), whatever the training loss, so that attempts compare.
+
+    Args:
+        backbone: a TorchVision classification model by name.
+        num_classes: C.
+        classes: their names; numbers where None.
+        weights: ``DEFAULT``, a TorchVision entry, a file, or None for random ones.
+        unfreeze: how many of the last stages train beside the head, ``"all"``, or a list of stage names.
+        warmup_epochs: epochs in which the head trains alone, before those stages join.
+        class_weights: of the training loss, [C].
+        optimizer, lr, weight_decay, momentum: as in OptimizerConfig.
+        scheduler, step_size, gamma, scheduler_patience: as in SchedulerConfig.
+        image_size: S; a checkpoint carries it for prediction.
+        mean, std: of RGB in [0, 1]; None: what the weights were trained with.
+
+    Raises:
+        LabError: an unknown backbone, stage or weights name, weights that cannot be had, a size that does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        num_classes: int = 2,
+        *,
+        classes: Sequence[str] | None = None,
+        weights: str | None = "DEFAULT",
+        unfreeze: int | str | Sequence[str] = 0,
+        warmup_epochs: int = 0,
+        class_weights: Sequence[float] | None = None,
+        optimizer: str = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        scheduler: str = "none",
+        step_size: int = 10,
+        gamma: float = 0.1,
+        scheduler_patience: int = 3,
+        image_size: int = 224,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        check_image_size(backbone, image_size)
+        loaded = load_weights(backbone, weights)
+        self.weights_name = loaded.name
+        self.mean, self.std = list(mean or loaded.mean), list(std or loaded.std)
+        self.classes = list(classes or map(str, range(num_classes)))
+        self.hparams.update({"mean": self.mean, "std": self.std, "classes": self.classes, "weights": loaded.name})
+
+        self.model = build(backbone, num_classes, weights=loaded.state_dict)
+        self.trained = {*trainable_stages(self.model, unfreeze), "head"}
+        self._active = self.trained
+        self._freeze()
+
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights).float())
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+                "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+            }
+        )
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.val_recall = MulticlassRecall(num_classes, average=None)
+
+    @property
+    def stages(self) -> list[str]:
+        """The backbone's stages, in order."""
+        return stages(self.model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def train(self, mode: bool = True) -> DefectClassifier:
+        super().train(mode)
+        for name, child in self.model.named_children():
+            child.train(mode and name in self._active)
+        return self
+
+    def _freeze(self) -> None:
+        for name, child in self.model.named_children():
+            child.requires_grad_(name in self._active)
+        self.train(self.training)
+
+    def on_train_epoch_start(self) -> None:
+        warming_up = self.current_epoch < self.hparams["warmup_epochs"]
+        active = {"head"} if warming_up else self.trained
+        if active != self._active:
+            self._active = active
+            self._freeze()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self(batch["image"])
+        loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"the training loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
+                f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
+            )
+        self.train_metrics.update(logits.detach(), batch["label"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits = self._evaluate(batch, "val", self.val_metrics)
+        self.val_recall.update(logits, batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        recall = self.val_recall.compute()
+        self.log_dict({f"val_recall/{name}": value for name, value in zip(self.classes, recall, strict=True)})
+        self.val_recall.reset()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: dict[str, Tensor], name: str, metrics: MetricCollection) -> Tensor:
+        logits = self(batch["image"])
+        self.log(f"{name}/loss", F.cross_entropy(logits, batch["label"]), batch_size=len(logits), sync_dist=True)
+        metrics.update(logits, batch["label"])
+        self.log_dict(metrics, on_epoch=True)
+        return logits
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self(batch["image"]).softmax(dim=1)
+
+    @torch.inference_mode()
+    def probabilities(self, loader: DataLoader[dict[str, Any]]) -> np.ndarray:
+        """Class probabilities of every image of a loader, in its order: float32 [N, C], always in full precision."""
+        was_training = self.training
+        self.eval()
+        parts = [self(batch["image"].to(self.device)).float().softmax(dim=1).cpu() for batch in loader]
+        self.train(was_training)
+        return torch.cat(parts).numpy()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        h = self.hparams
+        # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
+        parameters = [p for name, child in self.model.named_children() if name in self.trained for p in child.parameters()]
+        optimizer = build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
+        schedule = build_scheduler(
+            h["scheduler"],
+            optimizer,
+            epochs=self.trainer.max_epochs or 1,
+            steps=int(self.trainer.estimated_stepping_batches) if h["scheduler"] == "onecycle" else 0,
+            step_size=h["step_size"],
+            gamma=h["gamma"],
+            patience=h["scheduler_patience"],
+        )
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+
+
+def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
+    """The classifier of a checkpoint, in eval mode on the CPU: class names, image size, mean and std included.
+
+    Nothing but tensors and plain values is read (``weights_only=True``), so a checkpoint from anywhere is safe to load.
+
+    Raises:
+        LabError: the file is missing, damaged, would run code, or is no checkpoint of a DefectClassifier.
+    """
+    checkpoint = load_file(path)
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise LabError(f"{path} is no checkpoint of a classifier: give a run's best.ckpt or last.ckpt")
+    hparams = dict(checkpoint["hyper_parameters"])
+    weights = hparams.pop("weights", None)
+    try:
+        classifier = DefectClassifier(**hparams, weights=None)
+        classifier.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LabError(f"{path} is no checkpoint of this version's classifier: {reason}") from error
+    classifier.weights_name = weights
+    classifier.hparams["weights"] = weights
+    return classifier.eval()

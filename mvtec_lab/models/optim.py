@@ -1,0 +1,56 @@
+"""Optimizers and learning-rate schedules by name. Another one is one line here and one file under conf/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from mvtec_lab.errors import unknown
+
+OPTIMIZERS = {
+    "adam": lambda p, lr, decay, momentum: optim.Adam(p, lr, weight_decay=decay),
+    "adamw": lambda p, lr, decay, momentum: optim.AdamW(p, lr, weight_decay=decay),
+    "sgd": lambda p, lr, decay, momentum: optim.SGD(p, lr, momentum=momentum, weight_decay=decay),
+    "rmsprop": lambda p, lr, decay, momentum: optim.RMSprop(p, lr, momentum=momentum, weight_decay=decay),
+}
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+) -> optim.Optimizer:
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name](parameters, lr, weight_decay, momentum)
+
+
+SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
+
+
+def build_scheduler(
+    name: str,
+    optimizer: optim.Optimizer,
+    *,
+    epochs: int,
+    steps: int,
+    step_size: int,
+    gamma: float,
+    patience: int,
+) -> dict[str, Any] | None:
+    """Lightning's description of a schedule over ``epochs`` epochs or ``steps`` batches; None for a constant rate."""
+    match name:
+        case "none":
+            return None
+        case "cosine":
+            return {"scheduler": lr_scheduler.CosineAnnealingLR(optimizer, epochs)}
+        case "step":
+            return {"scheduler": lr_scheduler.StepLR(optimizer, step_size, gamma)}
+        case "onecycle":
+            peak = optimizer.param_groups[0]["lr"]
+            return {"scheduler": lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps), "interval": "step"}
+        case "plateau":
+            plateau = lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+            return {"scheduler": plateau, "monitor": "val/loss"}
+    raise unknown("scheduler", name, SCHEDULERS)

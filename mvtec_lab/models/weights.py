@@ -1,0 +1,140 @@
+"""The values that a backbone starts from: TorchVision's, a file's, or random ones. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum, get_model_weights
+
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models.backbones import check_weights, names
+
+log = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Seconds without a byte, for each address of the host in turn: a slow server answers within them, a firewall never.
+SILENCE = 10.0
+
+
+class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, not that something is
+    """Pretrained weights that cannot be had here and now, which random weights can stand in for."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights and the normalisation that they expect: mean and std of RGB in [0, 1]."""
+
+    name: str  # IMAGENET1K_V1, file:NAME or random
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    state_dict: Mapping[str, Tensor] | None = None
+
+
+def load_weights(backbone: str, weights: str | None) -> Weights:
+    """The weights asked for; fetched by TorchVision's loader (into ``TORCH_HOME``) where they are not cached.
+
+    Args:
+        weights: ``DEFAULT``, the name of a TorchVision entry in any case, a file with a state dict, None or ``null``.
+
+    Raises:
+        WeightsUnavailable: TorchVision has none for this backbone, or they cannot be fetched.
+        LabError: an unknown backbone or entry; a file that is missing, damaged, unsafe or of another model.
+    """
+    if backbone not in names():
+        raise unknown("backbone", backbone, names())
+    if weights is None or weights == "null":
+        return Weights("random")
+    entries = _entries(backbone)
+    entry, path = entries.get(weights.upper()), Path(weights).expanduser()
+    if entry is not None:
+        name, state_dict = entry.name, _fetch(backbone, entry)
+    elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
+        name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path)
+    elif entries:
+        raise unknown(f"weights of {backbone}", weights, entries)
+    else:
+        remedy = "give model.weights=FILE, or model.weights=null for random weights"
+        raise WeightsUnavailable(f"TorchVision has no weights for {backbone}, so no {weights}: {remedy}")
+    source = f"model.weights={weights}"
+    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+        raise LabError(f"{source} is no state dict: write one with torch.save(model.state_dict(), FILE)")
+    check_weights(backbone, state_dict, source)
+    for key, value in state_dict.items():
+        if not value.isfinite().all():  # VGG16's IMAGENET1K_FEATURES leaves out its classifier this way
+            raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
+    transforms = entry.transforms() if entry else None
+    mean, std = getattr(transforms, "mean", IMAGENET_MEAN), getattr(transforms, "std", IMAGENET_STD)
+    return Weights(name, tuple(mean), tuple(std), state_dict)
+
+
+def load_file(path: str | os.PathLike[str]) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors and plain values only, code is refused unexecuted.
+
+    Raises:
+        LabError: the file is missing, damaged, no file of PyTorch's, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise LabError(f"{path} cannot be read ({error.strerror}): give a file that torch.save wrote") from error
+    except Exception as error:  # its unpickler reads garbage as instructions, which fail in any way there is
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> LabError:
+    foreign = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
+    if foreign:
+        found = foreign[1] or foreign[2]
+        return LabError(f"{path} was refused, it would run {found}: save tensors alone, torch.save(model.state_dict())")
+    return LabError(f"{path} is damaged or not a file of PyTorch's ({type(error).__name__}): fetch or save it again")
+
+
+def _entries(backbone: str) -> dict[str, WeightsEnum]:
+    try:
+        return {name.upper(): entry for name, entry in get_model_weights(backbone).__members__.items()}
+    except ValueError:  # a registered model whose builder names no WeightsEnum
+        return {}
+
+
+def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(entry.url).path).name
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        if path.is_file():
+            _warn_of_another_file(path)  # TorchVision checks only what it fetches
+        return entry.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # what a network, a disk or garbage can do
+        if path.is_file():
+            raise _unreadable(path, error) from error
+        raise WeightsUnavailable(
+            f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
+            f"{folder}, or give model.weights=FILE, or model.weights=null for random weights"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _warn_of_another_file(path: Path) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)  # TorchVision's file names end in the start of their SHA-256
+    if wanted and not digest.hexdigest().startswith(wanted[1]):
+        log.warning("%s is not the file that TorchVision published under this name", path)

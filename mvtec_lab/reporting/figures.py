@@ -1,0 +1,208 @@
+"""Figures and picture sheets. Matplotlib's Figure objects, never pyplot: nothing leaks, threads are safe."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is lost on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
+RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
+PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
+PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | None = None) -> Figure:
+    """Draw a confusion matrix [C, C] (rows truth): counts as text, each row's shares as shading."""
+    from matplotlib.figure import Figure
+
+    size = 1.7 + 0.44 * len(classes)  # inches: room for the labels, and a cell that holds three digits
+    figure = Figure(figsize=(size, size), layout="constrained")
+    ax = figure.add_subplot()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)  # beyond 1: the darkest blue would swallow the text
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            colour = "white" if shares[row, column] > 0.7 else INK
+            weight = "bold" if row == column else "normal"
+            ax.text(column, row, str(count), ha="center", va="center", color=colour, weight=weight)
+    ticks = range(len(classes))
+    oblique = [_label(name, 26) for name in classes]  # two lines of oblique text would run into the next label
+    ax.set_xticks(ticks, oblique, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.set_yticks(ticks, [_label(name) for name in classes], fontsize=9)
+    ax.set_xlabel("predicted", color=GREY)
+    ax.set_ylabel("true", color=GREY)
+    ax.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color=RULE, linewidth=1)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    if title:
+        ax.set_title(_label(title, 60), fontsize=11)
+    return figure
+
+
+def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Draw every attempt's training curves in one figure.
+
+    Args:
+        histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
+            runs are thin lines beside their mean, which goes as far as the shortest of them. An attempt without runs
+            is left out but keeps its colour.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = [name for name, runs in histories.items() if any(runs)]
+    figure = Figure(figsize=(9, 6.2 + 0.22 * (len(drawn) // 4)), layout="constrained")
+    for ax, key in zip(
+        figure.subplots(2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06}).flat, PANELS, strict=True
+    ):
+        for index, (name, runs) in enumerate(histories.items()):
+            colour, dash = _style(index)
+            lines = [line for line in (_series(rows, key) for rows in runs) if line]
+            if len(lines) > 1:
+                for line in lines:
+                    ax.plot(list(line), list(line.values()), color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
+                common = sorted(set.intersection(*map(set, lines)))
+                lines = [{epoch: float(np.mean([line[epoch] for line in lines])) for epoch in common}]
+            for line in lines:
+                marker = "o" if len(line) == 1 else None  # one epoch makes no line
+                ax.plot(
+                    list(line), list(line.values()), color=colour, linestyle=dash, marker=marker, label=_label(name, 40)
+                )
+        ax.set_title(key.replace("train/", "training ").replace("val/", "validation ").replace("_", " "), fontsize=10)
+        _quiet(ax)
+        ax.grid(color=RULE)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key.endswith("accuracy"):
+            ax.set_ylim(0, 1)
+            ax.set_xlabel("epoch", color=GREY)
+    named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
+    return figure
+
+
+def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the test accuracy of each row of ``summary.summarise``: a dot and its 95% interval for a single run, a dot a
+    run and their mean for several; dashed, the majority baseline."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
+    ax = figure.add_subplot()
+    for y, row in enumerate(rows):
+        colour, _ = _style(y)
+        if row["test_accuracy"] is None:
+            ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9)
+        elif row["test_accuracy_low"] is not None:
+            ax.plot([row["test_accuracy_low"], row["test_accuracy_high"]], [y, y], color=colour, linewidth=2)
+            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8)
+        else:
+            ax.plot(row["test_accuracies"], [y] * len(row["test_accuracies"]), "o", color=colour, alpha=0.4)
+            ax.plot(row["test_accuracy"], y, "|", color=colour, markersize=18, markeredgewidth=2.5)
+        if row["majority_baseline"] is not None:  # a piece a row: attempts on other data have another baseline
+            label = "" if ax.get_legend_handles_labels()[1] else "majority baseline"
+            ax.vlines(row["majority_baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
+    ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("test accuracy", color=GREY)
+    _quiet(ax)
+    ax.grid(axis="x", color=RULE)
+    if ax.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside upper right", frameon=False, fontsize=9)
+    return figure
+
+
+def sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    marks: Sequence[bool | None],
+    columns: int = 6,
+    tile: int = 160,
+) -> np.ndarray:
+    """Lay images out on one picture, each scaled into a square with its caption below.
+
+    Args:
+        images: uint8 RGB arrays [H, W, 3] of any sizes, at least one.
+        captions: one an image; a line break is kept, a long line wrapped, the fourth line and on cut off.
+        marks: True a green frame, False a red one, None none.
+        columns: images a row.
+        tile: the square's side in pixels.
+
+    Returns:
+        The picture, uint8 RGB [H, W, 3].
+    """
+    import matplotlib  # for its font: Pillow's own lacks arrows, Greek and Cyrillic
+
+    gap, frame, size, leading, most = 10, 4, 11, 15, 3  # pixels; at most three lines of text
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    texts = [_wrap(caption, int(tile / 6.5), most) for caption in captions]  # a letter is about 6.5 pixels wide
+    columns = min(columns, len(images))
+    height = tile + 4 + leading * max(map(len, texts))
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (gap + columns * (tile + gap), gap + rows * (height + gap)), PAPER)
+    for index, (image, lines, mark) in enumerate(zip(images, texts, marks, strict=True)):
+        cell = Image.new("RGB", (tile, height), PAPER)  # of its own: a line too wide is cut, not drawn over a neighbour
+        draw = ImageDraw.Draw(cell)
+        draw.rectangle((0, 0, tile - 1, tile - 1), fill=FIELD if mark is None else RIGHT if mark else WRONG)
+        inner = tile - 2 * frame
+        cell.paste(ImageOps.pad(Image.fromarray(image), (inner, inner), color=FIELD), (frame, frame))
+        draw.multiline_text((0, tile + 4), "\n".join(lines), fill=INK, font=font, spacing=leading - size)
+        row, column = divmod(index, columns)
+        page.paste(cell, (gap + column * (tile + gap), gap + row * (height + gap)))
+    return np.asarray(page)
+
+
+def to_data_uri(source: Figure | Path) -> str:
+    """Turn a figure (as SVG) or a PNG or JPEG file into a ``data:`` address to embed in HTML."""
+    if isinstance(source, Path):
+        content, kind = source.read_bytes(), "png" if source.suffix == ".png" else "jpeg"
+    else:
+        buffer = io.BytesIO()
+        source.savefig(buffer, format="svg")
+        content, kind = buffer.getvalue(), "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _style(index: int) -> tuple[str, str]:
+    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """One column of a history by epoch, without its empty cells."""
+    return {int(row["epoch"]): float(row[key]) for row in rows if row.get(key) not in (None, "")}
+
+
+def _wrap(text: str, width: int, most: int | None = None) -> list[str]:
+    """Break a text into lines at spaces and after underscores: class names are long and have no spaces."""
+    lines = []
+    for line in text.splitlines() or [""]:
+        lines += [part.replace("_ ", "_") for part in textwrap.wrap(line.replace("_", "_ "), width)] or [""]
+    if most and len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: width - 1] + "…"]
+    return lines
+
+
+def _label(name: str, width: int = 14) -> str:
+    return "\n".join(_wrap(name, width)).replace("$", r"\$")  # a bare $ would start a formula
+
+
+def _quiet(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#c5ccd3")
+    ax.tick_params(length=0, labelsize=9)
+    ax.set_axisbelow(True)

@@ -1,0 +1,191 @@
+"""report.html: one self-contained page on the runs of a sweep. No script, and no address outside the page."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.metrics import confusion
+from mvtec_lab.reporting import figures, summary
+from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RESULT, RunResult, read_csv
+
+REPORT, MISTAKES = "report.html", "mistakes.jpg"
+RUN_KEYS = ("seed", "split.seed", "split.fold")  # tell runs of one attempt apart, not attempts
+
+Settings = dict[str, str]  # dotted key -> value as text
+
+
+def write_report(directory: Path) -> Path:
+    """Write report.html on every run at or below ``directory``, whole or not at all, and return its path.
+
+    What a run lacks (a history, predictions, a picture sheet) is left out, and the page says so.
+
+    Raises:
+        LabError: there is no run, or a result.json is damaged.
+    """
+    directory = Path(directory)
+    runs = summary.load_runs(directory)
+    groups = summary.by_attempt(runs)
+    rows = summary.summarise(runs)
+    settings = {run.run_dir: _settings(run) for run in runs}
+    histories = {name: [history for run in group if (history := _rows(run, HISTORY))] for name, group in groups.items()}
+    finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # class names, paths and error texts come from files
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = summary.number
+    html = environment.get_template("report.html.j2").render(
+        rows=rows,
+        titles=list(dict.fromkeys(row["data"] for row in rows)),
+        protocols=list(dict.fromkeys(text for found in settings.values() if (text := _protocol(found)))),
+        sizes=_sizes(runs),
+        backbones=list(dict.fromkeys(run.backbone for run in runs)),
+        seeds=sorted({run.seed for run in runs}),
+        finished=datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
+        marks=summary.remarks(rows, "marks"),
+        warnings=summary.remarks(rows, "warnings"),
+        reading=summary.reading(rows),
+        accuracy=summary.accuracy,
+        counted=summary.counted,
+        accuracy_figure=figures.to_data_uri(figures.accuracy_figure(rows))
+        if any(row["completed"] for row in rows)
+        else None,
+        curves=figures.to_data_uri(figures.curves_figure(histories)) if any(histories.values()) else None,
+        curveless=[name for name, found in histories.items() if not found],
+        attempts=list(groups),
+        differences=_differences(groups, settings),
+        details=[_detail(name, group) for name, group in groups.items() if any(run.completed for run in group)],
+        failures=[(run, summary.failure(run)) for run in runs if not run.completed],
+        logdir=shlex.quote(str(directory)),
+        versions=_merged([run.versions for run in runs]),
+        revisions=sorted({run.git_revision for run in runs if run.git_revision}),
+    )
+    path = directory / REPORT
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _detail(attempt: str, runs: Sequence[RunResult]) -> dict[str, Any]:
+    """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
+    done = [run for run in runs if run.completed]
+    first = done[0]
+    matrix = np.zeros((len(first.classes),) * 2, dtype=np.int64)
+    counted = 0
+    for run in done:
+        found = _test_confusion(run)
+        if found is not None and run.classes == first.classes:
+            matrix, counted = matrix + found, counted + 1
+    pictures = Path(first.run_dir) / MISTAKES
+    return {
+        "attempt": attempt,
+        "first": first,
+        "runs": len(done),
+        "counted": counted,
+        "confusion": figures.to_data_uri(figures.confusion_figure(matrix, first.classes)) if counted else None,
+        "recall": list(zip(first.classes, matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)),
+        "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
+    }
+
+
+def _test_confusion(run: RunResult) -> np.ndarray | None:
+    index = {name: i for i, name in enumerate(run.classes)}
+    try:
+        rows = [row for row in _rows(run, PREDICTIONS) if row["split"] == "test"]
+        labels, predictions = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
+    except KeyError as error:
+        path = Path(run.run_dir) / PREDICTIONS
+        raise LabError(
+            f"{path} is damaged (no column or class {error}): run that attempt again or remove it"
+        ) from error
+    return confusion(labels, predictions, len(index)) if rows else None
+
+
+def _rows(run: RunResult, name: str) -> list[dict[str, str]]:
+    path = Path(run.run_dir) / name
+    return read_csv(path) if path.is_file() else []
+
+
+def _settings(run: RunResult) -> Settings:
+    path = Path(run.run_dir) / CONFIG
+    return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Settings:
+    """Dotted keys; what lies deeper than section, key and name (a transform's arguments) stays together in one text."""
+    flat: Settings = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            flat |= _flatten(value, f"{prefix}{key}.", depth - 1)
+        elif isinstance(value, Mapping):
+            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _differences(
+    groups: Mapping[str, Sequence[RunResult]], settings: Mapping[str, Settings]
+) -> list[tuple[str, list[str]]]:
+    """The keys whose values differ among attempts (or among the runs of one), with one text an attempt."""
+    table = []
+    for key in dict.fromkeys(key for found in settings.values() for key in found):
+        cells = []
+        for group in groups.values():
+            found = [settings[run.run_dir] for run in group if settings[run.run_dir]]
+            cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in found)))
+        known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config says nothing
+        varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
+        if key != "attempt" and varies:
+            table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
+    return table
+
+
+def _protocol(settings: Settings) -> str | None:
+    """How a run's images were split, in words; None where its config is missing."""
+    split = {key.removeprefix("split."): value for key, value in settings.items() if key.startswith("split.")}
+    match split.get("protocol"):
+        case None:
+            return None
+        case "kfold":
+            text = f"{split['folds']}-fold cross-validation, validation {split['val']}"
+        case "file":
+            return f"Split by {split['file']}"
+        case _:
+            text = f"Holdout, validation {split['val']}, test {split['test']}"
+    pool = "the test folder" if split["pool"] == "test" else "all images"
+    return f"{text} of {pool}" + ("" if split["per_class"] == "null" else f", {split['per_class']} images a class")
+
+
+def _sizes(runs: Sequence[RunResult]) -> str:
+    """Images in each split, ``62 train, 8–9 val, 20 test``; several numbers where the runs differ."""
+    found: dict[str, set[int]] = {}
+    for run in runs:
+        for split, counts in run.counts.items():
+            found.setdefault(split, set()).add(sum(counts.values()))
+    return ", ".join("–".join(map(str, sorted({min(n), max(n)}))) + f" {split}" for split, n in found.items())
+
+
+def _merged(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Versions by package; several of one package are named all."""
+    names = dict.fromkeys(name for versions in found for name in versions)
+    return {name: ", ".join(dict.fromkeys(v[name] for v in found if name in v)) for name in names}

@@ -1,0 +1,106 @@
+"""What a run leaves behind: result.json, samples.csv, predictions.csv, history.csv, and how they are read back.
+
+Everything that compares runs reads these files and nothing else, so runs from other days and machines compare.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mvtec_lab.errors import LabError
+
+RESULT, SAMPLES, PREDICTIONS, HISTORY, CONFIG = (
+    "result.json",
+    "samples.csv",
+    "predictions.csv",
+    "history.csv",
+    "config.yaml",
+)
+
+
+@dataclass
+class RunResult:
+    """One run: one attempt, one seed, one fold, one directory.
+
+    ``metrics`` maps ``"val"`` and ``"test"`` to accuracy, balanced_accuracy, macro_f1, defect_accuracy, loss (mean
+    cross-entropy, nats), recall (by class name) and images. Fractions lie in [0, 1].
+    """
+
+    attempt: str
+    seed: int
+    data: str  # sample, mvtec or folder
+    category: str
+    backbone: str
+    run_dir: str
+    started: str = ""  # ISO 8601, UTC
+    status: str = "failed"  # or "completed"
+    fold: int | None = None
+    weights: str | None = None  # the weights really used: "IMAGENET1K_V1", a file, "random"
+    classes: list[str] = field(default_factory=list)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    majority_baseline: float | None = None  # test accuracy of always naming training's most frequent class
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
+    parameters: dict[str, int] = field(default_factory=dict)  # total and trained
+    val_is_test: bool = False
+    epochs: int = 0  # epochs trained
+    best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds
+    seconds: float = 0.0  # training and validation epochs
+    startup_seconds: float = 0.0  # everything before them
+    device: str | None = None
+    precision: str | None = None
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+
+    @property
+    def completed(self) -> bool:
+        return self.status == "completed"
+
+    def save(self) -> None:
+        """Write result.json into ``run_dir``, whole or not at all."""
+        path = Path(self.run_dir) / RESULT
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, run_dir: str | os.PathLike[str]) -> RunResult:
+        """Read a run's result.json; ``run_dir`` becomes where it lies now.
+
+        Raises:
+            LabError: the file is missing, not JSON, or lacks a field that every result has.
+        """
+        path = Path(run_dir) / RESULT
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir)})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
+
+
+def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
+    """Every run at or below ``directory``, in the order in which they started."""
+    runs = [RunResult.load(path.parent) for path in Path(directory).rglob(RESULT)]
+    return sorted(runs, key=lambda run: (run.started, run.run_dir))
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as UTF-8 CSV with a header; None becomes an empty cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV with a header into one dict a row; an Excel byte-order mark is ignored."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,329 @@
+"""The command line: Hydra composes, one or many runs follow, and the sweep is summed up.
+
+The only place that knows Hydra, and light to import: ``--help`` and a typo do not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.errors import LabError, unknown
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+# In a wheel conf/ lies inside the package, in a checkout and an editable install beside it.
+CONF = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if (d / "config.yaml").is_file())
+
+# A task is a function (config, run directory) -> anything; it is imported when it is called for.
+TASKS = {
+    "train": "mvtec_lab.tasks.train:run_attempt",
+    "describe": "mvtec_lab.tasks.describe:describe",
+    "backbones": "mvtec_lab.tasks.backbones:list_backbones",
+    "evaluate": "mvtec_lab.tasks.evaluate:evaluate",
+    "predict": "mvtec_lab.tasks.predict:predict",
+}
+
+_CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO"}
+_FILE = {
+    "class": "logging.FileHandler",
+    "formatter": "full",
+    "filename": "${hydra.runtime.output_dir}/run.log",
+    "delay": True,  # a run that cannot begin leaves no file
+}
+
+
+def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "plain": {"format": "%(message)s"},
+            "full": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+        },
+        "handlers": handlers,
+        "loggers": {
+            "mvtec_lab": {"level": "DEBUG"},  # tracebacks go to the file alone
+            "pytorch_lightning": {"level": "WARNING"},  # its hints on devices would bury what the lab has to say
+        },
+        "root": {"handlers": list(handlers), "level": "INFO"},
+    }
+
+
+class _Lab(Callback):
+    """Before a sweep: check every job of the grid, and name its directory by what the grid varies."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _state.keep = _nearest_folder(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _state.sweep_dir = Path(config.hydra.sweep.dir)
+        _state.keep = _nearest_folder(_state.sweep_dir)
+        try:
+            jobs = _grid(config)
+        except HydraException:  # not a plain grid: a sweeper that searches makes up its jobs as it goes
+            return
+        except LabError as error:  # Hydra turns any other exception of a callback into a warning
+            raise _Stop(error) from error
+        try:
+            for job in jobs:
+                _check(job, Path(config.hydra.sweep.dir))
+        except LabError as error:
+            raise _Stop(error) from error
+
+
+class _Stop(SystemExit):
+    """A user's mistake, found where Hydra would swallow an exception."""
+
+    def __init__(self, error: LabError) -> None:
+        super().__init__(2)
+        self.error = error
+
+
+class _State:
+    """What the jobs of this process leave for its exit status."""
+
+    def __init__(self, full_error: bool = False) -> None:
+        self.full_error = full_error  # the user asked for tracebacks
+        self.sweep_dir: Path | None = None
+        self.keep: Path | None = None  # the folder that was there before Hydra made ours in it
+        self.status = 0
+
+
+_state = _State()
+
+_store = ConfigStore.instance()
+_store.store("schema", Config)
+_store.store("lab", {"lab": {"_target_": f"{__name__}._Lab"}}, group="hydra/callbacks")
+_store.store("lab", _logging(console=_CONSOLE), group="hydra/hydra_logging")
+_store.store("lab", _logging(console=_CONSOLE, file=_FILE), group="hydra/job_logging")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 (a run failed) or 2 (the user's mistake)."""
+    global _state
+    _state = _State(os.environ.get("HYDRA_FULL_ERROR") == "1")
+    try:
+        with _command_line(arguments):
+            _hydra_main()
+    except _Stop as stop:
+        return _complain(stop.error)
+    except LabError as error:
+        return _complain(error)
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        return _complain(_explain(error))
+    except KeyboardInterrupt:
+        print("stopped by hand", file=sys.stderr)
+        _state.status = 130
+    except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
+        return int(exit_.code or 0)
+    return _sum_up(_state.sweep_dir) if _state.sweep_dir else _state.status
+
+
+def compose(*overrides: str) -> Config:
+    """The configuration of a command line, for use from Python: ``compose("attempt=finetune", "seed=1")``.
+
+    Raises:
+        LabError: an unknown name or key, or a value of the wrong type or out of range.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            config = _to_config(composed, composed.hydra.runtime.choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error) from error
+    validate(config)
+    return config
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _hydra_main(cfg: DictConfig) -> None:
+    """One job. It never raises an Exception: Hydra would stop the sweep's bookkeeping."""
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    try:
+        config = _to_config(cfg, job.runtime.choices)
+        result = _task(config.task)(config, run_dir)
+        if config.task == "train" and job.mode == RunMode.RUN:
+            _show_run(result)
+    except LabError as error:
+        _state.status = max(_state.status, _complain(error))
+    except Exception as error:
+        _state.status = 1
+        log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
+        log.debug("traceback", exc_info=True)
+        if _state.full_error:
+            traceback.print_exc()
+    finally:
+        _remove_empty(run_dir)
+
+
+def _task(name: str) -> Callable[[Config, Path], Any]:
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    module, function = TASKS[name].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _to_config(cfg: DictConfig, choices: DictConfig) -> Config:
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    values.pop("hydra", None)
+    # Merged anew into the classes, because +key=value slips past their check when Hydra composes.
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
+    config.attempt = choices["attempt"]  # an attempt is called what its file is called
+    return config
+
+
+def _grid(config: DictConfig) -> list[DictConfig]:
+    """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+    if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
+        varied = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+        choices = config.hydra.runtime.choices
+        parts = ["${hydra.runtime.choices.attempt}"]
+        for key in varied:
+            if key != "attempt":
+                parts.append(f"{key}=${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}")
+        OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{','.join(parts)}'")
+    try:
+        batches = BasicSweeper.split_arguments(overrides, None)
+        return [loader.load_sweep_config(config, list(job)) for job in batches[0]]
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error, HydraException) and "does not support sweep type" in str(error):
+            raise
+        raise _explain(error) from error
+
+
+def _check(job: DictConfig, sweep_dir: Path) -> None:
+    config = _to_config(job, job.hydra.runtime.choices)
+    validate(config)
+    _task(config.task)
+    if config.task == "train":
+        from mvtec_lab.tasks.setup import check
+
+        check(config)
+
+
+def _sum_up(sweep_dir: Path) -> int:
+    """The table, summary.csv and report.html of a sweep; 1 if one of its runs failed."""
+    from mvtec_lab.reporting.report import write_report
+    from mvtec_lab.reporting.summary import print_table, write_summary
+    from mvtec_lab.results import RESULT
+
+    if not any(sweep_dir.rglob(RESULT)):  # a sweep of another task
+        return _state.status
+    try:
+        rows = write_summary(sweep_dir)
+        report = write_report(sweep_dir)
+    except LabError as error:
+        return _complain(error)
+    print_table(rows)
+    print(f"report: {report}   curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}")
+    return max(_state.status, int(any(row["failed"] for row in rows)))
+
+
+def _show_run(result: Any) -> None:
+    from mvtec_lab.reporting.summary import print_table, summarise
+
+    print_table(summarise([result]))
+    print(f"run: {result.run_dir}   curves: tensorboard --logdir {shlex.quote(result.run_dir)}")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or the closest of its parents, that exists."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _remove_empty(directory: Path) -> None:
+    """Hydra makes a directory before it knows whether there will be anything to put into it."""
+    while _state.keep is not None and _state.keep in directory.parents:
+        try:
+            directory.rmdir()
+        except OSError:  # not empty
+            return
+        directory = directory.parent
+
+
+def _complain(error: LabError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    if _state.full_error:
+        traceback.print_exception(error)
+    return 2
+
+
+@contextmanager
+def _command_line(arguments: Sequence[str] | None) -> Iterator[None]:
+    """Let Hydra see ``arguments``, and let its exceptions through: it would print them at length and exit with 1."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    if arguments is not None:
+        sys.argv = [argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _explain(error: BaseException) -> LabError:
+    """One line for what Hydra, OmegaConf or the operating system say at length."""
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException | MissingConfigException):
+        cause = cause.__cause__
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+        group, _, name = str(cause.missing_cfg_file).rpartition("/")
+        return unknown(group or "config", name, cause.options or [])
+    if isinstance(cause, OSError):
+        remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
+        return LabError(f"{cause.filename} cannot be written ({cause.strerror}): {remedy}")
+    key = getattr(cause, "full_key", None)
+    where = f"{str(error).split(':')[0]}: " if str(error).startswith("In '") else ""
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
+        if str(key).startswith("augment.transforms."):
+            return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
+        return LabError(where + str(unknown("key", key, _keys(Config))))
+    reason = str(cause).split("\n")[0].rstrip(".")
+    if isinstance(cause, ValidationError) and key:
+        return LabError(f"{where}{key}: {reason}")
+    return LabError(where + reason)
+
+
+def _keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for f in fields(cls):
+        keys.append(prefix + f.name)
+        section = f.default_factory if isinstance(f.default_factory, type) else None
+        if section is not None and is_dataclass(section):
+            keys += _keys(section, f"{prefix}{f.name}.")
+    return keys

@@ -1,0 +1,40 @@
+"""task=backbones: the TorchVision models that model.backbone takes, with their stages and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torchvision.models import get_model_weights
+
+from mvtec_lab.config import Config
+from mvtec_lab.models.backbones import build, input_size, names, stages
+
+
+def list_backbones(config: Config, run_dir: str | Path) -> list[str]:
+    """Print every backbone with its parameters, stages (what model.unfreeze takes) and named weights."""
+    table = Table(title="model.backbone", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    table.add_column("size", justify="right")
+    table.add_column("stages (model.unfreeze)")
+    table.add_column("weights (model.weights)")
+    for name in names():
+        with torch.device("meta"):  # shapes without memory
+            model = build(name, 2)
+        parts = stages(model)
+        try:
+            weights = ", ".join(entry.name for entry in get_model_weights(name))
+        except ValueError:  # a user's own model need not have any
+            weights = ""
+        table.add_row(
+            name,
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+            str(input_size(name) or "any"),
+            ", ".join(parts) if len(parts) <= 7 else f"{parts[0]}, {parts[1]} ... {parts[-1]}",
+            weights,
+        )
+    Console().print(table)
+    return names()

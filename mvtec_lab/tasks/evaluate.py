@@ -1,0 +1,84 @@
+"""task=evaluate: a checkpoint on the validation and test images of a configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.classifier import DefectClassifier, load_classifier
+from mvtec_lab.results import PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
+from mvtec_lab.tasks.setup import build_data
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
+    """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv and a sheet of mistakes.
+
+    The image size is the checkpoint's. Images that it was trained on are named in a warning, as far as the samples.csv
+    beside it tells.
+
+    Raises:
+        LabError: no checkpoint, one that cannot be read, or one of other classes than the data's.
+    """
+    validate(config)
+    classifier = the_classifier(config, "evaluate")
+    config.data.image_size = classifier.hparams["image_size"]
+    data = build_data(config)
+    if data.classes != classifier.classes:
+        raise LabError(
+            f"{config.ckpt} knows the classes {', '.join(classifier.classes)}, but {data.folder} has "
+            f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
+        )
+    data.mean, data.std = classifier.mean, classifier.std
+    outcomes = judge(classifier, data)
+    warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), [r for o in outcomes.values() for r in o.rows()])]
+    result = {
+        "ckpt": config.ckpt,
+        "data": config.data.name,
+        "category": data.folder.name,
+        "metrics": {split: outcome.metrics for split, outcome in outcomes.items()},
+        "warnings": warnings,
+    }
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_predictions(run_dir / PREDICTIONS, outcomes)
+    write_picture(run_dir / "mistakes.jpg", outcomes["test"].sheet())
+    for warning in warnings:
+        log.warning(warning)
+    table = Table(title=f"{config.ckpt} on {config.data.name}/{data.folder.name}", title_justify="left")
+    table.add_column("metric")
+    for split in outcomes:
+        table.add_column(f"{split} ({outcomes[split].metrics['images']} images)", justify="right")
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss"):
+        values = [outcome.metrics[name] for outcome in outcomes.values()]
+        table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
+    Console().print(table)
+    Console().print(f"written to {run_dir}", highlight=False, soft_wrap=True)
+    return result
+
+
+def the_classifier(config: Config, task: str) -> DefectClassifier:
+    if config.ckpt is None:
+        raise LabError(f"task={task} needs ckpt=FILE: a run's best.ckpt")
+    return load_classifier(config.ckpt)
+
+
+def _seen_in_training(ckpt: Path, rows: list[dict[str, Any]]) -> list[str]:
+    samples = ckpt.parent / SAMPLES
+    if not samples.is_file():
+        return [f"no {SAMPLES} beside {ckpt}: whether it was trained on these images cannot be told"]
+    trained = {row["path"] for row in read_csv(samples) if row["split"] == "train"}
+    seen = {row["path"] for row in rows} & trained
+    if not seen:
+        return []
+    return [f"{len(seen)} of these images trained this checkpoint (another seed or split?): the figures are too good"]

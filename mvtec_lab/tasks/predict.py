@@ -1,0 +1,73 @@
+"""task=predict: a checkpoint on new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.images import EXTENSIONS, check_images
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.errors import LabError
+from mvtec_lab.reporting.figures import sheet
+from mvtec_lab.results import PREDICTIONS, write_csv
+from mvtec_lab.tasks.evaluate import the_classifier
+from mvtec_lab.tasks.outcome import SHOWN, write_picture
+
+
+def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
+    """Classify ``config.source``, an image or every image below a folder: predictions.csv and predictions.jpg.
+
+    Returns:
+        One row an image: path, prediction, confidence (the probability of the prediction), prob_<class>.
+
+    Raises:
+        LabError: no checkpoint or source, or an image that cannot be read; raised before anything is written.
+    """
+    validate(config)
+    classifier = the_classifier(config, "predict")
+    if config.source is None:
+        raise LabError("task=predict needs source=FILE_OR_FOLDER")
+    source = Path(config.source)
+    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    if not paths:
+        what = "holds no image" if source.is_dir() else "does not exist"
+        raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
+    check_images(paths)
+    folder = source if source.is_dir() else source.parent
+    dataset = MVTecDataset(
+        folder,
+        [Sample(path.relative_to(folder).as_posix(), label="") for path in paths],
+        classes=classifier.classes,
+        image_size=classifier.hparams["image_size"],
+        mean=classifier.mean,
+        std=classifier.std,
+    )
+    probabilities = classifier.probabilities(DataLoader(dataset, batch_size=config.data.batch_size))
+    rows = [
+        {
+            "path": str(path),
+            "prediction": classifier.classes[scores.argmax()],
+            "confidence": f"{scores.max():.6g}",
+            **{f"prob_{name}": f"{p:.6g}" for name, p in zip(classifier.classes, scores, strict=True)},
+        }
+        for path, scores in zip(paths, probabilities, strict=True)
+    ]
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
+    pictures = [dataset.picture(place) for place in range(min(SHOWN, len(rows)))]
+    captions = [f"{row['prediction']} ({float(row['confidence']):.2f})" for row in rows[:SHOWN]]
+    write_picture(run_dir / "predictions.jpg", sheet(pictures, captions, [None] * len(pictures)))
+    console = Console()
+    for row in rows[:SHOWN]:
+        line = f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if len(rows) > SHOWN:
+        console.print(f"... and {len(rows) - SHOWN} more")
+    console.print(f"written to {run_dir}", highlight=False, soft_wrap=True)
+    return rows

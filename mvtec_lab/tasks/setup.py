@@ -1,0 +1,185 @@
+"""From a configuration to the objects that a task works with. Writes nothing but the data set it may have to fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.sampling import class_weights
+from mvtec_lab.data.source import locate
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.backbones import build, check_image_size, trainable_stages
+from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.models.weights import WeightsUnavailable, load_weights
+
+SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
+RANDOM_MARK = "random weights"
+VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
+
+
+def build_data(config: Config) -> MVTecDataModule:
+    """The data module of a configuration, found or made, scanned, checked and split."""
+    d, s = config.data, config.split
+    assert d.root is not None
+    folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
+    data = MVTecDataModule(
+        folder,
+        image_size=d.image_size,
+        batch_size=d.batch_size,
+        num_workers=d.num_workers,
+        sampler=d.sampler,
+        sampler_beta=d.sampler_beta,
+        augment=config.augment.transforms,
+        masks=d.masks,
+        protocol=s.protocol,
+        pool=s.pool,
+        per_class=s.per_class,
+        val=s.val,
+        test=s.test,
+        folds=s.folds,
+        fold=s.fold,
+        split_file=s.file,
+        group_by=s.group_by,
+        val_is_test=s.val_is_test,
+        split_seed=s.seed,
+        seed=config.seed,
+    )
+    data.setup()
+    if d.name == "sample":
+        data.warnings.insert(0, SAMPLE_MARK)
+    if s.val_is_test:
+        data.warnings.append(VAL_IS_TEST_MARK)
+    if d.sampler != "none" and config.loss.class_weights != "none":
+        data.warnings.append(
+            f"data.sampler={d.sampler} and loss.class_weights={config.loss.class_weights} are both on: "
+            "rare classes are weighted twice"
+        )
+    return data
+
+
+def available_weights(config: Config) -> tuple[str | None, list[str]]:
+    """The weights to use and a warning if they are not those asked for: only the sample goes on with random ones."""
+    try:
+        load_weights(config.model.backbone, config.model.weights)
+    except WeightsUnavailable as error:
+        if config.data.name != "sample":
+            raise
+        return None, [f"{RANDOM_MARK}: {error}"]
+    return config.model.weights, [] if config.model.weights else [f"{RANDOM_MARK}, as asked for"]
+
+
+def build_classifier(config: Config, data: MVTecDataModule, weights: str | None) -> DefectClassifier:
+    m, o, c = config.model, config.optimizer, config.scheduler
+    balance = None
+    if config.loss.class_weights != "none":
+        counts = list(data.counts()["train"].values())
+        balance = class_weights(counts, config.loss.class_weights, config.loss.beta).tolist()
+    classifier = DefectClassifier(
+        m.backbone,
+        data.num_classes,
+        classes=data.classes,
+        weights=weights,
+        unfreeze=m.unfreeze,
+        warmup_epochs=m.warmup_epochs,
+        class_weights=balance,
+        optimizer=o.name,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        scheduler=c.name,
+        step_size=c.step_size,
+        gamma=c.gamma,
+        scheduler_patience=c.patience,
+        image_size=config.data.image_size,
+    )
+    data.mean, data.std = classifier.mean, classifier.std
+    return classifier
+
+
+def precision(config: Config) -> str:
+    """The Trainer's precision: what the configuration says, or the fastest that the device has.
+
+    Raises:
+        LabError: the device does not have the precision asked for.
+    """
+    wanted, accelerator = config.trainer.precision, config.trainer.accelerator
+    gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return "bf16-mixed" if bf16 else "16-mixed" if gpu else "32"
+    known = ("32", "32-true", "64", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
+    if wanted not in known:
+        raise LabError(f"unknown trainer.precision {wanted!r}: known are auto, {', '.join(known)}")
+    if (wanted.startswith("16") and not gpu) or (wanted.startswith("bf16") and gpu and not bf16):
+        raise LabError(f"trainer.precision={wanted} is not to be had on this device: give auto or 32")
+    return wanted
+
+
+def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
+    """Lightning's Trainer on the devices of a configuration.
+
+    Raises:
+        LabError: a device, strategy or precision that this machine does not have.
+    """
+    t = config.trainer
+    # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake.
+    several = t.devices not in (1, "1", [0])
+    rests = t.strategy in ("auto", "ddp") and several and config.model.warmup_epochs > 0
+    try:
+        return pl.Trainer(
+            accelerator=t.accelerator,
+            devices=t.devices,
+            strategy="ddp_find_unused_parameters_true" if rests else t.strategy,
+            precision=precision(config),  # type: ignore[arg-type]
+            use_distributed_sampler=False,  # EpochSampler shares the images out itself
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            **kwargs,
+        )
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise LabError(
+            f"trainer.accelerator={t.accelerator} trainer.devices={t.devices} trainer.strategy={t.strategy} "
+            f"cannot be had here: {reason}"
+        ) from error
+
+
+def check_devices(config: Config) -> None:
+    """Raises LabError for devices, a strategy or a precision that cannot be had here."""
+    build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def check(config: Config) -> None:
+    """Everything that can be known before training, without a trace on disk; raises LabError for the first mistake."""
+    validate(config)
+    m = config.model
+    check_image_size(m.backbone, config.data.image_size)
+    with torch.device("meta"), isolate_rng():  # the architecture alone: its stages have names before it has weights
+        trainable_stages(build(m.backbone, 2), m.unfreeze)
+    check_devices(config)
+    build_data(config)
+    available_weights(config)
+
+
+def claim(run_dir: str | Path, marker: str) -> Path:
+    """Make a run's directory its own: two runs never share one.
+
+    Raises:
+        LabError: it belongs to another run already, or cannot be written.
+    """
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / marker).touch(exist_ok=False)
+    except FileExistsError as error:
+        raise LabError(f"{run_dir} holds another run: give hydra.run.dir=NEW_FOLDER or remove it") from error
+    except OSError as error:
+        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+    return run_dir

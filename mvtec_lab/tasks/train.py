@@ -1,0 +1,271 @@
+"""task=train: one attempt, one seed, one fold, one directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.transforms import denormalise
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.metrics import confusion, majority_baseline
+from mvtec_lab.models.classifier import DefectClassifier, load_classifier
+from mvtec_lab.reporting.callbacks import FirstBatch, History
+from mvtec_lab.reporting.figures import confusion_figure
+from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, SAMPLES, RunResult, write_csv
+from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
+from mvtec_lab.tasks.setup import available_weights, build_classifier, build_data, build_trainer, check_devices, claim
+
+log = logging.getLogger(__name__)
+
+
+def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run") -> RunResult:
+    """Train one attempt and judge it on validation and test images.
+
+    ``run_dir`` is left complete in itself: config.yaml, result.json, samples.csv, predictions.csv, history.csv,
+    mistakes.jpg, best.ckpt, last.ckpt and TensorBoard's events. A run that fails on the way leaves result.json with its
+    error, and raises.
+
+    Raises:
+        LabError: a mistake in the configuration or the data; raised before anything is written.
+    """
+    began = time.perf_counter()
+    config = config or Config()
+    validate(config)
+    check_devices(config)
+    data = build_data(config)
+    weights, notes = available_weights(config)
+    pl.seed_everything(config.seed, verbose=False)
+    classifier = build_classifier(config, data, weights)
+    run_dir = claim(run_dir, CONFIG)
+    result = RunResult(
+        attempt=config.attempt,
+        seed=config.seed,
+        fold=config.split.fold if config.split.protocol == "kfold" else None,
+        data=config.data.name,
+        category=data.folder.name,
+        backbone=config.model.backbone,
+        weights=classifier.weights_name,
+        classes=data.classes,
+        counts=data.counts(),
+        val_is_test=data.val_is_test,
+        warnings=[*data.warnings, *notes],
+        versions=versions(),
+        git_revision=_git_revision(),
+        run_dir=str(run_dir),
+        started=datetime.now(timezone.utc).isoformat(),
+    )
+    for warning in result.warnings:
+        log.warning(warning)
+    try:
+        _write_inputs(config, data, result)
+        _fit(config, data, classifier, result, began)
+        _judge(config, data, classifier, result)
+        result.status = "completed"
+    except BaseException as error:
+        result.error = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise
+    finally:
+        result.save()
+    return result
+
+
+def _write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
+    run_dir = Path(result.run_dir)
+    (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    rows = [
+        {"path": s.path, "label": s.label, "split": s.split, "fold": result.fold, "group": s.group, "mask": s.mask}
+        for s in data.samples
+    ]
+    write_csv(run_dir / SAMPLES, rows, list(rows[0]))
+
+
+def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult, began: float) -> None:
+    t, run_dir = config.trainer, Path(result.run_dir)
+    mode = "min" if t.monitor == "val/loss" else "max"
+    best = ModelCheckpoint(run_dir, "best", monitor=t.monitor, mode=mode, enable_version_counter=False)
+    last = ModelCheckpoint(run_dir, "last", enable_version_counter=False)  # save_last=True keeps the last *best* one
+    history = History(run_dir / HISTORY)
+    callbacks: list[pl.Callback] = [
+        best,
+        last,
+        history,
+        FirstBatch(data.classes, lambda image: denormalise(image, data.mean, data.std)),
+        LearningRateMonitor(logging_interval="step"),
+    ]
+    if t.patience is not None:
+        callbacks.append(EarlyStopping(t.monitor, patience=t.patience, mode=mode))
+    interactive = Console(stderr=True).is_terminal
+    if interactive:
+        callbacks.append(RichProgressBar(leave=False))
+    trainer = build_trainer(
+        config,
+        max_epochs=t.max_epochs,
+        callbacks=callbacks,
+        logger=_Logger(run_dir, name="", version="", default_hp_metric=False),
+        enable_progress_bar=interactive,
+        log_every_n_steps=1,  # an epoch has a handful of batches
+    )
+    result.device, result.precision = str(trainer.strategy.root_device), str(trainer.precision)
+    parameters = [(p.numel(), name in classifier.trained) for name, c in classifier.model.named_children() for p in c.parameters()]
+    result.parameters = {"total": sum(n for n, _ in parameters), "trained": sum(n for n, yes in parameters if yes)}
+    log.info(
+        "%s: %s (%s), %s of %s parameters train, %s images, %s in %s",
+        config.attempt,
+        config.model.backbone,
+        result.weights,
+        f"{result.parameters['trained']:,}",
+        f"{result.parameters['total']:,}",
+        sum(result.counts["train"].values()),
+        result.precision,
+        result.device,
+    )
+    result.startup_seconds = time.perf_counter() - began
+    started = time.perf_counter()
+    try:
+        with _quiet():
+            trainer.fit(classifier, datamodule=data)
+    finally:
+        result.seconds = time.perf_counter() - started
+        result.epochs = len(history.rows)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"stopped by hand after {result.epochs} epochs")
+    saved = load_classifier(best.best_model_path)
+    classifier.load_state_dict(saved.state_dict())
+    scores = [row[t.monitor] for row in history.rows]
+    result.best_epoch = int(np.argmin(scores) if mode == "min" else np.argmax(scores))
+
+
+def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult) -> None:
+    run_dir = Path(result.run_dir)
+    outcomes = judge(classifier, data)
+    result.metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
+    index = {name: i for i, name in enumerate(data.classes)}
+    result.majority_baseline = majority_baseline(
+        np.array([index[s.label] for s in data.of_split("train")]), outcomes["test"].labels
+    )
+    write_predictions(run_dir / PREDICTIONS, outcomes)
+    write_picture(run_dir / "mistakes.jpg", outcomes["test"].sheet())
+    _log_outcomes(config, classifier, outcomes)
+    m = result.metrics["test"]
+    log.info(
+        "%s: test accuracy %.3f (majority %.3f), balanced %.3f, macro-F1 %.3f, on %d images; best epoch %d of %d; %s",
+        config.attempt,
+        m["accuracy"],
+        result.majority_baseline,
+        m["balanced_accuracy"],
+        m["macro_f1"],
+        m["images"],
+        (result.best_epoch or 0) + 1,
+        result.epochs,
+        run_dir,
+    )
+
+
+def _log_outcomes(config: Config, classifier: DefectClassifier, outcomes: dict[str, Outcome]) -> None:
+    """The judged checkpoint in TensorBoard: confusion matrices, picture sheets, the config, and its HParams row."""
+    logger = classifier.trainer.logger
+    assert isinstance(logger, TensorBoardLogger)
+    writer, step = logger.experiment, classifier.trainer.global_step
+    classes = classifier.classes
+    for split, outcome in outcomes.items():
+        matrix = confusion(outcome.labels, outcome.predictions, len(classes))
+        writer.add_figure(f"confusion/{split}", confusion_figure(matrix, classes, f"{config.attempt}, {split}"), step)
+        writer.add_image(f"pictures/{split}_mistakes_first", outcome.sheet(), step, dataformats="HWC")
+    plain = OmegaConf.to_yaml(OmegaConf.structured(config))
+    writer.add_text("config", "    " + plain.replace("\n", "\n    "), 0)  # four spaces: a code block in Markdown
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+    scores = {f"{split}_best/{name}": o.metrics[name] for split, o in outcomes.items() for name in names}
+    logger.log_hyperparams(_hyperparameters(config), scores)
+    logger.finalize("success")
+
+
+def _hyperparameters(config: Config) -> dict[str, Any]:
+    """What attempts usually differ in: a page with every key could not be read."""
+    c = asdict(config)
+    return {
+        "attempt": config.attempt,
+        "seed": config.seed,
+        "augment": ", ".join(config.augment.transforms) or "none",
+        **{key: c["data"][key] for key in ("image_size", "batch_size", "sampler")},
+        "class_weights": config.loss.class_weights,
+        "fold": config.split.fold,
+        "backbone": config.model.backbone,
+        "weights": str(config.model.weights),
+        "unfreeze": str(config.model.unfreeze),
+        "warmup_epochs": config.model.warmup_epochs,
+        "optimizer": config.optimizer.name,
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
+        "scheduler": config.scheduler.name,
+        "max_epochs": config.trainer.max_epochs,
+        "patience": str(config.trainer.patience),
+    }
+
+
+class _Logger(TensorBoardLogger):
+    def save(self) -> None:
+        """Without hparams.yaml: config.yaml says more."""
+        self.experiment.flush()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints that do not apply here, by what they say."""
+    hints = (
+        "does not have many workers",  # nothing to gain at a few dozen small images
+        "smaller than the logging interval",
+        "exists and is not empty",  # the run's own config.yaml
+        "in eval mode at the start",  # frozen stages stay there on purpose
+        "LeafSpec",  # Lightning's own use of PyTorch
+    )
+    with warnings.catch_warnings():
+        for hint in hints:
+            warnings.filterwarnings("ignore", f".*{hint}.*")
+        yield
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that results depend on."""
+    names = ("mvtec_lab", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a bare checkout is not installed
+            found[name] = "not installed"
+    return found
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that this package runs from; None where it is installed."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", os.fspath(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if dirty else "")

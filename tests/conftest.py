@@ -1,0 +1,113 @@
+"""Tiny real files and a tiny real network, so that tests run the real entry point in a second or two."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = 24  # pixels of a tiny image
+COUNTS = {"good": 10, "crack": 6, "hole": 6}
+
+
+def write_product(folder: Path, counts: dict[str, int] = COUNTS, train_good: int = 4, size: int = SIZE) -> Path:
+    """A product in MVTec's layout whose defects can be learnt: a bar, or a hole, in another colour."""
+    rng = np.random.default_rng(0)
+
+    def image(label: str) -> tuple[np.ndarray, np.ndarray]:
+        picture = rng.integers(90, 120, (size, size, 3), dtype=np.uint8)
+        mask = np.zeros((size, size), np.uint8)
+        at = int(rng.integers(4, size - 8))
+        if label == "crack":
+            mask[at : at + 3, 2:-2] = 255
+            picture[mask > 0] = (250, 40, 40)
+        elif label != "good":
+            mask[at : at + 5, at : at + 5] = 255
+            picture[mask > 0] = (20, 20, 250)
+        return picture, mask
+
+    def write(path: Path, array: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+    for i in range(train_good):
+        write(folder / "train/good" / f"{i:03}.png", image("good")[0])
+    for label, count in counts.items():
+        for i in range(count):
+            picture, mask = image(label)
+            write(folder / "test" / label / f"{i:03}.png", picture)
+            if label != "good":
+                write(folder / "ground_truth" / label / f"{i:03}_mask.png", mask)
+    return folder
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> Path:
+    """A product folder of 22 test images in three classes, <tmp_path>/products/widget."""
+    return write_product(tmp_path / "products" / "widget")
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> str:
+    """The name of a network of two convolutions, registered with TorchVision as a user would."""
+    import torchvision
+    from torch import nn
+    from torchvision.models._api import register_model
+
+    class TinyNet(nn.Module):
+        def __init__(self, num_classes: int = 1000) -> None:
+            super().__init__()
+            self.features = nn.Sequential(
+                OrderedDict(
+                    conv1=nn.Conv2d(3, 8, 3, stride=2, padding=1),
+                    norm1=nn.BatchNorm2d(8),
+                    relu1=nn.ReLU(),
+                    conv2=nn.Conv2d(8, 16, 3, stride=2, padding=1),
+                    norm2=nn.BatchNorm2d(16),
+                    relu2=nn.ReLU(),
+                )
+            )
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+            self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(16, num_classes))
+
+        def forward(self, x):  # noqa: ANN001, ANN202
+            return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+    def tiny_lab_net(*, weights=None, progress: bool = True, **kwargs):  # noqa: ANN001, ANN003, ANN202
+        return TinyNet(**kwargs)
+
+    if "tiny_lab_net" not in torchvision.models.list_models():
+        register_model("tiny_lab_net")(tiny_lab_net)
+    return "tiny_lab_net"
+
+
+@pytest.fixture
+def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+    """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
+    from mvtec_lab.sweep import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> int:
+        return main(
+            [
+                *(a for a in arguments if a.startswith("-")),
+                "data=folder",
+                f"data.root={product}",
+                f"data.image_size={SIZE}",
+                "data.batch_size=8",
+                f"model.backbone={tiny_net}",
+                "model.weights=null",
+                "trainer.max_epochs=2",
+                "trainer.accelerator=cpu",
+                *(a for a in arguments if not a.startswith("-")),
+            ]
+        )
+
+    return run

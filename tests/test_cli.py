@@ -1,0 +1,347 @@
+"""The real entry point on tiny real files: runs, sweeps, tasks, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIZE, write_product
+from PIL import Image
+
+from mvtec_lab.results import RunResult, find_runs, read_csv
+from mvtec_lab.sweep import main
+
+RUN_FILES = {
+    "best.ckpt", "config.yaml", "history.csv", "last.ckpt", "mistakes.jpg", "predictions.csv", "result.json",
+    "run.log", "samples.csv",
+}  # fmt: skip
+
+
+def the_sweep(folder: Path) -> Path:
+    (found,) = folder.glob("outputs/*/*")
+    return found
+
+
+def test_a_sweep_leaves_runs_table_and_report(lab, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("-m", "attempt=finetune,augment,earlystop,cosine") == 0
+    sweep = the_sweep(tmp_path)
+    assert sorted(p.name for p in sweep.iterdir() if p.is_dir()) == ["augment", "cosine", "earlystop", "finetune"]
+    for run in find_runs(sweep):
+        directory = Path(run.run_dir)
+        names = {p.name for p in directory.iterdir()}
+        assert names - {n for n in names if n.startswith("events.")} == RUN_FILES
+        assert any(n.startswith("events.") for n in names)
+        assert run.completed
+        assert run.error is None
+        assert run.epochs == 2
+        assert run.weights == "random"
+        assert run.metrics["test"].keys() >= {"accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy"}
+        assert 0 < run.startup_seconds
+        assert run.versions["torch"] == torch.__version__.split("+")[0] or run.versions["torch"] == torch.__version__
+        samples, predictions = read_csv(directory / "samples.csv"), read_csv(directory / "predictions.csv")
+        assert len(samples) == 26  # every image, the unused ones as well
+        held_out = {s["path"] for s in samples if s["split"] in ("val", "test")}
+        assert {p["path"] for p in predictions} == held_out
+        for row in predictions:
+            assert sum(float(row[f"prob_{name}"]) for name in run.classes) == pytest.approx(1, abs=1e-4)
+        right = [p["label"] == p["prediction"] for p in predictions if p["split"] == "test"]
+        assert sum(right) / len(right) == pytest.approx(run.metrics["test"]["accuracy"])
+    rows = read_csv(sweep / "summary.csv")
+    assert [row["attempt"] for row in rows] == ["finetune", "augment", "earlystop", "cosine"]
+    assert {row["completed"] for row in rows} == {"1"}
+    assert "<html" in (sweep / "report.html").read_text()
+    said = capsys.readouterr().out
+    assert f"tensorboard --logdir {sweep.relative_to(tmp_path)}" in said.replace("\n", "")
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    for name, workers in (("one", 0), ("two", 0), ("three", 2)):
+        assert lab("attempt=all_of_them", f"data.num_workers={workers}", "seed=7", f"hydra.run.dir={name}") == 0
+    results = [RunResult.load(tmp_path / name) for name in ("one", "two", "three")]
+    assert results[0].metrics == results[1].metrics == results[2].metrics
+    predictions = [(tmp_path / name / "predictions.csv").read_text() for name in ("one", "two", "three")]
+    assert predictions[0] == predictions[1] == predictions[2]
+    assert lab("attempt=all_of_them", "seed=8", "hydra.run.dir=four") == 0
+    assert (tmp_path / "four/predictions.csv").read_text() != predictions[0]
+
+
+def test_training_beats_chance_on_images_that_can_be_learnt(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    assert lab("attempt=full", "trainer.max_epochs=30", "optimizer.lr=0.01", "hydra.run.dir=run") == 0
+    result = RunResult.load(tmp_path / "run")
+    assert result.metrics["test"]["accuracy"] > (result.majority_baseline or 1)
+
+
+def test_a_failing_run_stands_in_the_table_and_the_others_go_on(lab, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    status = lab("-m", "attempt=base", "optimizer.lr=1e-3,1e38", "optimizer=sgd", "model.unfreeze=all", "trainer.max_epochs=6")
+    assert status == 1
+    runs = {Path(run.run_dir).name: run for run in find_runs(the_sweep(tmp_path))}
+    assert runs["base,optimizer.lr=0.001"].completed
+    failed = runs["base,optimizer.lr=1e+38"]
+    assert failed.status == "failed"
+    assert "TrainingDiverged" in (failed.error or "")
+    assert "in epoch" in (failed.error or "")
+    (row,) = read_csv(the_sweep(tmp_path) / "summary.csv")
+    assert (row["runs"], row["completed"], row["failed"]) == ("2", "1", "1")
+    assert "TrainingDiverged" in (Path(failed.run_dir) / "run.log").read_text()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_jobs_of_a_grid_have_directories_of_their_own(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    assert lab("-m", "attempt=base,cosine", "seed=0,1", "optimizer=adam,sgd", "trainer.max_epochs=1") == 0
+    names = sorted(Path(run.run_dir).name for run in find_runs(the_sweep(tmp_path)))
+    assert len(names) == 8
+    assert "cosine,seed=1,optimizer=sgd" in names
+
+
+def test_an_attempt_from_a_directory_of_ones_own(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    (tmp_path / "mine/attempt").mkdir(parents=True)
+    (tmp_path / "mine/attempt/slow.yaml").write_text("# @package _global_\noptimizer:\n  lr: 0.0001\n")
+    assert lab("attempt=slow", f"--config-dir={tmp_path / 'mine'}", "hydra.run.dir=run") == 0
+    assert RunResult.load(tmp_path / "run").attempt == "slow"
+    assert "lr: 0.0001" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_two_runs_never_share_a_directory(lab, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("hydra.run.dir=run") == 0
+    before = (tmp_path / "run/result.json").read_text()
+    assert lab("hydra.run.dir=run", "attempt=cosine") == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (tmp_path / "run/result.json").read_text() == before
+
+
+def test_val_is_test_is_marked(lab, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("split.val_is_test=true", "split.per_class=5", "hydra.run.dir=run") == 0
+    result = RunResult.load(tmp_path / "run")
+    assert result.val_is_test
+    assert result.metrics["val"] == result.metrics["test"]
+    assert "validation = test" in capsys.readouterr().out
+
+
+def test_sampler_and_class_weights_together_are_a_warning(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    assert lab("data.sampler=inverse", "loss.class_weights=inverse", "hydra.run.dir=run") == 0
+    assert any("both on" in warning for warning in RunResult.load(tmp_path / "run").warnings)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "step", "onecycle", "plateau"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_optimizers_and_schedulers_run(lab, tmp_path: Path, optimizer: str, scheduler: str) -> None:  # noqa: ANN001
+    settings = ["scheduler.step_size=1", "scheduler.patience=0", "scheduler.gamma=0.5", "trainer.max_epochs=3"]
+    assert lab(f"optimizer={optimizer}", f"scheduler={scheduler}", *settings, "hydra.run.dir=run") == 0
+    rates = [float(row["lr"]) for row in read_csv(tmp_path / "run/history.csv")]
+    assert len(rates) == 3
+    if scheduler != "plateau":  # which moves only once the loss stops falling
+        assert len(set(rates)) > 1
+
+
+def test_warmup_trains_the_head_first(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    def stage(name: str) -> torch.Tensor:
+        state = torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
+        return state["model.stage2.3.weight"]
+
+    common = ["attempt=warmup", "seed=3"]
+    assert lab(*common, "model.warmup_epochs=1", "trainer.max_epochs=1", "hydra.run.dir=still") == 0
+    assert lab(*common, "model.warmup_epochs=2", "trainer.max_epochs=2", "hydra.run.dir=still_warming") == 0
+    assert lab(*common, "model.warmup_epochs=1", "trainer.max_epochs=2", "hydra.run.dir=moved") == 0
+    torch.testing.assert_close(stage("still"), stage("still_warming"), rtol=0, atol=0)
+    assert not torch.equal(stage("still"), stage("moved"))
+
+
+def test_earlystop_stops(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    assert lab("attempt=earlystop", "trainer.patience=1", "optimizer.lr=1e-9", "trainer.max_epochs=30", "hydra.run.dir=run") == 0
+    assert RunResult.load(tmp_path / "run").epochs < 30
+
+
+def test_describe(lab, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("task=describe", "hydra.run.dir=run") == 0
+    facts = json.loads((tmp_path / "run/dataset.json").read_text())
+    assert facts["classes"] == ["good", "crack", "hole"]
+    assert facts["images_used"] == 22
+    assert facts["found"] == {"train/good": 4, "test/good": 10, "test/crack": 6, "test/hole": 6}
+    assert facts["dimensions"] == [{"width": SIZE, "height": SIZE, "mode": "RGB", "images": 26}]
+    assert facts["mask_coverage"]["hole"]["mean"] == pytest.approx(25 / SIZE**2)
+    assert facts["imbalance_ratio"] == 6 / 4
+    assert Image.open(tmp_path / "run/dataset.jpg").width > 100
+    assert "crack" in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_run_and_predict_takes_new_images(lab, product: Path, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("hydra.run.dir=run") == 0
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=again") == 0
+    metrics = json.loads((tmp_path / "again/metrics.json").read_text())
+    assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
+    assert metrics["warnings"] == RunResult.load(tmp_path / "run").warnings[:-1]  # all but the random weights
+    assert (tmp_path / "again/predictions.csv").read_text() == (tmp_path / "run/predictions.csv").read_text()
+
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "seed=1", "hydra.run.dir=leak") == 0
+    assert "trained this checkpoint" in (tmp_path / "leak/metrics.json").read_text()
+
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=new") == 0
+    rows = {Path(row["path"]).relative_to(product).as_posix(): row for row in read_csv(tmp_path / "new/predictions.csv")}
+    assert len(rows) == 22
+    for row in read_csv(tmp_path / "run/predictions.csv"):  # the same image, the same probabilities
+        for name in ("good", "crack", "hole"):
+            assert float(rows[row["path"]][f"prob_{name}"]) == pytest.approx(float(row[f"prob_{name}"]), abs=1e-5)
+    one = product / "test/good/000.png"
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={one}", "hydra.run.dir=single") == 0
+    assert len(read_csv(tmp_path / "single/predictions.csv")) == 1
+
+
+def test_backbones_are_listed(capsys, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    monkeypatch.chdir(tmp_path)
+    assert main(["task=backbones"]) == 0
+    said = capsys.readouterr().out
+    assert "resnet18" in said
+    assert "vit_b_16" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Name -> what is typed, after the trap is set, and what is answered."""
+    (tmp_path / "a_file").write_text("no folder")
+    (tmp_path / "split.csv").write_text("path,split\ntest/good/999.png,train\n")
+    return {
+        "category": (["data.category=wodget", f"data.root={product.parent}"], "unknown category 'wodget': did you mean widget?"),
+        "attempt": (["attempt=finetun"], "unknown attempt 'finetun': did you mean finetune?"),
+        "backbone": (["model.backbone=resnet81"], "unknown backbone 'resnet81': did you mean resnet18"),
+        "stage": (["model.unfreeze=[stage9]"], "stage9"),
+        "stages": (["model.unfreeze=9"], "among 2 stages"),
+        "optimizer": (["optimizer=adem"], "unknown optimizer 'adem': did you mean adam"),
+        "type": (["trainer.max_epochs=many"], "trainer.max_epochs: Value 'many'"),
+        "range": (["data.batch_size=0"], "data.batch_size=0 is out of range"),
+        "epochs": (["trainer.max_epochs=-1"], "trainer.max_epochs=-1 is out of range"),
+        "fractions": (["split.val=0.5", "split.test=0.5"], "nothing is left to train on"),
+        "key": (["data.bach_size=4"], "unknown key 'data.bach_size': did you mean data.batch_size"),
+        "task": (["task=trane"], "unknown task 'trane': did you mean train?"),
+        "root": (["data.root=/no/such/folder"], "data.root=/no/such/folder"),
+        "split file": (["split.protocol=file", "split.file=split.csv"], "unknown image 'test/good/999.png'"),
+        "too few": (["split.protocol=kfold", "split.folds=8"], "too few for 8 folds"),
+        "transform": (["+augment.transforms.Rotat.p=1"], "unknown albumentations transform 'Rotat': did you mean Rotate?"),
+        "precision": (["trainer.precision=16-mixed"], "trainer.precision=16-mixed is not to be had on this device"),
+        "precision name": (["trainer.precision=float8"], "unknown trainer.precision 'float8'"),
+        "device": (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
+        "output": (["hydra.run.dir=a_file/run", "hydra.sweep.dir=a_file/sweep"], "cannot be written"),
+        "weights file": (["model.weights=missing.pth"], "missing.pth"),
+        "ckpt": (["task=evaluate", "ckpt=missing.ckpt"], "missing.ckpt"),
+        "no ckpt": (["task=predict"], "task=predict needs ckpt=FILE"),
+    }
+
+
+BAD = [
+    "category", "attempt", "backbone", "stage", "stages", "optimizer", "type", "range", "epochs", "fractions", "key",
+    "task", "root", "split file", "too few", "transform", "precision", "precision name", "device", "output",
+    "weights file", "ckpt", "no ckpt",
+]  # fmt: skip
+
+
+def test_every_mistake_is_tried(product: Path, tmp_path: Path) -> None:
+    assert set(bad(product, tmp_path)) == set(BAD)
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*")}
+
+
+def refused(lab, tmp_path: Path, capsys, arguments: list[str], said: str) -> None:  # noqa: ANN001
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert lab(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1, error
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_line_and_leaves_nothing(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:  # noqa: ANN001
+    arguments, said = bad(product, tmp_path)[name]
+    refused(lab, tmp_path, capsys, arguments, said)
+
+
+@pytest.mark.parametrize("name", ["category", "backbone", "attempt", "range", "root", "too few", "weights file", "output"])
+def test_a_sweep_with_a_mistake_trains_nothing(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:  # noqa: ANN001
+    arguments, said = bad(product, tmp_path)[name]
+    if name == "attempt":
+        arguments = ["attempt=base,finetun"]
+    refused(lab, tmp_path, capsys, ["-m", *arguments], said)
+
+
+def spoil(product: Path, name: str) -> None:
+    image = product / "test/crack/002.png"
+    match name:
+        case "truncated":
+            image.write_bytes(image.read_bytes()[:200])
+        case "empty":
+            image.write_bytes(b"")
+        case "text":
+            image.write_text("this is no image")
+        case "no test":
+            shutil.rmtree(product / "test")
+        case "empty class":
+            [p.unlink() for p in (product / "test/crack").iterdir()]
+        case "no mask":
+            (product / "ground_truth/crack/002_mask.png").unlink()
+        case "mask size":
+            Image.new("L", (9, 9)).save(product / "ground_truth/crack/002_mask.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("truncated", "002.png"),
+        ("empty", "002.png"),
+        ("text", "002.png"),
+        ("no test", "has no test/ folder"),
+        ("empty class", "crack holds no image"),
+        ("no mask", "test/crack/002.png has no mask"),
+        ("mask size", "002_mask.png is 9 x 9"),
+    ],
+)
+def test_a_spoilt_data_set_is_one_line_and_leaves_nothing(
+    lab, product: Path, tmp_path: Path, capsys, name: str, said: str  # noqa: ANN001
+) -> None:
+    spoil(product, name)
+    refused(lab, tmp_path, capsys, ["data.masks=required"], said)
+    refused(lab, tmp_path, capsys, ["-m", "attempt=base,cosine", "data.masks=required"], said)
+
+
+class Bomb:
+    def __reduce__(self):  # noqa: ANN204
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_checkpoints_that_are_none(lab, product: Path, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    assert lab("hydra.run.dir=run") == 0
+    good = (tmp_path / "run/best.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(good[: len(good) // 2])
+    (tmp_path / "noise.ckpt").write_bytes(b"not a checkpoint")
+    (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps(Bomb()))
+    torch.save({"hyper_parameters": Bomb(), "state_dict": {}}, tmp_path / "bomb2.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for name in ("cut", "noise", "bomb", "bomb2", "other"):
+        refused(lab, tmp_path, capsys, ["task=evaluate", f"ckpt={name}.ckpt"], f"{name}.ckpt")
+    assert not (tmp_path / "exploded").exists()
+    write_product(tmp_path / "products/gadget", {"good": 6, "scratch": 6})
+    arguments = ["task=evaluate", "ckpt=run/best.ckpt", f"data.root={tmp_path / 'products/gadget'}"]
+    refused(lab, tmp_path, capsys, arguments, "knows the classes good, crack, hole, but")
+
+
+def test_full_error_shows_the_traceback(lab, capsys, monkeypatch) -> None:  # noqa: ANN001
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert lab("data.root=/no/such/folder") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_summary_is_csv_that_others_read(lab, tmp_path: Path) -> None:  # noqa: ANN001
+    assert lab("-m", "attempt=base") == 0
+    with (the_sweep(tmp_path) / "summary.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    wanted = (
+        "attempt runs completed failed test_accuracy test_balanced_accuracy test_macro_f1 test_defect_accuracy "
+        "val_accuracy majority_baseline epochs seconds weights data"
+    )
+    assert [c for c in wanted.split() if c not in columns] == []

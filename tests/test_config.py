@@ -1,0 +1,125 @@
+"""Attempts differ from the base in what they claim and nothing else; wrong values are answered with one line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from mvtec_lab.config import OPTIMIZERS, SCHEDULERS, Config, validate
+from mvtec_lab.errors import LabError
+from mvtec_lab.models import optim
+from mvtec_lab.sweep import CONF, compose
+
+ROTATE = {"limit": 15, "border_mode": 2, "p": 0.8}
+JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02, "p": 0.8}
+AUGMENT = {
+    "augment.transforms.Rotate": ROTATE,
+    "augment.transforms.ColorJitter": JITTER,
+    "augment.transforms.HorizontalFlip": {"p": 0.5},
+    "augment.transforms.VerticalFlip": {"p": 0.5},
+}
+CLAIMS = {
+    "base": {},
+    "head": {"optimizer.lr": 0.01},
+    "finetune": {"model.unfreeze": 1},
+    "full": {"model.unfreeze": "all"},
+    "augment": AUGMENT,
+    "earlystop": {"trainer.patience": 5},
+    "cosine": {"scheduler.name": "cosine"},
+    "warmup": {"model.unfreeze": 1, "model.warmup_epochs": 5},
+    "all_of_them": {"model.unfreeze": 1, "trainer.patience": 5, "scheduler.name": "cosine", **AUGMENT},
+}
+
+
+def flat(values: dict, prefix: str = "", depth: int = 3) -> dict:
+    """Dotted keys, three levels deep: a transform's arguments stay together."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value and depth > 1:
+            found |= flat(value, f"{prefix}{key}.", depth - 1)
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def test_every_attempt_file_has_a_claim_here() -> None:
+    assert {path.stem for path in (CONF / "attempt").glob("*.yaml")} == set(CLAIMS)
+
+
+@pytest.mark.parametrize("attempt", CLAIMS)
+def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str) -> None:
+    base, composed = flat(asdict(compose("attempt=base"))), flat(asdict(compose(f"attempt={attempt}")))
+    missing = object()
+    differing = {key: value for key, value in composed.items() if base.get(key, missing) != value}
+    assert differing.pop("attempt", "base") == attempt
+    assert differing == CLAIMS[attempt]
+    assert base.keys() - composed.keys() <= {"augment.transforms"}  # the empty mapping gave way to its entries
+
+
+def test_the_command_line_beats_the_attempt() -> None:
+    assert compose("attempt=finetune", "model.unfreeze=2").model.unfreeze == 2
+
+
+def test_the_defaults_are_those_of_the_classes() -> None:
+    assert compose() == Config()
+
+
+def test_yaml_names_no_code() -> None:
+    for path in CONF.rglob("*.yaml"):
+        assert "_target_" not in path.read_text(), path
+
+
+def test_names_in_the_configuration_are_those_of_the_code() -> None:
+    assert set(OPTIMIZERS) == set(optim.OPTIMIZERS)
+    assert set(SCHEDULERS) == set(optim.SCHEDULERS)
+    for group, known in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
+        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(known)
+        for name in known:
+            assert getattr(compose(f"{group}={name}"), group).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("attempt=finetun", "unknown attempt 'finetun': did you mean finetune?"),
+        ("data=mvtek", "unknown data 'mvtek': did you mean mvtec?"),
+        ("optimizer=adm", "unknown optimizer 'adm': did you mean adam, adamw?"),
+        ("optimizer.name=adm", "unknown optimizer 'adm': did you mean adam, adamw?"),
+        ("scheduler=cosin", "unknown scheduler 'cosin': did you mean cosine?"),
+        ("trainer.max_epoch=3", "unknown key 'trainer.max_epoch': did you mean trainer.max_epochs"),
+        ("optimiser=adam", "unknown key 'optimiser': did you mean optimizer"),
+        ("+data.batchsize=4", "unknown key 'data.batchsize': did you mean data.batch_size"),
+        ("data.batch_size=many", "data.batch_size: Value 'many' of type 'str' could not be converted to Integer"),
+        ("data.batch_size=0", "data.batch_size=0 is out of range: give 1 or more"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 is out of range: give 1 or more"),
+        ("trainer.patience=0", "trainer.patience=0 is out of range"),
+        ("trainer.monitor=val/acc", "unknown trainer.monitor 'val/acc': did you mean val/accuracy"),
+        ("optimizer.lr=0", "optimizer.lr=0.0 is out of range"),
+        ("optimizer.lr=nan", "optimizer.lr=nan is out of range"),
+        ("loss.beta=1", "loss.beta=1.0 is out of range"),
+        ("split.val=0", "split.val=0.0 is out of range"),
+        ("split.val=0.9", "add up to 1.1"),
+        ("split.pool=everything", "unknown split.pool 'everything'"),
+        ("split.per_class=1", "split.per_class=1 is out of range"),
+        ("split.protocol=kfold split.fold=5", "split.fold=5 does not exist"),
+        ("split.protocol=file", "needs split.file"),
+        ("split.group_by='('", "is no regular expression"),
+        ("split.group_by=abc", "has no group"),
+        ("data=mvtec data.root=null", "give data.root=FOLDER or set MVTEC_ROOT"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_one_line(override: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MVTEC_ROOT", raising=False)
+    with pytest.raises(LabError) as caught:
+        compose(*override.split())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_classes_are_validated_too() -> None:
+    config = Config()
+    validate(config)
+    config.split.val_is_test = True
+    config.split.val = config.split.test = 0.6  # not added up: val is test
+    validate(config)

@@ -1,0 +1,307 @@
+"""Summary, table, figures and report of fabricated runs: no network is trained here."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
+from mvtec_lab.reporting import figures, report, summary
+from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RunResult, read_csv, write_csv
+
+CLASSES = ["good", "broken_large", "broken_small", "contamination"]
+
+
+def fabricate(
+    run_dir: Path, attempt: str, *, seed: int = 0, right: int = 14, images: int = 20, epochs: int = 5, **fields: Any
+) -> RunResult:
+    """Write a whole run directory of which the first ``right`` of the test images are classified correctly."""
+    run_dir.mkdir(parents=True)
+    classes = fields.get("classes", CLASSES)
+    labels = np.arange(images) % len(classes)
+    predictions = np.where(np.arange(images) < right, labels, (labels + 1) % len(classes))
+    probabilities = np.full((images, len(classes)), 0.4 / (len(classes) - 1))
+    probabilities[np.arange(images), predictions] = 0.6
+    metrics = classification_metrics(labels, probabilities, classes)
+    run = RunResult(
+        attempt=attempt,
+        seed=seed,
+        run_dir=str(run_dir),
+        **{
+            "data": "mvtec",
+            "category": "bottle",
+            "backbone": "resnet18",
+            "status": "completed",
+            "weights": "IMAGENET1K_V1",
+            "classes": classes,
+            "metrics": {"val": metrics, "test": metrics},
+            "majority_baseline": majority_baseline(labels, labels),
+            "counts": {"train": {"good": 40}, "test": {"good": images}},
+            "parameters": {"total": 11_178_564, "trained": 2052},
+            "epochs": epochs,
+            "best_epoch": epochs - 1,
+            "seconds": 12.5,
+            "versions": {"torch": "2.6.0"},
+            "git_revision": "0123abc",
+            **fields,
+        },
+    )
+    rows = [
+        {"split": "test", "path": f"{i:03}.png", "label": classes[labels[i]], "prediction": classes[predictions[i]]}
+        for i in range(images)
+    ]
+    write_csv(run_dir / PREDICTIONS, rows, ["split", "path", "label", "prediction"])
+    history: list[dict[str, Any]] = [
+        {"epoch": e, **dict.fromkeys(figures.PANELS, 1 / (e + 1.5 + seed))} for e in range(epochs)
+    ]
+    history[0]["val/loss"] = None
+    write_csv(run_dir / HISTORY, history, ["epoch", *figures.PANELS])
+    config = {
+        "attempt": attempt,
+        "seed": seed,
+        "split": {"protocol": "holdout", "val": 0.2, "test": 0.2, "pool": "test", "per_class": None, "seed": seed},
+        "optimizer": {"name": "adam", "lr": 0.001 if attempt == "base" else 0.0001},
+        "augment": {"transforms": {} if attempt == "base" else {"Rotate": {"limit": 15, "p": 0.8}}},
+    }
+    (run_dir / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
+    tiles = np.random.default_rng(seed).integers(0, 255, (7, 24, 32, 3), dtype=np.uint8)
+    Image.fromarray(figures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / report.MISTAKES)
+    run.save()
+    return run
+
+
+def fail(run_dir: Path, attempt: str, error: str = "CUDA out of memory") -> RunResult:
+    """Write what a run leaves that failed before it had anything but its result."""
+    run_dir.mkdir(parents=True)
+    run = RunResult(attempt, seed=1, data="mvtec", category="bottle", backbone="resnet18", run_dir=str(run_dir))
+    run.error = error
+    run.save()
+    return run
+
+
+def printed(rows: list[summary.Row], width: int = 100) -> str:
+    out = io.StringIO()
+    summary.print_table(rows, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
+
+
+def test_summary_of_completed_failed_and_several_seeds(tmp_path: Path) -> None:
+    fabricate(tmp_path / "0", "base", right=14)
+    fabricate(tmp_path / "1", "finetune", seed=0, right=12, epochs=4)
+    fabricate(tmp_path / "2", "finetune", seed=1, right=16, epochs=8, weights="random")
+    fail(tmp_path / "3", "finetune")
+    fail(tmp_path / "4", "full", "ValueError:\n  too big")
+    rows = summary.write_summary(tmp_path)
+
+    base, finetune, full = rows
+    assert [row["attempt"] for row in rows] == ["base", "finetune", "full"]
+    assert (base["runs"], base["completed"], base["failed"]) == (1, 1, 0)
+    assert base["test_accuracy"] == pytest.approx(0.7)
+    assert (round(base["test_accuracy_low"], 2), round(base["test_accuracy_high"], 2)) == (0.48, 0.85)
+    assert (base["majority_baseline"], base["test_images"], base["data"]) == (0.25, 20, "mvtec/bottle")
+
+    assert (finetune["runs"], finetune["completed"], finetune["failed"]) == (3, 2, 1)
+    assert finetune["test_accuracy"] == pytest.approx(0.7)
+    assert finetune["test_accuracies"] == pytest.approx([0.6, 0.8])
+    assert finetune["test_accuracy_low"] is None
+    assert finetune["test_accuracy_sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert (finetune["epochs"], finetune["seconds"]) == (6, 25)
+    assert finetune["weights"] == "IMAGENET1K_V1, random"
+    assert finetune["marks"] == ["random weights", "runs of one attempt differ in data, backbone or weights"]
+
+    assert (full["completed"], full["test_accuracy"], full["error"]) == (0, None, "ValueError: too big")
+
+    written = read_csv(tmp_path / summary.SUMMARY)
+    assert list(written[0]) == list(summary.COLUMNS)
+    assert float(written[0]["test_accuracy"]) == pytest.approx(0.7)
+    assert written[2]["test_accuracy"] == written[1]["test_accuracy_low"] == ""
+    assert written[1]["marks"].startswith("random weights; runs of")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_marks_name_their_attempts(tmp_path: Path) -> None:
+    runs = [
+        fabricate(tmp_path / "0", "base", data="sample", category="cable", warnings=["7 images have no mask"]),
+        fabricate(tmp_path / "1", "full", data="sample", category="cable", val_is_test=True, weights="random"),
+    ]
+    rows = summary.summarise(runs)
+    assert summary.remarks(rows, "marks") == [
+        "sample data: procedural, not MVTec (every attempt)",
+        "random weights (full)",
+        "validation = test (full)",
+    ]
+    assert summary.remarks(rows, "warnings") == ["7 images have no mask (base)"]
+    assert summary.remarks(rows[:1], "warnings") == ["7 images have no mask"]
+
+    rows = summary.summarise([runs[1], fail(tmp_path / "2", "head")])
+    assert "random weights (every completed attempt)" in summary.remarks(rows, "marks")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_table_fits_and_shows_every_figure(tmp_path: Path, width: int) -> None:
+    fabricate(tmp_path / "0", "all_of_them[red]", seconds=1234.0, warnings=["[bold]odd"])
+    fail(tmp_path / "1", "full")
+    out = printed(summary.summarise(summary.load_runs(tmp_path)), width)
+    assert max(map(len, out.splitlines())) <= width
+    for part in ("0.700 [0.48, 0.85]", "0.250", "1234", "0/1", "failed: full: CUDA out of memory", "[bold]odd"):
+        assert part in out
+    assert "all_of_them[red]" in out or width == 80  # folded there
+    assert "…" not in out
+
+
+def test_reading_claims_no_winner_that_the_intervals_do_not_show(tmp_path: Path) -> None:
+    close = [fabricate(tmp_path / f"a{right}", f"a{right}", right=right) for right in (12, 15)]
+    lines = " ".join(summary.reading(summary.summarise(close)))
+    assert "20 test images (one image is 5.0 points)" in lines
+    assert "no attempt is shown to be better" in lines
+
+    far = [*close, fabricate(tmp_path / "bad", "bad", right=5)]
+    lines = " ".join(summary.reading(summary.summarise(far)))
+    assert "The interval of a15 lies clear above that of bad." in lines
+    assert "most frequent class: bad." in lines
+
+    other = [*close, fabricate(tmp_path / "cable", "cable", category="cable")]
+    assert "their rows do not compare" in " ".join(summary.reading(summary.summarise(other)))
+
+
+def test_no_run_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="holds no run"):
+        summary.write_summary(tmp_path)
+    with pytest.raises(LabError, match="holds no run"):
+        report.write_report(tmp_path)
+
+
+def test_report_has_every_section(tmp_path: Path) -> None:
+    fabricate(tmp_path / "0", "base", right=14, warnings=["mixed precision is off"], weights="random")
+    fabricate(tmp_path / "1", "augment", seed=0, right=12)
+    fabricate(tmp_path / "2", "augment", seed=1, right=16)
+    fail(tmp_path / "3", "full")
+    path = report.write_report(tmp_path)
+    html = path.read_text(encoding="utf-8")
+    text = text_of(html)
+
+    assert path == tmp_path / "report.html"
+    for part in (
+        "mvtec/bottle: 3 attempts",
+        "Holdout, validation 0.2, test 0.2 of the test folder.",
+        "40 train, 20 test images",
+        "random weights (base)",
+        "0.700 [0.48, 0.85]",
+        "0.700 ± 0.141",
+        "CUDA out of memory",
+        "mixed precision is off",
+        "Training curves",
+        "Confusion matrix, test images of 2 runs together",
+        "Worst mistakes".lower(),
+        f"tensorboard --logdir {tmp_path}",
+        "torch 2.6.0",
+        "git 0123abc",
+    ):
+        assert part in text
+    assert "optimizer.lr 0.001 0.0001" in text
+    assert "augment.transforms.Rotate – limit=15, p=0.8" in text
+    assert "split.seed 0 0, 1" in text
+    assert "broken_large 7 10 0.70" in text  # images 1, 5, 9 of the first run, and 13 of the second
+    assert html.count("data:image/svg+xml") == 4  # accuracy, curves, two confusion matrices
+    assert html.count("data:image/jpeg") == 2
+    assert not re.search(r"https?:|<script|<link|@import|url\(", html)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_report_escapes_what_comes_from_files(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    fabricate(tmp_path / "0", evil, classes=["good", evil, "$x^$"], warnings=[evil])
+    fail(tmp_path / "1", "full", evil)
+    html = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4  # attempt, class, warning, error
+
+
+def test_report_says_what_is_missing(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "0", "base")
+    for name in (HISTORY, PREDICTIONS, CONFIG, report.MISTAKES):
+        (Path(run.run_dir) / name).unlink()
+    text = text_of(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    for part in (
+        "how the images were split is not known",
+        "Without a history: base",
+        "there is no confusion matrix",
+        "No picture sheet was left",
+        "One attempt: there is nothing to compare it with",
+    ):
+        assert part in text
+
+
+def test_report_on_failures_alone(tmp_path: Path) -> None:
+    fail(tmp_path / "0", "base")
+    fail(tmp_path / "1", "full", "")
+    text = text_of(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "No run was completed: there is nothing to compare." in text
+    assert "CUDA out of memory" in text
+    assert "no reason recorded" in text
+    assert "nothing to compare" in printed(summary.summarise(summary.load_runs(tmp_path)))
+
+
+def test_predictions_of_another_class_list_are_named(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "0", "base")
+    run.classes = CLASSES[:2]
+    run.save()
+    with pytest.raises(LabError, match=r"predictions\.csv is damaged .*'broken_small'"):
+        report.write_report(tmp_path)
+
+
+def test_seeds_that_differ_by_run_only_are_no_difference(tmp_path: Path) -> None:
+    for index in range(4):
+        fabricate(tmp_path / str(index), ("base", "augment")[index // 2], seed=index % 2)
+    text = text_of(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "optimizer.lr" in text
+    assert "split.seed" not in text
+
+
+def test_a_key_that_varies_within_one_attempt_is_shown(tmp_path: Path) -> None:
+    for index, lr in enumerate((0.001, 0.01)):
+        run = fabricate(tmp_path / str(index), "base", seed=index)
+        path = Path(run.run_dir) / CONFIG
+        path.write_text(path.read_text(encoding="utf-8").replace("lr: 0.001", f"lr: {lr}"), encoding="utf-8")
+    text = text_of(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "optimizer.lr 0.001, 0.01" in text
+
+
+def test_sheet_has_a_frame_and_a_cell_for_every_image() -> None:
+    images = [np.full((h, w, 3), 200, dtype=np.uint8) for h, w in [(10, 30), (30, 10), (64, 64), (1, 1), (900, 300)]]
+    captions = ["one", "a\nb", "", "x" * 500, "cut_outer_insulation is a long class name, " * 9]
+    picture = figures.sheet(images, captions, [True, False, None, True, False], columns=3, tile=80)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (10 + 2 * (80 + 4 + 3 * 15 + 10), 10 + 3 * 90, 3)
+    corners = [tuple(picture[10, 10 + 90 * i].tolist()) for i in range(3)]
+    assert corners == [(0, 158, 115), (213, 94, 0), (238, 241, 244)]  # green, red, none
+    assert picture[10 + 80 + 4 : 10 + 80 + 4 + 14, 10:60].min() < 100  # the caption's ink
+    assert figures.sheet(images[:1], ["one"], [None], tile=80).shape == (10 + 80 + 4 + 15 + 10, 10 + 90, 3)
+
+
+def test_curves_share_a_colour_within_an_attempt_and_scale_to_twelve() -> None:
+    history = [{"epoch": str(e), "train/loss": str(1 / (e + 1)), "val/loss": ""} for e in range(4)]
+    figure = figures.curves_figure(
+        {"several": [history, history[:2]], "gone": [], **{f"a{i}": [history] for i in range(10)}}
+    )
+    first, second = figure.axes[:2]
+    thin, short, mean, other = first.lines[:4]
+    assert thin.get_color() == short.get_color() == mean.get_color() != other.get_color()
+    assert np.array_equal(mean.get_xdata(), [0, 1])  # as far as both runs went
+    assert not second.lines  # empty cells alone
+    styles = {(line.get_color(), line.get_linestyle()) for line in first.lines}
+    assert len(styles) == 11
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["several", *(f"a{i}" for i in range(10))]

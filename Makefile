@@ -14,7 +14,7 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 fast: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

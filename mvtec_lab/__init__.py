@@ -32,7 +32,7 @@ _HOMES = {
     "load_classifier": "models.classifier",
     "run_attempt": "tasks.train",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -187,7 +187,7 @@ def _task(name: str) -> Callable[[Config, Path], Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def _to_config(cfg: DictConfig, choices: DictConfig) -> Config:
+def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     values.pop("hydra", None)

@@ -76,10 +76,10 @@ def tiny_net() -> str:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(16, num_classes))
 
-        def forward(self, x):  # noqa: ANN001, ANN202
+        def forward(self, x):
             return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
-    def tiny_lab_net(*, weights=None, progress: bool = True, **kwargs):  # noqa: ANN001, ANN003, ANN202
+    def tiny_lab_net(*, weights=None, progress: bool = True, **kwargs):
         return TinyNet(**kwargs)
 
     if "tiny_lab_net" not in torchvision.models.list_models():
@@ -88,7 +88,7 @@ def tiny_net() -> str:
 
 
 @pytest.fixture
-def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
     from mvtec_lab.sweep import main
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torchvision.models import _api
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import backbones
-from mvtec_lab.models.backbones import build, check_image_size, input_size, names, stages, trainable_stages
+from mvtec_lab.models.backbones import check_image_size, input_size, names, stages, trainable_stages
 
-# The smallest member of each family and the smallest convenient image.
+# The smallest member of each family and a small image; VGG takes seconds to initialise and is with the slow ones.
 FAMILIES = {
     "alexnet": 64,
     "convnext_tiny": 32,
@@ -30,14 +31,14 @@ FAMILIES = {
     "regnet_x_400mf": 32,
     "regnet_y_400mf": 32,
     "resnet18": 32,
-    "resnext50_32x4d": 32,
     "shufflenet_v2_x0_5": 32,
     "squeezenet1_1": 32,
     "swin_t": 32,
     "swin_v2_t": 32,
     "vit_b_32": 224,
 }
-SLOW = {"vgg11": 32, "wide_resnet50_2": 32}  # seconds of initialisation
+build: Any = backbones.build  # children by name are no news to a type checker
+Register = Callable[[str], Callable[[Callable[..., nn.Module]], object]]
 OPTIONS = {name: {"init_weights": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
 
@@ -58,30 +59,27 @@ def check_family(name: str, size: int) -> None:
     original = models.get_model(name, **OPTIONS.get(name, {})).eval()
     for module in original.modules():
         if isinstance(module, nn.BatchNorm2d):  # fresh statistics hide a norm that is left out
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.8, 1.2)
+            nn.init.normal_(module.get_buffer("running_mean"), std=0.1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.8, 1.2)
     model = build(name, 1000, weights=original.state_dict()).eval()
     last_layer(model).load_state_dict(last_layer(original).state_dict())
-    images = torch.randn(2, 3, size, size)
+    activation = images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = original(images)
-        assert torch.equal(model(images), expected)
+        for name, child in model.named_children():
+            before = activation.clone()
+            result = child(activation)
+            assert torch.equal(activation, before), f"{name} writes into its input, which may be a cached activation"
+            activation = result
+    assert torch.equal(activation, expected)
 
-        for cut in range(1, len(model)):
-            prefix = model[:cut](images)
-            before = prefix.clone()
-            assert torch.equal(model[cut:](prefix), expected), f"cut before {list(dict(model.named_children()))[cut]}"
-            assert torch.equal(prefix, before), "the suffix wrote into what a cache may hold"
-
-    kept = {path: tensor.shape for path, tensor in original.named_parameters() if not path.lower().startswith("aux")}
+    kept = [path for path, _ in original.named_parameters() if not path.lower().startswith("aux")]
     parameters = [parameter for child in model for parameter in child.parameters()]
     assert len(parameters) == len({id(parameter) for parameter in parameters}) == len(kept)
     assert all(any(True for _ in model.get_submodule(stage).parameters()) for stage in stages(model))
-    *_, last = model.named_children()
-    assert last[0] == "head"
-    assert sum(1 for _ in model.head.parameters()) <= 2
-    if name != "squeezenet1_1":
-        assert not list(model.pool.parameters())
+    assert [child for child, _ in model.named_children()][-1] == "head"
+    assert len(list(model.head.parameters())) <= 2
+    assert not any(child.startswith("pool.") for child, _ in model.named_parameters())
 
 
 @pytest.mark.parametrize(("name", "size"), FAMILIES.items())
@@ -96,13 +94,12 @@ def test_every_backbone_is_the_same_function(name: str) -> None:
         skeleton = models.get_model(name) if not name.startswith("regnet") else None
     if name == "regnet_y_128gf" or (skeleton and sum(p.numel() for p in skeleton.parameters()) > 150e6):
         pytest.skip("two copies of more than 150 million parameters; it shares its layout with its smaller siblings")
-    check_family(name, input_size(name) or (75 if name == "inception_v3" else 64))
+    check_family(name, input_size(meta(name)) or (75 if name == "inception_v3" else 64))
 
 
 def test_every_family_is_known() -> None:
-    modules = {models.get_model_builder(name).__module__ for name in {**FAMILIES, **SLOW}}
-    shipped = {_api.BUILTIN_MODELS[name].__module__ for name in models.list_models(module=models)}
-    assert modules == shipped
+    modules = {models.get_model_builder(name).__module__ for name in [*FAMILIES, "vgg11"]}
+    assert modules == {models.get_model_builder(name).__module__ for name in models.list_models(module=models)}
 
 
 def test_names_are_classification_models_and_the_users_own(tiny_net: str) -> None:
@@ -129,13 +126,9 @@ def test_stage_names(name: str, expected: list[str]) -> None:
     with torch.device("meta"):
         model = build(name, 3)
     assert stages(model) == expected
-    neck = ["neck"] if expected[-1] == "neck" else []
-    assert [child for child, _ in model.named_children()] == [
-        *expected[: len(expected) - len(neck)],
-        "pool",
-        *neck,
-        "head",
-    ]
+    pool = expected.index("neck") if "neck" in expected else len(expected)
+    children = [*expected[:pool], "pool", *expected[pool:], "head"]
+    assert [child for child, _ in model.named_children()] == children
 
 
 def test_each_stage_halves_the_map() -> None:
@@ -209,6 +202,14 @@ def test_the_head_depends_on_the_seed_alone(name: str) -> None:
     assert build(name, 4).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 4)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mnasnet0_5"])  # their dropout works in place in TorchVision
+def test_training_the_head_leaves_its_input_alone(name: str) -> None:
+    head = build(name, 3).head
+    cached = torch.ones(4, head[-1].in_features)
+    head.train()(cached)
+    assert torch.equal(cached, torch.ones_like(cached))
+
+
 def test_a_checkpoint_carries_the_input_transform() -> None:
     images = torch.randn(1, 3, 32, 32)
     trained = build("googlenet", 3, weights=models.googlenet(init_weights=False, aux_logits=True).state_dict()).eval()
@@ -278,8 +279,6 @@ def test_an_unknown_backbone() -> None:
         ("regnet_x_400mf", 32, True),
         ("inception_v3", 74, False),
         ("inception_v3", 75, True),
-        ("vgg11", 31, False),
-        ("vgg11", 32, True),
         ("vit_b_32", 128, False),
         ("vit_b_32", 224, True),
         ("maxvit_t", 448, False),
@@ -294,8 +293,13 @@ def test_image_sizes(name: str, size: int, fits: bool) -> None:
     return None
 
 
+def meta(name: str) -> nn.Sequential:
+    with torch.device("meta"):
+        return build(name, 2)
+
+
 def test_input_size() -> None:
-    sizes = {name: input_size(name) for name in ("vit_b_16", "maxvit_t", "swin_t", "resnet18")}
+    sizes = {name: input_size(meta(name)) for name in ("vit_b_16", "maxvit_t", "swin_t", "resnet18")}
     assert sizes == {"vit_b_16": 224, "maxvit_t": 224, "swin_t": None, "resnet18": None}
 
 
@@ -314,12 +318,12 @@ class Own(nn.Module):
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> object:
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     monkeypatch.setattr(_api, "BUILTIN_MODELS", dict(_api.BUILTIN_MODELS))
     return _api.register_model
 
 
-def test_a_registered_network_needs_no_entry(register) -> None:  # noqa: ANN001
+def test_a_registered_network_needs_no_entry(register: Register) -> None:
     register("own")(lambda **_: Own())
     model = build("own", 3)
     assert [name for name, _ in model.named_children()] == ["stage1", "stage2", "pool", "head"]
@@ -330,7 +334,7 @@ def test_a_registered_network_needs_no_entry(register) -> None:  # noqa: ANN001
     torch.testing.assert_close(model(images), original(images))
 
 
-def test_a_registered_network_that_does_more_is_refused_until_it_has_a_layout(register) -> None:  # noqa: ANN001
+def test_a_registered_network_that_does_more_is_refused_until_it_has_a_layout(register: Register) -> None:
     class Scaled(Own):
         pass
 
@@ -349,7 +353,7 @@ def test_a_registered_network_that_does_more_is_refused_until_it_has_a_layout(re
     assert stages(build("scaled", 3)) == ["trunk"]
 
 
-def test_a_registered_network_of_another_build(register) -> None:  # noqa: ANN001
+def test_a_registered_network_of_another_build(register: Register) -> None:
     register("odd")(lambda **_: nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
     with pytest.raises(LabError, match="Sequential is not just features"):
         build("odd", 3)

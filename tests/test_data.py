@@ -302,7 +302,7 @@ def test_a_last_batch_of_one_is_left_out(tmp_path: Path) -> None:
         (lambda p: (p / "test/good/000.png").write_bytes(b""), "test/good/000.png"),
     ],
 )
-def test_a_spoilt_folder_is_refused(product: Path, spoil, said: str) -> None:  # noqa: ANN001
+def test_a_spoilt_folder_is_refused(product: Path, spoil, said: str) -> None:
     spoil(product)
     with pytest.raises(LabError, match=said):
         MVTecDataModule(product, masks="required").setup()

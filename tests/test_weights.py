@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -19,9 +20,10 @@ from torchvision.models import _api
 from torchvision.transforms._presets import ImageClassification
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.backbones import build
+from mvtec_lab.models import backbones
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD, WeightsUnavailable, load_file, load_weights
 
+build: Any = backbones.build  # children by name are no news to a type checker
 HALF = (0.5, 0.5, 0.5)
 PUBLISHED = "squeezenet1_1-b8a52dc0.pth"  # TorchVision's smallest file, 5 MB
 
@@ -35,6 +37,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("mvtec_lab.models.weights._unreachable", {})
     folder = tmp_path / "home" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -64,9 +67,7 @@ def test_an_entry_in_torch_home(checkpoints: Path, weights: str, caplog: pytest.
 
 def test_the_normalisation_comes_from_the_entry(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class OwnWeights(models.WeightsEnum):
-        MINE = models.Weights(
-            "https://host/own.pth", partial(ImageClassification, crop_size=8, mean=HALF, std=HALF), {}
-        )
+        MINE = models.Weights("https://x/own.pth", partial(ImageClassification, crop_size=8, mean=HALF, std=HALF), {})
         DEFAULT = MINE
 
     def own(*, weights: OwnWeights | None = None) -> nn.Module:
@@ -96,6 +97,17 @@ def test_a_fetched_file_of_another_hash(checkpoints: Path, monkeypatch: pytest.M
     with pytest.raises(WeightsUnavailable, match=r'invalid hash value \(expected "b8a52dc0"'):
         load_weights("squeezenet1_1", "DEFAULT")
     assert not list(checkpoints.iterdir())
+
+
+def test_a_cached_entry_stands_in_for_a_default_that_cannot_be_had(checkpoints: Path) -> None:
+    first = models.MobileNet_V2_Weights.IMAGENET1K_V1
+    torch.manual_seed(0)
+    torch.save(models.mobilenet_v2().state_dict(), checkpoints / Path(first.url).name)
+    loaded = load_weights("mobilenet_v2", "DEFAULT")
+    assert loaded.name == "IMAGENET1K_V1"
+    assert "IMAGENET1K_V2, the default of mobilenet_v2, cannot be fetched" in (loaded.note or "")
+    with pytest.raises(WeightsUnavailable):  # asked for by name, it is that one or none
+        load_weights("mobilenet_v2", "IMAGENET1K_V2")
 
 
 def test_a_silent_server_is_given_up(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:

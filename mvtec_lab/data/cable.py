@@ -183,14 +183,14 @@ def _open(cable: _Cable, outline: np.ndarray, wall: np.ndarray) -> list[np.ndarr
 def _cut_inner_insulation(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
     depth = (c.radius - c.bundle) * rng.uniform(0.8, 1.0)
-    outline = _notch(rng, c.centre, c.radius, depth, _angle(rng), rng.uniform(0.07, 0.14))
+    outline = _notch(rng, c.centre, c.radius, depth, _angle(rng), rng.uniform(0.10, 0.17))
     return _open(cable, outline, 0.35 * c.colour)
 
 
 def _cut_outer_insulation(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     x, y = cable.centre - cable.conductors[rng.integers(3)].centre  # opposite a conductor the jacket is thickest
     angle = np.arctan2(y, x) + rng.normal(0, 0.2)
-    outline = _notch(rng, cable.centre, cable.radius, rng.uniform(0.065, 0.115), angle, rng.uniform(0.1, 0.22))
+    outline = _notch(rng, cable.centre, cable.radius, rng.uniform(0.075, 0.115), angle, rng.uniform(0.13, 0.22))
     return _open(cable, outline, 0.4 * JACKET)
 
 
@@ -209,7 +209,7 @@ def _missing_wire(cable: _Cable, rng: Rng) -> list[np.ndarray]:
 def _poke_insulation(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
     place = c.centre + ((c.radius + c.bundle) / 2 + rng.normal(0, 0.004)) * _at(_angle(rng))
-    outline = _round(rng, place, rng.uniform(0.024, 0.031), 0.12)
+    outline = _round(rng, place, rng.uniform(0.030, 0.040), 0.12)
     return _open(cable, outline, 1.35 * c.colour)  # a needle raises a pale lip around its hole
 
 

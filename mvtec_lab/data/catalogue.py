@@ -35,9 +35,7 @@ CATEGORIES: dict[str, Category] = {
             "poke_insulation": 10,
         },
     ),
-    "capsule": Category(
-        219, {"good": 23, "crack": 23, "faulty_imprint": 22, "poke": 21, "scratch": 23, "squeeze": 20}
-    ),
+    "capsule": Category(219, {"good": 23, "crack": 23, "faulty_imprint": 22, "poke": 21, "scratch": 23, "squeeze": 20}),
     "carpet": Category(280, {"good": 28, "color": 19, "cut": 17, "hole": 17, "metal_contamination": 17, "thread": 19}),
     "grid": Category(264, {"good": 21, "bent": 12, "broken": 12, "glue": 11, "metal_contamination": 11, "thread": 11}),
     "hazelnut": Category(391, {"good": 40, "crack": 18, "cut": 17, "hole": 18, "print": 17}),

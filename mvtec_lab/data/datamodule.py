@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import check_images, read_image
-from mvtec_lab.data.sampling import EpochSampler, class_weights
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
+from mvtec_lab.data.sampling import EpochSampler, class_weights
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, resize
@@ -24,8 +24,9 @@ from mvtec_lab.errors import LabError
 class MVTecDataset(Dataset[dict[str, Any]]):
     """Images of one product folder with their class.
 
-    An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in samples}``. A key is a
-    place in ``samples``, or ``(place, seed)`` with the seed of the augmentation, which a plain place draws from torch.
+    An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in
+    samples}``. A key is a place in ``samples``, or ``(place, seed)`` with the seed of the augmentation, which a plain
+    place draws from torch.
 
     Args:
         folder: the product folder, ``.../bottle``.
@@ -120,10 +121,11 @@ class MVTecDataModule(pl.LightningDataModule):
         self.sampler, self.sampler_beta, self.seed = sampler, sampler_beta, seed
         self.masks, self.val_is_test = masks, val_is_test
         self.augmentation = Augmentation(augment) if augment else None
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.mean: Sequence[float] = IMAGENET_MEAN
+        self.std: Sequence[float] = IMAGENET_STD
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
-        self._split = {
+        self._split: dict[str, Any] = {
             "protocol": protocol,
             "pool": pool,
             "per_class": per_class,

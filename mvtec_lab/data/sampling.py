@@ -60,7 +60,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return -(-self.size // self._processes()[1])  # rounded up: every process makes as many steps
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        )
         if self.weights is None:
             order = torch.randperm(self.size, generator=generator)
         else:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.maxvit import MaxVitBlock
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -46,17 +47,14 @@ def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None =
     Raises:
         LabError: an unknown name, weights of another model, a model whose layout is not known.
     """
-    head_seed = int(torch.randint(2**31, (), device="cpu"))
     network = _construct(name)
     if weights is not None:
         _load(network, name, weights, "model.weights")
     children = layout(network)
-    if layout.dispatch(type(network)) is layout.dispatch(object):
+    if not type(network).__module__.startswith("torchvision."):  # whose order the tests have seen
         _check_order(network, nn.Sequential(OrderedDict(children)))
     head = children["head"]
-    with torch.random.fork_rng(devices=[]):  # one seed, one head: whatever was drawn or loaded above
-        torch.default_generator.manual_seed(head_seed)
-        head[_last(head)] = _fresh(head[_last(head)], num_classes)
+    head[_last(head)] = _fresh(head[_last(head)], num_classes)  # last: one seed gives one head, weights or none
     return nn.Sequential(OrderedDict(children))
 
 
@@ -85,13 +83,13 @@ def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) 
     return [name for name in known if name in chosen]
 
 
-def input_size(name: str) -> int | None:
-    """The one image size S (pixels) that a backbone takes, None where there is a choice."""
-    network = _skeleton(name)
-    if isinstance(network, models.VisionTransformer):
-        return network.image_size
-    if isinstance(network, models.MaxVit):
-        return 4 * network.blocks[0].grid_size[0]  # the stem and the first block halve it
+def input_size(model: nn.Module) -> int | None:
+    """The one image size S (pixels) that a model takes, None where there is a choice."""
+    for module in model.modules():
+        if isinstance(module, (models.VisionTransformer, _Tokens)):
+            return module.image_size
+        if isinstance(module, MaxVitBlock):
+            return 4 * module.grid_size[0]  # the stem and this first block halve it
     return None
 
 
@@ -99,7 +97,7 @@ def check_image_size(name: str, size: int) -> None:
     """Raises LabError where a backbone cannot take images [3, size, size]: too small for it, or not its one size."""
     network = _skeleton(name)
     if not _accepts(network, size):
-        remedy = input_size(name) or 224  # what nearly all pretrained weights were trained on
+        remedy = input_size(network) or 224  # what nearly all pretrained weights were trained on
         if _accepts(network, remedy):  # otherwise it cannot run without values, and training will tell
             raise LabError(f"data.image_size={size} does not fit {name}: give data.image_size={remedy}")
 

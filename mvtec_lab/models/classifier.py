@@ -22,15 +22,15 @@ from mvtec_lab.models.optim import build_optimizer, build_scheduler
 from mvtec_lab.models.weights import load_file, load_weights
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
 class DefectClassifier(pl.LightningModule):
     """Images [N, 3, S, S], normalised, to logits [N, C].
 
-    Batches are ``{"image": [N, 3, S, S], "label": [N]}``. The network is ``self.model``: the backbone's stages in order,
-    then its head, as one Sequential. Frozen stages stay in eval mode, batch normalisation and dropout included.
+    Batches are ``{"image": [N, 3, S, S], "label": [N]}``. The network is ``self.model``: the backbone's stages in
+    order, then its head, as one Sequential. Frozen stages stay in eval mode, batch normalisation and dropout included.
     Validation and test losses are plain cross-entropy (nats), whatever the training loss, so that attempts compare.
 
     Args:
@@ -49,6 +49,8 @@ class DefectClassifier(pl.LightningModule):
     Raises:
         LabError: an unknown backbone, stage or weights name, weights that cannot be had, a size that does not fit.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class DefectClassifier(pl.LightningModule):
         logits = self(batch["image"])
         loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
         if not torch.isfinite(loss):
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
                 f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
             )
@@ -172,7 +174,9 @@ class DefectClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
-        parameters = [p for name, child in self.model.named_children() if name in self.trained for p in child.parameters()]
+        parameters = [
+            p for name, child in self.model.named_children() if name in self.trained for p in child.parameters()
+        ]
         optimizer = build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
         schedule = build_scheduler(
             h["scheduler"],

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Seconds without a byte, for each address of the host in turn: a slow server answers within them, a firewall never.
 SILENCE = 10.0
+_unreachable: dict[str, Exception] = {}  # asked for in vain by this process: a sweep need not wait for each run
 
 
 class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, not that something is
@@ -40,6 +41,7 @@ class Weights:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     state_dict: Mapping[str, Tensor] | None = None
+    note: str | None = None  # in what they are not those asked for
 
 
 def load_weights(backbone: str, weights: str | None) -> Weights:
@@ -47,6 +49,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
 
     Args:
         weights: ``DEFAULT``, the name of a TorchVision entry in any case, a file with a state dict, None or ``null``.
+            Where DEFAULT cannot be fetched, another entry of the backbone that is cached stands in, with a note.
 
     Raises:
         WeightsUnavailable: TorchVision has none for this backbone, or they cannot be fetched.
@@ -57,8 +60,10 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     if weights is None or weights == "null":
         return Weights("random")
     entries = _entries(backbone)
-    entry, path = entries.get(weights.upper()), Path(weights).expanduser()
+    entry, path, note = entries.get(weights.upper()), Path(weights).expanduser(), None
     if entry is not None:
+        if weights.upper() == "DEFAULT" and not _cached(entry).is_file():
+            entry, note = _default(backbone, entry, entries)
         name, state_dict = entry.name, _fetch(backbone, entry)
     elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
         name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path)
@@ -76,7 +81,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
             raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
     transforms = entry.transforms() if entry else None
     mean, std = getattr(transforms, "mean", IMAGENET_MEAN), getattr(transforms, "std", IMAGENET_STD)
-    return Weights(name, tuple(mean), tuple(std), state_dict)
+    return Weights(name, tuple(mean), tuple(std), state_dict, note)
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:
@@ -108,23 +113,41 @@ def _entries(backbone: str) -> dict[str, WeightsEnum]:
         return {}
 
 
+def _cached(entry: WeightsEnum) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
+
+
+def _default(backbone: str, default: WeightsEnum, entries: Mapping[str, WeightsEnum]) -> tuple[WeightsEnum, str | None]:
+    """The default entry, fetched into the cache, or one that lies there already, with a note."""
+    try:
+        _fetch(backbone, default)
+    except WeightsUnavailable:
+        for entry in entries.values():
+            if _cached(entry).is_file():
+                return entry, f"{default.name}, the default of {backbone}, cannot be fetched: {entry.name} stands in"
+        raise
+    return default, None
+
+
 def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(entry.url).path).name
+    path = _cached(entry)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         if path.is_file():
             _warn_of_another_file(path)  # TorchVision checks only what it fetches
+        elif entry.url in _unreachable:
+            raise _unreachable[entry.url]
         return entry.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as error:  # what a network, a disk or garbage can do
         if path.is_file():
             raise _unreadable(path, error) from error
+        _unreachable[entry.url] = error
         raise WeightsUnavailable(
             f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
-            f"{folder}, or give model.weights=FILE, or model.weights=null for random weights"
+            f"{path.parent}, or give model.weights=FILE, or model.weights=null for random weights"
         ) from error
     finally:
         socket.setdefaulttimeout(before)

@@ -32,7 +32,7 @@ def list_backbones(config: Config, run_dir: str | Path) -> list[str]:
         table.add_row(
             name,
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
-            str(input_size(name) or "any"),
+            str(input_size(model) or "any"),
             ", ".join(parts) if len(parts) <= 7 else f"{parts[0]}, {parts[1]} ... {parts[-1]}",
             weights,
         )

@@ -29,8 +29,8 @@ TILE = 224  # pixels of an example on dataset.jpg
 def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
 
-    Mask coverage is the share of an image's pixels that its mask marks. The imbalance ratio is the most frequent class's
-    training images over the rarest's.
+    Mask coverage is the share of an image's pixels that its mask marks. The imbalance ratio is the training images of
+    the most frequent class over those of the rarest.
     """
     validate(config)
     data = build_data(config)
@@ -90,7 +90,9 @@ def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
         example = next(s for s in samples if s.label == name)
         picture = resize(read_image(folder / example.path), TILE).copy()
         if example.mask:
-            mask = cv2.resize(read_mask(folder / example.mask).astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_AREA)
+            mask = cv2.resize(
+                read_mask(folder / example.mask).astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_AREA
+            )
             rims, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, rims, -1, (255, 0, 0), 1)
         pictures.append(picture)

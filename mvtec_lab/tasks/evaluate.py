@@ -40,7 +40,10 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         )
     data.mean, data.std = classifier.mean, classifier.std
     outcomes = judge(classifier, data)
-    warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), [r for o in outcomes.values() for r in o.rows()])]
+    warnings = [
+        *data.warnings,
+        *_seen_in_training(Path(config.ckpt or ""), [r for o in outcomes.values() for r in o.rows()]),
+    ]
     result = {
         "ckpt": config.ckpt,
         "data": config.data.name,

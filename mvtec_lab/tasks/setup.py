@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, trainable_stages
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints would bury what the lab has to say
 
 SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"
@@ -67,12 +70,13 @@ def build_data(config: Config) -> MVTecDataModule:
 def available_weights(config: Config) -> tuple[str | None, list[str]]:
     """The weights to use and a warning if they are not those asked for: only the sample goes on with random ones."""
     try:
-        load_weights(config.model.backbone, config.model.weights)
+        loaded = load_weights(config.model.backbone, config.model.weights)
     except WeightsUnavailable as error:
         if config.data.name != "sample":
             raise
         return None, [f"{RANDOM_MARK}: {error}"]
-    return config.model.weights, [] if config.model.weights else [f"{RANDOM_MARK}, as asked for"]
+    notes = [loaded.note] if loaded.note else []
+    return config.model.weights, notes if loaded.state_dict is not None else [f"{RANDOM_MARK}, as asked for"]
 
 
 def build_classifier(config: Config, data: MVTecDataModule, weights: str | None) -> DefectClassifier:

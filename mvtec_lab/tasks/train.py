@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -27,7 +26,6 @@ from rich.console import Console
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.transforms import denormalise
-from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.reporting.callbacks import FirstBatch, History
@@ -114,7 +112,7 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         LearningRateMonitor(logging_interval="step"),
     ]
     if t.patience is not None:
-        callbacks.append(EarlyStopping(t.monitor, patience=t.patience, mode=mode))
+        callbacks.append(EarlyStopping("val/loss", patience=t.patience))
     interactive = Console(stderr=True).is_terminal
     if interactive:
         callbacks.append(RichProgressBar(leave=False))
@@ -127,7 +125,9 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         log_every_n_steps=1,  # an epoch has a handful of batches
     )
     result.device, result.precision = str(trainer.strategy.root_device), str(trainer.precision)
-    parameters = [(p.numel(), name in classifier.trained) for name, c in classifier.model.named_children() for p in c.parameters()]
+    parameters = [
+        (p.numel(), name in classifier.trained) for name, c in classifier.model.named_children() for p in c.parameters()
+    ]
     result.parameters = {"total": sum(n for n, _ in parameters), "trained": sum(n for n, yes in parameters if yes)}
     log.info(
         "%s: %s (%s), %s of %s parameters train, %s images, %s in %s",

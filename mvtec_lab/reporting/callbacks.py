@@ -37,13 +37,12 @@ class History(pl.Callback):
     ) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        pl_module.log("grad_norm", norm, on_step=True, on_epoch=False)
+        pl_module.log_dict({"optimizer/grad_norm": norm, "optimizer/lr": optimizer.param_groups[0]["lr"]})
         self._norms.append(float(norm))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val"))}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log("lr", rate)
         self.rows.append(
             {"epoch": trainer.current_epoch, **metrics, "lr": rate, "grad_norm": sum(self._norms) / len(self._norms)}
         )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
@@ -109,7 +109,6 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         last,
         history,
         FirstBatch(data.classes, lambda image: denormalise(image, data.mean, data.std)),
-        LearningRateMonitor(logging_interval="step"),
     ]
     if t.patience is not None:
         callbacks.append(EarlyStopping("val/loss", patience=t.patience))

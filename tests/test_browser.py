@@ -1,0 +1,103 @@
+"""The report and TensorBoard as a browser shows them. Needs Chromium and its driver, as Debian packages them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
+]
+PATIENCE = 60  # seconds for a page to show what is waited for; it usually takes two
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--window-size=1400,1000")
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def wait_for(browser: Any, script: str) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, PATIENCE).until(lambda b: b.execute_script(script))
+
+
+@pytest.fixture
+def sweep(lab: Any, tmp_path: Path) -> Path:
+    assert lab("-m", "attempt=finetune,augment,cosine", "hydra.sweep.dir=outputs/grid") == 0
+    return tmp_path / "outputs" / "grid"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_fits_its_page(browser: Any, sweep: Path, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((sweep / "report.html").as_uri())
+    assert browser.execute_script("return window.innerWidth") == width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    pictures = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth)")
+    assert len(pictures) >= 8  # intervals, curves, and two of each attempt
+    assert all(pictures)
+    text = browser.execute_script("return document.body.innerText")
+    for words in ("finetune", "augment", "cosine", "model.unfreeze", "random weights", "tensorboard --logdir"):
+        assert words in text
+    requests = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+    assert [r for r in requests if not r.startswith("data:")] == []
+
+
+@pytest.fixture
+def tensorboard(sweep: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(sweep.parent), "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:  # ends when the server ends: a start that fails does not hang
+        if "Press CTRL+C" in line:
+            break
+    yield f"http://localhost:{port}/"
+    process.terminate()
+    process.wait()
+
+
+def test_tensorboard_compares_the_attempts(browser: Any, tensorboard: str) -> None:
+    text = "return document.body.innerText"
+    browser.get(f"{tensorboard}#timeseries")
+    for run in ("grid/finetune", "grid/augment", "grid/cosine"):
+        assert wait_for(browser, f"{text}.includes('{run}')")
+    for section in ("confusion", "input", "pictures", "train", "val", "val_recall"):
+        assert wait_for(browser, f"{text}.includes('{section}')"), section
+    browser.get(f"{tensorboard}#hparams")
+    browser.refresh()
+    # the page lives in shadow roots, which innerText does not enter
+    deep = """
+        const found = [];
+        const walk = node => {
+            if (node.nodeType === Node.TEXT_NODE) found.push(node.data);
+            if (node.shadowRoot) walk(node.shadowRoot);
+            node.childNodes.forEach(walk);
+        };
+        walk(document.body);
+        return found.join('\\n')"""
+    for words in ("attempt", "grid/finetune", "grid/cosine", "test_best/accuracy"):
+        assert wait_for(browser, f"{deep}.includes('{words}')"), words

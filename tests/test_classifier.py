@@ -1,0 +1,116 @@
+"""The LightningModule: what trains, what rests, what a checkpoint carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from conftest import SIZE
+from torchvision.models import squeezenet1_1
+
+from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.classifier import TrainingDivergedError
+
+
+def make(tiny_net: str, **kwargs) -> DefectClassifier:
+    torch.manual_seed(0)
+    return DefectClassifier(tiny_net, 3, weights=None, **kwargs)
+
+
+def batch(n: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {"image": torch.randn(n, 3, SIZE, SIZE, generator=generator), "label": torch.arange(n) % 3}
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "trained"),
+    [(0, {"head"}), (1, {"stage2", "head"}), ("all", {"stage1", "stage2", "head"}), (["stage1"], {"stage1", "head"})],
+)
+def test_unfreeze_says_what_trains(tiny_net: str, unfreeze, trained: set[str]) -> None:
+    model = make(tiny_net, unfreeze=unfreeze)
+    assert {n for n, c in model.model.named_children() if any(p.requires_grad for p in c.parameters())} == trained
+
+
+def test_frozen_stages_stay_in_eval_mode(tiny_net: str) -> None:
+    model = make(tiny_net, unfreeze=1).train()
+    frozen, trained = model.model.stage1, model.model.stage2
+    assert not any(m.training for m in frozen.modules())
+    assert all(m.training for m in trained.modules())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model(batch()["image"])
+    moved = {k for k, v in model.state_dict().items() if "running" in k and not torch.equal(v, before[k])}
+    assert moved == {k for k in before if k.startswith("model.stage2") and "running" in k}
+
+
+def test_the_training_loss_is_weighted_and_the_validation_loss_is_not(tiny_net: str) -> None:
+    weights = [0.2, 0.3, 2.5]
+    model = make(tiny_net, class_weights=weights).eval()
+    data = batch()
+    logged: dict[str, float] = {}
+    model.log = lambda name, value, **_: logged.__setitem__(name, value.item())  # type: ignore[method-assign]
+    model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    logits = model(data["image"])
+    weighted = F.cross_entropy(logits, data["label"], weight=torch.tensor(weights))
+    assert model.training_step(data, 0) == weighted
+    model.validation_step(data, 0)
+    assert logged["val/loss"] == pytest.approx(float(F.cross_entropy(logits, data["label"])))
+    assert logged["val/loss"] != pytest.approx(float(weighted))
+
+
+def test_nan_stops_and_says_where(tiny_net: str) -> None:
+    model = make(tiny_net)
+    data = batch()
+    data["image"][0] = float("nan")
+    with pytest.raises(TrainingDivergedError, match="nan in epoch 0, batch 3"):
+        model.training_step(data, 3)
+
+
+def test_probabilities_leave_the_mode_alone(tiny_net: str) -> None:
+    model = make(tiny_net).train()
+    loader = torch.utils.data.DataLoader([{k: v[i] for k, v in batch().items()} for i in range(6)], batch_size=4)
+    probabilities = model.probabilities(loader)
+    assert probabilities.shape == (6, 3)
+    torch.testing.assert_close(torch.from_numpy(probabilities), model.eval()(batch()["image"]).softmax(1).detach())
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+
+
+def test_the_module_trains_tests_and_predicts_in_plain_lightning(tiny_net: str, product: Path, tmp_path: Path) -> None:
+    data = MVTecDataModule(product, image_size=SIZE, batch_size=8)
+    data.setup()
+    model = make(tiny_net, classes=data.classes, unfreeze="all", image_size=SIZE)
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, num_sanity_val_steps=0
+    )
+    trainer.fit(model, datamodule=data)
+    (metrics,) = trainer.test(model, datamodule=data, verbose=False)
+    assert set(metrics) == {"test/loss", "test/accuracy", "test/balanced_accuracy", "test/macro_f1"}
+    (probabilities,) = trainer.predict(model, dataloaders=data.test_dataloader())
+    assert probabilities.shape == (4, 3)
+
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    again = load_classifier(tmp_path / "mine.ckpt")
+    assert again.classes == ["good", "crack", "hole"]
+    assert (again.mean, again.std) == (model.mean, model.std)
+    assert again.hparams["image_size"] == SIZE
+    assert again.weights_name == "random"
+    assert not again.training
+    images = batch()["image"]
+    torch.testing.assert_close(again(images), model.eval()(images))
+
+
+def test_a_checkpoint_does_not_ask_for_its_weights_again(tiny_net: str, tmp_path: Path) -> None:
+    torch.save(squeezenet1_1().state_dict(), tmp_path / "start.pth")
+    model = DefectClassifier("squeezenet1_1", 3, weights=str(tmp_path / "start.pth"))
+    assert model.weights_name == "file:start.pth"
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, tmp_path / "a.ckpt")
+    (tmp_path / "start.pth").unlink()
+    assert load_classifier(tmp_path / "a.ckpt").weights_name == "file:start.pth"
+
+
+def test_a_size_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(LabError, match="data.image_size=224"):
+        DefectClassifier("vit_b_16", 3, weights=None, image_size=128)

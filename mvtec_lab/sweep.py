@@ -154,7 +154,6 @@ def compose(*overrides: str) -> Config:
             config = _to_config(composed, composed.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
-    validate(config)
     return config
 
 
@@ -195,6 +194,7 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     config.attempt = choices["attempt"]  # an attempt is called what its file is called
+    validate(config)
     return config
 
 
@@ -224,7 +224,6 @@ def _grid(config: DictConfig) -> list[DictConfig]:
 
 def _check(job: DictConfig, sweep_dir: Path) -> None:
     config = _to_config(job, job.hydra.runtime.choices)
-    validate(config)
     _task(config.task)
     if config.task == "train":
         from mvtec_lab.tasks.setup import check

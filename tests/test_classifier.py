@@ -112,5 +112,5 @@ def test_a_checkpoint_does_not_ask_for_its_weights_again(tiny_net: str, tmp_path
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(LabError, match="data.image_size=224"):
+    with pytest.raises(LabError, match=r"data\.image_size=224"):
         DefectClassifier("vit_b_16", 3, weights=None, image_size=128)

@@ -136,7 +136,7 @@ class DefectClassifier(pl.LightningModule):
                 f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
             )
         self.train_metrics.update(logits.detach(), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         return loss
 
@@ -146,7 +146,8 @@ class DefectClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         recall = self.val_recall.compute()
-        self.log_dict({f"val_recall/{name}": value for name, value in zip(self.classes, recall, strict=True)})
+        named = {f"val_recall/{name}": value for name, value in zip(self.classes, recall, strict=True)}
+        self.log_dict(named, sync_dist=True)
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

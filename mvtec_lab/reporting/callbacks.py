@@ -47,8 +47,8 @@ class History(pl.Callback):
             {"epoch": trainer.current_epoch, **metrics, "lr": rate, "grad_norm": sum(self._norms) / len(self._norms)}
         )
         self._norms.clear()
-        write_csv(self.path, self.rows, list(self.rows[-1]))
         if trainer.is_global_zero:
+            write_csv(self.path, self.rows, list(self.rows[-1]))
             log.info(
                 "epoch %*d/%d   train loss %.3f  accuracy %.3f   val loss %.3f  accuracy %.3f",
                 len(str(trainer.max_epochs)),

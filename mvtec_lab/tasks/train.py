@@ -21,6 +21,7 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from mvtec_lab.config import Config, validate
@@ -55,7 +56,8 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     weights, notes = available_weights(config)
     pl.seed_everything(config.seed, verbose=False)
     classifier = build_classifier(config, data, weights)
-    run_dir = claim(run_dir, CONFIG)
+    first = rank_zero_only.rank == 0  # Lightning starts this command again for each further device
+    run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
@@ -73,6 +75,10 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )
+    if not first:  # trains along and leaves everything else to the first process
+        logging.disable(logging.WARNING)
+        _fit(config, data, classifier, result, began)
+        raise SystemExit(0)
     for warning in result.warnings:
         log.warning(warning)
     try:

@@ -30,5 +30,5 @@ lint: .venv/installed-test
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
 	touch $@
 
-clean:
-	rm -rf .venv outputs
+clean: # outputs/ stays: nobody wants to lose what was trained
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ MASKS = ("required", "optional")
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 
@@ -92,14 +93,12 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    name: str = (
-        "none"  # none, cosine (to zero over max_epochs), step, onecycle (a step per batch), plateau (on val/loss)
-    )
+    # none, cosine (to zero over max_epochs), step, onecycle (a step per batch), plateau (on val/loss)
+    name: str = "none"
     step_size: int = 10  # step: epochs between two cuts; three cuts in the default 30 epochs
     gamma: float = 0.1  # step and plateau: the factor of a cut
-    patience: int = (
-        3  # plateau: epochs without improvement before a cut; below earlystop's, so that a cut can help first
-    )
+    # plateau: epochs without improvement before a cut; below earlystop's, so that a cut can help first
+    patience: int = 3
 
 
 @dataclass
@@ -141,40 +140,55 @@ def validate(config: Config) -> None:
     Raises:
         LabError: the first value found wrong, with its key and what it may be.
     """
-    d, s, o, c, t = config.data, config.split, config.optimizer, config.scheduler, config.trainer
+    d, m, o, c, t = config.data, config.model, config.optimizer, config.scheduler, config.trainer
 
     _choice("data", d.name, DATA)
     _choice("data.masks", d.masks, MASKS)
     _choice("data.sampler", d.sampler, BALANCE_RULES)
     _choice("loss.class_weights", config.loss.class_weights, BALANCE_RULES)
-    _choice("split.protocol", s.protocol, PROTOCOLS)
-    _choice("split.pool", s.pool, POOLS)
     _choice("optimizer", o.name, OPTIMIZERS)
     _choice("scheduler", c.name, SCHEDULERS)
     _choice("trainer.monitor", t.monitor, MONITORS)
 
-    _at_least("seed", config.seed, 0)
-    _at_least("data.image_size", d.image_size, 8)
-    _at_least("data.batch_size", d.batch_size, 1)
-    _at_least("data.num_workers", d.num_workers, 0)
-    _at_least("split.seed", s.seed, 0)
-    _at_least("split.folds", s.folds, 2)
-    _at_least("split.per_class", s.per_class, 2 if s.val_is_test else 3)
-    _at_least("model.warmup_epochs", config.model.warmup_epochs, 0)
-    _at_least("optimizer.weight_decay", o.weight_decay, 0)
-    _at_least("scheduler.step_size", c.step_size, 1)
-    _at_least("scheduler.patience", c.patience, 0)
-    _at_least("trainer.max_epochs", t.max_epochs, 1)
-    _at_least("trainer.patience", t.patience, 1)
+    _between("seed", config.seed, 0, MAX_SEED)
+    _between("data.image_size", d.image_size, 8)
+    _between("data.batch_size", d.batch_size, 1)
+    _between("data.num_workers", d.num_workers, 0)
+    _between("model.warmup_epochs", m.warmup_epochs, 0)
+    _between("optimizer.weight_decay", o.weight_decay, 0)
+    _between("scheduler.step_size", c.step_size, 1)
+    _between("scheduler.patience", c.patience, 0)
+    _between("trainer.max_epochs", t.max_epochs, 1)
+    _between("trainer.patience", t.patience, 1)
     for key, beta in (("data.sampler_beta", d.sampler_beta), ("loss.beta", config.loss.beta)):
         if not 0 <= beta < 1:
             raise LabError(f"{key}={beta} is out of range: give a number in [0, 1)")
-    for key, value in (("optimizer.lr", o.lr), ("scheduler.gamma", c.gamma)):
-        if not value > 0:
-            raise LabError(f"{key}={value} is out of range: give a number above 0")
+    if not o.lr > 0:
+        raise LabError(f"optimizer.lr={o.lr} is out of range: give a number above 0")
+    if not 0 < c.gamma < 1:
+        raise LabError(f"scheduler.gamma={c.gamma} is out of range: give a number between 0 and 1")
     if not 0 <= o.momentum < 1:
         raise LabError(f"optimizer.momentum={o.momentum} is out of range: give a number in [0, 1)")
+    if m.warmup_epochs >= t.max_epochs:
+        raise LabError(
+            f"model.warmup_epochs={m.warmup_epochs} leaves none of trainer.max_epochs={t.max_epochs} to the stages "
+            "that are to join: give fewer"
+        )
+    validate_split(config.split)
+    if d.root is None:
+        remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
+        raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
+    if d.category is None and d.name != "folder":
+        raise LabError(f"data={d.name} needs data.category=NAME")
 
+
+def validate_split(s: SplitConfig) -> None:
+    """The part of ``validate`` that a data module needs without the rest."""
+    _choice("split.protocol", s.protocol, PROTOCOLS)
+    _choice("split.pool", s.pool, POOLS)
+    _between("split.seed", s.seed, 0, MAX_SEED)
+    _between("split.folds", s.folds, 2)
+    _between("split.per_class", s.per_class, 2 if s.val_is_test else 3)
     for key, share in (("split.val", s.val), ("split.test", s.test)):
         if not 0 < share < 1:
             raise LabError(f"{key}={share} is out of range: give a fraction between 0 and 1")
@@ -186,10 +200,10 @@ def validate(config: Config) -> None:
         )
     if s.protocol == "kfold" and not 0 <= s.fold < s.folds:
         raise LabError(f"split.fold={s.fold} does not exist: split.folds={s.folds} has folds 0 to {s.folds - 1}")
-    if s.protocol == "file" and s.file is None:
-        raise LabError("split.protocol=file needs split.file=FILE.csv with the columns path,split")
-    if s.protocol != "file" and s.file is not None:
-        raise LabError("split.file is given but not used: add split.protocol=file")
+    if (s.protocol == "file") != (s.file is not None):
+        raise LabError("split.protocol=file and split.file=FILE.csv (columns path,split) go together: give both")
+    if s.protocol == "file" and (s.per_class is not None or s.pool != "test"):
+        raise LabError("split.protocol=file names its images itself: leave out split.per_class and split.pool")
     if s.group_by is not None:
         try:
             groups = re.compile(s.group_by).groups
@@ -197,11 +211,6 @@ def validate(config: Config) -> None:
             raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
         if groups < 1:
             raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
-    if d.root is None:
-        remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
-        raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
-    if d.category is None and d.name != "folder":
-        raise LabError(f"data={d.name} needs data.category=NAME")
 
 
 def _choice(key: str, value: str, known: Sequence[str]) -> None:
@@ -209,6 +218,7 @@ def _choice(key: str, value: str, known: Sequence[str]) -> None:
         raise unknown(key, value, known)
 
 
-def _at_least(key: str, value: float | None, least: int) -> None:
-    if value is not None and not value >= least:
-        raise LabError(f"{key}={value} is out of range: give {least} or more")
+def _between(key: str, value: float | None, least: int, most: int | None = None) -> None:
+    if value is None or (value >= least and (most is None or value <= most)):
+        return
+    raise LabError(f"{key}={value} is out of range: give {least} " + (f"to {most}" if most else "or more"))

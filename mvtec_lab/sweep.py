@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -30,6 +31,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.results import CONFIG, RESULT, RunResult
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +83,12 @@ class _Lab(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _state.sweep_dir = Path(config.hydra.sweep.dir)
         _state.keep = _nearest_folder(_state.sweep_dir)
-        try:
-            jobs = _grid(config)
-        except HydraException:  # not a plain grid: a sweeper that searches makes up its jobs as it goes
-            return
-        except LabError as error:  # Hydra turns any other exception of a callback into a warning
-            raise _Stop(error) from error
-        try:
-            for job in jobs:
-                _check(job, Path(config.hydra.sweep.dir))
+        try:  # Hydra turns an exception of a callback into a warning, so it becomes an exit
+            _check(_grid(config), _state.sweep_dir)
         except LabError as error:
             raise _Stop(error) from error
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            raise _Stop(_explain(error)) from error
 
 
 class _Stop(SystemExit):
@@ -132,10 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(stop.error)
     except LabError as error:
         return _complain(error)
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except BrokenPipeError:  # --help | head
+        return 0
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:  # Hydra's own: jobs raise none
         return _complain(_explain(error))
-    except KeyboardInterrupt:
-        print("stopped by hand", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped by hand", file=sys.stderr)
         _state.status = 130
     except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
         return int(exit_.code or 0)
@@ -164,19 +163,47 @@ def _hydra_main(cfg: DictConfig) -> None:
     run_dir = Path(job.runtime.output_dir)
     try:
         config = _to_config(cfg, job.runtime.choices)
+        if config.task == "evaluate" and not any(o.startswith(("data", "split", "seed")) for o in job.overrides.task):
+            _take_data_of_run(config)
         result = _task(config.task)(config, run_dir)
         if config.task == "train" and job.mode == RunMode.RUN:
             _show_run(result)
-    except LabError as error:
-        _state.status = max(_state.status, _complain(error))
+    except (LabError, OmegaConfBaseException) as error:
+        mistake = error if isinstance(error, LabError) else _explain(error)
+        _state.status = max(_state.status, _complain(mistake))
+        _record_failure(cfg, job, run_dir, mistake)
     except Exception as error:
-        _state.status = 1
+        _state.status = max(_state.status, 1)
         log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
         log.debug("traceback", exc_info=True)
         if _state.full_error:
             traceback.print_exc()
+        _record_failure(cfg, job, run_dir, error)
     finally:
         _remove_empty(run_dir)
+
+
+def _take_data_of_run(config: Config) -> None:
+    """A checkpoint is evaluated on the data and the split of its own run, where nothing else is asked for."""
+    path = Path(config.ckpt or "").parent / CONFIG
+    if path.is_file():
+        run = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        config.data, config.split, config.seed = OmegaConf.to_object(run.data), OmegaConf.to_object(run.split), run.seed  # type: ignore[assignment]
+
+
+def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) -> None:
+    """A run of a sweep that failed before it could write its own result.json stands in the table nevertheless."""
+    if (
+        job.mode != RunMode.MULTIRUN
+        or cfg.task != "train"
+        or any((run_dir / name).exists() for name in (RESULT, CONFIG))
+    ):
+        return
+    attempt, data = str(job.runtime.choices["attempt"]), cfg.data
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    RunResult(
+        attempt, int(cfg.seed), str(data.name), str(data.category), str(cfg.model.backbone), str(run_dir), error=reason
+    ).save()
 
 
 def _task(name: str) -> Callable[[Config, Path], Any]:
@@ -190,52 +217,68 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     values.pop("hydra", None)
+    values["attempt"] = choices["attempt"]
     # Merged anew into the classes, because +key=value slips past their check when Hydra composes.
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
-    config.attempt = choices["attempt"]  # an attempt is called what its file is called
     validate(config)
     return config
 
 
 def _grid(config: DictConfig) -> list[DictConfig]:
-    """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way."""
+    """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way.
+
+    Empty for a sweeper that searches: it makes up its jobs as it goes, and they are numbered.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+    varied = [o for o in overrides if o.is_sweep_override()]
+    if not all(o.is_discrete_sweep() for o in varied):
+        return []
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
-        varied = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         choices = config.hydra.runtime.choices
-        parts = ["${hydra.runtime.choices.attempt}"]
-        for key in varied:
-            if key != "attempt":
-                parts.append(f"{key}=${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}")
+        parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
+        for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
+            parts.append(f"{key}=${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
         config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{','.join(parts)}'")
-    try:
-        batches = BasicSweeper.split_arguments(overrides, None)
-        return [loader.load_sweep_config(config, list(job)) for job in batches[0]]
-    except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error, HydraException) and "does not support sweep type" in str(error):
-            raise
-        raise _explain(error) from error
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    return [loader.load_sweep_config(config, list(job)) for job in jobs]
 
 
-def _check(job: DictConfig, sweep_dir: Path) -> None:
-    config = _to_config(job, job.hydra.runtime.choices)
-    _task(config.task)
-    if config.task == "train":
-        from mvtec_lab.tasks.setup import check
+def _file_name(value: Any) -> str:
+    """A value as a part of a directory's name: no separators, nothing that a shell or TensorBoard trips over."""
+    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_.")[-40:] or "empty"  # 40: four keys fit into a file name
 
-        check(config)
+
+OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
+
+
+def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
+    """Find what is wrong with any job before the first one trains."""
+    taken: set[Path] = set()
+    for job in jobs:
+        config = _to_config(job, job.hydra.runtime.choices)
+        _task(config.task)
+        if "job.num" not in str(OmegaConf.to_container(job.hydra.sweep, resolve=False)):
+            directory = sweep_dir / job.hydra.sweep.subdir
+            if directory in taken:
+                raise LabError(f"two jobs of this sweep are called {directory.name}: give each value once")
+            if directory.exists() and any(directory.iterdir()):
+                raise LabError(f"{directory} holds another run: give hydra.sweep.dir=NEW_FOLDER or remove it")
+            taken.add(directory)
+        if config.task == "train":
+            from mvtec_lab.tasks.setup import check
+
+            check(config)
 
 
 def _sum_up(sweep_dir: Path) -> int:
     """The table, summary.csv and report.html of a sweep; 1 if one of its runs failed."""
     from mvtec_lab.reporting.report import write_report
-    from mvtec_lab.reporting.summary import print_table, write_summary
-    from mvtec_lab.results import RESULT
+    from mvtec_lab.reporting.summary import SUMMARY, print_table, write_summary
 
     if not any(sweep_dir.rglob(RESULT)):  # a sweep of another task
         return _state.status
@@ -245,7 +288,9 @@ def _sum_up(sweep_dir: Path) -> int:
     except LabError as error:
         return _complain(error)
     print_table(rows)
-    print(f"report: {report}   curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}")
+    print(
+        f"report: {report}   table: {sweep_dir / SUMMARY}   curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}"
+    )
     return max(_state.status, int(any(row["failed"] for row in rows)))
 
 
@@ -258,7 +303,7 @@ def _show_run(result: Any) -> None:
 
 def _nearest_folder(path: Path) -> Path:
     """The path itself, or the closest of its parents, that exists."""
-    path = path.absolute()
+    path = Path(os.path.abspath(path))  # noqa: PTH100 # as Hydra does: without .. , links untouched
     return next(p for p in (path, *path.parents) if p.exists())
 
 
@@ -303,12 +348,15 @@ def _explain(error: BaseException) -> LabError:
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
         group, _, name = str(cause.missing_cfg_file).rpartition("/")
         return unknown(group or "config", name, cause.options or [])
-    if isinstance(cause, OSError):
+    if isinstance(cause, OSError) and cause.filename:
         remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
         return LabError(f"{cause.filename} cannot be written ({cause.strerror}): {remedy}")
     key = getattr(cause, "full_key", None)
     where = f"{str(error).split(':')[0]}: " if str(error).startswith("In '") else ""
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
+        if str(key).startswith("hydra.runtime.choices."):
+            name = str(key).rpartition(".")[2]
+            return LabError(f"{name} takes one name; several are a sweep: -m {name}=A,B")
         if str(key).startswith("augment.transforms."):
             return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
         return LabError(where + str(unknown("key", key, _keys(Config))))

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -87,8 +94,9 @@ def test_a_failing_run_stands_in_the_table_and_the_others_go_on(lab, tmp_path: P
     assert failed.status == "failed"
     assert "TrainingDivergedError" in (failed.error or "")
     assert "in epoch" in (failed.error or "")
-    (row,) = read_csv(the_sweep(tmp_path) / "summary.csv")
-    assert (row["runs"], row["completed"], row["failed"]) == ("2", "1", "1")
+    rows = read_csv(the_sweep(tmp_path) / "summary.csv")
+    assert [(row["completed"], row["failed"]) for row in rows] == [("1", "0"), ("0", "1")]
+    assert "TrainingDivergedError" in rows[1]["error"]
     assert "TrainingDivergedError" in (Path(failed.run_dir) / "run.log").read_text()
     assert "Traceback" not in capsys.readouterr().err
 
@@ -141,16 +149,17 @@ def test_optimizers_and_schedulers_run(lab, tmp_path: Path, optimizer: str, sche
 
 
 def test_warmup_trains_the_head_first(lab, tmp_path: Path) -> None:
-    def stage(name: str) -> torch.Tensor:
+    def run(name: str, *settings: str) -> tuple[torch.Tensor, str]:
+        assert lab("seed=3", "trainer.max_epochs=2", f"hydra.run.dir={name}", *settings) == 0
         state = torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
-        return state["model.stage2.3.weight"]
+        return state["model.stage2.3.weight"], read_csv(tmp_path / name / "history.csv")[0]["train/loss"]
 
-    common = ["attempt=warmup", "seed=3"]
-    assert lab(*common, "model.warmup_epochs=1", "trainer.max_epochs=1", "hydra.run.dir=still") == 0
-    assert lab(*common, "model.warmup_epochs=2", "trainer.max_epochs=2", "hydra.run.dir=still_warming") == 0
-    assert lab(*common, "model.warmup_epochs=1", "trainer.max_epochs=2", "hydra.run.dir=moved") == 0
-    torch.testing.assert_close(stage("still"), stage("still_warming"), rtol=0, atol=0)
-    assert not torch.equal(stage("still"), stage("moved"))
+    base, base_loss = run("base")
+    warm, warm_loss = run("warm", "attempt=warmup", "model.warmup_epochs=1")
+    tuned, tuned_loss = run("tuned", "attempt=finetune")
+    assert warm_loss == base_loss != tuned_loss  # its first epoch is the base's
+    assert not torch.equal(warm, base)  # then the stage moved
+    assert not torch.equal(warm, tuned)
 
 
 def test_earlystop_stops(lab, tmp_path: Path) -> None:
@@ -241,6 +250,16 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "device": (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         "output": (["hydra.run.dir=a_file/run", "hydra.sweep.dir=a_file/sweep"], "cannot be written"),
         "weights file": (["model.weights=missing.pth"], "missing.pth"),
+        "group": (["split.group_by='(serial)'"], "split.group_by='(serial)' matches no image"),
+        "devices": (["trainer.devices=abc"], "trainer.devices=abc"),
+        "unknown section": (["+foo=1"], "unknown key 'foo'"),
+        "no archive": (
+            ["data=mvtec", "data.root=new", "data.category=bottle", "data.archive=no.tar"],
+            "data.archive=no.tar",
+        ),
+        "sample folder": (["data=sample", "data.category=cable", "data.root=a_file"], "data.root=a_file"),
+        "attempts": (["attempt=[base,cosine]"], "attempt takes one name"),
+        "source": (["task=predict", "ckpt=missing.ckpt", "source=nowhere"], "missing.ckpt"),
         "ckpt": (["task=evaluate", "ckpt=missing.ckpt"], "missing.ckpt"),
         "no ckpt": (["task=predict"], "task=predict needs ckpt=FILE"),
     }
@@ -249,7 +268,8 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 BAD = [
     "category", "attempt", "backbone", "stage", "stages", "optimizer", "type", "range", "epochs", "fractions", "key",
     "task", "root", "split file", "too few", "transform", "precision", "precision name", "device", "output",
-    "weights file", "ckpt", "no ckpt",
+    "weights file", "ckpt", "no ckpt", "group", "devices", "unknown section", "no archive", "sample folder", "attempts",
+    "source",
 ]  # fmt: skip
 
 
@@ -278,7 +298,19 @@ def test_a_mistake_is_one_line_and_leaves_nothing(lab, product: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "name", ["category", "backbone", "attempt", "range", "root", "too few", "weights file", "output"]
+    "name",
+    [
+        "category",
+        "backbone",
+        "attempt",
+        "range",
+        "root",
+        "too few",
+        "weights file",
+        "output",
+        "unknown section",
+        "sample folder",
+    ],
 )
 def test_a_sweep_with_a_mistake_trains_nothing(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:
     arguments, said = bad(product, tmp_path)[name]
@@ -296,6 +328,12 @@ def spoil(product: Path, name: str) -> None:
             image.write_bytes(b"")
         case "text":
             image.write_text("this is no image")
+        case "enormous":  # the header of a picture of 40,000 x 40,000 pixels, and no more
+            header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+            chunk = b"IHDR" + header
+            image.write_bytes(
+                b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            )
         case "no test":
             shutil.rmtree(product / "test")
         case "empty class":
@@ -312,6 +350,7 @@ def spoil(product: Path, name: str) -> None:
         ("truncated", "002.png"),
         ("empty", "002.png"),
         ("text", "002.png"),
+        ("enormous", "002.png"),
         ("no test", "has no test/ folder"),
         ("empty class", "crack holds no image"),
         ("no mask", "test/crack/002.png has no mask"),
@@ -350,6 +389,112 @@ def test_checkpoints_that_are_none(lab, product: Path, tmp_path: Path, capsys) -
     write_product(tmp_path / "products/gadget", {"good": 6, "scratch": 6})
     arguments = ["task=evaluate", "ckpt=run/best.ckpt", f"data.root={tmp_path / 'products/gadget'}"]
     refused(lab, tmp_path, capsys, arguments, "knows the classes good, crack, hole, but")
+
+
+def test_weights_that_cannot_be_fetched(lab, tmp_path: Path, capsys, monkeypatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("mvtec_lab.models.weights._unreachable", {})
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)  # torch.hub makes it in any case
+    wanted = ["model.backbone=squeezenet1_1", "data.image_size=32", "model.weights=DEFAULT"]
+    for many in ([], ["-m"]):
+        refused(lab, tmp_path, capsys, [*many, *wanted], "or model.weights=null for random weights")
+
+
+def test_a_run_that_cannot_begin_stands_in_the_table(lab, tmp_path: Path, monkeypatch) -> None:
+    from mvtec_lab.tasks import train
+
+    build = train.build_classifier
+
+    def fail_for_cosine(config, *rest):
+        if config.attempt == "cosine":
+            raise RuntimeError("no memory left")
+        return build(config, *rest)
+
+    monkeypatch.setattr(train, "build_classifier", fail_for_cosine)
+    assert lab("-m", "attempt=base,cosine", "hydra.sweep.dir=s") == 1
+    rows = {row["attempt"]: row for row in read_csv(tmp_path / "s/summary.csv")}
+    assert rows["base"]["completed"] == rows["cosine"]["failed"] == "1"
+    assert rows["cosine"]["error"] == "RuntimeError: no memory left"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_says_so(product: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    command = [
+        sys.executable, "-m", "mvtec_lab", "-m", "data=folder", f"data.root={product}", "data.image_size=32",
+        "model.backbone=squeezenet1_1", "model.weights=null", "trainer.max_epochs=100000", "trainer.accelerator=cpu",
+        "hydra.sweep.dir=s",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    result = RunResult.load(tmp_path / "s/base")
+    assert not result.completed
+    if sent == signal.SIGKILL:
+        assert process.returncode == -sent
+    else:
+        assert process.returncode == 130
+        assert "stopped from outside after" in (result.error or "")
+        assert (tmp_path / "s/report.html").is_file()
+
+
+def test_tasks_do_not_write_into_a_run(lab, product: Path, tmp_path: Path, capsys) -> None:
+    assert lab("hydra.run.dir=run") == 0
+    for task in (
+        ["evaluate", "ckpt=run/best.ckpt"],
+        ["predict", "ckpt=run/best.ckpt", f"source={product}"],
+        ["describe"],
+    ):
+        arguments = [f"task={task[0]}", *task[1:], "hydra.run.dir=run"]
+        refused(lab, tmp_path, capsys, arguments, "run holds another run")
+
+
+def test_evaluate_takes_the_data_of_its_run(lab, tmp_path: Path) -> None:
+    assert lab("seed=4", "hydra.run.dir=run") == 0
+    assert main(["task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=again"]) == 0
+    metrics = json.loads((tmp_path / "again/metrics.json").read_text())
+    assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
+
+
+def test_a_grid_of_lists_and_paths_stays_inside_its_sweep(lab, product: Path, tmp_path: Path) -> None:
+    roots = f"data.root={product},{product.parent}/../products/widget"
+    assert lab("-m", "model.unfreeze=[stage1],[stage2]", roots, "hydra.sweep.dir=s", "trainer.max_epochs=1") == 0
+    names = {p.name for p in (tmp_path / "s").iterdir() if p.is_dir()}
+    assert len(names) == 4
+    assert all((tmp_path / "s" / name / "result.json").is_file() for name in names)
+    rows = read_csv(tmp_path / "s/summary.csv")  # where the data lie makes no other attempt, what trains does
+    assert [(r["attempt"], r["runs"]) for r in rows] == [
+        ("base model.unfreeze=['stage1']", "2"),
+        ("base model.unfreeze=['stage2']", "2"),
+    ]
+
+
+def test_names_that_are_markup(lab, tmp_path: Path, capsys) -> None:
+    folder = write_product(tmp_path / "products/[bold]x", {"good": 6, "a [red] one, ü": 6})
+    assert lab("task=describe", f"data.root='{folder}'", "hydra.run.dir=d") == 0
+    assert "a [red] one, ü" in capsys.readouterr().out
+    assert lab("-m", f"data.root='{folder}'", "hydra.sweep.dir=s") == 0
+    assert "a [red] one, ü" in (tmp_path / "s/report.html").read_text()
+
+
+def test_describe_reports_what_would_stop_a_training(lab, product: Path, tmp_path: Path, capsys) -> None:
+    spoil(product, "truncated")
+    for image in list((product / "test/hole").iterdir())[2:]:
+        image.unlink()
+    assert lab("task=describe", "hydra.run.dir=d") == 0
+    facts = json.loads((tmp_path / "d/dataset.json").read_text())
+    assert any("002.png" in warning for warning in facts["warnings"])
+    assert any("no split: class 'hole' has 2 image(s)" in warning for warning in facts["warnings"])
+    assert facts["classes"] == ["good", "crack", "hole"]
 
 
 def test_full_error_shows_the_traceback(lab, capsys, monkeypatch) -> None:

@@ -12,12 +12,13 @@ import torch
 from conftest import COUNTS, SIZE, write_product
 from PIL import Image
 
+from mvtec_lab.config import SplitConfig
+from mvtec_lab.data import splits
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
 from mvtec_lab.data.samples import Sample, scan
 from mvtec_lab.data.sampling import EpochSampler, class_weights
 from mvtec_lab.data.source import locate
-from mvtec_lab.data.splits import split_samples
 from mvtec_lab.data.transforms import Augmentation, denormalise, normalise, resize
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import write_csv
@@ -35,11 +36,15 @@ def test_catalogue_has_the_official_totals() -> None:
 def test_scan_finds_images_masks_and_oddities(product: Path) -> None:
     (product / "test/crack/notes.txt").write_text("not an image")
     (product / "test/crack/.DS_Store").write_text("litter")
+    (product / "test/.ipynb_checkpoints").mkdir()
+    Image.new("L", (5, 5)).save(product / "test/loose.png")
+    (product / "ground_truth/hole/003_mask.png").write_bytes(b"")
     (product / "ground_truth/hole/001_mask.png").unlink()
     Image.new("L", (5, 5)).save(product / "ground_truth/hole/002_mask.png")
     found = scan(product)
     assert Counter(s.label for s in found.samples) == {"good": 14, "crack": 6, "hole": 6}
-    assert found.ignored == ["test/crack/notes.txt"]
+    assert found.ignored == ["test/.ipynb_checkpoints", "test/crack/notes.txt", "test/loose.png"]
+    assert "003_mask.png" in found.mask_problems.pop()
     assert found.mask_problems == [
         "test/hole/001.png has no mask in ground_truth/hole/",
         f"ground_truth/hole/002_mask.png is 5 x 5 but test/hole/002.png is {SIZE} x {SIZE}",
@@ -60,6 +65,10 @@ def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
 
 def samples(counts: dict[str, int], part: str = "test") -> list[Sample]:
     return [Sample(f"{part}/{name}/{i:03}.png", name) for name, n in counts.items() for i in range(n)]
+
+
+def split_samples(images: list[Sample], **settings) -> list[Sample]:
+    return splits.split_samples(images, SplitConfig(**settings))
 
 
 def by_split(split: list[Sample]) -> dict[str, Counter]:
@@ -125,7 +134,7 @@ def test_a_split_file_is_followed(tmp_path: Path) -> None:
     file = tmp_path / "split.csv"
     rows = [{"path": s.path, "split": ("train", "train", "val", "test")[i % 4]} for i, s in enumerate(pool)]
     write_csv(file, rows, ["path", "split"])
-    split = split_samples(pool, protocol="file", file=file)
+    split = split_samples(pool, protocol="file", file=str(file))
     assert {s.path: s.split for s in split} == {row["path"]: row["split"] for row in rows}
 
 
@@ -144,7 +153,7 @@ def test_a_wrong_split_file_is_refused(tmp_path: Path, text: str, said: str) -> 
     file = tmp_path / "split.csv"
     file.write_text(text)
     with pytest.raises(LabError, match=said.replace("(", r"\(")):
-        split_samples(samples({"good": 4, "a": 4}), protocol="file", file=file)
+        split_samples(samples({"good": 4, "a": 4}), protocol="file", file=str(file))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +163,10 @@ def test_a_wrong_split_file_is_refused(tmp_path: Path, text: str, said: str) -> 
         ({"good": 9, "a": 4}, {"protocol": "kfold", "folds": 5}, "class 'a' has 4 image"),
         ({"good": 9, "a": 4}, {"per_class": 5}, "class 'a' has only 4 images"),
         ({"good": 9}, {}, "single class"),
+        ({"good": 9, "a": 9}, {"protocol": "nope"}, "unknown split.protocol 'nope'"),
+        ({"good": 9, "a": 9}, {"val": 2.0}, "split.val=2.0 is out of range"),
+        ({"good": 9, "a": 9}, {"protocol": "kfold", "fold": 9}, "split.fold=9 does not exist"),
+        ({"good": 9, "a": 9}, {"group_by": "(serial)"}, "matches no image"),
     ],
 )
 def test_too_few_images_are_refused(counts: dict[str, int], options: dict, said: str) -> None:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import check_images, read_image
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
@@ -125,19 +126,10 @@ class MVTecDataModule(pl.LightningDataModule):
         self.std: Sequence[float] = IMAGENET_STD
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
-        self._split: dict[str, Any] = {
-            "protocol": protocol,
-            "pool": pool,
-            "per_class": per_class,
-            "val": val,
-            "test": test,
-            "folds": folds,
-            "fold": fold,
-            "file": split_file,
-            "group_by": group_by,
-            "val_is_test": val_is_test,
-            "seed": split_seed,
-        }
+        file = None if split_file is None else str(split_file)
+        self.split = SplitConfig(
+            protocol, pool, per_class, val, test, folds, fold, file, group_by, val_is_test, split_seed
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Scan and split the folder, once; every image that takes part is decoded to see that it can be.
@@ -149,9 +141,9 @@ class MVTecDataModule(pl.LightningDataModule):
             return
         self.folder = product_folder(self.root, self.category)
         found = scan(self.folder)
-        samples = split_samples(found.samples, **self._split)
+        samples = split_samples(found.samples, self.split)
         self.classes = classes_of([s for s in samples if s.split])
-        self.warnings = self._check_masks(found) + _warnings(found, samples)
+        self.warnings = self._check_masks(found) + describe_oddities(found, samples)
         check_images([self.folder / s.path for s in samples if s.split])
         self.samples = samples
 
@@ -187,8 +179,9 @@ class MVTecDataModule(pl.LightningDataModule):
             by_class = class_weights(list(counts.values()), self.sampler, self.sampler_beta)
             weights = [float(by_class[dataset.label(i)]) for i in range(len(dataset))]
         sampler = EpochSampler(len(dataset), weights, self.seed)
-        # Batch normalisation cannot train on a single image: a last batch of one waits for another epoch's order.
-        return self._loader(dataset, sampler=sampler, drop_last=1 == len(sampler) % self.batch_size < len(sampler))
+        # Batch normalisation cannot train on a single image: a last batch of one is left out, another one each epoch.
+        leftover = len(sampler) % self.batch_size
+        return self._loader(dataset, sampler=sampler, drop_last=leftover == 1 and len(sampler) > 1)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader(self.dataset("val"))
@@ -219,11 +212,14 @@ class MVTecDataModule(pl.LightningDataModule):
         return [f"mask: {problem}" for problem in problems]
 
 
-def _warnings(found: Scan, samples: Sequence[Sample]) -> list[str]:
+def describe_oddities(found: Scan, samples: Sequence[Sample]) -> list[str]:
+    """What a reader of the figures should know of these samples and their split, a line each."""
     messages = []
     if found.ignored:
         shown = ", ".join(found.ignored[:3]) + (" ..." if len(found.ignored) > 3 else "")
         messages.append(f"{len(found.ignored)} file(s) or folder(s) that are no images were passed over: {shown}")
+    if not any(s.label == GOOD for s in samples if s.split):
+        messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
     for split in ("val", "test"):
         counts = Counter(s.label for s in samples if s.split == split)
         for name, count in sorted(counts.items()):

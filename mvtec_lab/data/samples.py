@@ -52,9 +52,10 @@ def scan(folder: Path) -> Scan:
         raise LabError(f"{folder} has no test/ folder: MVTec's layout is test/<defect type>/*.png")
     result = Scan(folder, [])
     for part in ("train", "test"):
-        for class_folder in sorted(p for p in (folder / part).glob("*") if p.is_dir()):
-            if part == "train" and class_folder.name != GOOD:
-                result.ignored.append(f"train/{class_folder.name}/")
+        for class_folder in sorted(p for p in (folder / part).glob("*") if p.name not in LITTER):
+            hidden = class_folder.name.startswith(".")  # .ipynb_checkpoints and the like
+            if not class_folder.is_dir() or hidden or (part == "train" and class_folder.name != GOOD):
+                result.ignored.append(f"{part}/{class_folder.name}")
                 continue
             images = _images(class_folder, result)
             if not images:
@@ -67,7 +68,7 @@ def scan(folder: Path) -> Scan:
 
 def _images(folder: Path, result: Scan) -> list[Path]:
     files = sorted((p for p in folder.iterdir() if p.name not in LITTER), key=lambda p: _natural(p.name))
-    images = [p for p in files if p.is_file() and p.suffix.lower() in EXTENSIONS]
+    images = [p for p in files if p.is_file() and p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
     result.ignored += [p.relative_to(result.folder).as_posix() for p in files if p not in images]
     return images
 
@@ -88,7 +89,12 @@ def _sample(image: Path, label: str, result: Scan) -> Sample:
         result.mask_problems.append(f"{path} has no mask in ground_truth/{label}/")
         return Sample(path, label, None, path)
     mask = found[0].relative_to(result.folder).as_posix()
-    size, of_mask = image_size(image)[:2], image_size(found[0])[:2]
+    try:
+        of_mask = image_size(found[0])[:2]
+    except LabError as error:
+        result.mask_problems.append(str(error))
+        return Sample(path, label, None, path)
+    size = image_size(image)[:2]
     if size != of_mask:
         result.mask_problems.append(f"{mask} is {of_mask[0]} x {of_mask[1]} but {path} is {size[0]} x {size[1]}")
         return Sample(path, label, None, path)

@@ -42,13 +42,18 @@ def locate(name: str, root: str, category: str | None, archive: str | None = Non
 
         if category != "cable":
             raise LabError(f"data=sample draws the category cable, not {category!r}: data=mvtec has the real ones")
-        return generate(Path(root).expanduser())
+        try:
+            return generate(Path(root).expanduser())
+        except OSError as error:
+            raise LabError(f"data.root={root} cannot be written ({error.strerror}): give data.root=FOLDER") from error
     if name == "mvtec" and category not in CATEGORIES:
         raise unknown("MVTec AD category", category, CATEGORIES)
     folder = Path(root).expanduser() / (category or "")
     if not folder.is_dir() and archive is not None:
         from mvtec_lab.data.download import fetch_archive
 
+        if "://" not in archive and not Path(archive).expanduser().is_file():
+            raise LabError(f"data.archive={archive} does not exist: give an archive's file or URL")
         if name == "mvtec":
             log.warning(LICENSE)
         fetch_archive(archive, Path(root).expanduser(), sha256=sha256)

@@ -6,6 +6,7 @@ gains or loses images.
 
 from __future__ import annotations
 
+import csv
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from mvtec_lab.config import SplitConfig, validate_split
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import read_csv
@@ -23,40 +25,33 @@ from mvtec_lab.results import read_csv
 SPLITS = ("train", "val", "test")
 
 
-def split_samples(
-    samples: Sequence[Sample],
-    *,
-    protocol: str = "holdout",
-    pool: str = "test",
-    per_class: int | None = None,
-    val: float = 0.2,
-    test: float = 0.2,
-    folds: int = 5,
-    fold: int = 0,
-    file: str | Path | None = None,
-    group_by: str | None = None,
-    val_is_test: bool = False,
-    seed: int = 0,
-) -> list[Sample]:
-    """Give every sample its split; those that take no part keep an empty one. The arguments are SplitConfig's.
+def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Give every sample its split; those that take no part keep an empty one.
 
     With ``val_is_test`` no sample is called val: the test samples serve as both.
 
     Raises:
-        LabError: a class has too few images (or groups) for the split, or the split file does not fit the samples.
+        LabError: a setting out of range, a class with too few images (or groups) for the split, or a split file that
+            does not fit the samples.
     """
-    samples = [replace(s, group=_group(s.path, group_by)) for s in samples]
-    if protocol == "file":
-        assert file is not None
-        result = _from_file(samples, Path(file), val_is_test)
+    validate_split(split)
+    seed = split.seed
+    samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
+    if split.group_by and all(s.group == s.path for s in samples):
+        raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
+    if split.file is not None:
+        result = _from_file(samples, Path(split.file), split.val_is_test)
     else:
-        pooled = [s for s in samples if pool == "all" or s.path.startswith("test/")]
-        if per_class is not None:
-            pooled = _draw_per_class(pooled, per_class, seed)
+        pooled = [s for s in samples if split.pool == "all" or s.path.startswith("test/")]
+        if split.per_class is not None:
+            pooled = _draw_per_class(pooled, split.per_class, seed)
         units = _units(pooled)
-        tested = _fold(units, folds, fold, seed) if protocol == "kfold" else _draw(units, units, test, seed, "test")
+        if split.protocol == "kfold":
+            tested = _fold(units, split.folds, split.fold, seed)
+        else:
+            tested = _draw(units, units, split.test, seed, "test")
         rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}
-        chosen = set() if val_is_test else _draw(units, rest, val, seed, "val")
+        chosen = set() if split.val_is_test else _draw(units, rest, split.val, seed, "val")
         used = {s.path for s in pooled}
 
         def split_of(sample: Sample) -> str:
@@ -135,7 +130,10 @@ def _too_few(label: str, count: int, protocol: str, least: int) -> LabError:
 def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sample]:
     if not file.is_file():
         raise LabError(f"split.file={file} does not exist")
-    rows = read_csv(file)
+    try:
+        rows = read_csv(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LabError(f"split.file={file} is no CSV in UTF-8 ({error}): save it as such") from error
     if not rows or not {"path", "split"} <= set(rows[0]):
         raise LabError(f"split.file={file} needs a header and rows with the columns path,split")
     paths = {s.path for s in samples}

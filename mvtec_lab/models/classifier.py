@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, stages, trainable_stages
@@ -24,6 +24,18 @@ from mvtec_lab.models.weights import load_file, load_weights
 
 class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+class BalancedAccuracy(MulticlassConfusionMatrix):
+    """Mean recall over the classes that occur, as scikit-learn has it; torchmetrics' macro counts absent ones as 0."""
+
+    def recalls(self) -> Tensor:
+        """Recall of every class, [C]; NaN where it does not occur."""
+        matrix = super().compute()
+        return matrix.diag() / matrix.sum(dim=1)
+
+    def compute(self) -> Tensor:
+        return self.recalls().nanmean()
 
 
 class DefectClassifier(pl.LightningModule):
@@ -92,14 +104,14 @@ class DefectClassifier(pl.LightningModule):
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+                "balanced_accuracy": BalancedAccuracy(num_classes),
                 "macro_f1": MulticlassF1Score(num_classes, average="macro"),
             }
         )
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.val_recall = MulticlassRecall(num_classes, average=None)
+        self.val_recall = BalancedAccuracy(num_classes)
 
     @property
     def stages(self) -> list[str]:
@@ -130,32 +142,37 @@ class DefectClassifier(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self(batch["image"])
         loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the training loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
-                f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
-            )
+        self._require_finite(loss, "training", batch_idx)
         self.train_metrics.update(logits.detach(), batch["label"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         return loss
 
+    def _require_finite(self, loss: Tensor, what: str, batch_idx: int) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the {what} loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
+                f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
+            )
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits = self._evaluate(batch, "val", self.val_metrics)
+        logits = self._evaluate(batch, "val", self.val_metrics, batch_idx)
         self.val_recall.update(logits, batch["label"])
 
     def on_validation_epoch_end(self) -> None:
-        recall = self.val_recall.compute()
-        named = {f"val_recall/{name}": value for name, value in zip(self.classes, recall, strict=True)}
-        self.log_dict(named, sync_dist=True)
+        self.val_recall.compute()
+        named = zip(self.classes, self.val_recall.recalls(), strict=True)
+        self.log_dict({f"val_recall/{name}": value for name, value in named if not value.isnan()}, sync_dist=True)
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_metrics)
+        self._evaluate(batch, "test", self.test_metrics, batch_idx)
 
-    def _evaluate(self, batch: dict[str, Tensor], name: str, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: dict[str, Tensor], name: str, metrics: MetricCollection, batch_idx: int) -> Tensor:
         logits = self(batch["image"])
-        self.log(f"{name}/loss", F.cross_entropy(logits, batch["label"]), batch_size=len(logits), sync_dist=True)
+        loss = F.cross_entropy(logits, batch["label"])
+        self._require_finite(loss, "validation" if name == "val" else name, batch_idx)
+        self.log(f"{name}/loss", loss, batch_size=len(logits), sync_dist=True)
         metrics.update(logits, batch["label"])
         self.log_dict(metrics, on_epoch=True)
         return logits
@@ -202,12 +219,12 @@ def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
     checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise LabError(f"{path} is no checkpoint of a classifier: give a run's best.ckpt or last.ckpt")
-    hparams = dict(checkpoint["hyper_parameters"])
-    weights = hparams.pop("weights", None)
     try:
+        hparams = dict(checkpoint["hyper_parameters"])
+        weights = hparams.pop("weights", None)
         classifier = DefectClassifier(**hparams, weights=None)
         classifier.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LabError(f"{path} is no checkpoint of this version's classifier: {reason}") from error
     classifier.weights_name = weights

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
+from mvtec_lab.config import SCHEDULERS
 from mvtec_lab.errors import unknown
 
 OPTIMIZERS = {
@@ -24,9 +25,6 @@ def build_optimizer(
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](parameters, lr, weight_decay, momentum)
-
-
-SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 
 
 def build_scheduler(
@@ -49,7 +47,8 @@ def build_scheduler(
             return {"scheduler": lr_scheduler.StepLR(optimizer, step_size, gamma)}
         case "onecycle":
             peak = optimizer.param_groups[0]["lr"]
-            return {"scheduler": lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps), "interval": "step"}
+            cycle = lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, cycle_momentum=False)  # momentum is set
+            return {"scheduler": cycle, "interval": "step"}
         case "plateau":
             plateau = lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
             return {"scheduler": plateau, "monitor": "val/loss"}

@@ -11,15 +11,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RESULT, RunResult, read_csv
+from mvtec_lab.results import HISTORY, PREDICTIONS, RESULT, RunResult, read_csv
 
 REPORT, MISTAKES = "report.html", "mistakes.jpg"
-RUN_KEYS = ("seed", "split.seed", "split.fold")  # tell runs of one attempt apart, not attempts
 
 Settings = dict[str, str]  # dotted key -> value as text
 
@@ -36,7 +34,7 @@ def write_report(directory: Path) -> Path:
     runs = summary.load_runs(directory)
     groups = summary.by_attempt(runs)
     rows = summary.summarise(runs)
-    settings = {run.run_dir: _settings(run) for run in runs}
+    settings = {run.run_dir: summary.settings_of(run) for run in runs}
     histories = {name: [history for run in group if (history := _rows(run, HISTORY))] for name, group in groups.items()}
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
 
@@ -121,28 +119,6 @@ def _rows(run: RunResult, name: str) -> list[dict[str, str]]:
     return read_csv(path) if path.is_file() else []
 
 
-def _settings(run: RunResult) -> Settings:
-    path = Path(run.run_dir) / CONFIG
-    return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Settings:
-    """Dotted keys; what lies deeper than section, key and name (a transform's arguments) stays together in one text."""
-    flat: Settings = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and depth > 1:
-            flat |= _flatten(value, f"{prefix}{key}.", depth - 1)
-        elif isinstance(value, Mapping):
-            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
-        else:
-            flat[f"{prefix}{key}"] = _text(value)
-    return flat
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _differences(
     groups: Mapping[str, Sequence[RunResult]], settings: Mapping[str, Settings]
 ) -> list[tuple[str, list[str]]]:
@@ -154,7 +130,7 @@ def _differences(
             found = [settings[run.run_dir] for run in group if settings[run.run_dir]]
             cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in found)))
         known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config says nothing
-        varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
+        varies = len(known) > 1 or (key not in summary.RUN_KEYS and any(len(cell) > 1 for cell in known))
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
     return table

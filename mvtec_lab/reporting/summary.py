@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import wilson_interval
-from mvtec_lab.results import RESULT, RunResult, find_runs, write_csv
+from mvtec_lab.results import CONFIG, RESULT, RunResult, find_runs, write_csv
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
+# Tell runs of one attempt apart, not attempts: which repeat, and where it ran.
+RUN_KEYS = ("seed", "split.seed", "split.fold", "data.root", "data.archive", "data.num_workers", "trainer.accelerator")
 # The columns of every table after the accuracy itself, in this order.
 FIGURES = ("test_balanced_accuracy", "test_macro_f1", "test_defect_accuracy", "val_accuracy", "majority_baseline")
 COLUMNS = (
@@ -50,11 +54,46 @@ def load_runs(directory: Path) -> list[RunResult]:
 
 
 def by_attempt(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Group runs by their attempt, in first-seen order."""
+    """Group runs by their attempt, in first-seen order.
+
+    Runs of one attempt that differ in more than seed, fold and place are no repeats of each other: they are groups of
+    their own, named by what differs, ``base optimizer.lr=0.1``.
+    """
+    runs = list(runs)
+    settings = {id(run): settings_of(run) for run in runs}
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
-        groups.setdefault(run.attempt, []).append(run)
+        peers = [settings[id(r)] for r in runs if r.attempt == run.attempt and settings[id(r)]]
+        own = settings[id(run)]
+        varied = [k for k in own if k not in RUN_KEYS and len({peer.get(k) for peer in peers}) > 1]
+        groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
     return groups
+
+
+def settings_of(run: RunResult) -> dict[str, str]:
+    """A run's config.yaml as dotted keys and texts; empty where it has none."""
+    path = Path(run.run_dir) / CONFIG
+    try:
+        return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except FileNotFoundError:
+        return {}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
+    """Dotted keys; what lies deeper than section, key and name (a transform's arguments) stays together in one text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            flat |= _flatten(value, f"{prefix}{key}.", depth - 1)
+        elif isinstance(value, Mapping):
+            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def summarise(runs: Sequence[RunResult]) -> list[Row]:
@@ -89,8 +128,8 @@ def _row(attempt: str, runs: Sequence[RunResult]) -> Row:
         marks.append("random weights")
     if any(run.val_is_test for run in runs):
         marks.append("validation = test")
-    if max(len(data), len(weights), len({run.backbone for run in runs})) > 1:
-        marks.append("runs of one attempt differ in data, backbone or weights")
+    if len(weights) > 1:  # a fallback in some of them: everything else that differs makes a row of its own
+        marks.append("runs of one attempt differ in their weights")
     return {
         "attempt": attempt,
         "runs": len(runs),
@@ -223,9 +262,11 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     console.print()
     for line in reading(rows):
         console.print(Text(line))
+    warned = remarks(rows, "warnings")
     for line in remarks(rows, "marks"):
-        console.print(Text(line, style="yellow"))
-    for line in remarks(rows, "warnings"):
+        if not any(warning.startswith(line.split(":")[0].split(" (")[0]) for warning in warned):  # it says more
+            console.print(Text(line, style="yellow"))
+    for line in warned:
         console.print(Text(f"warning: {line}", style="yellow"))
     for row in rows:
         if row["failed"]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.catalogue import CATEGORIES, GOOD
-from mvtec_lab.data.images import image_size, read_image, read_mask
-from mvtec_lab.data.samples import Sample, classes_of
-from mvtec_lab.data.splits import SPLITS
+from mvtec_lab.data.catalogue import CATEGORIES
+from mvtec_lab.data.datamodule import describe_oddities
+from mvtec_lab.data.images import check_images, image_size, read_image, read_mask
+from mvtec_lab.data.samples import Sample, classes_of, scan
+from mvtec_lab.data.source import product_folder
+from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.transforms import resize
+from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.tasks.outcome import write_picture
-from mvtec_lab.tasks.setup import build_data
+from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, data_module
 
-log = logging.getLogger(__name__)
-
+DATASET = "dataset.json"
 TILE = 224  # pixels of an example on dataset.jpg
 
 
@@ -30,61 +34,82 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
 
     Mask coverage is the share of an image's pixels that its mask marks. The imbalance ratio is the training images of
-    the most frequent class over those of the rarest.
+    the most frequent class over those of the rarest. What would stop a training, a broken file or a class with too few
+    images for the split, stands among the warnings.
     """
     validate(config)
-    data = build_data(config)
-    used = [s for s in data.samples if s.split]
-    sizes = Counter(image_size(data.folder / s.path) for s in data.samples)
-    coverage = {
-        name: [read_mask(data.folder / s.mask).mean() for s in data.samples if s.label == name and s.mask]
-        for name in data.classes
+    data = data_module(config)
+    found = scan(product_folder(data.root, None))
+    broken = _broken([found.folder / s.path for s in found.samples])
+    sound = [s for s in found.samples if found.folder / s.path not in broken]
+    warnings = [SAMPLE_MARK] if config.data.name == "sample" else []
+    warnings += [*broken.values(), *(f"mask: {problem}" for problem in found.mask_problems)]
+    try:
+        samples = split_samples(found.samples, data.split)
+        warnings += describe_oddities(found, samples)
+    except LabError as error:
+        warnings.append(f"no split: {error}")
+        samples = [s for s in found.samples if config.split.pool == "all" or s.path.startswith("test/")]
+    used = [s for s in samples if s.split] or samples
+    classes = classes_of(used)
+    by_split = {
+        split: {name: sum(s.label == name for s in part) for name in classes}
+        for split in SPLITS
+        if (part := [s for s in used if s.split == ("test" if split == "val" and data.split.val_is_test else split)])
     }
-    counts = data.counts()
-    train = counts["train"].values()
-    official = CATEGORIES.get(data.folder.name) if config.data.name == "mvtec" else None
+    train = by_split.get("train") or {name: sum(s.label == name for s in used) for name in classes}
+    sizes = Counter(image_size(found.folder / s.path) for s in sound)
+    coverage = {
+        name: [read_mask(found.folder / s.mask).mean() for s in sound if s.label == name and s.mask] for name in classes
+    }
+    official = CATEGORIES.get(found.folder.name) if config.data.name == "mvtec" else None
     facts = {
         "data": config.data.name,
-        "category": data.folder.name,
-        "folder": str(data.folder),
-        "num_classes": data.num_classes,
-        "classes": data.classes,
-        "images_found": len(data.samples),
+        "category": found.folder.name,
+        "folder": str(found.folder),
+        "num_classes": len(classes),
+        "classes": classes,
+        "images_found": len(found.samples),
         "images_used": len(used),
         "split": vars(config.split),
-        "classes_by_split": counts,
-        "found": {
-            "train/good": sum(s.path.startswith("train/") for s in data.samples),
-            **{
-                f"test/{name}": sum(s.label == name and s.path.startswith("test/") for s in data.samples)
-                for name in classes_of(data.samples)
-            },
-        },
+        "classes_by_split": by_split,
+        "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in found.samples)),
         "official": {"train/good": official.train, **{f"test/{k}": v for k, v in official.test.items()}}
         if official
         else None,
-        "imbalance_ratio": max(train) / min(train),
+        "imbalance_ratio": max(train.values()) / min(train.values()),
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
         "mask_coverage": {
             name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
             for name, c in coverage.items()
             if c
         },
-        "warnings": data.warnings,
+        "warnings": warnings,
     }
-    run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "dataset.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_picture(run_dir / "dataset.jpg", _examples(data.folder, used, data.classes))
+    run_dir = claim(run_dir, DATASET)
+    (run_dir / DATASET).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_picture(run_dir / "dataset.jpg", _examples(found.folder, [s for s in sound if s.label in classes], classes))
     _print(facts, run_dir)
     return facts
 
 
+def _broken(paths: list[Path]) -> dict[Path, str]:
+    """The files that cannot be read, with the reason."""
+    try:
+        check_images(paths)
+        return {}
+    except LabError:  # the first one: look at each
+        found = {}
+        for path in paths:
+            try:
+                check_images([path])
+            except LabError as error:
+                found[path] = str(error)
+        return found
+
+
 def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
     """An example of each class, the rim of its defect drawn where there is a mask."""
-    import cv2
-    import numpy as np
-
     pictures = []
     for name in classes:
         example = next(s for s in samples if s.label == name)
@@ -100,39 +125,38 @@ def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
 
 
 def _print(facts: dict[str, Any], run_dir: Path) -> None:
-    console = Console()
-    title = f"{facts['data']}/{facts['category']}: {facts['num_classes']} classes, {facts['images_used']} images used"
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    for column in (*SPLITS, "used", "share", "mask coverage"):
+    used, by_split = facts["images_used"], facts["classes_by_split"]
+    title = f"{facts['data']}/{facts['category']}: {facts['num_classes']} classes, {used} images used"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("class", no_wrap=True)
+    for column in (*by_split, "used", "share", "mask coverage"):
         table.add_column(column, justify="right")
-    used = facts["images_used"]
-    by_split = facts["classes_by_split"]
-    once = [s for s in SPLITS if not (s == "val" and facts["split"]["val_is_test"])]
+    once = [s for s in by_split if not (s == "val" and facts["split"]["val_is_test"])]
     for name in facts["classes"]:
-        total = sum(by_split[split][name] for split in once)
+        total = sum(by_split[split][name] for split in once) or facts["found"].get(f"test/{name}", 0)
         cover = facts["mask_coverage"].get(name)
         table.add_row(
-            name,
-            *(str(by_split[split][name]) for split in SPLITS),
+            escape(name),
+            *(str(counts[name]) for counts in by_split.values()),
             str(total),
             f"{total / used:.0%}",
             f"{cover['mean']:.1%} ({cover['min']:.1%} to {cover['max']:.1%})" if cover else "",
         )
     table.add_section()
-    table.add_row("all", *(str(sum(by_split[split].values())) for split in SPLITS), str(used), "100%", "")
+    table.add_row("all", *(str(sum(counts.values())) for counts in by_split.values()), str(used), "100%", "")
+    console = Console()
     console.print(table)
-    sizes = ", ".join(f"{d['width']} x {d['height']} {d['mode']} ({d['images']})" for d in facts["dimensions"][:5])
-    console.print(f"found     {', '.join(f'{k} {v}' for k, v in facts['found'].items())}", highlight=False)
+    lines = {"found": ", ".join(f"{k} {v}" for k, v in facts["found"].items())}
     if facts["official"] and facts["official"] != facts["found"]:
         differ = [f"{k} {v}" for k, v in facts["official"].items() if facts["found"].get(k) != v]
-        console.print(f"official  differs: {', '.join(differ)}", highlight=False)
-    console.print(f"images    {sizes}", highlight=False)
-    console.print(
-        f"imbalance {facts['imbalance_ratio']:.2f} (most frequent class of train over the rarest), "
-        f"{GOOD}: {by_split['train'].get(GOOD, 0)} of {sum(by_split['train'].values())} train",
-        highlight=False,
-    )
+        lines["official"] = f"differs: {', '.join(differ)}"
+    sizes = facts["dimensions"]
+    lines["images"] = ", ".join(f"{d['width']} x {d['height']} {d['mode']} ({d['images']})" for d in sizes[:5])
+    if len(sizes) > 5:
+        lines["images"] += f" and {len(sizes) - 5} more sizes"
+    lines["imbalance"] = f"{facts['imbalance_ratio']:.2f}, the most frequent class of train over the rarest"
+    for name, line in lines.items():
+        console.print(f"{name:<10}{line}", highlight=False, markup=False)
     for warning in facts["warnings"]:
-        console.print(f"warning   {warning}", style="yellow", highlight=False, markup=False)
-    console.print(f"written   {run_dir / 'dataset.json'}, {run_dir / 'dataset.jpg'}", highlight=False, soft_wrap=True)
+        console.print(f"{'warning':<10}{warning}", style="yellow", highlight=False, markup=False)
+    print(f"{'written':<10}{run_dir / DATASET}, {run_dir / 'dataset.jpg'}")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.results import PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.results import CONFIG, PREDICTIONS, SAMPLES, read_csv
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_data
+from mvtec_lab.tasks.setup import build_data, claim
 
 log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
 
 
 def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
@@ -40,10 +45,8 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         )
     data.mean, data.std = classifier.mean, classifier.std
     outcomes = judge(classifier, data)
-    warnings = [
-        *data.warnings,
-        *_seen_in_training(Path(config.ckpt or ""), [r for o in outcomes.values() for r in o.rows()]),
-    ]
+    judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
+    warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), judged)]
     result = {
         "ckpt": config.ckpt,
         "data": config.data.name,
@@ -51,14 +54,13 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "metrics": {split: outcome.metrics for split, outcome in outcomes.items()},
         "warnings": warnings,
     }
-    run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    run_dir = claim(run_dir, METRICS)
+    (run_dir / METRICS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_predictions(run_dir / PREDICTIONS, outcomes)
     write_picture(run_dir / "mistakes.jpg", outcomes["test"].sheet())
     for warning in warnings:
         log.warning(warning)
-    table = Table(title=f"{config.ckpt} on {config.data.name}/{data.folder.name}", title_justify="left")
+    table = Table(title=escape(f"{config.ckpt} on {config.data.name}/{data.folder.name}"), title_justify="left")
     table.add_column("metric")
     for split in outcomes:
         table.add_column(f"{split} ({outcomes[split].metrics['images']} images)", justify="right")
@@ -66,7 +68,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         values = [outcome.metrics[name] for outcome in outcomes.values()]
         table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
     Console().print(table)
-    Console().print(f"written to {run_dir}", highlight=False, soft_wrap=True)
+    print(f"written to {run_dir}")
     return result
 
 
@@ -76,12 +78,15 @@ def the_classifier(config: Config, task: str) -> DefectClassifier:
     return load_classifier(config.ckpt)
 
 
-def _seen_in_training(ckpt: Path, rows: list[dict[str, Any]]) -> list[str]:
-    samples = ckpt.parent / SAMPLES
-    if not samples.is_file():
-        return [f"no {SAMPLES} beside {ckpt}: whether it was trained on these images cannot be told"]
-    trained = {row["path"] for row in read_csv(samples) if row["split"] == "train"}
-    seen = {row["path"] for row in rows} & trained
+def _seen_in_training(ckpt: Path, images: Sequence[Path]) -> list[str]:
+    """A warning where a checkpoint is judged on images that it was trained on, as far as its run's files tell."""
+    samples, config = ckpt.parent / SAMPLES, ckpt.parent / CONFIG
+    if not (samples.is_file() and config.is_file()):
+        return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images cannot be told"]
+    source = OmegaConf.load(config).data
+    folder = Path(source.root, source.category or "").expanduser().resolve()
+    trained = {folder / row["path"] for row in read_csv(samples) if row["split"] == "train"}
+    seen = trained & {path.resolve() for path in images}
     if not seen:
         return []
     return [f"{len(seen)} of these images trained this checkpoint (another seed or split?): the figures are too good"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from mvtec_lab.config import Config, validate
@@ -17,6 +16,7 @@ from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.results import PREDICTIONS, write_csv
 from mvtec_lab.tasks.evaluate import the_classifier
 from mvtec_lab.tasks.outcome import SHOWN, write_picture
+from mvtec_lab.tasks.setup import claim
 
 
 def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
@@ -57,17 +57,14 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         }
         for path, scores in zip(paths, probabilities, strict=True)
     ]
-    run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = claim(run_dir, PREDICTIONS)
     write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
     pictures = [dataset.picture(place) for place in range(min(SHOWN, len(rows)))]
     captions = [f"{row['prediction']} ({float(row['confidence']):.2f})" for row in rows[:SHOWN]]
     write_picture(run_dir / "predictions.jpg", sheet(pictures, captions, [None] * len(pictures)))
-    console = Console()
     for row in rows[:SHOWN]:
-        line = f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}")
     if len(rows) > SHOWN:
-        console.print(f"... and {len(rows) - SHOWN} more")
-    console.print(f"written to {run_dir}", highlight=False, soft_wrap=True)
+        print(f"... and {len(rows) - SHOWN} more")
+    print(f"written to {run_dir}")
     return rows

@@ -19,6 +19,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, trainable_stages
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
+from mvtec_lab.results import CONFIG
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints would bury what the lab has to say
 
@@ -27,12 +28,12 @@ RANDOM_MARK = "random weights"
 VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
 
 
-def build_data(config: Config) -> MVTecDataModule:
-    """The data module of a configuration, found or made, scanned, checked and split."""
+def data_module(config: Config) -> MVTecDataModule:
+    """The data module of a configuration, its folder found or made, not yet scanned."""
     d, s = config.data, config.split
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
-    data = MVTecDataModule(
+    return MVTecDataModule(
         folder,
         image_size=d.image_size,
         batch_size=d.batch_size,
@@ -54,6 +55,12 @@ def build_data(config: Config) -> MVTecDataModule:
         split_seed=s.seed,
         seed=config.seed,
     )
+
+
+def build_data(config: Config) -> MVTecDataModule:
+    """The data module of a configuration: scanned, checked and split, with everything that is to be warned of."""
+    d, s = config.data, config.split
+    data = data_module(config)
     data.setup()
     if d.name == "sample":
         data.warnings.insert(0, SAMPLE_MARK)
@@ -142,12 +149,14 @@ def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
             devices=t.devices,
             strategy="ddp_find_unused_parameters_true" if rests else t.strategy,
             precision=precision(config),  # type: ignore[arg-type]
+            # On a GPU some kernels are not deterministic unless asked to be; on a CPU all that are used here are.
+            deterministic="warn" if torch.cuda.is_available() else None,
             use_distributed_sampler=False,  # EpochSampler shares the images out itself
             num_sanity_val_steps=0,
             enable_model_summary=False,
             **kwargs,
         )
-    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LabError(
             f"trainer.accelerator={t.accelerator} trainer.devices={t.devices} trainer.strategy={t.strategy} "
@@ -155,25 +164,26 @@ def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
         ) from error
 
 
-def check_devices(config: Config) -> None:
-    """Raises LabError for devices, a strategy or a precision that cannot be had here."""
-    build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+def check_devices(config: Config) -> int:
+    """The number of devices; LabError for devices, a strategy or a precision that cannot be had here."""
+    return build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
 
 
 def check(config: Config) -> None:
-    """Everything that can be known before training, without a trace on disk; raises LabError for the first mistake."""
+    """Everything about a job of a sweep that can be known before it trains; raises LabError for the first mistake."""
     validate(config)
     m = config.model
     check_image_size(m.backbone, config.data.image_size)
     with torch.device("meta"), isolate_rng():  # the architecture alone: its stages have names before it has weights
         trainable_stages(build(m.backbone, 2), m.unfreeze)
-    check_devices(config)
+    if check_devices(config) > 1:  # each further device runs the whole command, the sweep included
+        raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     build_data(config)
     available_weights(config)
 
 
 def claim(run_dir: str | Path, marker: str) -> Path:
-    """Make a run's directory its own: two runs never share one.
+    """Make a directory a task's own, by the file that it will leave there: two runs never share one.
 
     Raises:
         LabError: it belongs to another run already, or cannot be written.
@@ -181,9 +191,11 @@ def claim(run_dir: str | Path, marker: str) -> Path:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / marker).touch(exist_ok=False)
+        if (run_dir / CONFIG).exists():
+            raise FileExistsError
+        (run_dir / marker).touch(exist_ok=False)  # of two processes one succeeds
     except FileExistsError as error:
-        raise LabError(f"{run_dir} holds another run: give hydra.run.dir=NEW_FOLDER or remove it") from error
+        raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or remove it") from error
     except OSError as error:
         raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
     return run_dir

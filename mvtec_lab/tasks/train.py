@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     weights, notes = available_weights(config)
     pl.seed_everything(config.seed, verbose=False)
     classifier = build_classifier(config, data, weights)
-    first = rank_zero_only.rank == 0  # Lightning starts this command again for each further device
+    first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
     run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(
         attempt=config.attempt,
@@ -79,6 +80,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         logging.disable(logging.WARNING)
         _fit(config, data, classifier, result, began)
         raise SystemExit(0)
+    result.save()  # a run that is killed is found as one that failed
     for warning in result.warnings:
         log.warning(warning)
     try:
@@ -114,7 +116,7 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         best,
         last,
         history,
-        FirstBatch(data.classes, lambda image: denormalise(image, data.mean, data.std)),
+        FirstBatch(data.classes, partial(denormalise, mean=data.mean, std=data.std)),
     ]
     if t.patience is not None:
         callbacks.append(EarlyStopping("val/loss", patience=t.patience))
@@ -150,13 +152,14 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
     try:
         with _quiet():
             trainer.fit(classifier, datamodule=data)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
+        raise KeyboardInterrupt(f"stopped from outside after {len(history.rows)} epochs") from stop
     finally:
         result.seconds = time.perf_counter() - started
         result.epochs = len(history.rows)
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"stopped by hand after {result.epochs} epochs")
     saved = load_classifier(best.best_model_path)
     classifier.load_state_dict(saved.state_dict())
+    classifier.to(trainer.strategy.root_device)  # from which Lightning takes it at the end
     scores = [row[t.monitor] for row in history.rows]
     result.best_epoch = int(np.argmin(scores) if mode == "min" else np.argmax(scores))
 

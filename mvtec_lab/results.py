@@ -15,13 +15,9 @@ from typing import Any
 
 from mvtec_lab.errors import LabError
 
-RESULT, SAMPLES, PREDICTIONS, HISTORY, CONFIG = (
-    "result.json",
-    "samples.csv",
-    "predictions.csv",
-    "history.csv",
-    "config.yaml",
-)
+RESULT, CONFIG = "result.json", "config.yaml"
+SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
+MISTAKES = "mistakes.jpg"
 
 
 @dataclass

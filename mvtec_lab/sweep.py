@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, SplitConfig, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import CONFIG, RESULT, RunResult
 
@@ -47,6 +47,8 @@ TASKS = {
     "evaluate": "mvtec_lab.tasks.evaluate:evaluate",
     "predict": "mvtec_lab.tasks.predict:predict",
 }
+
+_CHOOSES_DATA = {"data", "data.root", "data.category", "seed", *(f"split.{f.name}" for f in fields(SplitConfig))}
 
 _CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO"}
 _FILE = {
@@ -163,7 +165,7 @@ def _hydra_main(cfg: DictConfig) -> None:
     run_dir = Path(job.runtime.output_dir)
     try:
         config = _to_config(cfg, job.runtime.choices)
-        if config.task == "evaluate" and not any(o.startswith(("data", "split", "seed")) for o in job.overrides.task):
+        if config.task == "evaluate" and not _CHOOSES_DATA.intersection(o.split("=")[0] for o in job.overrides.task):
             _take_data_of_run(config)
         result = _task(config.task)(config, run_dir)
         if config.task == "train" and job.mode == RunMode.RUN:

@@ -430,7 +430,13 @@ def test_a_run_that_is_stopped_says_so(product: Path, tmp_path: Path, sent: sign
         "hydra.sweep.dir=s",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # which a shell's background jobs ignore, and their children with them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch"):

@@ -181,7 +181,8 @@ def test_the_version_is_said_once() -> None:
 
 def test_the_tested_versions_lie_in_the_ranges() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    pinned = (line.split(";")[0].strip() for line in lines if line and not line.startswith("#"))
+    pins = dict(pin.lower().split("==") for pin in pinned)
     declared = [*project()["dependencies"], *project()["optional-dependencies"]["test"]]
     for requirement in map(Requirement, declared):
         assert requirement.name.lower() in pins

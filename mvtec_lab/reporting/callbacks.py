@@ -49,7 +49,8 @@ class History(pl.Callback):
         self._norms.clear()
         if trainer.is_global_zero:
             write_csv(self.path, self.rows, list(self.rows[-1]))
-            log.info(
+            log.log(
+                logging.DEBUG if trainer.progress_bar_callback else logging.INFO,  # a bar shows them already
                 "epoch %*d/%d   train loss %.3f  accuracy %.3f   val loss %.3f  accuracy %.3f",
                 len(str(trainer.max_epochs)),
                 trainer.current_epoch + 1,

@@ -15,9 +15,9 @@ import numpy as np
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.results import HISTORY, PREDICTIONS, RESULT, RunResult, read_csv
+from mvtec_lab.results import HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv
 
-REPORT, MISTAKES = "report.html", "mistakes.jpg"
+REPORT = "report.html"
 
 Settings = dict[str, str]  # dotted key -> value as text
 

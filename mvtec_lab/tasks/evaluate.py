@@ -16,7 +16,7 @@ from rich.table import Table
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.results import CONFIG, PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.results import CONFIG, MISTAKES, PREDICTIONS, SAMPLES, read_csv
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
 from mvtec_lab.tasks.setup import build_data, claim
 
@@ -57,7 +57,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     run_dir = claim(run_dir, METRICS)
     (run_dir / METRICS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_predictions(run_dir / PREDICTIONS, outcomes)
-    write_picture(run_dir / "mistakes.jpg", outcomes["test"].sheet())
+    write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
     for warning in warnings:
         log.warning(warning)
     table = Table(title=escape(f"{config.ckpt} on {config.data.name}/{data.folder.name}"), title_justify="left")

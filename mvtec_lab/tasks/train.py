@@ -32,7 +32,7 @@ from mvtec_lab.evaluation.metrics import confusion, majority_baseline
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.reporting.callbacks import FirstBatch, History
 from mvtec_lab.reporting.figures import confusion_figure
-from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, SAMPLES, RunResult, write_csv
+from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
 from mvtec_lab.tasks.setup import available_weights, build_classifier, build_data, build_trainer, check_devices, claim
 
@@ -173,7 +173,7 @@ def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         np.array([index[s.label] for s in data.of_split("train")]), outcomes["test"].labels
     )
     write_predictions(run_dir / PREDICTIONS, outcomes)
-    write_picture(run_dir / "mistakes.jpg", outcomes["test"].sheet())
+    write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
     _log_outcomes(config, classifier, outcomes)
     m = result.metrics["test"]
     log.info(

@@ -438,11 +438,14 @@ def test_a_run_that_is_stopped_says_so(product: Path, tmp_path: Path, sent: sign
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch"):
-            break
-    process.send_signal(sent)
-    process.communicate(timeout=60)
+    try:
+        for line in process.stderr:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
     result = RunResult.load(tmp_path / "s/base")
     assert not result.completed
     if sent == signal.SIGKILL:

@@ -144,7 +144,9 @@ class DefectClassifier(pl.LightningModule):
         loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
         self._require_finite(loss, "training", batch_idx)
         self.train_metrics.update(logits.detach(), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), prog_bar=True, sync_dist=True
+        )
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         return loss
 
@@ -172,7 +174,7 @@ class DefectClassifier(pl.LightningModule):
         logits = self(batch["image"])
         loss = F.cross_entropy(logits, batch["label"])
         self._require_finite(loss, "validation" if name == "val" else name, batch_idx)
-        self.log(f"{name}/loss", loss, batch_size=len(logits), sync_dist=True)
+        self.log(f"{name}/loss", loss, batch_size=len(logits), prog_bar=True, sync_dist=True)
         metrics.update(logits, batch["label"])
         self.log_dict(metrics, on_epoch=True)
         return logits

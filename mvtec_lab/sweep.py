@@ -182,6 +182,7 @@ def _hydra_main(cfg: DictConfig) -> None:
             traceback.print_exc()
         _record_failure(cfg, job, run_dir, error)
     finally:
+        _close_log(run_dir)
         _remove_empty(run_dir)
 
 
@@ -307,6 +308,15 @@ def _nearest_folder(path: Path) -> Path:
     """The path itself, or the closest of its parents, that exists."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 # as Hydra does: without .. , links untouched
     return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _close_log(run_dir: Path) -> None:
+    """Hydra leaves the job's log open: what is logged later would land in it, or in a folder that is gone."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == run_dir:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _remove_empty(directory: Path) -> None:

@@ -215,11 +215,15 @@ def test_tasks_do_not_write_into_a_run(lab, product: Path, tmp_path: Path, capsy
 
 def test_describe_reports_what_would_stop_a_training(lab, product: Path, tmp_path: Path, capsys) -> None:
     spoil(product, "truncated")
+    (product / "test/crack/003.png").write_bytes(b"")
+    for image in (product / "test/good").iterdir():
+        image.write_text("no image")  # a whole class of them
     for image in list((product / "test/hole").iterdir())[2:]:
         image.unlink()
     assert lab("task=describe", "hydra.run.dir=d") == 0
     facts = json.loads((tmp_path / "d/dataset.json").read_text())
-    assert any("002.png" in warning for warning in facts["warnings"])
+    for broken in ("crack/002.png", "crack/003.png", "good/009.png"):
+        assert any(broken in warning for warning in facts["warnings"]), broken
     assert any("no split: class 'hole' has 2 image(s)" in warning for warning in facts["warnings"])
     assert facts["classes"] == ["good", "crack", "hole"]
 

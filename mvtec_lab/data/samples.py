@@ -94,7 +94,10 @@ def _sample(image: Path, label: str, result: Scan) -> Sample:
     except LabError as error:
         result.mask_problems.append(str(error))
         return Sample(path, label, None, path)
-    size = image_size(image)[:2]
+    try:
+        size = image_size(image)[:2]
+    except LabError:  # whoever decodes the image will name it
+        return Sample(path, label, mask, path)
     if size != of_mask:
         result.mask_problems.append(f"{mask} is {of_mask[0]} x {of_mask[1]} but {path} is {size[0]} x {size[1]}")
         return Sample(path, label, None, path)

@@ -162,7 +162,6 @@ class DefectClassifier(pl.LightningModule):
         self.val_recall.update(logits, batch["label"])
 
     def on_validation_epoch_end(self) -> None:
-        self.val_recall.compute()
         named = zip(self.classes, self.val_recall.recalls(), strict=True)
         self.log_dict({f"val_recall/{name}": value for name, value in named if not value.isnan()}, sync_dist=True)
         self.val_recall.reset()

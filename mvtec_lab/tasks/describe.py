@@ -111,8 +111,10 @@ def _broken(paths: list[Path]) -> dict[Path, str]:
 def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
     """An example of each class, the rim of its defect drawn where there is a mask."""
     pictures = []
-    for name in classes:
-        example = next(s for s in samples if s.label == name)
+    examples = {s.label: s for s in reversed(samples)}  # the first of each class
+    shown = [name for name in classes if name in examples]  # not a class of broken files alone
+    for name in shown:
+        example = examples[name]
         picture = resize(read_image(folder / example.path), TILE).copy()
         if example.mask:
             mask = cv2.resize(
@@ -121,7 +123,7 @@ def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
             rims, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, rims, -1, (255, 0, 0), 1)
         pictures.append(picture)
-    return sheet(pictures, classes, [None] * len(classes), columns=min(5, len(classes)), tile=TILE)
+    return sheet(pictures, shown, [None] * len(shown), columns=min(5, len(shown)), tile=TILE)
 
 
 def _print(facts: dict[str, Any], run_dir: Path) -> None:

@@ -90,7 +90,7 @@ class DefectClassifier(pl.LightningModule):
         self.save_hyperparameters(logger=False)
         check_image_size(backbone, image_size)
         loaded = load_weights(backbone, weights)
-        self.weights_name = loaded.name
+        self.weights_name, self.weights_note = loaded.name, loaded.note
         self.mean, self.std = list(mean or loaded.mean), list(std or loaded.std)
         self.classes = list(classes or map(str, range(num_classes)))
         self.hparams.update({"mean": self.mean, "std": self.std, "classes": self.classes, "weights": loaded.name})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +75,18 @@ def build_data(config: Config) -> MVTecDataModule:
     return data
 
 
-def available_weights(config: Config) -> tuple[str | None, list[str]]:
-    """The weights to use and a warning if they are not those asked for: only the sample goes on with random ones."""
-    try:
-        loaded = load_weights(config.model.backbone, config.model.weights)
-    except WeightsUnavailable as error:
-        if config.data.name != "sample":
-            raise
-        return None, [f"{RANDOM_MARK}: {error}"]
-    notes = [loaded.note] if loaded.note else []
-    return config.model.weights, notes if loaded.state_dict is not None else [f"{RANDOM_MARK}, as asked for"]
-
-
-def build_classifier(config: Config, data: MVTecDataModule, weights: str | None) -> DefectClassifier:
+def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClassifier, list[str]]:
+    """The classifier, and a warning where its weights are not those asked for: only the sample takes random ones."""
     m, o, c = config.model, config.optimizer, config.scheduler
     balance = None
     if config.loss.class_weights != "none":
         counts = list(data.counts()["train"].values())
         balance = class_weights(counts, config.loss.class_weights, config.loss.beta).tolist()
-    classifier = DefectClassifier(
+    make = partial(
+        DefectClassifier,
         m.backbone,
         data.num_classes,
         classes=data.classes,
-        weights=weights,
         unfreeze=m.unfreeze,
         warmup_epochs=m.warmup_epochs,
         class_weights=balance,
@@ -110,8 +100,17 @@ def build_classifier(config: Config, data: MVTecDataModule, weights: str | None)
         scheduler_patience=c.patience,
         image_size=config.data.image_size,
     )
+    try:
+        classifier = make(weights=m.weights)
+        notes = [classifier.weights_note] if classifier.weights_note else []
+    except WeightsUnavailable as error:
+        if config.data.name != "sample":
+            raise
+        classifier, notes = make(weights=None), [f"{RANDOM_MARK}: {error}"]
+    if classifier.weights_name == "random" and not notes:
+        notes = [f"{RANDOM_MARK}, as asked for"]
     data.mean, data.std = classifier.mean, classifier.std
-    return classifier
+    return classifier, notes
 
 
 def precision(config: Config) -> str:
@@ -179,7 +178,11 @@ def check(config: Config) -> None:
     if check_devices(config) > 1:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     build_data(config)
-    available_weights(config)
+    try:
+        load_weights(m.backbone, m.weights)
+    except WeightsUnavailable:
+        if config.data.name != "sample":
+            raise
 
 
 def claim(run_dir: str | Path, marker: str) -> Path:

@@ -34,7 +34,7 @@ from mvtec_lab.reporting.callbacks import FirstBatch, History
 from mvtec_lab.reporting.figures import confusion_figure
 from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import available_weights, build_classifier, build_data, build_trainer, check_devices, claim
+from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     validate(config)
     check_devices(config)
     data = build_data(config)
-    weights, notes = available_weights(config)
     pl.seed_everything(config.seed, verbose=False)
-    classifier = build_classifier(config, data, weights)
+    classifier, notes = build_classifier(config, data)
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
     run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(

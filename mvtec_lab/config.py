@@ -36,7 +36,9 @@ class DataConfig:
     masks: str = "required"  # optional: an image without a mask is a warning, not an error
     image_size: int = 128  # pixels; images are squeezed into this square, never cropped: a defect may lie at the rim
     batch_size: int = 32  # of all four reports' figures the most frequent
-    num_workers: int = 0  # worker processes; at these sizes starting them costs more than they save
+    # worker processes that decode and augment; null: none, starting them costs more than they save at these sizes, but
+    # up to eight where a GPU waits for augmented images
+    num_workers: int | None = None
     sampler: str = "none"  # draw training images by class: none, inverse, sqrt or effective
     sampler_beta: float = 0.99  # of `effective`; on a few dozen images .9 hardly weights and .999 equals inverse
 
@@ -63,6 +65,8 @@ class AugmentConfig:
     """Random transforms of the training images: albumentations names with their arguments, applied in this order."""
 
     transforms: dict[str, Any] = field(default_factory=dict)
+    # so many augmented views of each image, drawn once: their activations can be cached, but training sees no others
+    views: int | None = None
 
 
 @dataclass
@@ -113,6 +117,15 @@ class TrainerConfig:
     devices: Any = 1  # "auto" takes every GPU there is
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed or 16-mixed on a GPU that has it, 32 elsewhere
+    compile: bool = False  # torch.compile the stages: a minute or so before the first step, no gain on a CPU
+
+
+@dataclass
+class CacheConfig:
+    """What is made once and kept: decoded images, and what frozen stages make of them. No result depends on it."""
+
+    dir: str | None = "outputs/cache"  # null: decode in every epoch, run the whole network in every step
+    max_gb: float = 10.0  # 10^9 bytes: 60,000 images at 224 pixels; what was used least recently makes room
 
 
 @dataclass
@@ -130,6 +143,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     ckpt: str | None = None  # task=evaluate and task=predict: the checkpoint
     source: str | None = None  # task=predict: an image or a folder
 
@@ -160,6 +174,11 @@ def validate(config: Config) -> None:
     _between("scheduler.patience", c.patience, 0)
     _between("trainer.max_epochs", t.max_epochs, 1)
     _between("trainer.patience", t.patience, 1)
+    _between("augment.views", config.augment.views, 1)
+    if config.augment.views is not None and not config.augment.transforms:
+        raise LabError("augment.views needs transforms to draw views with: add augment=standard, or leave it out")
+    if not config.cache.max_gb > 0:
+        raise LabError(f"cache.max_gb={config.cache.max_gb} is out of range: give a number above 0, or cache.dir=null")
     for key, beta in (("data.sampler_beta", d.sampler_beta), ("loss.beta", config.loss.beta)):
         if not 0 <= beta < 1:
             raise LabError(f"{key}={beta} is out of range: give a number in [0, 1)")

@@ -18,6 +18,7 @@ from mvtec_lab.errors import LabError
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES = "mistakes.jpg"
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class RunResult:
     majority_baseline: float | None = None  # test accuracy of always naming training's most frequent class
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
     parameters: dict[str, int] = field(default_factory=dict)  # total and trained
+    features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False
     epochs: int = 0  # epochs trained
     best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds

@@ -46,6 +46,8 @@ TASKS = {
     "backbones": "mvtec_lab.tasks.backbones:list_backbones",
     "evaluate": "mvtec_lab.tasks.evaluate:evaluate",
     "predict": "mvtec_lab.tasks.predict:predict",
+    "cache": "mvtec_lab.tasks.cache:list_cache",
+    "clear_cache": "mvtec_lab.tasks.cache:clear_cache",
 }
 
 _CHOOSES_DATA = {"data", "data.root", "data.category", "seed", *(f"split.{f.name}" for f in fields(SplitConfig))}
@@ -262,8 +264,10 @@ OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
 def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
     """Find what is wrong with any job before the first one trains."""
     taken: set[Path] = set()
-    for job in jobs:
-        config = _to_config(job, job.hydra.runtime.choices)
+    configs = [_to_config(job, job.hydra.runtime.choices) for job in jobs]  # all of them before torch is imported
+    if jobs and not _nearest_folder(sweep_dir).is_dir():
+        raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
+    for job, config in zip(jobs, configs, strict=True):
         _task(config.task)
         if "job.num" not in str(OmegaConf.to_container(job.hydra.sweep, resolve=False)):
             directory = sweep_dir / job.hydra.sweep.subdir

@@ -106,6 +106,7 @@ def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monkey
                 "model.weights=null",
                 "trainer.max_epochs=2",
                 "trainer.accelerator=cpu",
+                f"cache.dir={tmp_path / 'cache'}",
                 *(a for a in arguments if not a.startswith("-")),
             ]
         )

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import check_images, read_image
+from mvtec_lab.data.images import RULES, check_images, digests, each_image
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
-from mvtec_lab.data.sampling import EpochSampler, class_weights
+from mvtec_lab.data.sampling import EpochBatches, EpochSampler, class_weights
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
-from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, resize
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
 from mvtec_lab.errors import LabError
+
+
+class Rows:
+    """Some rows of an array [M, ...], taken out when they are asked for.
+
+    Args:
+        array: on any device; a mapped file stays on disk.
+        rows: which of its rows, by place.
+    """
+
+    def __init__(self, array: Tensor, rows: Sequence[int]) -> None:
+        self.array, self.rows = array, torch.tensor(rows)
+
+    def __getitem__(self, places: list[int]) -> Tensor:
+        return self.array.index_select(0, self.rows[places].to(self.array.device))
+
+    def near(self, device: torch.device) -> Rows:
+        """These rows on a GPU, where they leave half of the free memory there to the network; else as they are."""
+        size = len(self.rows) * self.array[0].nbytes
+        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return Rows(self.array.index_select(0, self.rows).to(device), range(len(self.rows)))
 
 
 class MVTecDataset(Dataset[dict[str, Any]]):
@@ -27,7 +54,8 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
     An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in
     samples}``. A key is a place in ``samples``, or ``(place, seed)`` with the seed of the augmentation, which a plain
-    place draws from torch.
+    place draws from torch. A list of keys gives a batch: image [N, 3, S, S], channels last in memory, label and index
+    [N].
 
     Args:
         folder: the product folder, ``.../bottle``.
@@ -36,6 +64,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         image_size: S, pixels.
         augmentation: random transforms, or None.
         mean, std: of RGB in [0, 1].
+        pictures: the images at hand, uint8 rows [S, S, 3], one a sample; None: each is read when asked for.
     """
 
     def __init__(
@@ -48,29 +77,69 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        pictures: Rows | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.samples = list(scan(self.folder).samples if samples is None else samples)
         self.classes = list(classes_of(self.samples) if classes is None else classes)
         self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
-        self._index = {name: i for i, name in enumerate(self.classes)}
+        self.pictures = pictures
+        index = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def label(self, place: int) -> int:
-        return self._index.get(self.samples[place].label, -1)
-
-    def picture(self, place: int) -> Any:
+    def picture(self, place: int) -> np.ndarray:
         """The image itself, resized: [S, S, 3] uint8."""
-        return resize(read_image(self.folder / self.samples[place].path), self.image_size)
+        if self.pictures is not None:
+            return self.pictures[[place]][0].cpu().numpy()
+        return read_picture(self.folder / self.samples[place].path, self.image_size)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int] | list[int] | list[tuple[int, int]]) -> dict[str, Any]:
+        if not isinstance(key, list):
+            item = self[[key]]  # type: ignore[index]
+            return {name: values[0] for name, values in item.items()}
+        places = [k[0] if isinstance(k, tuple) else k for k in key]
+        if self.augmentation is None and self.pictures is not None:
+            images = self.pictures[places]
+        else:
+            images = torch.from_numpy(np.stack([self._seen(k) for k in key]))
+        index = torch.tensor(places)
+        return {"image": normalise(images, self.mean, self.std), "label": self.labels[index], "index": index}
+
+    def _seen(self, key: int | tuple[int, int]) -> np.ndarray:
         place, seed = key if isinstance(key, tuple) else (key, None)
         image = self.picture(place)
-        if self.augmentation is not None:
-            image = self.augmentation(image, int(torch.randint(2**31, ())) if seed is None else seed)
-        return {"image": normalise(image, self.mean, self.std), "label": self.label(place), "index": place}
+        if self.augmentation is None:
+            return image
+        return self.augmentation(image, int(torch.randint(2**31, ())) if seed is None else seed)
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """What a network's frozen stages make of a data set's images: ``{"features": [N, ...], "label", "index"}``.
+
+    Args:
+        dataset: the images, for their labels.
+        features: one row an image, or ``views`` consecutive rows an image; four-dimensional ones channels last.
+        views: of which an item takes the one that its key's seed says.
+    """
+
+    def __init__(self, dataset: MVTecDataset, features: Rows, views: int = 1) -> None:
+        self.dataset, self.features, self.views = dataset, features, views
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, keys: list[int] | list[tuple[int, int]]) -> dict[str, Any]:
+        pairs = [k if isinstance(k, tuple) else (k, 0) for k in keys]
+        features = self.features[[place * self.views + seed % self.views for place, seed in pairs]]
+        index = torch.tensor([place for place, _ in pairs])
+        return {
+            "features": features.permute(0, 3, 1, 2) if features.ndim == 4 else features,
+            "label": self.dataset.labels[index],
+            "index": index,
+        }
 
 
 class MVTecDataModule(pl.LightningDataModule):
@@ -79,16 +148,19 @@ class MVTecDataModule(pl.LightningDataModule):
     Args:
         root: the folder that holds the category folders, or the product folder itself (``category=None``).
         category: the product, ``bottle``.
-        image_size, batch_size, num_workers: as in DataConfig.
+        image_size, batch_size: as in DataConfig.
+        num_workers: processes that decode and augment; None: none, but up to eight where a GPU waits for them.
         sampler, sampler_beta: draw training images by class, as in DataConfig.
         augment: albumentations names with their arguments, for training images.
+        views: augmented views an image, drawn once; None: a new one each epoch.
         masks: ``required``: a defect image without a fitting mask is an error; ``optional``: a warning.
         protocol, pool, per_class, val, test, folds, fold, split_file, group_by, val_is_test, split_seed: as in
             SplitConfig.
         seed: of order, sampling and augmentation.
+        cache_dir, cache_gb: where decoded and resized images are kept, and its bound; None: decode in every epoch.
 
     After ``setup``: ``folder``, ``classes``, ``samples`` (all, each with its split), ``warnings``. ``mean`` and ``std``
-    may be set at any time before a loader is asked for.
+    may be set at any time before a loader is asked for. A split in ``features`` is loaded from there, not from images.
     """
 
     def __init__(
@@ -98,10 +170,11 @@ class MVTecDataModule(pl.LightningDataModule):
         *,
         image_size: int = 224,
         batch_size: int = 32,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         sampler: str = "none",
         sampler_beta: float = 0.99,
         augment: Mapping[str, Mapping[str, Any]] | None = None,
+        views: int | None = None,
         masks: str = "optional",
         protocol: str = "holdout",
         pool: str = "test",
@@ -115,27 +188,33 @@ class MVTecDataModule(pl.LightningDataModule):
         val_is_test: bool = False,
         split_seed: int = 0,
         seed: int = 0,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 10.0,
     ) -> None:
         super().__init__()
         self.root, self.category = root, category
         self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
         self.sampler, self.sampler_beta, self.seed = sampler, sampler_beta, seed
         self.masks, self.val_is_test = masks, val_is_test
-        self.augmentation = Augmentation(augment) if augment else None
+        self.augmentation, self.views = Augmentation(augment) if augment else None, views
+        self.cache = None if cache_dir is None else ArrayCache(cache_dir, cache_gb)
+        self.features: dict[str, FeatureDataset] = {}
         self.mean: Sequence[float] = IMAGENET_MEAN
         self.std: Sequence[float] = IMAGENET_STD
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
+        self._row: dict[str, int] = {}  # path -> place among the images that take part
+        self._pictures: Tensor | None = None  # those images, if cached: [N, S, S, 3] uint8
         file = None if split_file is None else str(split_file)
         self.split = SplitConfig(
             protocol, pool, per_class, val, test, folds, fold, file, group_by, val_is_test, split_seed
         )
 
-    def setup(self, stage: str | None = None) -> None:
-        """Scan and split the folder, once; every image that takes part is decoded to see that it can be.
+    def scan(self) -> None:
+        """The part of ``setup`` that is over at once: list, check and split the folder's files, without decoding any.
 
         Raises:
-            LabError: whatever is wrong with the folder, a mask, an image or the split.
+            LabError: whatever is wrong with the folder, a mask or the split.
         """
         if self.samples:
             return
@@ -144,8 +223,36 @@ class MVTecDataModule(pl.LightningDataModule):
         samples = split_samples(found.samples, self.split)
         self.classes = classes_of([s for s in samples if s.split])
         self.warnings = self._check_masks(found) + describe_oddities(found, samples)
-        check_images([self.folder / s.path for s in samples if s.split])
         self.samples = samples
+
+    def setup(self, stage: str | None = None) -> None:
+        """Scan and split the folder, once; every image that takes part is decoded, now or for an earlier cache.
+
+        Raises:
+            LabError: whatever is wrong with the folder, a mask, an image or the split.
+        """
+        self.scan()
+        if not self._row:
+            self._decode([s for s in self.samples if s.split])
+
+    def _decode(self, used: Sequence[Sample]) -> None:
+        paths = [self.folder / s.path for s in used]
+        if self.cache is not None:
+            pictures = self.cache.get(
+                f"{self.folder.name} images at {self.image_size}",
+                self.content(used),
+                len(used),
+                "|u1",
+                lambda: (p[None] for p in each_image(paths, partial(read_picture, size=self.image_size))),
+            )
+            self._pictures = None if pictures is None else torch.from_numpy(pictures)
+        if self._pictures is None:
+            check_images(paths)
+        self._row = {s.path: row for row, s in enumerate(used)}
+
+    def content(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What the pixels of these samples depend on: a part of a cache's key."""
+        return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": RULES}
 
     @property
     def num_classes(self) -> int:
@@ -161,44 +268,73 @@ class MVTecDataModule(pl.LightningDataModule):
         return {split: {name: counter[name] for name in self.classes} for split, counter in found.items()}
 
     def dataset(self, split: str) -> MVTecDataset:
+        """The images of train, val or test, training ones augmented."""
+        return self.images(self.of_split(split), self.augmentation if split == "train" else None)
+
+    def images(self, samples: Sequence[Sample], augmentation: Augmentation | None = None) -> MVTecDataset:
+        """The images of some of the samples that take part."""
         return MVTecDataset(
             self.folder,
-            self.of_split(split),
+            samples,
             classes=self.classes,
             image_size=self.image_size,
-            augmentation=self.augmentation if split == "train" else None,
+            augmentation=augmentation,
             mean=self.mean,
             std=self.std,
+            pictures=None if self._pictures is None else Rows(self._pictures, [self._row[s.path] for s in samples]),
         )
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        dataset = self.dataset("train")
+    def train_sampler(self) -> EpochSampler:
+        """The draws of every epoch: which training image, and the seed of its augmentation."""
         weights = None
         if self.sampler != "none":
             counts = self.counts()["train"]
-            by_class = class_weights(list(counts.values()), self.sampler, self.sampler_beta)
-            weights = [float(by_class[dataset.label(i)]) for i in range(len(dataset))]
-        sampler = EpochSampler(len(dataset), weights, self.seed)
+            by_class = dict(
+                zip(counts, class_weights(list(counts.values()), self.sampler, self.sampler_beta), strict=True)
+            )
+            weights = [float(by_class[s.label]) for s in self.of_split("train")]
+        return EpochSampler(len(self.of_split("train")), weights, self.seed, self.views)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        sampler = self.train_sampler()
         # Batch normalisation cannot train on a single image: a last batch of one is left out, another one each epoch.
         leftover = len(sampler) % self.batch_size
-        return self._loader(dataset, sampler=sampler, drop_last=leftover == 1 and len(sampler) > 1)
+        return self._loader("train", EpochBatches(sampler, self.batch_size, leftover == 1 and len(sampler) > 1))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._loader(self.dataset("val"))
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._loader(self.dataset("test"))
+        return self._loader("test")
 
-    def _loader(self, dataset: MVTecDataset, **kwargs: Any) -> DataLoader[dict[str, Any]]:
+    @property
+    def device(self) -> torch.device:
+        """Where the batches will be used, once a trainer has taken this module."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _loader(self, split: str, batches: EpochBatches | None = None) -> DataLoader[dict[str, Any]]:
+        dataset = self.features[split] if split in self.features else self.dataset(split)
+        if isinstance(dataset, FeatureDataset):
+            at_hand, dataset.features = True, dataset.features.near(self.device)
+        elif dataset.pictures is not None and not dataset.augmentation:  # albumentations works on the CPU
+            at_hand, dataset.pictures = True, dataset.pictures.near(self.device)
+        else:
+            at_hand = False
+        if at_hand:
+            workers = 0  # taking rows out of memory is less than sending them from one process to another
+        elif self.num_workers is not None:
+            workers = self.num_workers
+        else:  # eight processes augment some thousand images a second, more than a GPU trains on
+            workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            batch_size=None,  # the sampler draws whole batches
+            sampler=batches or BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda" and not at_hand,
             # A generator of its own: a loader's start must not draw from the one that dropout draws from.
             generator=torch.Generator().manual_seed(self.seed),
-            **kwargs,
         )
 
     def _check_masks(self, found: Scan) -> list[str]:

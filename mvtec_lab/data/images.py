@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
 from mvtec_lab.errors import LabError
 
+# What pixels depend on beside the file: counted up when read_image or resize changes what it returns.
+RULES = {"version": 1, "opencv": cv2.__version__, "pillow": pillow_version}
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): up to it, no decoder of Pillow's complains
 
 _WORKERS = min(4, os.cpu_count() or 1)  # each holds one decoded image; decoders release the GIL
-_BAR_AFTER = 2.0  # seconds: a check that ends sooner needs no progress bar
 _limit_lock = threading.Lock()
-_checked: set[tuple[str, int, int]] = set()  # path, size, mtime_ns of the files that could be decoded
+_Stamp = tuple[str, int, int, int]  # of a file, a new one whenever it is replaced: path, size, and two times
+_checked: set[_Stamp] = set()  # the files that could be decoded
+_digests: dict[_Stamp, str] = {}
+
+T = TypeVar("T")
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -85,38 +93,65 @@ def check_images(paths: Sequence[Path]) -> None:
         LabError: the first file, in the order given, that ``read_image`` cannot read, and how many more there are.
     """
     console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_interactive)
-    task = progress.add_task("checking images", total=len(paths))
-    begin = time.monotonic()
-    errors = []
-    try:
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            for error in pool.map(_check, paths):
-                if error is not None:
-                    errors.append(error)
-                progress.advance(task)
-                if time.monotonic() - begin > _BAR_AFTER:
-                    progress.start()
-    finally:
-        progress.stop()
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
+        deque(progress.track(each_image(paths, _check), len(paths), description="checking images"), maxlen=0)
+
+
+def digests(paths: Sequence[Path]) -> list[str]:
+    """A digest of every file's content; read again only where the file has changed.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    return list(each_image(paths, _digest))
+
+
+def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
+    """What ``work`` makes of each file, in order, several at a time; memory holds a few dozen results.
+
+    Raises:
+        LabError: after the last file, the first one whose ``work`` raised it, and how many more did.
+    """
+
+    def attempt(path: Path) -> T | LabError:
+        try:
+            return work(path)
+        except OSError as error:
+            return _unreadable(path, error)
+        except LabError as error:
+            return error
+
+    errors: list[LabError] = []
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for start in range(0, len(paths), 64):  # so many results may wait: 10 MB at 224 x 224
+            for result in pool.map(attempt, paths[start : start + 64]):
+                if isinstance(result, LabError):
+                    errors.append(result)
+                elif not errors:
+                    yield result
     if len(errors) > 1:
         raise LabError(f"{errors[0]} (and {len(errors) - 1} more cannot be used)") from errors[0]
     if errors:
         raise errors[0]
 
 
-def _check(path: Path) -> LabError | None:
-    try:
-        stat = path.stat()
-        key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-        if key not in _checked:
-            read_image(path)
-            _checked.add(key)
-    except OSError as error:
-        return _unreadable(path, error)
-    except LabError as error:
-        return error
-    return None
+def _check(path: Path) -> None:
+    stamp = _stamp(path)
+    if stamp not in _checked:
+        read_image(path)
+        _checked.add(stamp)
+
+
+def _digest(path: Path) -> str:
+    stamp = _stamp(path)
+    if stamp not in _digests:
+        _digests[stamp] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return _digests[stamp]
+
+
+def _stamp(path: Path) -> _Stamp:
+    stat = path.stat()
+    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime: cp -p keeps the other
 
 
 @contextmanager

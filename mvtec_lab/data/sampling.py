@@ -47,11 +47,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         size: images in the data set.
         weights: chance of each image, [size], drawn with replacement; None: a permutation.
         seed: of this run.
+        views: how many augmentation seeds an image has, of which each draw takes one; None: a new one each time.
     """
 
-    def __init__(self, size: int, weights: Sequence[float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, size: int, weights: Sequence[float] | None = None, seed: int = 0, views: int | None = None
+    ) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        self.view_seeds = None if views is None else self._view_seeds(views)
+
+    def _view_seeds(self, views: int) -> torch.Tensor:
+        """[size, views]; a seed modulo ``views`` is the number of its view."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(2**31 // views - 1, (self.size, views), generator=generator) * views + torch.arange(views)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -68,6 +77,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         else:
             order = torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
         seeds = torch.randint(2**31, (self.size,), generator=generator)
+        if self.view_seeds is not None:
+            seeds = self.view_seeds[order, seeds % self.view_seeds.shape[1]]
         rank, world = self._processes()
         places = [place % self.size for place in range(rank, len(self) * world, world)]
         return iter([(int(order[p]), int(seeds[p])) for p in places])
@@ -77,3 +88,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return 0, 1
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The draws of an ``EpochSampler`` in lists of ``batch_size``, the last one shorter or left out."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch_size if self.drop_last else -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        draws = list(self.sampler)
+        return (draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would call the network
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from mvtec_lab.data.images import read_image
 from mvtec_lab.errors import LabError, unknown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
@@ -27,6 +29,11 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
+def read_picture(path: Path, size: int) -> np.ndarray:
+    """An image file as the data set has it: [size, size, 3] uint8."""
+    return resize(read_image(path), size)
+
+
 class Augmentation:
     """Random albumentations transforms of an [H, W, 3] uint8 image, drawn from the seed of each call alone.
 
@@ -38,7 +45,8 @@ class Augmentation:
     """
 
     def __init__(self, transforms: Mapping[str, Mapping[str, Any] | None]) -> None:
-        self.names = list(transforms)
+        # what its output depends on beside image and seed: a part of a cache's key
+        self.key = [A.__version__, [[name, dict(arguments or {})] for name, arguments in transforms.items()]]
         self._compose = A.Compose([_transform(name, arguments or {}) for name, arguments in transforms.items()])
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
@@ -59,10 +67,11 @@ def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:
         raise LabError(f"augment.transforms.{name} does not take {dict(arguments)}: {reason}") from error
 
 
-def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """[H, W, 3] uint8 to [3, H, W] float32: (image / 255 - mean) / std."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(255)
-    return tensor.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+def normalise(images: torch.Tensor | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """[..., H, W, 3] uint8 to [..., 3, H, W] float32, channels last in memory: (image / 255 - mean) / std."""
+    pixels = torch.as_tensor(images).float()
+    shift, scale = (torch.tensor(values, device=pixels.device).mul(255) for values in (mean, std))
+    return pixels.sub_(shift).div_(scale).movedim(-1, -3)
 
 
 def denormalise(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
@@ -41,8 +40,9 @@ class BalancedAccuracy(MulticlassConfusionMatrix):
 class DefectClassifier(pl.LightningModule):
     """Images [N, 3, S, S], normalised, to logits [N, C].
 
-    Batches are ``{"image": [N, 3, S, S], "label": [N]}``. The network is ``self.model``: the backbone's stages in
-    order, then its head, as one Sequential. Frozen stages stay in eval mode, batch normalisation and dropout included.
+    Batches are ``{"image": [N, 3, S, S], "label": [N]}``, or have ``features`` instead of the image: what ``prefix``
+    makes of it. The network is ``self.model``: the backbone's stages in order, then its head, as one Sequential. Frozen
+    stages stay in eval mode, batch normalisation and dropout included.
     Validation and test losses are plain cross-entropy (nats), whatever the training loss, so that attempts compare.
 
     Args:
@@ -95,7 +95,8 @@ class DefectClassifier(pl.LightningModule):
         self.classes = list(classes or map(str, range(num_classes)))
         self.hparams.update({"mean": self.mean, "std": self.std, "classes": self.classes, "weights": loaded.name})
 
-        self.model = build(backbone, num_classes, weights=loaded.state_dict)
+        # Channels last is the faster layout of convolutions, by a tenth on a CPU and more on a GPU.
+        self.model = build(backbone, num_classes, weights=loaded.state_dict).to(memory_format=torch.channels_last)
         self.trained = {*trainable_stages(self.model, unfreeze), "head"}
         self._active = self.trained
         self._freeze()
@@ -118,8 +119,28 @@ class DefectClassifier(pl.LightningModule):
         """The backbone's stages, in order."""
         return stages(self.model)
 
+    @property
+    def prefix(self) -> list[str]:
+        """The leading parts of the network that never train, in order: what they make of an image never changes."""
+        return list(takewhile(lambda name: name not in self.trained, (name for name, _ in self.model.named_children())))
+
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of a batch, [N, C], from its features where it has them."""
+        if "features" not in batch:
+            return self(batch["image"])
+        return self._run(batch["features"], slice(len(self.prefix), None))
+
+    def extract(self, images: Tensor) -> Tensor:
+        """The features that ``prefix`` makes of images: [N, ...]."""
+        return self._run(images, slice(len(self.prefix)))
+
+    def _run(self, values: Tensor, part: slice) -> Tensor:
+        for child in list(self.model)[part]:
+            values = child(values)
+        return values
 
     def train(self, mode: bool = True) -> DefectClassifier:
         super().train(mode)
@@ -140,7 +161,7 @@ class DefectClassifier(pl.LightningModule):
             self._freeze()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self(batch["image"])
+        logits = self.logits(batch)
         loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
         self._require_finite(loss, "training", batch_idx)
         self.train_metrics.update(logits.detach(), batch["label"])
@@ -170,7 +191,7 @@ class DefectClassifier(pl.LightningModule):
         self._evaluate(batch, "test", self.test_metrics, batch_idx)
 
     def _evaluate(self, batch: dict[str, Tensor], name: str, metrics: MetricCollection, batch_idx: int) -> Tensor:
-        logits = self(batch["image"])
+        logits = self.logits(batch)
         loss = F.cross_entropy(logits, batch["label"])
         self._require_finite(loss, "validation" if name == "val" else name, batch_idx)
         self.log(f"{name}/loss", loss, batch_size=len(logits), prog_bar=True, sync_dist=True)
@@ -179,14 +200,17 @@ class DefectClassifier(pl.LightningModule):
         return logits
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return self(batch["image"]).softmax(dim=1)
+        return self.logits(batch).softmax(dim=1)
 
     @torch.inference_mode()
-    def probabilities(self, loader: DataLoader[dict[str, Any]]) -> np.ndarray:
-        """Class probabilities of every image of a loader, in its order: float32 [N, C], always in full precision."""
+    def probabilities(self, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
+        """Class probabilities of every image of all batches, in their order: float32 [N, C], in full precision."""
         was_training = self.training
         self.eval()
-        parts = [self(batch["image"].to(self.device)).float().softmax(dim=1).cpu() for batch in loader]
+        parts = []
+        for batch in batches:
+            on_device = {name: value.to(self.device) for name, value in batch.items()}
+            parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
         self.train(was_training)
         return torch.cat(parts).numpy()
 

@@ -44,6 +44,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
             f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
         )
     data.mean, data.std = classifier.mean, classifier.std
+    data.setup()
     outcomes = judge(classifier, data)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
     warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), judged)]

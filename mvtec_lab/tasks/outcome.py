@@ -71,7 +71,7 @@ def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outc
         loaders["val"] = data.val_dataloader
     for split, loader in loaders.items():
         dataset = data.dataset(split)
-        labels = np.array([dataset.label(i) for i in range(len(dataset))])
+        labels = dataset.labels.numpy()
         probabilities = classifier.probabilities(loader())
         metrics = classification_metrics(labels, probabilities, data.classes)
         outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+import numpy as np
+from torch import Tensor
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.datamodule import MVTecDataset
-from mvtec_lab.data.images import EXTENSIONS, check_images
-from mvtec_lab.data.samples import Sample
+from mvtec_lab.data.images import EXTENSIONS, each_image
+from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.results import PREDICTIONS, write_csv
@@ -37,17 +40,15 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     if not paths:
         what = "holds no image" if source.is_dir() else "does not exist"
         raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
-    check_images(paths)
-    folder = source if source.is_dir() else source.parent
-    dataset = MVTecDataset(
-        folder,
-        [Sample(path.relative_to(folder).as_posix(), label="") for path in paths],
-        classes=classifier.classes,
-        image_size=classifier.hparams["image_size"],
-        mean=classifier.mean,
-        std=classifier.std,
-    )
-    probabilities = classifier.probabilities(DataLoader(dataset, batch_size=config.data.batch_size))
+    shown: list[np.ndarray] = []
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        pictures = each_image(paths, partial(read_picture, size=classifier.hparams["image_size"]))
+        while batch := list(islice(pictures, config.data.batch_size)):
+            shown.extend(batch[: SHOWN - len(shown)])
+            yield {"image": normalise(np.stack(batch), classifier.mean, classifier.std)}
+
+    probabilities = classifier.probabilities(batches())
     rows = [
         {
             "path": str(path),
@@ -59,9 +60,8 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     ]
     run_dir = claim(run_dir, PREDICTIONS)
     write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    pictures = [dataset.picture(place) for place in range(min(SHOWN, len(rows)))]
     captions = [f"{row['prediction']} ({float(row['confidence']):.2f})" for row in rows[:SHOWN]]
-    write_picture(run_dir / "predictions.jpg", sheet(pictures, captions, [None] * len(pictures)))
+    write_picture(run_dir / "predictions.jpg", sheet(shown, captions, [None] * len(shown)))
     for row in rows[:SHOWN]:
         print(f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}")
     if len(rows) > SHOWN:

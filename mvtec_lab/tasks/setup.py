@@ -42,6 +42,7 @@ def data_module(config: Config) -> MVTecDataModule:
         sampler=d.sampler,
         sampler_beta=d.sampler_beta,
         augment=config.augment.transforms,
+        views=config.augment.views,
         masks=d.masks,
         protocol=s.protocol,
         pool=s.pool,
@@ -55,14 +56,16 @@ def data_module(config: Config) -> MVTecDataModule:
         val_is_test=s.val_is_test,
         split_seed=s.seed,
         seed=config.seed,
+        cache_dir=config.cache.dir,
+        cache_gb=config.cache.max_gb,
     )
 
 
 def build_data(config: Config) -> MVTecDataModule:
-    """The data module of a configuration: scanned, checked and split, with everything that is to be warned of."""
+    """The data module of a configuration, scanned and split, not decoded, with everything that is to be warned of."""
     d, s = config.data, config.split
     data = data_module(config)
-    data.setup()
+    data.scan()
     if d.name == "sample":
         data.warnings.insert(0, SAMPLE_MARK)
     if s.val_is_test:
@@ -71,6 +74,10 @@ def build_data(config: Config) -> MVTecDataModule:
         data.warnings.append(
             f"data.sampler={d.sampler} and loss.class_weights={config.loss.class_weights} are both on: "
             "rare classes are weighted twice"
+        )
+    if config.augment.views is not None:
+        data.warnings.append(
+            f"augment.views={config.augment.views}: training sees so many augmented views of each image, not new ones"
         )
     return data
 
@@ -177,12 +184,13 @@ def check(config: Config) -> None:
         trainable_stages(build(m.backbone, 2), m.unfreeze)
     if check_devices(config) > 1:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
-    build_data(config)
+    data = build_data(config)
     try:
         load_weights(m.backbone, m.weights)
     except WeightsUnavailable:
         if config.data.name != "sample":
             raise
+    data.setup()  # last: it takes longest
 
 
 def claim(run_dir: str | Path, marker: str) -> Path:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -29,14 +28,18 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.transforms import denormalise
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline
-from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.reporting.callbacks import FirstBatch, History
-from mvtec_lab.reporting.figures import confusion_figure
+from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.reporting.callbacks import History
+from mvtec_lab.reporting.figures import confusion_figure, sheet
 from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
+from mvtec_lab.tasks.checkpoints import Checkpoints
+from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
 from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim
 
 log = logging.getLogger(__name__)
+
+SHOWN = 16  # images of the first batch on its sheet
 
 
 def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run") -> RunResult:
@@ -56,6 +59,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     data = build_data(config)
     pl.seed_everything(config.seed, verbose=False)
     classifier, notes = build_classifier(config, data)
+    data.setup()
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
     run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(
@@ -108,15 +112,8 @@ def _write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> N
 def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult, began: float) -> None:
     t, run_dir = config.trainer, Path(result.run_dir)
     mode = "min" if t.monitor == "val/loss" else "max"
-    best = ModelCheckpoint(run_dir, "best", monitor=t.monitor, mode=mode, enable_version_counter=False)
-    last = ModelCheckpoint(run_dir, "last", enable_version_counter=False)  # save_last=True keeps the last *best* one
-    history = History(run_dir / HISTORY)
-    callbacks: list[pl.Callback] = [
-        best,
-        last,
-        history,
-        FirstBatch(data.classes, partial(denormalise, mean=data.mean, std=data.std)),
-    ]
+    checkpoints, history = Checkpoints(run_dir, t.monitor, mode), History(run_dir / HISTORY)
+    callbacks: list[pl.Callback] = [checkpoints, history]
     if t.patience is not None:
         callbacks.append(EarlyStopping("val/loss", patience=t.patience))
     interactive = Console(stderr=True).is_terminal
@@ -126,6 +123,7 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         config,
         max_epochs=t.max_epochs,
         callbacks=callbacks,
+        enable_checkpointing=False,  # Checkpoints does
         logger=_Logger(run_dir, name="", version="", default_hp_metric=False),
         enable_progress_bar=interactive,
         log_every_n_steps=1,  # an epoch has a handful of batches
@@ -146,6 +144,14 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         result.precision,
         result.device,
     )
+    result.features = use_features(data, classifier, trainer)
+    if result.features:
+        log.info("frozen up to %s, computed once: %s", classifier.prefix[-1], ", ".join(result.features))
+    if t.compile:
+        for part in classifier.model:
+            part.compile()
+    if trainer.is_global_zero:
+        _log_first_batch(data, trainer)
     result.startup_seconds = time.perf_counter() - began
     started = time.perf_counter()
     try:
@@ -156,11 +162,19 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
     finally:
         result.seconds = time.perf_counter() - started
         result.epochs = len(history.rows)
-    saved = load_classifier(best.best_model_path)
-    classifier.load_state_dict(saved.state_dict())
+    classifier.load_state_dict(checkpoints.best["state_dict"])
     classifier.to(trainer.strategy.root_device)  # from which Lightning takes it at the end
-    scores = [row[t.monitor] for row in history.rows]
-    result.best_epoch = int(np.argmin(scores) if mode == "min" else np.argmax(scores))
+    result.best_epoch = checkpoints.best["epoch"]
+
+
+def _log_first_batch(data: MVTecDataModule, trainer: pl.Trainer) -> None:
+    """The first training batch as the network sees it, augmented and resized, on a TensorBoard sheet."""
+    dataset = data.dataset("train")
+    batch = dataset[list(data.train_sampler())[: min(SHOWN, data.batch_size)]]
+    images = [denormalise(image, data.mean, data.std) for image in batch["image"]]
+    picture = sheet(images, [data.classes[label] for label in batch["label"]], [None] * len(images))
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    trainer.logger.experiment.add_image("input/first_batch", picture, 0, dataformats="HWC")
 
 
 def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult) -> None:

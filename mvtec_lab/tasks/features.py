@@ -1,0 +1,75 @@
+"""What the frozen stages make of the images, computed once and loaded in the images' place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from mvtec_lab.data.datamodule import FeatureDataset, MVTecDataModule, MVTecDataset, Rows
+from mvtec_lab.models.classifier import DefectClassifier
+
+BATCH = 32  # images; fixed, because it touches the last digits of what is kept
+
+
+def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer) -> list[str]:
+    """Let a data module load features: validation and test images', and training images' that are not drawn anew.
+
+    Returns:
+        The splits that it loads so; none where no stage is frozen or the module has no cache.
+    """
+    data.features = {}
+    cache, prefix = data.cache, classifier.prefix
+    if cache is None or not prefix:
+        return []
+    device = trainer.strategy.root_device
+    made_by = {
+        "network": str(classifier.model[: len(prefix)]),
+        "weights": _digest(classifier.model[: len(prefix)]),
+        "normalisation": [data.mean, data.std],
+        "arithmetic": [torch.__version__, device.type, str(trainer.precision)],
+    }
+
+    def cached(dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:
+        def blocks() -> Iterator[np.ndarray]:
+            classifier.to(device).eval()
+            for start in range(0, len(keys), BATCH):
+                images = dataset[list(keys[start : start + BATCH])]["image"].to(device)
+                with torch.no_grad(), trainer.precision_plugin.forward_context():
+                    features = classifier.extract(images).float().cpu()
+                yield (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).numpy()
+            classifier.train()
+
+        name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
+        key = {"images": data.content(dataset.samples), "views": views, **made_by}
+        array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
+        return None if array is None else torch.from_numpy(array)
+
+    still = ("val", "test") if data.augmentation else ("train", "val", "test")
+    paths = {s.path for split in still for s in data.of_split(split)}
+    images = data.images([s for s in data.samples if s.path in paths])
+    features = cached(images, range(len(images)), None)
+    if features is not None:
+        row = {s.path: i for i, s in enumerate(images.samples)}
+        for split in still:
+            dataset = data.dataset(split)
+            data.features[split] = FeatureDataset(dataset, Rows(features, [row[s.path] for s in dataset.samples]))
+    seeds = data.train_sampler().view_seeds
+    if data.augmentation and seeds is not None:
+        train = data.dataset("train")
+        keys = [(place, int(seed)) for place, row_ in enumerate(seeds) for seed in row_]
+        features = cached(train, keys, [data.augmentation.key, seeds.tolist()])
+        if features is not None:
+            data.features["train"] = FeatureDataset(train, Rows(features, range(len(keys))), data.views or 1)
+    return sorted(data.features)
+
+
+def _digest(network: torch.nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

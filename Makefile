@@ -1,11 +1,12 @@
 # make demo   install into .venv and train four attempts on the built-in sample
 # make test   install the test extras as well and run the whole suite
 # make lint   ruff, mypy and the import rules
+# make bench  the benchmarks; their tables go into benchmarks/README.md
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test fast lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m mvtec_lab -m attempt=finetune,augment,earlystop,cosine $(ARGS)
@@ -18,6 +19,9 @@ fast: .venv/installed-test
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -7,8 +7,11 @@ The YAML files under ``conf/`` fill these classes; plain Python may as well: ``r
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mvtec_lab.errors import LabError, unknown
@@ -163,6 +166,9 @@ def validate(config: Config) -> None:
     _choice("optimizer", o.name, OPTIMIZERS)
     _choice("scheduler", c.name, SCHEDULERS)
     _choice("trainer.monitor", t.monitor, MONITORS)
+    backbones = torchvision_models()
+    if backbones and m.backbone not in backbones:
+        raise unknown("backbone", m.backbone, backbones)
 
     _between("seed", config.seed, 0, MAX_SEED)
     _between("data.image_size", d.image_size, 8)
@@ -230,6 +236,18 @@ def validate_split(s: SplitConfig) -> None:
             raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
         if groups < 1:
             raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
+
+
+def torchvision_models() -> set[str]:
+    """TorchVision's classification models, from its source: importing it to answer a typo takes five seconds.
+
+    Empty where it is imported, so that somebody may have registered more, or where its source cannot be read.
+    """
+    spec = None if "torchvision" in sys.modules else find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return set()
+    sources = [path.read_text(encoding="utf-8") for path in (Path(spec.origin).parent / "models").glob("*.py")]
+    return {name for text in sources for name in re.findall(r"^@register_model\(\).*?^def (\w+)", text, re.M | re.S)}
 
 
 def _choice(key: str, value: str, known: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from conftest import COUNTS, SIZE, write_product
 from PIL import Image
 
 from mvtec_lab.config import SplitConfig
-from mvtec_lab.data import splits
+from mvtec_lab.data import datamodule, splits
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
 from mvtec_lab.data.samples import Sample, scan
@@ -347,3 +348,38 @@ def test_an_archive_fills_the_root(product: Path, tmp_path: Path) -> None:
     shutil.move(product, tmp_path / "away")
     folder = locate("folder", str(product.parent), "widget", archive)
     assert len(scan(folder).samples) == 26
+
+
+@pytest.mark.parametrize(("free", "there"), [(10**9, "meta"), (22 * SIZE * SIZE, "cpu"), (0, "cpu")])
+def test_cached_images_lie_on_the_device_where_they_fit(
+    free: int, there: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands in for a GPU: it has shapes, no values."""
+    data = MVTecDataModule(product, image_size=SIZE, batch_size=4, cache_dir=tmp_path / "c")
+    data.setup()
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    monkeypatch.setattr(datamodule, "free_memory", lambda device: free)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].device.type == there
+    assert batch["image"].shape == (4, 3, SIZE, SIZE)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert batch["label"].device.type == "cpu"  # Lightning moves it
+
+
+def test_processes_help_only_where_there_is_work(
+    product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datamodule, "free_memory", lambda device: 0)
+
+    def workers(device: str, **kwargs: object) -> tuple[int, int]:
+        data = MVTecDataModule(product, image_size=SIZE, **kwargs)  # type: ignore[arg-type]
+        data.setup()
+        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+        return data.train_dataloader().num_workers, data.val_dataloader().num_workers
+
+    cached, augmented = {"cache_dir": tmp_path / "c"}, {"augment": {"HorizontalFlip": {"p": 0.5}}}
+    assert workers("cpu") == (0, 0)
+    assert workers("cpu", **cached, num_workers=3) == (0, 0)  # all in memory: nothing to do for them
+    assert workers("cpu", **cached, **augmented, num_workers=3) == (3, 0)
+    train, val = workers("meta", **cached, **augmented)
+    assert train > 0 == val  # a GPU is not to wait for albumentations

@@ -62,6 +62,8 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("data.batch_size=0", 2),
         ("-m attempt=finetun", 2),
         ("-m attempt=base data.batch_size=0", 2),
+        ("-m attempt=base seed=0,-1", 2),  # the second job's mistake, before the first is looked at closely
+        ("model.backbone=resnet81", 2),
     ],
 )
 def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, status: int) -> None:
@@ -75,6 +77,14 @@ def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, st
     assert HEAVY & {*names} == set()
     assert int(count) < 600  # 340 when this was written; torch alone brings more than a thousand
     assert list(tmp_path.iterdir()) == []
+
+
+def test_backbones_are_known_without_importing_torchvision(tmp_path: Path) -> None:
+    code = (
+        "from mvtec_lab.config import torchvision_models; known = torchvision_models()\n"
+        "from mvtec_lab.models.backbones import names; print(sorted(known) == names(), torchvision_models())"
+    )
+    assert run(sys.executable, "-c", code, cwd=tmp_path, path=REPOSITORY) == "True set()\n"
 
 
 def test_every_public_name_can_be_had() -> None:

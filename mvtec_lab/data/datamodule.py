@@ -42,11 +42,15 @@ class Rows:
         return self.array.index_select(0, self.rows[places].to(self.array.device))
 
     def near(self, device: torch.device) -> Rows:
-        """These rows on a GPU, where they leave half of the free memory there to the network; else as they are."""
-        size = len(self.rows) * self.array[0].nbytes
-        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] // 2:
+        """These rows on the device, where they leave half of its free memory to the network; else where they are."""
+        if device.type == "cpu" or len(self.rows) * self.array[0].nbytes > free_memory(device) // 2:
             return self
         return Rows(self.array.index_select(0, self.rows).to(device), range(len(self.rows)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes; 0 where a device does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 class MVTecDataset(Dataset[dict[str, Any]]):

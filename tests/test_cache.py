@@ -287,6 +287,19 @@ def test_the_checkpoint_takes_images(lab, tmp_path: Path) -> None:
         assert float(mine["prob_good"]) == pytest.approx(float(other["prob_good"]), abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_is_the_same_one(lab, tmp_path: Path) -> None:
+    network = [
+        "model.backbone=resnet18",
+        "data.image_size=32",
+        "trainer.max_epochs=1",
+    ]  # without dropout: its draws differ
+    for compiled in ("true", "false"):
+        assert lab(*network, f"trainer.compile={compiled}", f"hydra.run.dir=compile_{compiled}") == 0
+    same(tmp_path / "compile_true", tmp_path / "compile_false", tolerance=1e-3)
+
+
 def test_views_are_marked(lab, tmp_path: Path) -> None:
     assert lab("attempt=augment", "augment.views=2", "hydra.run.dir=run") == 0
     assert "augment.views=2" in " ".join(json.loads((tmp_path / "run/result.json").read_text())["warnings"])

@@ -125,7 +125,7 @@ class DefectClassifier(pl.LightningModule):
         return list(takewhile(lambda name: name not in self.trained, (name for name, _ in self.model.named_children())))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        return self._run(images, slice(None))
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Of a batch, [N, C], from its features where it has them."""
@@ -136,6 +136,10 @@ class DefectClassifier(pl.LightningModule):
     def extract(self, images: Tensor) -> Tensor:
         """The features that ``prefix`` makes of images: [N, ...]."""
         return self._run(images, slice(len(self.prefix)))
+
+    def compile_network(self) -> None:
+        """Let ``torch.compile`` translate the network when it first runs; dropout then draws other numbers."""
+        self._run = torch.compile(self._run)  # type: ignore[method-assign]
 
     def _run(self, values: Tensor, part: slice) -> Tensor:
         for child in list(self.model)[part]:

@@ -148,8 +148,7 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
     if result.features:
         log.info("frozen up to %s, computed once: %s", classifier.prefix[-1], ", ".join(result.features))
     if t.compile:
-        for part in classifier.model:
-            part.compile()
+        classifier.compile_network()
     if trainer.is_global_zero:
         _log_first_batch(data, trainer)
     result.startup_seconds = time.perf_counter() - began

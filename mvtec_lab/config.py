@@ -120,7 +120,7 @@ class TrainerConfig:
     devices: Any = 1  # "auto" takes every GPU there is
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed or 16-mixed on a GPU that has it, 32 elsewhere
-    compile: bool = False  # torch.compile: half a minute or more before the first step, and slower on a CPU
+    compile: bool = False  # torch.compile: up to half a minute before the first step, no gain on a CPU
 
 
 @dataclass

@@ -108,11 +108,12 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         if self.augmentation is None and self.pictures is not None:
             images = self.pictures[places]
         else:
-            images = torch.from_numpy(np.stack([self._seen(k) for k in key]))
+            images = torch.from_numpy(np.stack([self.seen(k) for k in key]))
         index = torch.tensor(places)
         return {"image": normalise(images, self.mean, self.std), "label": self.labels[index], "index": index}
 
-    def _seen(self, key: int | tuple[int, int]) -> np.ndarray:
+    def seen(self, key: int | tuple[int, int]) -> np.ndarray:
+        """What training makes of the image, augmented but not normalised: [S, S, 3] uint8."""
         place, seed = key if isinstance(key, tuple) else (key, None)
         image = self.picture(place)
         if self.augmentation is None:

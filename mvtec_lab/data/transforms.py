@@ -72,9 +72,3 @@ def normalise(images: torch.Tensor | np.ndarray, mean: Sequence[float], std: Seq
     pixels = torch.as_tensor(images).float()
     shift, scale = (torch.tensor(values, device=pixels.device).mul(255) for values in (mean, std))
     return pixels.sub_(shift).div_(scale).movedim(-1, -3)
-
-
-def denormalise(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """The picture behind a normalised [3, H, W] tensor, as [H, W, 3] uint8."""
-    picture = image.detach().float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    return picture.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

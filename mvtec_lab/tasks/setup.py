@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,18 @@ def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
             f"trainer.accelerator={t.accelerator} trainer.devices={t.devices} trainer.strategy={t.strategy} "
             f"cannot be had here: {reason}"
         ) from error
+
+
+def keep_memory() -> None:
+    """Let the C library keep what the network frees: the next step takes it again.
+
+    glibc gives blocks of this size back at once, and the system has to clear each page of them anew: a fifth of a
+    ResNet18's forward pass at 224 pixels on two cores. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: no block of a network's is larger
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most it takes
 
 
 def check_devices(config: Config) -> int:

@@ -26,7 +26,6 @@ from rich.console import Console
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.data.transforms import denormalise
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.callbacks import History
@@ -35,7 +34,7 @@ from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, R
 from mvtec_lab.tasks.checkpoints import Checkpoints
 from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim
+from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim, keep_memory
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +111,7 @@ def _write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> N
 def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult, began: float) -> None:
     t, run_dir = config.trainer, Path(result.run_dir)
     mode = "min" if t.monitor == "val/loss" else "max"
+    keep_memory()
     checkpoints, history = Checkpoints(run_dir, t.monitor, mode), History(run_dir / HISTORY)
     callbacks: list[pl.Callback] = [checkpoints, history]
     if t.patience is not None:
@@ -169,9 +169,9 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
 def _log_first_batch(data: MVTecDataModule, trainer: pl.Trainer) -> None:
     """The first training batch as the network sees it, augmented and resized, on a TensorBoard sheet."""
     dataset = data.dataset("train")
-    batch = dataset[list(data.train_sampler())[: min(SHOWN, data.batch_size)]]
-    images = [denormalise(image, data.mean, data.std) for image in batch["image"]]
-    picture = sheet(images, [data.classes[label] for label in batch["label"]], [None] * len(images))
+    keys = list(data.train_sampler())[: min(SHOWN, data.batch_size)]
+    captions = [dataset.samples[place].label for place, _ in keys]
+    picture = sheet([dataset.seen(key) for key in keys], captions, [None] * len(keys))
     assert isinstance(trainer.logger, TensorBoardLogger)
     trainer.logger.experiment.add_image("input/first_batch", picture, 0, dataformats="HWC")
 

@@ -64,6 +64,14 @@ class SplitConfig:
 
 
 @dataclass
+class CrossValidationConfig:
+    """Turns a sweep into repeated stratified cross-validation: each attempt runs once a fold, all on the same folds."""
+
+    folds: int | None = None  # null: each attempt runs once, on the split as it is
+    repeats: int = 1  # so many times anew, with folds drawn from split.seed, split.seed + 1, ...
+
+
+@dataclass
 class AugmentConfig:
     """Random transforms of the training images: albumentations names with their arguments, applied in this order."""
 
@@ -124,6 +132,14 @@ class TrainerConfig:
 
 
 @dataclass
+class ReportedConfig:
+    """What a published report states for this attempt, to stand beside what is measured here."""
+
+    accuracy: float | None = None  # in [0, 1]
+    split: str = "val"  # the images that it was measured on: val or test
+
+
+@dataclass
 class CacheConfig:
     """What is made once and kept: decoded images, and what frozen stages make of them. No result depends on it."""
 
@@ -147,8 +163,11 @@ class Config:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
+    reported: ReportedConfig = field(default_factory=ReportedConfig)
     ckpt: str | None = None  # task=evaluate and task=predict: the checkpoint
     source: str | None = None  # task=predict: an image or a folder
+    dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
 
 
 def validate(config: Config) -> None:
@@ -200,6 +219,11 @@ def validate(config: Config) -> None:
             "that are to join: give fewer"
         )
     validate_split(config.split)
+    _choice("reported.split", config.reported.split, ("val", "test"))
+    if config.reported.accuracy is not None and not 0 <= config.reported.accuracy <= 1:
+        raise LabError(f"reported.accuracy={config.reported.accuracy} is out of range: give a fraction, 0.7 for 70%")
+    if config.cv.folds is not None and config.split.protocol != "kfold":
+        raise LabError(f"cv.folds={config.cv.folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
     if d.root is None:
         remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
         raise LabError(f"data={d.name} does not know where its images lie: {remedy}")

@@ -46,6 +46,7 @@ class RunResult:
     parameters: dict[str, int] = field(default_factory=dict)  # total and trained
     features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False
+    reported: dict[str, Any] | None = None  # a published figure of this attempt: accuracy, and the split it is of
     epochs: int = 0  # epochs trained
     best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds
     seconds: float = 0.0  # training and validation epochs
@@ -85,8 +86,13 @@ class RunResult:
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
-    """Every run at or below ``directory``, in the order in which they started."""
-    runs = [RunResult.load(path.parent) for path in Path(directory).rglob(RESULT)]
+    """Every run at or below ``directory``, in the order in which they started.
+
+    Raises:
+        LabError: a run's result.json is missing or damaged.
+    """
+    folders = {path.parent for name in (RESULT, CONFIG) for path in Path(directory).rglob(name)}
+    runs = [RunResult.load(folder) for folder in folders]
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 
 

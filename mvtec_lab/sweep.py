@@ -48,9 +48,13 @@ TASKS = {
     "predict": "mvtec_lab.tasks.predict:predict",
     "cache": "mvtec_lab.tasks.cache:list_cache",
     "clear_cache": "mvtec_lab.tasks.cache:clear_cache",
+    "compare": "mvtec_lab.tasks.compare:compare_runs",
 }
 
 _CHOOSES_DATA = {"data", "data.root", "data.category", "seed", *(f"split.{f.name}" for f in fields(SplitConfig))}
+
+# What a cross-validation decides on by itself.
+_OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
 
 _CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO"}
 _FILE = {
@@ -79,15 +83,18 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Lab(Callback):
-    """Before a sweep: check every job of the grid, and name its directory by what the grid varies."""
+    """Before a sweep: unfold a cross-validation, check every job, and name its directory by what the grid varies."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _state.keep = _nearest_folder(Path(config.hydra.run.dir))
+        if study := config.hydra.runtime.choices.get("study"):
+            raise _Stop(LabError(f"study={study} is a sweep: give -m as well (python -m mvtec_lab -m +study={study})"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _state.sweep_dir = Path(config.hydra.sweep.dir)
         _state.keep = _nearest_folder(_state.sweep_dir)
         try:  # Hydra turns an exception of a callback into a warning, so it becomes an exit
+            _cross_validate(config)
             _check(_grid(config), _state.sweep_dir)
         except LabError as error:
             raise _Stop(error) from error
@@ -230,6 +237,39 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     return config
 
 
+def _cross_validate(config: DictConfig) -> None:
+    """``cv.folds`` and ``cv.repeats`` become values of the grid: ordinary runs, the same folds for every attempt."""
+    folds, repeats = config.cv.folds, config.cv.repeats
+    given = {o.lstrip("+").split("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
+    for key in ("cv.folds", "cv.repeats"):
+        if not given.get(key, "1").isdigit() and given[key] != "null":
+            raise LabError(f"{key}={given[key]} must be one whole number: the whole sweep shares its folds")
+    if folds is None:
+        if repeats != 1:
+            raise LabError(f"cv.repeats={repeats} repeats a cross-validation: give cv.folds as well")
+        return
+    if folds < 2 or repeats < 1:
+        raise LabError(
+            f"cv.folds={folds} cv.repeats={repeats} is no cross-validation: give 2 folds or more, 1 repeat or more"
+        )
+    if taken := sorted(_OF_FOLDS & given.keys()):
+        raise LabError(f"cv.folds={folds} decides on {taken[0]} itself: leave it out")
+    first = given.get("split.seed", str(config.split.seed))
+    if not first.strip().isdigit():
+        raise LabError(f"cv.folds={folds} draws its own folds from one split.seed: give one number, or cv.repeats")
+    seeds = ",".join(str(int(first) + repeat) for repeat in range(repeats))
+    OmegaConf.set_readonly(config.hydra.overrides.task, False)
+    config.hydra.overrides.task.extend(
+        [
+            "split.protocol=kfold",
+            f"split.folds={folds}",
+            f"split.seed={seeds}",
+            f"split.fold={','.join(map(str, range(folds)))}",
+            "split.val_is_test=false",  # inside a fold the checkpoint is chosen on images of its own
+        ]
+    )
+
+
 def _grid(config: DictConfig) -> list[DictConfig]:
     """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way.
 
@@ -238,7 +278,9 @@ def _grid(config: DictConfig) -> list[DictConfig]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     loader = GlobalHydra.instance().config_loader()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+    given = [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    overrides = list({o.key_or_group: o for o in overrides}.values())  # of several the last counts, as for the sweeper
     varied = [o for o in overrides if o.is_sweep_override()]
     if not all(o.is_discrete_sweep() for o in varied):
         return []
@@ -283,28 +325,30 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
 
 
 def _sum_up(sweep_dir: Path) -> int:
-    """The table, summary.csv and report.html of a sweep; 1 if one of its runs failed."""
-    from mvtec_lab.reporting.report import write_report
-    from mvtec_lab.reporting.summary import SUMMARY, print_table, write_summary
+    """The table, verdict and report of a sweep; 1 if one of its runs failed."""
+    from mvtec_lab.reporting.report import REPORT, sum_up
+    from mvtec_lab.reporting.summary import SUMMARY, print_table
 
     if not any(sweep_dir.rglob(RESULT)):  # a sweep of another task
         return _state.status
     try:
-        rows = write_summary(sweep_dir)
-        report = write_report(sweep_dir)
+        rows, comparison = sum_up(sweep_dir)
     except LabError as error:
         return _complain(error)
-    print_table(rows)
+    print_table(rows, comparison.verdict)
     print(
-        f"report: {report}   table: {sweep_dir / SUMMARY}   curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}"
+        f"report: {sweep_dir / REPORT}   table: {sweep_dir / SUMMARY}   "
+        f"curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}"
     )
     return max(_state.status, int(any(row["failed"] for row in rows)))
 
 
 def _show_run(result: Any) -> None:
+    from mvtec_lab.reporting.comparison import compare
     from mvtec_lab.reporting.summary import print_table, summarise
 
-    print_table(summarise([result]))
+    comparison = compare([result])
+    print_table(summarise(comparison), comparison.verdict)
     print(f"run: {result.run_dir}   curves: tensorboard --logdir {shlex.quote(result.run_dir)}")
 
 

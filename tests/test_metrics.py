@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline, wilson_interval
+from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline
 
 CLASSES = ["crack", "good", "scratch", "hole"]
 
@@ -74,16 +74,3 @@ def test_confusion_has_truth_in_its_rows() -> None:
 def test_majority_is_trainings_and_a_tie_goes_to_the_lowest() -> None:
     assert majority_baseline([2, 2, 0], [0, 2, 2, 1]) == 0.5
     assert majority_baseline([1, 0, 0, 1], [0, 0, 1]) == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "interval"),
-    [(30, 43, (0.55, 0.81)), (14, 20, (0.48, 0.85)), (26, 32, (0.65, 0.91)), (0, 10, (0.0, 0.28))],
-)
-def test_wilson_interval(correct: int, total: int, interval: tuple[float, float]) -> None:
-    assert wilson_interval(correct, total) == pytest.approx(interval, abs=0.005)
-
-
-def test_wilson_narrows_with_less_confidence() -> None:
-    low, high = wilson_interval(14, 20, confidence=0.5)
-    assert 0.6 < low < 0.7 < high < 0.8

@@ -1,4 +1,4 @@
-"""Classification metrics and what a small test set can say: pure functions on arrays."""
+"""Classification metrics: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -65,11 +65,3 @@ def classification_metrics(
 def majority_baseline(train_labels: npt.ArrayLike, test_labels: npt.ArrayLike) -> float:
     """Test accuracy of always naming training's most frequent class (of several, the lowest index)."""
     return float(np.mean(np.asarray(test_labels) == np.bincount(np.asarray(train_labels)).argmax()))
-
-
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: it stays within [0, 1] and holds for a few dozen images."""
-    from scipy.stats import binomtest  # half a second of import that only a comparison pays
-
-    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)

@@ -97,8 +97,8 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the test accuracy of each row of ``summary.summarise``: a dot and its 95% interval for a single run, a dot a
-    run and their mean for several; dashed, the majority baseline."""
+    """Draw the test accuracy of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the test
+    sets where there are several; a diamond for a reported figure; dashed, the majority baseline."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
@@ -107,14 +107,17 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         colour, _ = _style(y)
         if row["test_accuracy"] is None:
             ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9)
-        elif row["test_accuracy_low"] is not None:
-            ax.plot([row["test_accuracy_low"], row["test_accuracy_high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8)
         else:
-            ax.plot(row["test_accuracies"], [y] * len(row["test_accuracies"]), "o", color=colour, alpha=0.4)
-            ax.plot(row["test_accuracy"], y, "|", color=colour, markersize=18, markeredgewidth=2.5)
+            if len(row["test_accuracies"]) > 1:
+                ax.plot(row["test_accuracies"], [y] * len(row["test_accuracies"]), "o", color=colour, alpha=0.3)
+            if row["test_accuracy_low"] is not None:
+                ax.plot([row["test_accuracy_low"], row["test_accuracy_high"]], [y, y], color=colour, linewidth=2)
+            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8)
+        if row["reported_accuracy"] is not None and row["reported_split"] == "test":
+            label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
+            ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
         if row["majority_baseline"] is not None:  # a piece a row: attempts on other data have another baseline
-            label = "" if ax.get_legend_handles_labels()[1] else "majority baseline"
+            label = "" if "majority baseline" in ax.get_legend_handles_labels()[1] else "majority baseline"
             ax.vlines(row["majority_baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
     ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)

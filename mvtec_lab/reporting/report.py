@@ -10,31 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
-from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.metrics import confusion
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.results import HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv
+from mvtec_lab.reporting.comparison import Attempt, Comparison, compare
+from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, settings_of
+from mvtec_lab.results import HISTORY, MISTAKES, RESULT, RunResult, read_csv
 
 REPORT = "report.html"
+TOGETHER = (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1"))
 
 Settings = dict[str, str]  # dotted key -> value as text
 
 
-def write_report(directory: Path) -> Path:
-    """Write report.html on every run at or below ``directory``, whole or not at all, and return its path.
-
-    What a run lacks (a history, predictions, a picture sheet) is left out, and the page says so.
+def sum_up(directory: Path, *sources: str | os.PathLike[str]) -> tuple[list[summary.Row], Comparison]:
+    """Compare every run below the sources (the directory itself where there are none), and write summary.csv,
+    comparison.json and report.html into the directory.
 
     Raises:
-        LabError: there is no run, or a result.json is damaged.
+        LabError: a source without a run, or a damaged file of a run's.
     """
-    directory = Path(directory)
-    runs = summary.load_runs(directory)
-    groups = summary.by_attempt(runs)
-    rows = summary.summarise(runs)
-    settings = {run.run_dir: summary.settings_of(run) for run in runs}
+    comparison = compare(load_runs(*(sources or [directory])))
+    rows = summary.summarise(comparison)
+    summary.write_summary(rows, directory)
+    comparison.save(directory)
+    write_report(comparison, rows, directory)
+    return rows, comparison
+
+
+def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory: Path) -> Path:
+    """Write report.html, whole or not at all, and return its path.
+
+    What a run lacks (a history, predictions, a picture sheet) is left out, and the page says so.
+    """
+    groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
+    runs = [run for group in groups.values() for run in group]
+    settings = {run.run_dir: settings_of(run) for run in runs}
     histories = {name: [history for run in group if (history := _rows(run, HISTORY))] for name, group in groups.items()}
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
 
@@ -56,7 +66,11 @@ def write_report(directory: Path) -> Path:
         finished=datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
-        reading=summary.reading(rows),
+        verdict=comparison.verdict,
+        pairs=comparison.pairs,
+        reported=[row for row in rows if row["reported_accuracy"] is not None],
+        measured=summary.measured,
+        reproduced=summary.reproduced,
         accuracy=summary.accuracy,
         counted=summary.counted,
         accuracy_figure=figures.to_data_uri(figures.accuracy_figure(rows))
@@ -66,9 +80,9 @@ def write_report(directory: Path) -> Path:
         curveless=[name for name, found in histories.items() if not found],
         attempts=list(groups),
         differences=_differences(groups, settings),
-        details=[_detail(name, group) for name, group in groups.items() if any(run.completed for run in group)],
-        failures=[(run, summary.failure(run)) for run in runs if not run.completed],
-        logdir=shlex.quote(str(directory)),
+        details=[_detail(attempt) for attempt in comparison.attempts if attempt.done],
+        failures=[(run, failure(run)) for run in runs if not run.completed],
+        logdir=shlex.quote(_common(directory, runs)),
         versions=_merged([run.versions for run in runs]),
         revisions=sorted({run.git_revision for run in runs if run.git_revision}),
     )
@@ -79,39 +93,30 @@ def write_report(directory: Path) -> Path:
     return path
 
 
-def _detail(attempt: str, runs: Sequence[RunResult]) -> dict[str, Any]:
+def _common(directory: Path, runs: Sequence[RunResult]) -> str:
+    """The folder above all runs: the directory itself, unless they were gathered from elsewhere."""
+    if all(directory in Path(run.run_dir).parents or directory == Path(run.run_dir) for run in runs):
+        return str(directory)
+    return os.path.commonpath([Path(run.run_dir).resolve() for run in runs])
+
+
+def _detail(attempt: Attempt) -> dict[str, Any]:
     """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
-    done = [run for run in runs if run.completed]
-    first = done[0]
-    matrix = np.zeros((len(first.classes),) * 2, dtype=np.int64)
-    counted = 0
-    for run in done:
-        found = _test_confusion(run)
-        if found is not None and run.classes == first.classes:
-            matrix, counted = matrix + found, counted + 1
+    first, each, described = attempt.done[0], attempt.confusions(), attempt.describe()
+    matrix = None if each is None else each.sum(axis=0).astype(int)
+    counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
     pictures = Path(first.run_dir) / MISTAKES
     return {
-        "attempt": attempt,
+        "attempt": attempt.name,
         "first": first,
-        "runs": len(done),
-        "counted": counted,
-        "confusion": figures.to_data_uri(figures.confusion_figure(matrix, first.classes)) if counted else None,
-        "recall": list(zip(first.classes, matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)),
+        "runs": len(attempt.done),
+        "counted": sum(map(len, attempt.tests.values())),
+        "confusion": None if matrix is None else figures.to_data_uri(figures.confusion_figure(matrix, first.classes)),
+        "recall": [(name, right, images, described["recall"].get(name)) for name, right, images in counts],
+        "together": [(text, described[key]) for text, key in TOGETHER if key in described],
+        "images": 0 if each is None else len(each),
         "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
     }
-
-
-def _test_confusion(run: RunResult) -> np.ndarray | None:
-    index = {name: i for i, name in enumerate(run.classes)}
-    try:
-        rows = [row for row in _rows(run, PREDICTIONS) if row["split"] == "test"]
-        labels, predictions = ([index[row[key]] for row in rows] for key in ("label", "prediction"))
-    except KeyError as error:
-        path = Path(run.run_dir) / PREDICTIONS
-        raise LabError(
-            f"{path} is damaged (no column or class {error}): run that attempt again or remove it"
-        ) from error
-    return confusion(labels, predictions, len(index)) if rows else None
 
 
 def _rows(run: RunResult, name: str) -> list[dict[str, str]]:
@@ -130,7 +135,7 @@ def _differences(
             found = [settings[run.run_dir] for run in group if settings[run.run_dir]]
             cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in found)))
         known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config says nothing
-        varies = len(known) > 1 or (key not in summary.RUN_KEYS and any(len(cell) > 1 for cell in known))
+        varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
     return table

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -57,10 +58,22 @@ def data_module(config: Config) -> MVTecDataModule:
         group_by=s.group_by,
         val_is_test=s.val_is_test,
         split_seed=s.seed,
-        seed=config.seed,
+        seed=training_seed(config),
         cache_dir=config.cache.dir,
         cache_gb=config.cache.max_gb,
     )
+
+
+def training_seed(config: Config) -> int:
+    """What initial weights, batches and augmentation are drawn from.
+
+    Each fold draws its own: an attempt that is lucky in one draw would else be lucky in all of its folds, and the
+    folds would call that a difference.
+    """
+    s = config.split
+    if s.protocol != "kfold":
+        return config.seed
+    return int(np.random.SeedSequence([config.seed, s.seed, s.fold]).generate_state(1)[0])
 
 
 def build_data(config: Config) -> MVTecDataModule:

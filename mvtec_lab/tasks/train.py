@@ -34,7 +34,15 @@ from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, R
 from mvtec_lab.tasks.checkpoints import Checkpoints
 from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim, keep_memory
+from mvtec_lab.tasks.setup import (
+    build_classifier,
+    build_data,
+    build_trainer,
+    check_devices,
+    claim,
+    keep_memory,
+    training_seed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     validate(config)
     check_devices(config)
     data = build_data(config)
-    pl.seed_everything(config.seed, verbose=False)
+    pl.seed_everything(training_seed(config), verbose=False)
     classifier, notes = build_classifier(config, data)
     data.setup()
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
@@ -72,6 +80,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         classes=data.classes,
         counts=data.counts(),
         val_is_test=data.val_is_test,
+        reported=None if config.reported.accuracy is None else asdict(config.reported),
         warnings=[*data.warnings, *notes],
         versions=versions(),
         git_revision=_git_revision(),

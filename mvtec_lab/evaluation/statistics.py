@@ -1,0 +1,192 @@
+"""What results on a few images can say: intervals and tests, on scipy, statsmodels and baycomp; pure functions.
+
+Libraries are imported where they are called: together they take two seconds, which only a comparison pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2_000  # of a bootstrap: its 95% bounds then move by less than a hundredth from one seed to the next
+PERMUTATIONS = 9_999  # a p-value of 0.05 is then known to within 0.004
+
+
+def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: it stays within [0, 1] and holds for a few dozen images.
+
+    Counts that are means over several runs are rounded to whole images.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(correct), round(total)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def corrected_interval(
+    values: npt.ArrayLike, ratio: float, resolution: float = 0.0, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a mean over resampled splits, wider than Student's because their training images overlap.
+
+    The corrected resampled t of Nadeau and Bengio, Machine Learning 52, 2003.
+
+    Args:
+        values: one a split, [n], n at least 2.
+        ratio: test images over the images that the learner had, validation included.
+        resolution: what a single image changes in a value. Splits that agree by chance would make the interval as
+            narrow as one likes: the values are taken to vary at least as if one image had fallen the other way.
+        confidence: in (0, 1).
+    """
+    from scipy import stats
+
+    mean, error, freedom = _corrected(values, ratio, resolution)
+    half = stats.t.ppf((1 + confidence) / 2, freedom) * error
+    return float(mean - half), float(mean + half)
+
+
+def corrected_t_test(differences: npt.ArrayLike, ratio: float, resolution: float = 0.0) -> float:
+    """Two-sided p of the corrected resampled t-test that two learners' scores differ; arguments as above, but paired
+    differences of the two."""
+    from scipy import stats
+
+    mean, error, freedom = _corrected(differences, ratio, resolution)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def practical_equivalence(
+    differences: npt.ArrayLike, ratio: float, rope: float, resolution: float = 0.0
+) -> tuple[float, float, float]:
+    """Probabilities that the first learner is worse, practically equal (within ``rope``) and better than the second.
+
+    The Bayesian correlated t-test of Corani and Benavoli, Machine Learning 100, 2015; arguments as above.
+    """
+    from baycomp.single import Posterior  # its CorrelatedTTest takes whole cross-validations only
+
+    mean, error, freedom = _corrected(differences, ratio, resolution)
+    worse, equal, better = Posterior(mean, error**2, freedom, rope).probs()
+    return float(worse), float(equal), float(better)
+
+
+def _corrected(values: npt.ArrayLike, ratio: float, resolution: float) -> tuple[float, float, int]:
+    """Mean, its standard error and the degrees of freedom."""
+    spread = _spread(values, resolution)
+    return spread.mean(), np.sqrt(spread.var(ddof=1) * (1 / len(spread) + ratio)), len(spread) - 1
+
+
+def _spread(values: npt.ArrayLike, resolution: float) -> np.ndarray:
+    """The values, or others of the same mean where these vary less than a single image in one of them would make."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError("a single split has no spread: give two or more")
+    least = resolution / np.sqrt(len(values))
+    if values.std(ddof=1) >= least:
+        return values
+    ramp = np.linspace(-1, 1, len(values))
+    return values.mean() + ramp * (least / ramp.std(ddof=1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, Holm 1979: below 0.05, at most 5% of such families hold a false one."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist()
+
+
+def paired_test(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[str, float]:
+    """Two-sided p that two learners differ on the same images, and the test's name.
+
+    Args:
+        first, second: of each image, whether that learner was right, [N]: 0 or 1 take McNemar's exact test; shares (it
+            was asked several times) its generalisation, the permutation test that swaps the two at random.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if np.isin([first, second], (0, 1)).all():
+        from statsmodels.stats.contingency_tables import mcnemar
+
+        only = int(np.sum(first > second)), int(np.sum(first < second))
+        return "exact McNemar test", float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
+    from scipy import stats
+
+    found = stats.permutation_test(
+        (first, second),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        n_resamples=PERMUTATIONS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return "paired permutation test", float(found.pvalue)
+
+
+def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference of two accuracies on the same images: Bonett and Price, 2012, adjusted Wald."""
+    from scipy import stats
+
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    total = len(difference) + 2
+    up, down = (difference.clip(0).sum() + 1) / total, ((-difference).clip(0).sum() + 1) / total
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((up + down - (up - down) ** 2) / total)
+    return max(-1.0, float(up - down - half)), min(1.0, float(up - down + half))
+
+
+def smallest_difference(images: int, alpha: float = 0.05) -> float | None:
+    """The smallest difference in accuracy that McNemar's exact test can show on so many images: all of them one way.
+
+    None where no difference would do.
+    """
+    least = next(n for n in range(1, 1100) if 2 * 0.5**n <= alpha)
+    return least / images if least <= images else None
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], confusions: npt.ArrayLike, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of a confusion matrix over resampled images.
+
+    Args:
+        statistic: confusion matrices [..., C, C], rows truth, to values [...]; ``balanced_accuracy`` is one.
+        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times.
+    """
+    from scipy import stats
+
+    each = np.asarray(confusions, dtype=np.float64)
+    found = stats.bootstrap(
+        (np.arange(len(each)),),
+        lambda index, axis: statistic(_summed(each, index)),
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",  # the corrected ones fail where no resample differs, as with a perfect attempt
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _summed(each: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Sum of the matrices that each row of ``index`` names: [..., N] to [..., C, C]."""
+    rows = index.reshape(-1, index.shape[-1])
+    drawn = np.zeros((len(rows), len(each)))
+    for row, picks in zip(drawn, rows, strict=True):
+        row += np.bincount(picks.astype(np.int64), minlength=len(each))
+    classes = each.shape[-1]
+    return (drawn @ each.reshape(len(each), -1)).reshape(*index.shape[:-1], classes, classes)
+
+
+def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Mean recall over the classes that occur: [..., C, C] to [...]."""
+    truth = matrix.sum(axis=-1)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return (hits / np.maximum(truth, 1)).sum(axis=-1) / np.maximum((truth > 0).sum(axis=-1), 1)
+
+
+def macro_f1(matrix: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that occur or are named: [..., C, C] to [...]."""
+    named = matrix.sum(axis=-1) + matrix.sum(axis=-2)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return (2 * hits / np.maximum(named, 1)).sum(axis=-1) / np.maximum((named > 0).sum(axis=-1), 1)

@@ -1,0 +1,130 @@
+"""Runs as they are compared: grouped by attempt, each with its test predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, read_csv
+
+# Tell runs of one attempt apart, not attempts: which repeat, and where it ran.
+RUN_KEYS = (
+    "seed",
+    "split.seed",
+    "split.fold",
+    "data.root",
+    "data.archive",
+    "data.num_workers",
+    "trainer.accelerator",
+    "cache.dir",
+    "cache.max_gb",
+)
+
+TestSet = tuple[str, ...]  # the images of a run's test split, in their order
+
+
+def load_runs(*directories: str | os.PathLike[str]) -> list[RunResult]:
+    """Every run at or below the directories, each once, in the order in which they started.
+
+    Raises:
+        LabError: a directory without a run, or a result.json that is missing or damaged.
+    """
+    runs: dict[Path, RunResult] = {}
+    for directory in directories:
+        found = find_runs(directory)
+        if not found:
+            raise LabError(
+                f"{directory} holds no run (no {RESULT} at or below it): give the directory of a sweep or a run"
+            )
+        runs |= {Path(run.run_dir).resolve(): run for run in found}
+    return sorted(runs.values(), key=lambda run: (run.started, run.run_dir))
+
+
+def by_attempt(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Group runs by their attempt, in first-seen order.
+
+    Runs of one attempt that differ in more than seed, fold and place are no repeats of each other: they are groups of
+    their own, named by what differs, ``base optimizer.lr=0.1``.
+    """
+    runs = list(runs)
+    settings = {id(run): settings_of(run) for run in runs}
+    groups: dict[str, list[RunResult]] = {}
+    for run in runs:
+        peers = [settings[id(r)] for r in runs if r.attempt == run.attempt and settings[id(r)]]
+        own = settings[id(run)]
+        varied = [k for k in own if k not in RUN_KEYS and len({peer.get(k) for peer in peers}) > 1]
+        groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
+    return groups
+
+
+def settings_of(run: RunResult) -> dict[str, str]:
+    """A run's config.yaml as dotted keys and texts; empty where it has none."""
+    path = Path(run.run_dir) / CONFIG
+    try:
+        return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except FileNotFoundError:
+        return {}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
+    """Dotted keys; what lies deeper than section, key and name (a transform's arguments) stays together in one text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            flat |= _flatten(value, f"{prefix}{key}.", depth - 1)
+        elif isinstance(value, Mapping):
+            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The test predictions of one run: of N images their names, class indices and predicted class indices."""
+
+    run: RunResult
+    images: TestSet  # data set, category and path; sorted, as the arrays are
+    labels: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        return (self.labels == self.predictions).astype(np.float64)
+
+
+def tested(run: RunResult) -> Tested | None:
+    """A run's test predictions; None where it failed or left none.
+
+    Raises:
+        LabError: its predictions.csv is damaged.
+    """
+    path = Path(run.run_dir) / PREDICTIONS
+    if not run.completed or not path.is_file():
+        return None
+    index = {name: i for i, name in enumerate(run.classes)}
+    try:
+        rows = sorted((r for r in read_csv(path) if r["split"] == "test"), key=lambda r: r["path"])
+        labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "prediction"))
+        images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
+    except (KeyError, UnicodeDecodeError) as error:
+        raise LabError(
+            f"{path} is damaged (no column or class {error}): run that attempt again or remove it"
+        ) from error
+    return Tested(run, images, labels, predictions) if rows else None
+
+
+def failure(run: RunResult) -> str:
+    """Why a run failed, on one line."""
+    return " ".join((run.error or "no reason recorded: the process was ended from outside").split())

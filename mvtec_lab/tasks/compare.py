@@ -1,0 +1,31 @@
+"""task=compare: runs of several sweeps, days or machines in one table, verdict and report."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+from mvtec_lab.reporting.comparison import Comparison
+from mvtec_lab.reporting.report import REPORT, sum_up
+from mvtec_lab.reporting.summary import print_table
+
+
+def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
+    """Compare every run below ``config.dirs``; summary.csv, comparison.json and report.html go into ``run_dir``.
+
+    Raises:
+        LabError: no directories, one without a run, or a damaged file of a run's.
+    """
+    if not config.dirs:
+        raise LabError("task=compare needs dirs=[SWEEP,SWEEP,...]: directories of sweeps or runs")
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        rows, comparison = sum_up(run_dir, *config.dirs)
+    except OSError as error:
+        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+    print_table(rows, comparison.verdict)
+    print(f"report: {run_dir / REPORT}   curves: tensorboard --logdir {shlex.quote(config.dirs[0])}")
+    return comparison

@@ -1,0 +1,284 @@
+"""The comparison of attempts: from run directories to a verdict. No network is trained but in the sweeps at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_reporting import CLASSES, fabricate, fail
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.reporting.comparison import COMPARISON, Comparison, compare
+from mvtec_lab.reporting.report import REPORT, sum_up
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.summary import SUMMARY
+from mvtec_lab.results import PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+
+FOLDS = 5
+
+
+def fold(folder: Path, attempt: str, fold: int, right: int, images: int = 12, **fields: Any) -> RunResult:
+    """A run on images of its own fold, of which the first ``right`` are classified correctly."""
+    run = fabricate(folder, attempt, right=right, images=images, fold=fold, **fields)
+    path = folder / PREDICTIONS
+    rows = read_csv(path)
+    for row in rows:
+        row["path"] = f"{fold}/{row['path']}"
+    write_csv(path, rows, list(rows[0]))
+    return run
+
+
+def cross_validated(folder: Path, **right: list[int]) -> None:
+    for attempt, counts in right.items():
+        for i, count in enumerate(counts):
+            fold(folder / f"{attempt}-{i}", attempt, i, count)
+
+
+def said(comparison: Comparison) -> str:
+    return " ".join(comparison.verdict)
+
+
+def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
+    for place, (name, right) in enumerate((("good", 20), ("fair", 16), ("bad", 6))):
+        fabricate(tmp_path / str(place), name, right=right)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == "good"
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    near, far = pairs["good", "fair"], pairs["good", "bad"]
+    assert (near.test, near.p, near.p_holm) == ("exact McNemar test", 0.125, 0.125)  # four images, all one way
+    assert far.p == pytest.approx(2 * 0.5**14)
+    assert far.p_holm == pytest.approx(3 * far.p)
+    assert far.different
+    assert not near.different
+    assert near.difference is not None
+    assert near.difference.value == pytest.approx(0.2)
+    assert near.better is None  # the Bayesian test is one over folds
+    text = said(comparison)
+    assert "Shown to be better than bad (+70.0 points" in text
+    assert "Cannot be told from it: fair (+20.0 points, p = 0.125)" in text
+    assert "20 test images can only tell apart differences of 30.0 points or more" in text
+    assert "is right in 0.250 of test images; not shown to be better: bad." in text
+    assert "exact McNemar test, Holm's correction for 3 comparisons" in text
+
+
+def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7], c=[10, 12, 12, 10, 11])
+    comparison = compare(load_runs(tmp_path))
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    far, near = pairs["a", "b"], pairs["a", "c"]
+    assert (far.test, far.test_sets, far.images) == ("corrected resampled t-test", 5, 60)
+    assert far.different
+    assert far.better is not None
+    assert far.better > 0.99
+    assert far.image_test == "exact McNemar test"
+    assert not near.different
+    text = said(comparison)
+    assert "Best on validation: a" in text
+    assert "Shown to be better than b" in text
+    assert "Cannot be told from it: c" in text
+    assert "60 images in 5 test sets can only tell apart differences" in text
+
+
+def test_validation_ranks_and_test_states(tmp_path: Path) -> None:
+    first = fabricate(tmp_path / "0", "chosen", right=6)
+    first.metrics["val"] = {"balanced_accuracy": 1.0, "accuracy": 1.0, "loss": 0.1, "images": 9}
+    first.save()
+    fabricate(tmp_path / "1", "better", right=18)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == "chosen"
+    assert "Shown to be worse on test than better (-60.0 points" in said(comparison)
+    assert "validation chose the wrong one" in said(comparison)
+
+
+def test_different_test_images_are_not_compared(tmp_path: Path) -> None:
+    fold(tmp_path / "0", "a", 0, 10)
+    fold(tmp_path / "1", "b", 1, 4)
+    fabricate(tmp_path / "2", "c", category="cable")
+    comparison = compare(load_runs(tmp_path))
+    assert all(pair.p is None and pair.refused for pair in comparison.pairs)
+    assert "Not compared: a and b; a and c; b and c: they were tested on different images" in said(comparison)
+    assert "No attempt is shown" not in said(comparison)
+
+
+def test_unequal_numbers_of_runs_are_compared_on_what_they_share(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6])
+    fail(tmp_path / "b-4", "b")
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.pairs[0].test_sets == 4
+    assert "Test sets differ in number (a 5, b 4)" in said(comparison)
+    assert "failed" not in said(comparison)  # the table says it
+
+
+def test_copies_of_a_run_count_once(tmp_path: Path) -> None:
+    for name, started in (("0", "2026-01-01"), ("1", "2026-01-02")):
+        fabricate(tmp_path / name, "a", right=10 + int(name), started=started)
+    fabricate(tmp_path / "b", "b")
+    comparison = compare(load_runs(tmp_path, tmp_path / "0"))
+    assert [len(group) for group in comparison.attempts[0].tests.values()] == [1]
+    assert "a: 1 run of the same seed and images left out" in said(comparison)
+
+
+def test_all_runs_failed(tmp_path: Path) -> None:
+    fail(tmp_path / "0", "a")
+    assert compare(load_runs(tmp_path)).verdict == ["No run was completed: there is nothing to compare."]
+
+
+def test_runs_without_predictions_are_said(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "0", "a")
+    fabricate(tmp_path / "1", "b")
+    (Path(run.run_dir) / PREDICTIONS).unlink()
+    assert "Not compared: a and b: a left no test predictions." in said(compare(load_runs(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"attempt": "a"}'])
+def test_a_damaged_result_is_named(tmp_path: Path, content: str | None) -> None:
+    run = fabricate(tmp_path / "0", "a")
+    path = Path(run.run_dir) / RESULT
+    path.unlink() if content is None else path.write_text(content)
+    fabricate(tmp_path / "1", "b")
+    with pytest.raises(LabError, match=r"result\.json is missing or damaged"):
+        load_runs(tmp_path)
+
+
+def test_comparison_json(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7])
+    fail(tmp_path / "c", "c")
+    sum_up(tmp_path)
+    found = json.loads((tmp_path / COMPARISON).read_text(encoding="utf-8"))
+    assert found["best"] == "a"
+    assert found["verdict"]
+    a, _, c = found["attempts"]
+    assert a["accuracy"]["value"] == pytest.approx(56 / 60)
+    assert a["accuracy"]["low"] < a["accuracy"]["value"] < a["accuracy"]["high"]
+    assert a["recall"]["good"]["value"] == 1
+    assert a["recall"]["good"]["low"] == pytest.approx(0.80, abs=0.01)  # fifteen images of fifteen
+    assert a["balanced_accuracy"]["low"] < a["balanced_accuracy"]["value"] < a["balanced_accuracy"]["high"]
+    assert set(a["recall"]) == set(CLASSES)
+    assert (c["completed"], c["accuracy"]) == (0, None)
+    assert found["pairs"][0]["different"] is True
+
+
+def test_a_reported_figure_stands_beside_the_measured_one(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.7), ("b", 0.99)):
+        fabricate(tmp_path / name, name, right=14, reported={"accuracy": accuracy, "split": "val"})
+    rows, _ = sum_up(tmp_path)
+    assert [row["reported_accuracy"] for row in rows] == [0.7, 0.99]
+    assert rows[0]["reported_measured"] == pytest.approx(0.7)
+    html = (tmp_path / REPORT).read_text(encoding="utf-8")
+    assert "Reported and measured" in html
+    assert "within" in html
+    assert ">above<" in html
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_cross_validation_is_a_sweep(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lab("-m", "attempt=base,cosine", "cv.folds=3", "cv.repeats=2", "hydra.sweep.dir=sweep") == 0
+    runs = load_runs(tmp_path / "sweep")
+    assert len(runs) == 12
+    tests = {
+        run.run_dir: frozenset(r["path"] for r in read_csv(Path(run.run_dir) / PREDICTIONS) if r["split"] == "test")
+        for run in runs
+    }
+    of = {name: {tests[run.run_dir] for run in runs if run.attempt == name} for name in ("base", "cosine")}
+    assert of["base"] == of["cosine"]
+    assert len(of["base"]) == 6
+    assert len(frozenset.union(*of["base"])) == 22  # every image of the pool
+    assert sum(map(len, of["base"])) == 2 * 22  # once a repeat
+    assert {run.fold for run in runs} == {0, 1, 2}
+    assert all(not run.val_is_test and run.metrics["val"]["images"] for run in runs)
+    comparison = json.loads((tmp_path / "sweep" / COMPARISON).read_text(encoding="utf-8"))
+    assert comparison["pairs"][0]["test"] == "corrected resampled t-test"
+    assert comparison["pairs"][0]["image_test"] in ("exact McNemar test", "paired permutation test")
+    assert "22 images in 6 test sets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", "cv.folds=1"), "cv.folds=1 cv.repeats=1 is no cross-validation: give 2 folds or more"),
+        (("-m", "cv.folds=3,5"), "cv.folds=3,5 must be one whole number"),
+        (("-m", "cv.repeats=2"), "give cv.folds as well"),
+        (("-m", "cv.folds=3", "split.fold=0,1"), "cv.folds=3 decides on split.fold itself: leave it out"),
+        (("-m", "cv.folds=3", "split.seed=0,1"), "give one number, or cv.repeats"),
+        (("cv.folds=3",), "cv.folds=3 makes a sweep: give -m"),
+        (("+study=bottle",), "study=bottle is a sweep: give -m as well"),
+        (("reported.accuracy=70",), "give a fraction, 0.7 for 70%"),
+        (("task=compare",), "task=compare needs dirs="),
+        (("task=compare", "dirs=[nowhere]"), "nowhere holds no run"),
+    ],
+)
+def test_mistakes_are_one_line(lab, tmp_path: Path, capsys, arguments: tuple[str, ...], message: str) -> None:
+    assert lab(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_folds_differ_in_their_draw_and_repeat_it(lab, tmp_path: Path) -> None:
+    for sweep in ("a", "b"):
+        assert lab("-m", "cv.folds=2", f"hydra.sweep.dir={sweep}") == 0
+    a, b = (load_runs(tmp_path / sweep) for sweep in ("a", "b"))
+    assert [run.metrics for run in a] == [run.metrics for run in b]
+
+
+def test_compare_sweeps_of_other_days(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for attempt in ("base", "cosine"):
+        assert lab("-m", f"attempt={attempt}", "cv.folds=2", f"hydra.sweep.dir={attempt}") == 0
+    capsys.readouterr()
+    assert lab("task=compare", "dirs=[base,cosine]", "hydra.run.dir=both") == 0
+    out = capsys.readouterr().out
+    assert "Best on validation" in out
+    assert {SUMMARY, COMPARISON, REPORT} <= {path.name for path in (tmp_path / "both").iterdir()}
+    found = json.loads((tmp_path / "both" / COMPARISON).read_text(encoding="utf-8"))
+    assert (len(found["pairs"]), found["pairs"][0]["test_sets"]) == (1, 2)
+
+
+STUDIES = {
+    "cable": ("good", "bent_wire", "cable_swap", "combined", "cut_inner_insulation", "cut_outer_insulation",
+              "missing_cable", "missing_wire", "poke_insulation"),
+    "transistor": ("good", "bent_lead", "cut_lead", "damaged_case", "misplaced"),
+    "zipper": ("good", "broken_teeth", "combined", "fabric_border", "fabric_interior", "rough", "split_teeth",
+               "squeezed_teeth"),
+    "bottle": ("good", "broken_large", "broken_small", "contamination"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "study", ["bottle", *(pytest.param(name, marks=pytest.mark.slow) for name in STUDIES if name != "bottle")]
+)
+def test_a_study_runs_its_reports_attempts(study: str, lab, tmp_path: Path, capsys) -> None:
+    from conftest import write_product
+
+    write_product(tmp_path / "mvtec" / study, dict.fromkeys(STUDIES[study], 10))
+    settings = ("data=mvtec", f"data.root={tmp_path / 'mvtec'}", "hydra.sweep.dir=sweep", "trainer.max_epochs=1")
+    assert lab("-m", f"+study={study}", *settings) == 0
+    runs = load_runs(tmp_path / "sweep")
+    assert all(run.attempt.startswith(f"{study}/") and run.category == study and run.reported for run in runs)
+    assert len(runs) == (5 if study == "transistor" else 4)
+    assert "measured there" in capsys.readouterr().out
+    if study == "transistor":
+        assert all(run.val_is_test and sum(run.counts["test"].values()) == 10 for run in runs)
+
+
+@pytest.mark.slow
+def test_attempts_that_differ_in_their_seed_alone_are_never_called_different(lab, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "attempt"
+    folder.mkdir(parents=True)
+    for seed in range(2):
+        (folder / f"seed{seed}.yaml").write_text(f"# @package _global_\nseed: ${{oc.env:REPETITION}}{seed}\n")
+    for repetition in range(1, 21):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("REPETITION", str(repetition))
+            sweep = f"hydra.sweep.dir=sweep{repetition}"
+            assert lab("-m", "attempt=seed0,seed1", "cv.folds=3", "--config-dir=conf", sweep, "optimizer.lr=0.02") == 0
+        found = json.loads((tmp_path / f"sweep{repetition}" / COMPARISON).read_text(encoding="utf-8"))
+        (pair,) = found["pairs"]
+        assert pair["test_sets"] == 3
+        assert not pair["different"]
+        assert np.isfinite(pair["p"])

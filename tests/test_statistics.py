@@ -1,0 +1,154 @@
+"""Intervals and tests against library and published values, and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from mvtec_lab.evaluation import statistics
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "interval"),
+    [(30, 43, (0.55, 0.81)), (14, 20, (0.48, 0.85)), (26, 32, (0.65, 0.91)), (0, 10, (0.0, 0.28))],
+)
+def test_wilson_interval(correct: int, total: int, interval: tuple[float, float]) -> None:
+    assert statistics.wilson_interval(correct, total) == pytest.approx(interval, abs=0.005)
+
+
+def test_wilson_narrows_with_less_confidence() -> None:
+    low, high = statistics.wilson_interval(14, 20, confidence=0.5)
+    assert 0.6 < low < 0.7 < high < 0.8
+
+
+VALUES = np.array([0.02, 0.05, -0.01, 0.04, 0.03, 0.00, 0.06, 0.02, 0.01, 0.03])
+
+
+def test_without_a_correction_it_is_students_t() -> None:
+    student = stats.ttest_1samp(VALUES, 0)
+    assert statistics.corrected_t_test(VALUES, 0) == pytest.approx(student.pvalue)
+    interval = student.confidence_interval()
+    assert statistics.corrected_interval(VALUES, 0) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_correction_is_nadeau_and_bengios() -> None:
+    # t = mean / sqrt((1/J + n2/n1) * variance): for J = 10, n2/n1 = 1/4 it shrinks by sqrt(0.1 / 0.35).
+    student = stats.ttest_1samp(VALUES, 0).statistic
+    expected = 2 * stats.t.sf(student * np.sqrt(0.1 / 0.35), 9)
+    assert statistics.corrected_t_test(VALUES, 0.25) == pytest.approx(expected)
+    assert statistics.corrected_t_test(-VALUES, 0.25) == pytest.approx(expected)
+
+
+def test_the_bayesian_test_agrees_with_the_frequentist_one() -> None:
+    # Without a region of equivalence the posterior is the t-distribution of the frequentist test (Corani & Benavoli).
+    worse, equal, better = statistics.practical_equivalence(VALUES, 0.25, 1e-9)
+    assert better == pytest.approx(1 - statistics.corrected_t_test(VALUES, 0.25) / 2, abs=1e-6)
+    assert worse + equal + better == pytest.approx(1)
+    from baycomp import two_on_single
+
+    expected = two_on_single(np.zeros(10), VALUES, rope=0.01, runs=2)  # two repeats of five folds: ratio 1/4
+    assert statistics.practical_equivalence(VALUES, 0.25, 0.01) == pytest.approx(expected)
+    flipped = statistics.practical_equivalence(-VALUES, 0.25, 1e-9)
+    assert flipped[0] == pytest.approx(better)
+    assert statistics.practical_equivalence(VALUES, 0.25, 0.5)[1] > 0.99
+
+
+def test_splits_that_agree_by_chance_prove_little() -> None:
+    both = np.full(2, 1 / 16)  # one image in each of two test sets of sixteen
+    assert statistics.corrected_t_test(both, 0.25, resolution=1 / 16) > 0.3
+    assert statistics.corrected_t_test(np.full(10, 1 / 8), 0.25, resolution=1 / 8) < 0.01  # ten images, all one way
+    assert statistics.corrected_t_test(np.zeros(10), 0.25, resolution=1 / 8) == pytest.approx(1)
+    low, high = statistics.corrected_interval(np.ones(10), 0.25, resolution=1 / 8)
+    assert 0.9 < low < 1 < high
+    assert max(statistics.practical_equivalence(np.zeros(10), 0.25, 0.01, 1 / 8)) < 0.6
+    with pytest.raises(ValueError, match="two or more"):
+        statistics.corrected_t_test([0.1], 0.25)
+
+
+def test_holm() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == []
+
+
+def test_mcnemar_is_the_sign_test_of_the_images_that_differ() -> None:
+    first = [1] * 9 + [0] * 2 + [1] * 20
+    second = [0] * 9 + [1] * 2 + [1] * 20
+    name, p = statistics.paired_test(first, second)
+    assert name == "exact McNemar test"
+    assert p == pytest.approx(stats.binomtest(2, 11).pvalue)
+    assert statistics.paired_test([1, 1], [1, 1])[1] == 1
+
+
+def test_the_permutation_test_generalises_mcnemar() -> None:
+    first, second = np.array([1] * 9 + [0] * 2), np.array([0] * 9 + [1] * 2)
+    name, p = statistics.paired_test(first * 0.5, second * 0.5)
+    assert name == "paired permutation test"
+    assert p == pytest.approx(statistics.paired_test(first, second)[1], abs=0.01)
+
+
+@pytest.mark.parametrize(("images", "least"), [(10, 0.6), (96, 6 / 96), (5, None)])
+def test_smallest_difference(images: int, least: float | None) -> None:
+    assert statistics.smallest_difference(images) == least
+    if least:
+        n = round(least * images)
+        assert stats.binomtest(0, n).pvalue <= 0.05 < stats.binomtest(0, n - 1).pvalue
+
+
+def test_paired_interval_covers() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        shared = rng.random((2, 50)) < 0.5
+        first, second = rng.random(50) < 0.8, rng.random(50) < 0.6
+        first[shared[0]] = second[shared[0]] = True  # images that are easy for both
+        low, high = statistics.paired_interval(first, second)
+        covered += low <= 0.5 * 0.2 <= high
+    assert 0.93 <= covered / 1000 <= 0.98
+    low, high = statistics.paired_interval([1, 1, 0], [1, 0, 0])
+    assert statistics.paired_interval([1, 0, 0], [1, 1, 0]) == pytest.approx((-high, -low))
+
+
+def test_bootstrap_over_images() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 80)
+    predictions = np.where(rng.random(80) < 0.7, labels, rng.integers(0, 3, 80))
+    each = np.zeros((80, 3, 3))
+    each[np.arange(80), labels, predictions] = 1
+    assert statistics.balanced_accuracy(each.sum(0)) == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert statistics.macro_f1(each.sum(0)) == pytest.approx(f1_score(labels, predictions, average="macro"))
+    drawn = [balanced_accuracy_score(labels[i], predictions[i]) for i in rng.integers(0, 80, (1000, 80))]
+    interval = statistics.bootstrap(statistics.balanced_accuracy, each)
+    assert interval == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.02)
+    assert statistics.bootstrap(statistics.macro_f1, 2 * each) == statistics.bootstrap(statistics.macro_f1, each)
+
+
+def _folds(rng: np.random.Generator, advantage: float, images: int = 60, repeats: int = 2) -> np.ndarray:
+    """Accuracy differences, fold by fold, of two nearest-centroid learners that see different noise of one truth."""
+    labels = np.arange(images) % 2
+    signal = (2 * labels - 1)[:, None]
+    features = [rng.normal(size=(images, 4)) + strength * signal for strength in (0.3 + advantage, 0.3)]
+    differences = []
+    for _ in range(repeats):
+        for test in np.array_split(rng.permutation(images), 5):
+            train = np.setdiff1d(np.arange(images), test)
+            right = []
+            for x in features:
+                centres = np.stack([x[train][labels[train] == c].mean(axis=0) for c in (0, 1)])
+                distance = ((x[test, None] - centres) ** 2).sum(axis=2)
+                right.append(np.mean(distance.argmin(axis=1) == labels[test]))
+            differences.append(right[0] - right[1])
+    return np.array(differences)
+
+
+@pytest.mark.slow
+def test_equal_learners_are_rarely_called_different() -> None:
+    rng = np.random.default_rng(0)
+    p = [statistics.corrected_t_test(_folds(rng, 0), 0.25, resolution=1 / 12) for _ in range(2000)]
+    assert np.mean(np.array(p) < 0.05) <= 0.06
+
+
+def test_better_learners_are_called_so() -> None:
+    rng = np.random.default_rng(0)
+    p = [statistics.corrected_t_test(_folds(rng, 0.8), 0.25, resolution=1 / 12) for _ in range(50)]
+    assert np.mean(np.array(p) < 0.05) > 0.8

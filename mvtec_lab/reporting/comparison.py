@@ -264,8 +264,8 @@ def _stated(best: Attempt, of: int) -> str:
     if accuracy is None:
         return f"{text}; it has no test accuracy."
     interval = "" if accuracy.low is None else f" [{accuracy.low:.2f}, {accuracy.high:.2f}]"
-    text += f"; on test images it is right in {accuracy.value:.3f}{interval}"
-    return text + (f" of them ({accuracy.method})." if accuracy.method else ".")
+    text += f"; test accuracy {accuracy.value:.3f}{interval}"
+    return text + (f", {accuracy.method}." if accuracy.method else ".")
 
 
 def _against(best: Attempt, comparison: Comparison) -> list[str]:

@@ -109,10 +109,17 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9)
         else:
             if len(row["test_accuracies"]) > 1:
-                ax.plot(row["test_accuracies"], [y] * len(row["test_accuracies"]), "o", color=colour, alpha=0.3)
+                ax.plot(
+                    row["test_accuracies"],
+                    [y] * len(row["test_accuracies"]),
+                    "o",
+                    color=colour,
+                    alpha=0.3,
+                    clip_on=False,
+                )
             if row["test_accuracy_low"] is not None:
                 ax.plot([row["test_accuracy_low"], row["test_accuracy_high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8)
+            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
         if row["reported_accuracy"] is not None and row["reported_split"] == "test":
             label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
             ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)

@@ -15,7 +15,7 @@ import numpy as np
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.results import HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv
+from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv
 
 REPORT = "report.html"
 
@@ -89,7 +89,7 @@ def _detail(attempt: str, runs: Sequence[RunResult]) -> dict[str, Any]:
         found = _test_confusion(run)
         if found is not None and run.classes == first.classes:
             matrix, counted = matrix + found, counted + 1
-    pictures = Path(first.run_dir) / MISTAKES
+    pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     return {
         "attempt": attempt,
         "first": first,
@@ -98,7 +98,26 @@ def _detail(attempt: str, runs: Sequence[RunResult]) -> dict[str, Any]:
         "confusion": figures.to_data_uri(figures.confusion_figure(matrix, first.classes)) if counted else None,
         "recall": list(zip(first.classes, matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)),
         "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
+        "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
+        "explained": _explained(done),
     }
+
+
+def _explained(runs: Sequence[RunResult]) -> str | None:
+    """Where the class-activation maps of all runs peak, in a sentence; None where no image has a mask."""
+    found = [run.explained for run in runs if run.explained and run.explained["images"]]
+    if not found:
+        return None
+    keys = ("images", "peak_in_mask", "mistakes", "mistakes_peak_in_mask")
+    images, inside, mistakes, mistaken = (sum(f[key] for f in found) for key in keys)
+    chance = sum(f["chance"] * f["images"] for f in found) / images
+    text = f"The map's peak lies inside the defect's mask in {inside} of {images} images"
+    text += f" of {len(found)} runs together" if len(found) > 1 else ""
+    text += f" (a random point would in {chance:.1%})"
+    if 0 < mistakes < images:
+        right = images - mistakes
+        text += f": {inside - mistaken} of the {right} classified rightly, {mistaken} of the {mistakes} mistaken"
+    return f"{text}."
 
 
 def _test_confusion(run: RunResult) -> np.ndarray | None:

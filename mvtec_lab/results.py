@@ -17,7 +17,7 @@ from mvtec_lab.errors import LabError
 
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
-MISTAKES = "mistakes.jpg"
+MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
@@ -42,6 +42,9 @@ class RunResult:
     classes: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     majority_baseline: float | None = None  # test accuracy of always naming training's most frequent class
+    # of the test images with a mask: how many, whose class-activation map peaks inside it, and the masks' mean share of
+    # the image (chance); the same of the mistakes among them; None: the backbone has no such map
+    explained: dict[str, Any] | None = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
     parameters: dict[str, int] = field(default_factory=dict)  # total and trained
     features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch

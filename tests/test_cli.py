@@ -19,8 +19,8 @@ from mvtec_lab.results import RunResult, find_runs, read_csv
 from mvtec_lab.sweep import main
 
 RUN_FILES = {
-    "best.ckpt", "config.yaml", "history.csv", "last.ckpt", "mistakes.jpg", "predictions.csv", "result.json",
-    "run.log", "samples.csv",
+    "best.ckpt", "config.yaml", "explanations.jpg", "history.csv", "last.ckpt", "mistakes.jpg", "predictions.csv",
+    "result.json", "run.log", "samples.csv",
 }  # fmt: skip
 
 

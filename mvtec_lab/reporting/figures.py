@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
     from matplotlib.axes import Axes
@@ -175,6 +175,39 @@ def sheet(
         row, column = divmod(index, columns)
         page.paste(cell, (gap + column * (tile + gap), gap + row * (height + gap)))
     return np.asarray(page)
+
+
+def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:
+    """Draw a class-activation map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
+
+    Args:
+        image: uint8 RGB [S, S, 3].
+        heat: [S, S], in [0, 1].
+        peak: row and column in pixels.
+        mask: bool, of any size, or None.
+
+    Returns:
+        uint8 RGB [H, W, 3], twice as large as the tile of a ``sheet``, which makes its lines smooth.
+    """
+    side = 320
+    grey = Image.fromarray(image).convert("L").resize((side, side)).convert("RGB")
+    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize((side, side))  # of 255: the image stays to be seen
+    tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
+    if mask is not None:
+        # Every pixel that the mask touches: a thin one is not to vanish.
+        area = (
+            Image.fromarray(mask.astype(np.uint8) * 255)
+            .resize(grey.size, Image.Resampling.BOX)
+            .point([0] + [255] * 255)
+        )
+        for width, colour in ((7, INK), (3, PALETTE[5])):  # a dark rim, as the line crosses bright and dark
+            outer, inner = area.filter(ImageFilter.MaxFilter(width)), area.filter(ImageFilter.MinFilter(width))
+            tile.paste(colour, mask=ImageChops.difference(outer, inner))
+    draw = ImageDraw.Draw(tile)
+    y, x = ((position + 0.5) * side / len(image) for position in peak)
+    for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
+    return np.asarray(tile)
 
 
 def to_data_uri(source: Figure | Path) -> str:

@@ -14,7 +14,7 @@ import jinja2
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.comparison import Attempt, Comparison, compare
 from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, settings_of
-from mvtec_lab.results import HISTORY, MISTAKES, RESULT, RunResult, read_csv
+from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv
 
 REPORT = "report.html"
 TOGETHER = (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1"))
@@ -105,7 +105,7 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
     first, each, described = attempt.done[0], attempt.confusions(), attempt.describe()
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
-    pictures = Path(first.run_dir) / MISTAKES
+    pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     return {
         "attempt": attempt.name,
         "first": first,
@@ -116,7 +116,26 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
         "together": [(text, described[key]) for text, key in TOGETHER if key in described],
         "images": 0 if each is None else len(each),
         "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
+        "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
+        "explained": _explained(attempt.done),
     }
+
+
+def _explained(runs: Sequence[RunResult]) -> str | None:
+    """Where the class-activation maps of all runs peak, in a sentence; None where no image has a mask."""
+    found = [run.explained for run in runs if run.explained and run.explained["images"]]
+    if not found:
+        return None
+    keys = ("images", "peak_in_mask", "mistakes", "mistakes_peak_in_mask")
+    images, inside, mistakes, mistaken = (sum(f[key] for f in found) for key in keys)
+    chance = sum(f["chance"] * f["images"] for f in found) / images
+    text = f"The map's peak lies inside the defect's mask in {inside} of {images} images"
+    text += f" of {len(found)} runs together" if len(found) > 1 else ""
+    text += f" (a random point would in {chance:.1%})"
+    if 0 < mistakes < images:
+        right = images - mistakes
+        text += f": {inside - mistaken} of the {right} classified rightly, {mistaken} of the {mistakes} mistaken"
+    return f"{text}."
 
 
 def _rows(run: RunResult, name: str) -> list[dict[str, str]]:

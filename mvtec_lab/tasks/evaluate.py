@@ -16,7 +16,8 @@ from rich.table import Table
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.results import CONFIG, MISTAKES, PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
 from mvtec_lab.tasks.setup import build_data, claim
 
@@ -26,7 +27,7 @@ METRICS = "metrics.json"
 
 
 def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
-    """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv and a sheet of mistakes.
+    """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv, sheets of pictures.
 
     The image size is the checkpoint's. Images that it was trained on are named in a warning, as far as the samples.csv
     beside it tells.
@@ -46,6 +47,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     data.mean, data.std = classifier.mean, classifier.std
     data.setup()
     outcomes = judge(classifier, data)
+    explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
     warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), judged)]
     result = {
@@ -53,12 +55,15 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "data": config.data.name,
         "category": data.folder.name,
         "metrics": {split: outcome.metrics for split, outcome in outcomes.items()},
+        "explained": explained,
         "warnings": warnings,
     }
     run_dir = claim(run_dir, METRICS)
     (run_dir / METRICS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_predictions(run_dir / PREDICTIONS, outcomes)
     write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
+    if explanations is not None:
+        write_picture(run_dir / EXPLANATIONS, explanations)
     for warning in warnings:
         log.warning(warning)
     table = Table(title=escape(f"{config.ckpt} on {config.data.name}/{data.folder.name}"), title_justify="left")

@@ -48,19 +48,23 @@ class Outcome:
             )
         ]
 
-    def sheet(self) -> np.ndarray:
-        """The worst mistakes first: by the probability that the true class was given, [H, W, 3] uint8."""
-        classes, predictions = self.dataset.classes, self.predictions
-        right = predictions == self.labels
+    def order(self) -> np.ndarray:
+        """The places of the images, the worst mistakes first: by the probability that the true class was given."""
         of_truth = self.probabilities[np.arange(len(self.labels)), self.labels]
-        order = np.lexsort((of_truth, right))[:SHOWN]
-        captions = [
-            classes[self.labels[i]]
-            if right[i]
-            else f"{classes[self.labels[i]]}, taken for {classes[predictions[i]]} ({self.probabilities[i].max():.2f})"
-            for i in order
-        ]
-        return sheet([self.dataset.picture(i) for i in order], captions, [bool(right[i]) for i in order])
+        return np.lexsort((of_truth, self.predictions == self.labels))
+
+    def caption(self, place: int) -> str:
+        """What an image is, and what it was taken for."""
+        classes, label, prediction = self.dataset.classes, self.labels[place], self.predictions[place]
+        if prediction == label:
+            return classes[label]
+        return f"{classes[label]}, taken for {classes[prediction]} ({self.probabilities[place].max():.2f})"
+
+    def sheet(self) -> np.ndarray:
+        """The first images of that order, [H, W, 3] uint8."""
+        shown, right = self.order()[:SHOWN], self.predictions == self.labels
+        pictures = [self.dataset.picture(i) for i in shown]
+        return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown])
 
 
 def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:

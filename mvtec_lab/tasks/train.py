@@ -30,8 +30,9 @@ from mvtec_lab.evaluation.metrics import confusion, majority_baseline
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.callbacks import History
 from mvtec_lab.reporting.figures import confusion_figure, sheet
-from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
 from mvtec_lab.tasks.checkpoints import Checkpoints
+from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
 from mvtec_lab.tasks.setup import (
@@ -53,8 +54,8 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     """Train one attempt and judge it on validation and test images.
 
     ``run_dir`` is left complete in itself: config.yaml, result.json, samples.csv, predictions.csv, history.csv,
-    mistakes.jpg, best.ckpt, last.ckpt and TensorBoard's events. A run that fails on the way leaves result.json with its
-    error, and raises.
+    mistakes.jpg, explanations.jpg, best.ckpt, last.ckpt and TensorBoard's events. A run that fails on the way leaves
+    result.json with its error, and raises.
 
     Raises:
         LabError: a mistake in the configuration or the data; raised before anything is written.
@@ -195,7 +196,10 @@ def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
     )
     write_predictions(run_dir / PREDICTIONS, outcomes)
     write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
-    _log_outcomes(config, classifier, outcomes)
+    result.explained, picture = explain(classifier, outcomes["test"], data.batch_size)
+    if picture is not None:
+        write_picture(run_dir / EXPLANATIONS, picture)
+    _log_outcomes(config, classifier, outcomes, picture)
     m = result.metrics["test"]
     log.info(
         "%s: test accuracy %.3f (majority %.3f), balanced %.3f, macro-F1 %.3f, on %d images; best epoch %d of %d; %s",
@@ -211,7 +215,9 @@ def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
     )
 
 
-def _log_outcomes(config: Config, classifier: DefectClassifier, outcomes: dict[str, Outcome]) -> None:
+def _log_outcomes(
+    config: Config, classifier: DefectClassifier, outcomes: dict[str, Outcome], explanations: np.ndarray | None
+) -> None:
     """The judged checkpoint in TensorBoard: confusion matrices, picture sheets, the config, and its HParams row."""
     logger = classifier.trainer.logger
     assert isinstance(logger, TensorBoardLogger)
@@ -221,6 +227,8 @@ def _log_outcomes(config: Config, classifier: DefectClassifier, outcomes: dict[s
         matrix = confusion(outcome.labels, outcome.predictions, len(classes))
         writer.add_figure(f"confusion/{split}", confusion_figure(matrix, classes, f"{config.attempt}, {split}"), step)
         writer.add_image(f"pictures/{split}_mistakes_first", outcome.sheet(), step, dataformats="HWC")
+    if explanations is not None:
+        writer.add_image("pictures/explanations", explanations, step, dataformats="HWC")
     plain = OmegaConf.to_yaml(OmegaConf.structured(config))
     writer.add_text("config", "    " + plain.replace("\n", "\n    "), 0)  # four spaces: a code block in Markdown
     names = ("accuracy", "balanced_accuracy", "macro_f1", "loss")

@@ -138,6 +138,8 @@ class Config:
     task: str = "train"
     attempt: str = "base"  # the name of the attempt that these values came from
     seed: int = 0
+    # skip the directory's run where it is completed, go on with it where it was stopped, start it anew where it failed
+    resume: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -199,6 +201,8 @@ def validate(config: Config) -> None:
             f"model.warmup_epochs={m.warmup_epochs} leaves none of trainer.max_epochs={t.max_epochs} to the stages "
             "that are to join: give fewer"
         )
+    if config.resume and config.task != "train":
+        raise LabError(f"resume=true goes on with a training: leave it out of task={config.task}")
     validate_split(config.split)
     if d.root is None:
         remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")

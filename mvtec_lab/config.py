@@ -154,6 +154,8 @@ class Config:
     task: str = "train"
     attempt: str = "base"  # the name of the attempt that these values came from
     seed: int = 0
+    # skip the directory's run where it is completed, go on with it where it was stopped, start it anew where it failed
+    resume: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -218,6 +220,8 @@ def validate(config: Config) -> None:
             f"model.warmup_epochs={m.warmup_epochs} leaves none of trainer.max_epochs={t.max_epochs} to the stages "
             "that are to join: give fewer"
         )
+    if config.resume and config.task != "train":
+        raise LabError(f"resume=true goes on with a training: leave it out of task={config.task}")
     validate_split(config.split)
     _choice("reported.split", config.reported.split, ("val", "test"))
     if config.reported.accuracy is not None and not 0 <= config.reported.accuracy <= 1:

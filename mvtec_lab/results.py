@@ -6,6 +6,7 @@ Everything that compares runs reads these files and nothing else, so runs from o
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +53,7 @@ class RunResult:
     reported: dict[str, Any] | None = None  # a published figure of this attempt: accuracy, and the split it is of
     epochs: int = 0  # epochs trained
     best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds
+    resumed: int = 0  # how often it was stopped and gone on with
     seconds: float = 0.0  # training and validation epochs
     startup_seconds: float = 0.0  # everything before them
     device: str | None = None
@@ -65,12 +67,14 @@ class RunResult:
     def completed(self) -> bool:
         return self.status == "completed"
 
+    @property
+    def interrupted(self) -> bool:
+        """Ended from outside: killed, so that nothing was recorded, or by Ctrl-C or SIGTERM."""
+        return not self.completed and (self.error is None or self.error.startswith("KeyboardInterrupt"))
+
     def save(self) -> None:
-        """Write result.json into ``run_dir``, whole or not at all."""
-        path = Path(self.run_dir) / RESULT
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        """Write result.json into ``run_dir``."""
+        write_whole(Path(self.run_dir) / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike[str]) -> RunResult:
@@ -99,12 +103,20 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all, whenever the process is killed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(path)
+
+
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as UTF-8 CSV with a header; None becomes an empty cell."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -32,6 +32,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mvtec_lab.config import Config, SplitConfig, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import CONFIG, RESULT, RunResult
+from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
 
@@ -315,9 +316,15 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
             directory = sweep_dir / job.hydra.sweep.subdir
             if directory in taken:
                 raise LabError(f"two jobs of this sweep are called {directory.name}: give each value once")
-            if directory.exists() and any(directory.iterdir()):
-                raise LabError(f"{directory} holds another run: give hydra.sweep.dir=NEW_FOLDER or remove it")
+            if directory.exists() and any(directory.iterdir()) and not config.resume:
+                raise LabError(
+                    f"{directory} holds another run: give hydra.sweep.dir=NEW_FOLDER, remove it, "
+                    "or go on with it (resume=true)"
+                )
             taken.add(directory)
+            earlier = earlier_run(directory, config) if config.resume else None
+            if earlier is not None and earlier.completed:  # its data need not be there any more
+                continue
         if config.task == "train":
             from mvtec_lab.tasks.setup import check
 

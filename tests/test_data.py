@@ -358,7 +358,7 @@ def test_cached_images_lie_on_the_device_where_they_fit(
     """The meta device stands in for a GPU: it has shapes, no values."""
     data = MVTecDataModule(product, image_size=SIZE, batch_size=4, cache_dir=tmp_path / "c")
     data.setup()
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    data.trainer = SimpleNamespace(current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("meta")))
     monkeypatch.setattr(datamodule, "free_memory", lambda device: free)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].device.type == there
@@ -375,7 +375,7 @@ def test_processes_help_only_where_there_is_work(
     def workers(device: str, **kwargs: object) -> tuple[int, int]:
         data = MVTecDataModule(product, image_size=SIZE, **kwargs)  # type: ignore[arg-type]
         data.setup()
-        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+        data.trainer = SimpleNamespace(current_epoch=0, strategy=SimpleNamespace(root_device=torch.device(device)))
         return data.train_dataloader().num_workers, data.val_dataloader().num_workers
 
     cached, augmented = {"cache_dir": tmp_path / "c"}, {"augment": {"HorizontalFlip": {"p": 0.5}}}

@@ -302,6 +302,8 @@ class MVTecDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         sampler = self.train_sampler()
+        if self.trainer is not None:  # Lightning asks for the first batches of a resumed run before it calls set_epoch
+            sampler.set_epoch(self.trainer.current_epoch)
         # Batch normalisation cannot train on a single image: a last batch of one is left out, another one each epoch.
         leftover = len(sampler) % self.batch_size
         return self._loader("train", EpochBatches(sampler, self.batch_size, leftover == 1 and len(sampler) > 1))

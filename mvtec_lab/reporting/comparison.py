@@ -7,7 +7,6 @@ t-test over those sets. Attempts that share one test set are compared image by i
 from __future__ import annotations
 
 import json
-import os
 import statistics as st
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.reporting.runs import Tested, TestSet, by_attempt, tested
-from mvtec_lab.results import RunResult
+from mvtec_lab.results import RunResult, write_whole
 
 COMPARISON = "comparison.json"
 ALPHA = 0.05  # the field's convention; intervals are its 95%
@@ -182,7 +181,7 @@ class Comparison:
     verdict: list[str] = field(default_factory=list)
 
     def save(self, directory: Path) -> None:
-        """Write comparison.json, whole or not at all."""
+        """Write comparison.json."""
         described = [attempt.describe() for attempt in self.attempts]
         pairs = [asdict(pair) | {"different": pair.different} for pair in self.pairs]
         content = {
@@ -193,9 +192,8 @@ class Comparison:
             "attempts": described,
             "pairs": pairs,
         }
-        partial = directory / f"{COMPARISON}.{os.getpid()}.tmp"  # two processes may write at once
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(directory / COMPARISON)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        write_whole(directory / COMPARISON, f"{text}\n")
 
 
 def compare(runs: Sequence[RunResult]) -> Comparison:

@@ -14,7 +14,7 @@ import jinja2
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.comparison import Attempt, Comparison, compare
 from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, settings_of
-from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv
+from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv, write_whole
 
 REPORT = "report.html"
 TOGETHER = (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1"))
@@ -87,9 +87,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         revisions=sorted({run.git_revision for run in runs if run.git_revision}),
     )
     path = directory / REPORT
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, html)
     return path
 
 

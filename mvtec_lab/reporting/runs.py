@@ -14,7 +14,7 @@ import yaml
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, read_csv
 
-# Tell runs of one attempt apart, not attempts: which repeat, and where it ran.
+# Tell runs of one attempt apart, not attempts: which repeat, and where and how it ran.
 RUN_KEYS = (
     "seed",
     "split.seed",
@@ -25,6 +25,9 @@ RUN_KEYS = (
     "trainer.accelerator",
     "cache.dir",
     "cache.max_gb",
+    "cv.repeats",
+    "resume",
+    "audit",
 )
 
 TestSet = tuple[str, ...]  # the images of a run's test split, in their order

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -111,11 +110,8 @@ def _row(attempt: Attempt) -> Row:
 
 
 def write_summary(rows: Sequence[Row], directory: Path) -> None:
-    """Write the rows of ``summarise`` into summary.csv, whole or not at all."""
-    path = directory / SUMMARY
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
-    write_csv(partial, ({key: _cell(row[key]) for key in COLUMNS} for row in rows), COLUMNS)
-    partial.replace(path)
+    """Write the rows of ``summarise`` into summary.csv."""
+    write_csv(directory / SUMMARY, ({key: _cell(row[key]) for key in COLUMNS} for row in rows), COLUMNS)
 
 
 def remarks(rows: Sequence[Row], key: str) -> list[str]:

@@ -10,10 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.models.weights import load_file
 from mvtec_lab.results import BEST, LAST
 
-EVERY = 30.0  # seconds between two writings, so at most as much training is lost to a kill
+EVERY = 30.0  # seconds between two writings, so at most as much training and the epoch under way are lost to a kill
+_STATE = "mvtec_lab"  # where last.ckpt keeps what Lightning does not
 
 
 class Checkpoints(pl.Callback):
@@ -21,6 +24,10 @@ class Checkpoints(pl.Callback):
 
     Lightning's own writes both in every epoch: a tenth of a second each for ResNet18, longer than an epoch on cached
     features. Here the best weights wait in memory, and both are written at the end and every half minute before.
+
+    last.ckpt is the state between two epochs, and a run that goes on from it repeats what was lost after it exactly.
+    best.ckpt is written first: after a kill between the two it may come from an epoch that is to be repeated, whose
+    equal score will not replace it.
 
     Args:
         folder: the run's directory.
@@ -31,40 +38,86 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
         self.best: dict[str, Any] = {}
-        self._score = float("-inf")
+        self._random: dict[str, Tensor] = {}  # of a checkpoint that was loaded, until training goes on
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DefectClassifier)
         score = self.sign * float(trainer.callback_metrics[self.monitor])
-        if score > self._score or not self.best:
-            self._score = score
+        if not self.best or score > self.best["score"]:
             self.best = {
+                "score": score,
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
                 "pytorch-lightning_version": pl.__version__,
                 "state_dict": _state(pl_module),
                 "hyper_parameters": dict(pl_module.hparams),
             }
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The state of the epoch before: at its own end EarlyStopping and the plateau schedule have not yet seen it.
+        if self._random:
+            torch.set_rng_state(self._random["cpu"])
+            device = trainer.strategy.root_device
+            if device.type == "cuda" and "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"], device)
+            self._random = {}
         # one process decides for all: each takes part in writing
-        if trainer.strategy.broadcast(time.monotonic() - self._written > EVERY):
+        elif trainer.strategy.broadcast(bool(self.best) and time.monotonic() - self._written > EVERY):
             self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1 and self.best:  # another process may not be there any more to take part
-            self._write(trainer)
+        if self.best and trainer.is_global_zero:  # not last.ckpt: nothing can go on exactly from within an epoch
+            self._write_best()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning has counted the coming epoch already, and would take it for one that was broken off.
+        for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            counts["ready"] = counts["completed"]
+        random, device = {"cpu": torch.get_rng_state()}, trainer.strategy.root_device
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        checkpoint[_STATE] = {"random": random, "stopped": trainer.should_stop}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.best = load_file(self.folder / BEST)
+        self._random, trainer.should_stop = checkpoint[_STATE]["random"], checkpoint[_STATE]["stopped"]
+        # Lightning does so later: too late for OneCycleLR, whose number of steps has the first batches drawn.
+        trainer.fit_loop.epoch_progress.load_state_dict(checkpoint["loops"]["fit_loop"]["epoch_progress"])
 
     def _write(self, trainer: pl.Trainer) -> None:
         self._written = time.monotonic()
+        if trainer.is_global_zero:
+            self._write_best()
         partial = self.folder / f"{LAST}.tmp"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             partial.replace(self.folder / LAST)
-            torch.save(self.best, partial)
-            partial.replace(self.folder / BEST)
+
+    def _write_best(self) -> None:
+        partial = self.folder / f"{BEST}.tmp"
+        torch.save(self.best, partial)
+        partial.replace(self.folder / BEST)
+
+
+def read_last(folder: Path) -> dict[str, Any]:
+    """A run's last.ckpt, once it is certain that training can go on from it and from the best.ckpt beside it.
+
+    Raises:
+        LabError: one of them is missing, damaged, or from a version that could not go on.
+    """
+    last, best = load_file(folder / LAST), load_file(folder / BEST)
+    for name, checkpoint, key in ((LAST, last, _STATE), (BEST, best, "score")):
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            raise LabError(f"{folder / name} is no checkpoint to go on from")
+    return last
 
 
 def _state(classifier: DefectClassifier) -> dict[str, Tensor]:

@@ -233,7 +233,8 @@ def claim(run_dir: str | Path, marker: str) -> Path:
             raise FileExistsError
         (run_dir / marker).touch(exist_ok=False)  # of two processes one succeeds
     except FileExistsError as error:
-        raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or remove it") from error
+        remedy = "go on with it (resume=true)" if marker == CONFIG else "remove it"
+        raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or {remedy}") from error
     except OSError as error:
         raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
     return run_dir

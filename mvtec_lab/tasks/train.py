@@ -26,15 +26,29 @@ from rich.console import Console
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.callbacks import History
 from mvtec_lab.reporting.figures import confusion_figure, sheet
-from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, RunResult, write_csv
-from mvtec_lab.tasks.checkpoints import Checkpoints
+from mvtec_lab.results import (
+    CONFIG,
+    EXPLANATIONS,
+    HISTORY,
+    LAST,
+    MISTAKES,
+    PREDICTIONS,
+    SAMPLES,
+    RunResult,
+    read_csv,
+    write_csv,
+    write_whole,
+)
+from mvtec_lab.tasks.checkpoints import Checkpoints, read_last
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
+from mvtec_lab.tasks.resume import clear, earlier_run, held
 from mvtec_lab.tasks.setup import (
     build_classifier,
     build_data,
@@ -48,6 +62,7 @@ from mvtec_lab.tasks.setup import (
 log = logging.getLogger(__name__)
 
 SHOWN = 16  # images of the first batch on its sheet
+_ELSEWHERE = "restore them, or give another directory"
 
 
 def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run") -> RunResult:
@@ -55,21 +70,24 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
 
     ``run_dir`` is left complete in itself: config.yaml, result.json, samples.csv, predictions.csv, history.csv,
     mistakes.jpg, explanations.jpg, best.ckpt, last.ckpt and TensorBoard's events. A run that fails on the way leaves
-    result.json with its error, and raises.
+    result.json with its error, and raises. With ``resume``, a run that lies there completed is returned, one that was
+    stopped goes on from its last.ckpt, to the same result as if it had not been, and any other starts anew.
 
     Raises:
         LabError: a mistake in the configuration or the data; raised before anything is written.
     """
     began = time.perf_counter()
-    config = config or Config()
+    config, run_dir = config or Config(), Path(run_dir)
     validate(config)
+    earlier = earlier_run(run_dir, config) if config.resume else None
+    if earlier is not None and earlier.completed:
+        log.info("%s is completed: nothing to do", run_dir)
+        return earlier
     check_devices(config)
     data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     classifier, notes = build_classifier(config, data)
     data.setup()
-    first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
-    run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
@@ -88,37 +106,98 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )
+    first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
     if not first:  # trains along and leaves everything else to the first process
         logging.disable(logging.WARNING)
-        _fit(config, data, classifier, result, began)
+        _fit(config, data, classifier, result, began, _go_on(config, data, classifier, result))
         raise SystemExit(0)
-    result.save()  # a run that is killed is found as one that failed
-    for warning in result.warnings:
-        log.warning(warning)
-    try:
-        _write_inputs(config, data, result)
-        _fit(config, data, classifier, result, began)
-        _judge(config, data, classifier, result)
-        result.status = "completed"
-    except BaseException as error:
-        result.error = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise
-    finally:
-        result.save()
+    with held(run_dir):
+        step = _go_on(config, data, classifier, result)
+        if step is None:
+            if config.resume:
+                clear(run_dir)
+            claim(run_dir, CONFIG)
+        result.save()  # a run that is killed is found as one that failed
+        for warning in result.warnings:
+            log.warning(warning)
+        try:
+            if step is None:
+                _write_inputs(config, data, result)
+            _fit(config, data, classifier, result, began, step)
+            _judge(config, data, classifier, result)
+            result.status = "completed"
+        except BaseException as error:
+            result.error = f"{type(error).__name__}: {error}".split("\n")[0]
+            raise
+        finally:
+            result.save()
     return result
+
+
+def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult) -> int | None:
+    """Take up the run that was stopped in this directory; the optimizer step to go on from, None where it starts anew.
+
+    Raises:
+        LabError: its images, split or weights are no longer those that it began with.
+    """
+    run_dir = Path(result.run_dir)
+    earlier = earlier_run(run_dir, config) if config.resume else None  # again: nobody else writes there now
+    if earlier is None:
+        return None
+    if earlier.completed:
+        raise LabError(f"{run_dir} was completed by another process in the meantime")
+    if not earlier.interrupted:
+        log.info("%s failed (%s): it starts anew", run_dir, earlier.error)
+        return None
+    if not (run_dir / LAST).exists():
+        log.info("%s was stopped before its first %s: it starts anew", run_dir, LAST)
+        return None
+    try:
+        checkpoint = read_last(run_dir)
+    except LabError as error:
+        log.warning("%s; the run starts anew", error)
+        return None
+    if earlier.weights not in (None, result.weights):
+        raise LabError(f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}")
+    rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in _sample_rows(data, result)]
+    if not (run_dir / SAMPLES).exists() or read_csv(run_dir / SAMPLES) != rows:
+        raise LabError(f"{run_dir / SAMPLES} names other images, or another split, than {data.folder}: {_ELSEWHERE}")
+    classifier.load_state_dict(checkpoint["state_dict"])  # now: features are made before Lightning does
+    result.started, result.resumed = earlier.started or result.started, earlier.resumed + 1
+    changed = [
+        f"{name} {earlier.versions[name]}, now {version}"
+        for name, version in result.versions.items()
+        if earlier.versions.get(name, version) != version
+    ]
+    if changed:
+        result.warnings.append(f"gone on under other versions ({'; '.join(changed)}): no exact repetition")
+    log.info("%s goes on after epoch %d of %d", run_dir, checkpoint["epoch"], config.trainer.max_epochs)
+    return checkpoint["global_step"]
 
 
 def _write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
     run_dir = Path(result.run_dir)
-    (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    rows = [
-        {"path": s.path, "label": s.label, "split": s.split, "fold": result.fold, "group": s.group, "mask": s.mask}
-        for s in data.samples
-    ]
+    write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    rows = _sample_rows(data, result)
     write_csv(run_dir / SAMPLES, rows, list(rows[0]))
 
 
-def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult, began: float) -> None:
+def _sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]]:
+    return [
+        {"path": s.path, "label": s.label, "split": s.split, "fold": result.fold, "group": s.group, "mask": s.mask}
+        for s in data.samples
+    ]
+
+
+def _fit(
+    config: Config,
+    data: MVTecDataModule,
+    classifier: DefectClassifier,
+    result: RunResult,
+    began: float,
+    step: int | None,
+) -> None:
+    """Train, from the beginning or from last.ckpt, which was written after ``step`` steps of the optimizer."""
     t, run_dir = config.trainer, Path(result.run_dir)
     mode = "min" if t.monitor == "val/loss" else "max"
     keep_memory()
@@ -134,7 +213,7 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         max_epochs=t.max_epochs,
         callbacks=callbacks,
         enable_checkpointing=False,  # Checkpoints does
-        logger=_Logger(run_dir, name="", version="", default_hp_metric=False),
+        logger=_Logger(run_dir, name="", version="", default_hp_metric=False, purge_step=step),
         enable_progress_bar=interactive,
         log_every_n_steps=1,  # an epoch has a handful of batches
     )
@@ -159,17 +238,17 @@ def _fit(config: Config, data: MVTecDataModule, classifier: DefectClassifier, re
         log.info("frozen up to %s, computed once: %s", classifier.prefix[-1], ", ".join(result.features))
     if t.compile:
         classifier.compile_network()
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and step is None:
         _log_first_batch(data, trainer)
     result.startup_seconds = time.perf_counter() - began
     started = time.perf_counter()
     try:
         with _quiet():
-            trainer.fit(classifier, datamodule=data)
+            trainer.fit(classifier, datamodule=data, ckpt_path=None if step is None else run_dir / LAST)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
         raise KeyboardInterrupt(f"stopped from outside after {len(history.rows)} epochs") from stop
     finally:
-        result.seconds = time.perf_counter() - started
+        result.seconds = history.earlier_seconds + time.perf_counter() - started
         result.epochs = len(history.rows)
     classifier.load_state_dict(checkpoints.best["state_dict"])
     classifier.to(trainer.strategy.root_device)  # from which Lightning takes it at the end

@@ -1,0 +1,124 @@
+"""resume=true: what a directory holds of an earlier start. Light to import: a sweep asks before it pays for torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+from mvtec_lab.results import (
+    BEST,
+    CONFIG,
+    EXPLANATIONS,
+    HISTORY,
+    LAST,
+    MISTAKES,
+    PREDICTIONS,
+    RESULT,
+    SAMPLES,
+    RunResult,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are not free: they change the last digits of every step.
+FREE = ("resume", "audit", "cache.", "cv.", "data.num_workers")
+
+
+def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
+    """The run that a directory holds, whatever became of it; None where it holds none.
+
+    Raises:
+        LabError: it has other settings, or its config.yaml or result.json is damaged.
+    """
+    settings = run_dir / CONFIG
+    if (run_dir / RESULT).exists():
+        earlier = RunResult.load(run_dir)
+    elif settings.exists():
+        d = config.data
+        earlier = RunResult(config.attempt, config.seed, d.name, str(d.category), config.model.backbone, str(run_dir))
+    else:
+        return None
+    if settings.exists() and settings.stat().st_size:  # empty: killed right after the directory was claimed
+        _require_same(settings, config)
+    return earlier
+
+
+def _require_same(path: Path, config: Config) -> None:
+    try:
+        old = _flat(OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+    except Exception as error:  # OmegaConf's, YAML's and Python's own kinds
+        reason = str(error).split("\n")[0]
+        raise LabError(f"{path} cannot be compared with these settings ({reason}): give another directory") from error
+    new = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    differing = [
+        f"{key}={old.get(key, 'unset')}, now {new.get(key, 'unset')}"
+        for key in {**new, **old}
+        if not key.startswith(FREE) and old.get(key, "unset") != new.get(key, "unset")
+    ]
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise LabError(
+            f"{path.parent} holds a run with other settings: {'; '.join(differing[:3])}{more}: "
+            "give the same settings, or another directory"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    inner = (_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in values.items())
+    return {key: value for part in inner for key, value in part.items()}
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory while it goes on: to them it looks like one that was killed.
+
+    The lock is the system's: no file, and gone with this process, however that ends. Where there are none (Windows,
+    some network file systems) nobody is kept out.
+
+    Raises:
+        LabError: another process is at it, or the directory cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LabError(f"{run_dir} is in use by another process: wait for it, or give another directory") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: worker processes share the descriptor
+        os.close(descriptor)
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what a run left in its directory, if one did, and nothing else; the log goes on."""
+    if not any((run_dir / name).exists() for name in (CONFIG, RESULT)):
+        return
+    # In this order: a kill on the way must not leave a checkpoint without the result.json that says it failed.
+    for name in (LAST, BEST, PREDICTIONS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT):
+        for path in (run_dir / name, *run_dir.glob(f"{name}*.tmp")):
+            path.unlink(missing_ok=True)
+    for path in run_dir.glob("events.out.tfevents.*"):
+        path.unlink()

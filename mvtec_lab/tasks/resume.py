@@ -30,7 +30,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are not free: they change the last digits of every step.
+# No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are
+# not free: they change the last digits of every step.
 FREE = ("resume", "audit", "cache.", "cv.", "data.num_workers")
 
 

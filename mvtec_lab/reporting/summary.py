@@ -21,7 +21,16 @@ Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
 # Tell runs of one attempt apart, not attempts: which repeat, and where it ran.
-RUN_KEYS = ("seed", "split.seed", "split.fold", "data.root", "data.archive", "data.num_workers", "trainer.accelerator")
+RUN_KEYS = (
+    "seed",
+    "split.seed",
+    "split.fold",
+    "data.root",
+    "data.archive",
+    "data.num_workers",
+    "trainer.accelerator",
+    "audit",
+)
 # The columns of every table after the accuracy itself, in this order.
 FIGURES = ("test_balanced_accuracy", "test_macro_f1", "test_defect_accuracy", "val_accuracy", "majority_baseline")
 COLUMNS = (

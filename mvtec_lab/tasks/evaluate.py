@@ -18,7 +18,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.results import CONFIG, MISTAKES, PREDICTIONS, SAMPLES, read_csv
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_data, claim
+from mvtec_lab.tasks.setup import build_data, claim, set_up
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
             f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
         )
     data.mean, data.std = classifier.mean, classifier.std
-    data.setup()
+    set_up(config, data)
     outcomes = judge(classifier, data)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
     warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), judged)]

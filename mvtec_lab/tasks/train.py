@@ -34,7 +34,7 @@ from mvtec_lab.results import CONFIG, HISTORY, MISTAKES, PREDICTIONS, SAMPLES, R
 from mvtec_lab.tasks.checkpoints import Checkpoints
 from mvtec_lab.tasks.features import use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim, keep_memory
+from mvtec_lab.tasks.setup import build_classifier, build_data, build_trainer, check_devices, claim, keep_memory, set_up
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     data = build_data(config)
     pl.seed_everything(config.seed, verbose=False)
     classifier, notes = build_classifier(config, data)
-    data.setup()
+    set_up(config, data)
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning starts this command again for each further device
     run_dir = claim(run_dir, CONFIG) if first else Path(run_dir)
     result = RunResult(

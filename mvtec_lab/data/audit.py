@@ -25,15 +25,17 @@ LEAKS = (("train", "test"), ("train", "val"), ("val", "test"))  # the worst firs
 SAME, NEARLY = "the same file as", "nearly the same picture as"
 
 SIDE = 64  # pixels: a shift by two of 900 becomes a seventh of one, and grain is averaged away
-HASH = 16  # numbers a side of a perceptual hash: on bottle each of 520 copies had its original among the nearest four
-LIKE, NEAREST = 16, 4  # that are taken for an image's like, and those of them that are looked at
+HASH = 16  # numbers a side of a perceptual hash
+# The nearest by their hashes are an image's like. On bottle each of 520 copies had its original among the nearest four;
+# more than an image has of its own kind would mix kinds (eight: from nine images of a kind up).
+LIKE = 8
 ALIKE = 0.7  # least cosine of two hashes; 0.95 was the least between bottles and their copies (0.9 on the sample)
 TILES = 8  # a side: so small that one large defect fills few of them
 NOISE = 2.0  # grey levels; what varies less in a tile says nothing, JPEG alone changes that much
 # Of what an image's like leave unexplained, its copy leaves this much at most in three tiles of four. Measured at 64
-# and 224 pixels on MVTec's 292 bottles and the 374 images of the sample, 40 copies each: JPEG 60 0.03, brightness +3%
-# 0.08, shifts by one and two pixels 0.12 and 0.42, all three at once 0.49; different photographs from 0.89 up, but for
-# one bottle that was photographed twice (train/good/069 and 070, 0.13).
+# and 224 pixels on MVTec's 292 bottles and the sample's 374 images, 40 copies each: JPEG 60 0.03, brightness +3% 0.10,
+# shifted by one pixel 0.12, by two of 900 0.45 (by two of the sample's 256 0.64), all at once 0.48; different
+# photographs from 0.98 up, but for one bottle that was photographed twice (train/good/069 and 070: 0.13).
 COPY = 0.6
 
 Pairs = list[tuple[int, int]]  # places of two samples
@@ -129,7 +131,7 @@ def near_copies(pictures: Sequence[np.ndarray]) -> Pairs:
 
     found = set()
     for place, others in enumerate(like):
-        for other in others[:NEAREST]:
+        for other in others:
             if hashes[place] @ hashes[other] > ALIKE and explains(other, place) and explains(place, other):
                 found.add((min(place, int(other)), max(place, int(other))))
     return sorted(found)

@@ -24,6 +24,7 @@ BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+AUDITS = ("warn", "strict")
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 
@@ -156,6 +157,7 @@ class Config:
     seed: int = 0
     # skip the directory's run where it is completed, go on with it where it was stopped, start it anew where it failed
     resume: bool = False
+    audit: str = "warn"  # what data/audit.py finds before training is a warning, or (strict) an error
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -180,6 +182,7 @@ def validate(config: Config) -> None:
     """
     d, m, o, c, t = config.data, config.model, config.optimizer, config.scheduler, config.trainer
 
+    _choice("audit", config.audit, AUDITS)
     _choice("data", d.name, DATA)
     _choice("data.masks", d.masks, MASKS)
     _choice("data.sampler", d.sampler, BALANCE_RULES)

@@ -83,6 +83,7 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
     [
         ("attempt=finetun", "unknown attempt 'finetun': did you mean finetune?"),
         ("data=mvtek", "unknown data 'mvtek': did you mean mvtec?"),
+        ("audit=strickt", "unknown audit 'strickt': did you mean strict?"),
         ("optimizer=adm", "unknown optimizer 'adm': did you mean adam, adamw?"),
         ("optimizer.name=adm", "unknown optimizer 'adm': did you mean adam, adamw?"),
         ("scheduler=cosin", "unknown scheduler 'cosin': did you mean cosine?"),

@@ -281,7 +281,7 @@ def test_datamodule_by_root_and_category(product: Path) -> None:
     assert {name: sum(c[name] for c in data.counts().values()) for name in data.classes} == COUNTS
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 3, SIZE, SIZE)
-    assert any("single image in test" in warning for warning in data.warnings)
+    assert any("single image in test" in finding for finding in data.findings())
 
 
 def test_batches_do_not_depend_on_workers(product: Path) -> None:

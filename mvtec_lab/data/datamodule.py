@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import SplitConfig
+from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import RULES, check_images, digests, each_image
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
@@ -259,6 +260,10 @@ class MVTecDataModule(pl.LightningDataModule):
         """What the pixels of these samples depend on: a part of a cache's key."""
         return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": RULES}
 
+    def findings(self) -> list[str]:
+        """What ``audit`` finds in the images that take part, after ``setup``; not among ``warnings``."""
+        return audit(self.images([s for s in self.samples if s.split]))
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)
@@ -356,18 +361,11 @@ class MVTecDataModule(pl.LightningDataModule):
 
 
 def describe_oddities(found: Scan, samples: Sequence[Sample]) -> list[str]:
-    """What a reader of the figures should know of these samples and their split, a line each."""
+    """What a reader of the figures should know of these samples, a line each."""
     messages = []
     if found.ignored:
         shown = ", ".join(found.ignored[:3]) + (" ..." if len(found.ignored) > 3 else "")
         messages.append(f"{len(found.ignored)} file(s) or folder(s) that are no images were passed over: {shown}")
     if not any(s.label == GOOD for s in samples if s.split):
         messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
-    for split in ("val", "test"):
-        counts = Counter(s.label for s in samples if s.split == split)
-        for name, count in sorted(counts.items()):
-            if count == 1:
-                messages.append(f"class {name!r} has a single image in {split}: its recall is 0 or 1")
-        absent = set(classes_of([s for s in samples if s.split])) - set(counts) if counts else set()
-        messages += [f"class {name!r} has no image in {split}" for name in sorted(absent)]
     return messages

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
+from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
-from mvtec_lab.data.datamodule import describe_oddities
+from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
 from mvtec_lab.data.images import check_images, image_size, read_image, read_mask
 from mvtec_lab.data.samples import Sample, classes_of, scan
 from mvtec_lab.data.source import product_folder
@@ -24,7 +25,7 @@ from mvtec_lab.data.transforms import resize
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.tasks.outcome import write_picture
-from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, data_module
+from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, config_findings, data_module
 
 DATASET = "dataset.json"
 TILE = 224  # pixels of an example on dataset.jpg
@@ -47,6 +48,8 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     try:
         samples = split_samples(found.samples, data.split)
         warnings += describe_oddities(found, samples)
+        sound_used = [s for s in samples if s.split and found.folder / s.path not in broken]
+        warnings += audit(MVTecDataset(found.folder, sound_used, image_size=data.image_size)) + config_findings(config)
     except LabError as error:
         warnings.append(f"no split: {error}")
         samples = [s for s in found.samples if config.split.pool == "all" or s.path.startswith("test/")]

@@ -19,7 +19,7 @@ from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, read_csv
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_data, claim
+from mvtec_lab.tasks.setup import build_data, claim, set_up
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
             f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
         )
     data.mean, data.std = classifier.mean, classifier.std
-    data.setup()
+    set_up(config, data)
     outcomes = judge(classifier, data)
     explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]

@@ -77,24 +77,41 @@ def training_seed(config: Config) -> int:
 
 
 def build_data(config: Config) -> MVTecDataModule:
-    """The data module of a configuration, scanned and split, not decoded, with everything that is to be warned of."""
-    d, s = config.data, config.split
+    """The data module of a configuration, scanned and split, not decoded, with the marks of what was asked for."""
     data = data_module(config)
     data.scan()
-    if d.name == "sample":
+    if config.data.name == "sample":
         data.warnings.insert(0, SAMPLE_MARK)
-    if s.val_is_test:
-        data.warnings.append(VAL_IS_TEST_MARK)
-    if d.sampler != "none" and config.loss.class_weights != "none":
-        data.warnings.append(
-            f"data.sampler={d.sampler} and loss.class_weights={config.loss.class_weights} are both on: "
-            "rare classes are weighted twice"
-        )
     if config.augment.views is not None:
         data.warnings.append(
             f"augment.views={config.augment.views}: training sees so many augmented views of each image, not new ones"
         )
     return data
+
+
+def config_findings(config: Config) -> list[str]:
+    """What a configuration itself takes from the worth of its figures, a line each."""
+    findings = [VAL_IS_TEST_MARK] if config.split.val_is_test else []
+    sampler, weights = config.data.sampler, config.loss.class_weights
+    if sampler != "none" and weights != "none":
+        findings.append(
+            f"data.sampler={sampler} and loss.class_weights={weights} are both on: rare classes are weighted twice"
+        )
+    return findings
+
+
+def set_up(config: Config, data: MVTecDataModule) -> None:
+    """Decode the images and audit them: what is found joins the warnings.
+
+    Raises:
+        LabError: a broken image, or with ``audit=strict`` a finding.
+    """
+    data.setup()
+    findings = data.findings() + config_findings(config)
+    if findings and config.audit == "strict":
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        raise LabError(f"audit=strict: {findings[0]}{more}: mend it, or audit=warn goes on")
+    data.warnings += findings
 
 
 def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClassifier, list[str]]:
@@ -217,7 +234,7 @@ def check(config: Config) -> None:
     except WeightsUnavailable:
         if config.data.name != "sample":
             raise
-    data.setup()  # last: it takes longest
+    set_up(config, data)  # last: it takes longest
 
 
 def claim(run_dir: str | Path, marker: str) -> Path:

@@ -56,6 +56,7 @@ from mvtec_lab.tasks.setup import (
     check_devices,
     claim,
     keep_memory,
+    set_up,
     training_seed,
 )
 
@@ -87,7 +88,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     classifier, notes = build_classifier(config, data)
-    data.setup()
+    set_up(config, data)
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,

@@ -52,6 +52,10 @@ TASKS = {
     "compare": "mvtec_lab.tasks.compare:compare_runs",
 }
 
+# Hydra's plugins -> the extra that installs them.
+_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+_HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs run on this very machine
+
 _CHOOSES_DATA = {"data", "data.root", "data.category", "seed", *(f"split.{f.name}" for f in fields(SplitConfig))}
 
 # What a cross-validation decides on by itself.
@@ -86,6 +90,9 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
 class _Lab(Callback):
     """Before a sweep: unfold a cross-validation, check every job, and name its directory by what the grid varies."""
 
+    def __init__(self) -> None:
+        self.state: _State | None = None
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _state.keep = _nearest_folder(Path(config.hydra.run.dir))
         if study := config.hydra.runtime.choices.get("study"):
@@ -96,11 +103,19 @@ class _Lab(Callback):
         _state.keep = _nearest_folder(_state.sweep_dir)
         try:  # Hydra turns an exception of a callback into a warning, so it becomes an exit
             _cross_validate(config)
-            _check(_grid(config), _state.sweep_dir)
+            jobs = _grid(config)
+            _share_out(config, len(jobs))
+            _check(jobs, _state.sweep_dir)
         except LabError as error:
             raise _Stop(error) from error
-        except (HydraException, OmegaConfBaseException, OSError) as error:
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             raise _Stop(_explain(error)) from error
+        self.state = _state
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A launcher's process has been handed this object, and knows nothing of the command line otherwise."""
+        global _state
+        _state = self.state or _state
 
 
 class _Stop(SystemExit):
@@ -122,6 +137,18 @@ class _State:
 
 
 _state = _State()
+
+
+class _Status:
+    """A job's exit status on its way home: Hydra drops what jobs return, so it counts where it is unpickled."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        _state.status = max(_state.status, value)
+
+    def __reduce__(self) -> tuple[type[_Status], tuple[int]]:
+        return _Status, (self.value,)
+
 
 _store = ConfigStore.instance()
 _store.store("schema", Config)
@@ -150,6 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _state.status = 130
     except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
         return int(exit_.code or 0)
+    except Exception as error:
+        if _state.sweep_dir is None:
+            raise
+        # A launcher's: it cannot be had here, or one of its processes was killed.
+        begun = any(_state.sweep_dir.rglob(RESULT))
+        status = _complain(LabError(f"the launcher gave up: {_explain(error)}"))
+        _state.status = max(_state.status, 1 if begun else status)
     return _sum_up(_state.sweep_dir) if _state.sweep_dir else _state.status
 
 
@@ -168,8 +202,7 @@ def compose(*overrides: str) -> Config:
     return config
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _hydra_main(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig) -> _Status:
     """One job. It never raises an Exception: Hydra would stop the sweep's bookkeeping."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
@@ -194,6 +227,11 @@ def _hydra_main(cfg: DictConfig) -> None:
     finally:
         _close_log(run_dir)
         _remove_empty(run_dir)
+    return _Status(_state.status)
+
+
+# Not as a decorator: a launcher finds _job in the module by its name, and sends that alone to its processes.
+_hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)
 
 
 def _take_data_of_run(config: Config) -> None:
@@ -304,6 +342,30 @@ def _file_name(value: Any) -> str:
 OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
 
 
+def _share_out(config: DictConfig, jobs: int) -> None:
+    """Let a launcher's jobs share processors and terminal; their number is 0 where it is not known yet."""
+    launcher = config.hydra.launcher
+    if _launcher(config) == "BasicLauncher":  # one after the other
+        return
+    OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
+    config.hydra.overrides.hydra.extend(
+        [
+            "++hydra.job.env_set.TERM=dumb",  # the bars of several jobs would overwrite each other
+            "hydra.job_logging.formatters.plain.format='${hydra.sweep.subdir}: %(message)s'",  # whose line it is
+        ]
+    )
+    if "n_jobs" in launcher and jobs:
+        from joblib import effective_n_jobs
+
+        # Each of n_jobs processes is given its share of the cores, whether there is a job for it or not.
+        OmegaConf.set_readonly(launcher, False)
+        launcher.n_jobs = min(effective_n_jobs(launcher.n_jobs), jobs)
+
+
+def _launcher(config: DictConfig) -> str:
+    return str(config.hydra.launcher._target_).rpartition(".")[2]
+
+
 def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
     """Find what is wrong with any job before the first one trains."""
     taken: set[Path] = set()
@@ -328,7 +390,7 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
         if config.task == "train":
             from mvtec_lab.tasks.setup import check
 
-            check(config)
+            check(config, here=_launcher(job) in _HERE)
 
 
 def _sum_up(sweep_dir: Path) -> int:
@@ -414,6 +476,8 @@ def _explain(error: BaseException) -> LabError:
         cause = cause.__cause__
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
         group, _, name = str(cause.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name in _EXTRAS:
+            return LabError(f'Hydra\'s {name} launcher is not installed: pip install "mvtec_lab[{_EXTRAS[name]}]"')
         return unknown(group or "config", name, cause.options or [])
     if isinstance(cause, OSError) and cause.filename:
         remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
@@ -426,6 +490,8 @@ def _explain(error: BaseException) -> LabError:
             return LabError(f"{name} takes one name; several are a sweep: -m {name}=A,B")
         if str(key).startswith("augment.transforms."):
             return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
+        if str(key).startswith("hydra."):
+            return LabError(f"{where}unknown key {str(key)!r}: --cfg hydra lists what Hydra has")
         return LabError(where + str(unknown("key", key, _keys(Config))))
     reason = str(cause).split("\n")[0].rstrip(".")
     if isinstance(cause, ValidationError) and key:

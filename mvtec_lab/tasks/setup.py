@@ -30,6 +30,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints wo
 SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"
 VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
+ONE = (1, "1", [0])  # what trainer.devices says to have a single one
 
 
 def data_module(config: Config) -> MVTecDataModule:
@@ -179,8 +180,7 @@ def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
     """
     t = config.trainer
     # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake.
-    several = t.devices not in (1, "1", [0])
-    rests = t.strategy in ("auto", "ddp") and several and config.model.warmup_epochs > 0
+    rests = t.strategy in ("auto", "ddp") and t.devices not in ONE and config.model.warmup_epochs > 0
     try:
         return pl.Trainer(
             accelerator=t.accelerator,
@@ -219,14 +219,18 @@ def check_devices(config: Config) -> int:
     return build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
 
 
-def check(config: Config) -> None:
-    """Everything about a job of a sweep that can be known before it trains; raises LabError for the first mistake."""
+def check(config: Config, here: bool = True) -> None:
+    """Everything about a job of a sweep that can be known before it trains; raises LabError for the first mistake.
+
+    Where another machine is to train it (not ``here``), its devices are left to that machine.
+    """
     validate(config)
     m = config.model
     check_image_size(m.backbone, config.data.image_size)
     with torch.device("meta"), isolate_rng():  # the architecture alone: its stages have names before it has weights
         trainable_stages(build(m.backbone, 2), m.unfreeze)
-    if check_devices(config) > 1:  # each further device runs the whole command, the sweep included
+    several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
+    if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     data = build_data(config)
     try:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -206,7 +207,7 @@ def _fit(
     callbacks: list[pl.Callback] = [checkpoints, history]
     if t.patience is not None:
         callbacks.append(EarlyStopping("val/loss", patience=t.patience))
-    interactive = Console(stderr=True).is_terminal
+    interactive = Console(stderr=True).is_interactive
     if interactive:
         callbacks.append(RichProgressBar(leave=False))
     trainer = build_trainer(
@@ -224,7 +225,7 @@ def _fit(
     ]
     result.parameters = {"total": sum(n for n, _ in parameters), "trained": sum(n for n, yes in parameters if yes)}
     log.info(
-        "%s: %s (%s), %s of %s parameters train, %s images, %s in %s",
+        "%s: %s (%s), %s of %s parameters train, %s images, %s in %s, %d CPU thread(s)",
         config.attempt,
         config.model.backbone,
         result.weights,
@@ -233,6 +234,7 @@ def _fit(
         sum(result.counts["train"].values()),
         result.precision,
         result.device,
+        torch.get_num_threads(),
     )
     result.features = use_features(data, classifier, trainer)
     if result.features:

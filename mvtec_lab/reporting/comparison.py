@@ -274,7 +274,7 @@ def _against(best: Attempt, comparison: Comparison) -> list[str]:
     for pair in (pair for pair in comparison.pairs if best.name in (pair.first, pair.second) and pair.difference):
         assert pair.difference is not None
         sign, other = (1, pair.second) if pair.first == best.name else (-1, pair.first)
-        points = sign * pair.difference.value
+        points = round(sign * pair.difference.value, 12) + 0.0  # no -0.0
         text = f"{other} ({100 * points:+.1f} points, p = {_p(pair.p_holm)}"
         if pair.better is not None and pair.worse is not None and pair.equal is not None:
             ahead = pair.better if sign > 0 else pair.worse

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_reporting import CLASSES, fabricate, fail
 
+from mvtec_lab import compose
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.comparison import COMPARISON, Comparison, compare
 from mvtec_lab.reporting.report import REPORT, sum_up
@@ -247,6 +248,30 @@ STUDIES = {
                "squeezed_teeth"),
     "bottle": ("good", "broken_large", "broken_small", "contamination"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attempt", "lr", "epochs", "batch", "optimizer", "backbone", "reported"),
+    [
+        ("cable/finetune", 1e-3, 50, 32, "adam", "resnet18", 0.6979),
+        ("transistor/epochs200", 1e-3, 200, 32, "sgd", "resnet18", 0.7),
+        ("transistor/resnet50", 1e-3, 50, 32, "sgd", "resnet50", 0.4),
+        ("zipper/exp4", 1e-4, 50, 16, "adam", "resnet18", 0.8125),
+        ("bottle/attempt1", 3e-3, 50, 4, "adam", "resnet18", 0.5833),
+        ("bottle/attempt3", 1e-4, 50, 4, "rmsprop", "resnet18", 0.625),
+        ("bottle/attempt4", 1e-4, 100, 4, "adam", "resnet18", 0.7532),
+    ],
+)
+def test_a_preset_is_what_its_report_says(
+    attempt: str, lr: float, epochs: int, batch: int, optimizer: str, backbone: str, reported: float
+) -> None:
+    config = compose(f"attempt={attempt}", "data.root=somewhere")
+    assert (config.data.name, config.data.category) == ("mvtec", attempt.split("/")[0])
+    assert (config.optimizer.lr, config.trainer.max_epochs, config.data.batch_size) == (lr, epochs, batch)
+    assert (config.optimizer.name, config.model.backbone) == (optimizer, backbone)
+    assert config.reported.accuracy == reported
+    small = attempt.startswith(("bottle", "transistor"))
+    assert (config.split.val_is_test, config.split.per_class) == (small, 10 if small else None)
 
 
 @pytest.mark.parametrize(

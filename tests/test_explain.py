@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from test_backbones import FAMILIES
-from test_reporting import fabricate, text_of
+from test_reporting import fabricate, page, text_of
 
 from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.explain import activation_maps
-from mvtec_lab.reporting import report
 from mvtec_lab.results import EXPLANATIONS, RunResult, read_csv
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import Outcome
@@ -217,7 +216,7 @@ def test_a_run_leaves_its_explanations(lab, product: Path, tmp_path: Path) -> No
     assert bare.explained is not None
     assert (bare.explained["images"], bare.explained["chance"]) == (0, None)
     assert (tmp_path / "bare" / EXPLANATIONS).is_file()
-    html = report.write_report(tmp_path / "bare").read_text(encoding="utf-8")
+    html = page(tmp_path / "bare")
     assert "What spoke for the predicted class" in html
     assert "random point" not in html
 
@@ -227,7 +226,7 @@ def test_a_backbone_without_a_map(lab, tmp_path: Path, monkeypatch: pytest.Monke
     assert lab("hydra.run.dir=run") == 0
     assert RunResult.load(tmp_path / "run").explained is None
     assert not (tmp_path / "run" / EXPLANATIONS).exists()
-    html = report.write_report(tmp_path / "run").read_text(encoding="utf-8")
+    html = page(tmp_path / "run")
     assert "no class-activation map for this backbone" in html
 
 
@@ -237,6 +236,6 @@ def test_the_report_adds_up_the_runs(tmp_path: Path) -> None:
         run = fabricate(tmp_path / f"{seed}", "base", seed=seed, explained=counts)
         Image.new("RGB", (40, 40)).save(Path(run.run_dir) / EXPLANATIONS)
     fabricate(tmp_path / "2", "base", seed=2)  # of a version that did not explain
-    text = text_of(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    text = text_of(page(tmp_path))
     assert "in 14 of 24 images of 2 runs together (a random point would in 4.0%)" in text.replace("&#39;", "'")
     assert "12 of the 14 classified rightly, 2 of the 10 mistaken." in text

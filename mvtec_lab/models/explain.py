@@ -37,19 +37,14 @@ def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tenso
     """
     was_training = classifier.training
     classifier.eval()
-    size, children = images.shape[-1], list(classifier.model)
-    values, last, rest = images.to(classifier.device), None, children
-    with torch.no_grad():
-        for place, child in enumerate(children, start=1):
+    size, values, last = images.shape[-1], images.to(classifier.device), None
+    with torch.enable_grad():
+        for child in classifier.model:
             values = child(values)
             if _side(values) > 1 and (last is None or size <= CELL * _side(values)):
-                last, rest = values, children[place:]
-    if last is not None:
-        with torch.enable_grad():
-            logits = last.requires_grad_()
-            for child in rest:
-                logits = child(logits)
-            of_class = logits.gather(1, classes.to(logits.device)[:, None])
+                values = last = values.detach().requires_grad_()  # what came before is let go
+        if last is not None:
+            of_class = values.gather(1, classes.to(values.device)[:, None])
             (slopes,) = torch.autograd.grad(of_class.sum(), last)  # of the map alone: parameters keep their gradients
     classifier.train(was_training)
     if last is None:

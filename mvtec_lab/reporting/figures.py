@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
     from matplotlib.axes import Axes
@@ -195,14 +196,11 @@ def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np
     tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
     if mask is not None:
         # Every pixel that the mask touches: a thin one is not to vanish.
-        area = (
-            Image.fromarray(mask.astype(np.uint8) * 255)
-            .resize(grey.size, Image.Resampling.BOX)
-            .point([0] + [255] * 255)
-        )
+        shares = cv2.resize(mask.astype(np.float32), grey.size, interpolation=cv2.INTER_AREA)
+        area = (shares > 0).astype(np.uint8) * 255
         for width, colour in ((7, INK), (3, PALETTE[5])):  # a dark rim, as the line crosses bright and dark
-            outer, inner = area.filter(ImageFilter.MaxFilter(width)), area.filter(ImageFilter.MinFilter(width))
-            tile.paste(colour, mask=ImageChops.difference(outer, inner))
+            rim = cv2.morphologyEx(area, cv2.MORPH_GRADIENT, np.ones((width, width), np.uint8))
+            tile.paste(colour, mask=Image.fromarray(rim))
     draw = ImageDraw.Draw(tile)
     y, x = ((position + 0.5) * side / len(image) for position in peak)
     for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):

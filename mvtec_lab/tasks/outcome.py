@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 
 from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
 from mvtec_lab.evaluation.metrics import classification_metrics
@@ -91,4 +94,17 @@ def write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    Image.fromarray(picture).save(path, quality=85)  # 85: no visible artefacts at a third of the size of 95
+    path.write_bytes(_jpeg(picture))
+
+
+def log_picture(writer: SummaryWriter, tag: str, picture: np.ndarray, step: int) -> None:
+    """Show a picture [H, W, 3] in TensorBoard. As JPEG: add_image's PNG takes a tenth of a second for a sheet."""
+    height, width, channels = picture.shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=_jpeg(picture))
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "jpeg", quality=85)  # 85: no visible artefacts at a third of the size of 95
+    return buffer.getvalue()

@@ -48,7 +48,7 @@ from mvtec_lab.results import (
 from mvtec_lab.tasks.checkpoints import Checkpoints, read_last
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.features import use_features
-from mvtec_lab.tasks.outcome import Outcome, judge, write_picture, write_predictions
+from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
 from mvtec_lab.tasks.resume import clear, earlier_run, held
 from mvtec_lab.tasks.setup import (
     build_classifier,
@@ -265,7 +265,7 @@ def _log_first_batch(data: MVTecDataModule, trainer: pl.Trainer) -> None:
     captions = [dataset.samples[place].label for place, _ in keys]
     picture = sheet([dataset.seen(key) for key in keys], captions, [None] * len(keys))
     assert isinstance(trainer.logger, TensorBoardLogger)
-    trainer.logger.experiment.add_image("input/first_batch", picture, 0, dataformats="HWC")
+    log_picture(trainer.logger.experiment, "input/first_batch", picture, 0)
 
 
 def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, result: RunResult) -> None:
@@ -308,9 +308,9 @@ def _log_outcomes(
     for split, outcome in outcomes.items():
         matrix = confusion(outcome.labels, outcome.predictions, len(classes))
         writer.add_figure(f"confusion/{split}", confusion_figure(matrix, classes, f"{config.attempt}, {split}"), step)
-        writer.add_image(f"pictures/{split}_mistakes_first", outcome.sheet(), step, dataformats="HWC")
+        log_picture(writer, f"pictures/{split}_mistakes_first", outcome.sheet(), step)
     if explanations is not None:
-        writer.add_image("pictures/explanations", explanations, step, dataformats="HWC")
+        log_picture(writer, "pictures/explanations", explanations, step)
     plain = OmegaConf.to_yaml(OmegaConf.structured(config))
     writer.add_text("config", "    " + plain.replace("\n", "\n    "), 0)  # four spaces: a code block in Markdown
     names = ("accuracy", "balanced_accuracy", "macro_f1", "loss")

@@ -58,8 +58,8 @@ def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
     assert near.difference.value == pytest.approx(0.2)
     assert near.better is None  # the Bayesian test is one over folds
     text = said(comparison)
-    assert "Shown to be better than bad (+70.0 points" in text
-    assert "Cannot be told from it: fair (+20.0 points, p = 0.125)" in text
+    assert "Shown to be better than bad (behind by 70.0 points" in text
+    assert "Cannot be told from it: fair (behind by 20.0 points, p = 0.125)" in text
     assert "20 test images can only tell apart differences of 30.0 points or more" in text
     assert "is right in 0.250 of test images; not shown to be better: bad." in text
     assert "exact McNemar test, Holm's correction for 3 comparisons" in text
@@ -90,7 +90,7 @@ def test_validation_ranks_and_test_states(tmp_path: Path) -> None:
     fabricate(tmp_path / "1", "better", right=18)
     comparison = compare(load_runs(tmp_path))
     assert comparison.best == "chosen"
-    assert "Shown to be worse on test than better (-60.0 points" in said(comparison)
+    assert "Shown to be worse on test than better (ahead by 60.0 points" in said(comparison)
     assert "validation chose the wrong one" in said(comparison)
 
 

@@ -274,11 +274,14 @@ def _against(best: Attempt, comparison: Comparison) -> list[str]:
     for pair in (pair for pair in comparison.pairs if best.name in (pair.first, pair.second) and pair.difference):
         assert pair.difference is not None
         sign, other = (1, pair.second) if pair.first == best.name else (-1, pair.first)
-        points = round(sign * pair.difference.value, 12) + 0.0  # no -0.0
-        text = f"{other} ({100 * points:+.1f} points, p = {_p(pair.p_holm)}"
+        points = sign * pair.difference.value
+        where = "level" if abs(points) < 5e-4 else "behind" if points > 0 else "ahead"
+        by = "" if where == "level" else f" by {abs(100 * points):.1f} points"
+        text = f"{other} ({where}{by}, p = {_p(pair.p_holm)}"
         if pair.better is not None and pair.worse is not None and pair.equal is not None:
-            ahead = pair.better if sign > 0 else pair.worse
-            text += f"; better with probability {ahead:.2f}, practically equal {pair.equal:.2f}"
+            so = pair.better if pair.difference.value > 0 else pair.worse
+            text += f"; within one point with probability {pair.equal:.2f}"
+            text += "" if where == "level" else f", {where} by more {so:.2f}"
         text += ")"
         (level if not pair.different else beaten if points > 0 else lost).append(text)
     lines = []

@@ -87,7 +87,11 @@ class RunResult:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name for f in fields(cls)}
-            return cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir)})
+            run = cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir)})
+            kinds = ((run.seed, int), (run.started, str), (run.metrics, dict), (run.counts, dict), (run.classes, list))
+            if wrong := [value for value, kind in kinds if not isinstance(value, kind)]:
+                raise TypeError(f"{wrong[0]!r} is not what belongs there")
+            return run
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
 
@@ -98,7 +102,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     Raises:
         LabError: a run's result.json is missing or damaged.
     """
-    folders = {path.parent for name in (RESULT, CONFIG) for path in Path(directory).rglob(name)}
+    folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}
     runs = [RunResult.load(folder) for folder in folders]
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 

@@ -279,7 +279,7 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
 def _cross_validate(config: DictConfig) -> None:
     """``cv.folds`` and ``cv.repeats`` become values of the grid: ordinary runs, the same folds for every attempt."""
     folds, repeats = config.cv.folds, config.cv.repeats
-    given = {o.lstrip("+").split("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
+    given = {o.lstrip("+").split("=")[0]: o.partition("=")[2] for o in _given(config)}
     for key in ("cv.folds", "cv.repeats"):
         if not given.get(key, "1").isdigit() and given[key] != "null":
             raise LabError(f"{key}={given[key]} must be one whole number: the whole sweep shares its folds")
@@ -309,6 +309,11 @@ def _cross_validate(config: DictConfig) -> None:
     )
 
 
+def _given(config: DictConfig) -> list[str]:
+    """The overrides of a sweep, a study's before those of the command line."""
+    return [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+
+
 def _grid(config: DictConfig) -> list[DictConfig]:
     """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way.
 
@@ -317,12 +322,13 @@ def _grid(config: DictConfig) -> list[DictConfig]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     loader = GlobalHydra.instance().config_loader()
-    given = [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(_given(config))
     overrides = list({o.key_or_group: o for o in overrides}.values())  # of several the last counts, as for the sweeper
     varied = [o for o in overrides if o.is_sweep_override()]
     if not all(o.is_discrete_sweep() for o in varied):
         return []
+    if any(o.key_or_group == "study" for o in varied):
+        raise LabError("a study is a sweep of its own: give one a command")
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
         choices = config.hydra.runtime.choices
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]

@@ -16,7 +16,7 @@ from mvtec_lab.reporting.comparison import COMPARISON, Comparison, compare
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.summary import SUMMARY
-from mvtec_lab.results import PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RESULT, SAMPLES, RunResult, read_csv, write_csv
 
 FOLDS = 5
 
@@ -118,8 +118,12 @@ def test_copies_of_a_run_count_once(tmp_path: Path) -> None:
         fabricate(tmp_path / name, "a", right=10 + int(name), started=started)
     fabricate(tmp_path / "b", "b")
     comparison = compare(load_runs(tmp_path, tmp_path / "0"))
-    assert [len(group) for group in comparison.attempts[0].tests.values()] == [1]
+    (a,) = (attempt for attempt in comparison.attempts if attempt.name == "a")
+    assert [len(group) for group in a.tests.values()] == [1]
     assert "a: 1 run of the same seed and images left out" in said(comparison)
+    accuracy = a.accuracy()
+    assert accuracy is not None
+    assert accuracy.value == pytest.approx(11 / 20)  # the newer one's
 
 
 def test_all_runs_failed(tmp_path: Path) -> None:
@@ -134,10 +138,60 @@ def test_runs_without_predictions_are_said(tmp_path: Path) -> None:
     assert "Not compared: a and b: a left no test predictions." in said(compare(load_runs(tmp_path)))
 
 
+def test_one_split_under_several_seeds_is_compared_by_shares(tmp_path: Path) -> None:
+    for seed in range(3):
+        fabricate(tmp_path / f"a{seed}", "a", seed=seed, right=20)
+        fabricate(tmp_path / f"b{seed}", "b", seed=seed, right=11 if seed else 20)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.pairs[0].test == "paired permutation test"
+    assert "can only tell apart" not in said(comparison)  # what McNemar's test could is another matter
+
+
+def test_only_what_shares_its_test_images_is_ranked(tmp_path: Path) -> None:
+    fold(tmp_path / "0", "a", 0, 12)
+    fold(tmp_path / "1", "b", 0, 10)
+    fabricate(tmp_path / "2", "a", category="cable", right=20, val_is_test=True)
+    fabricate(tmp_path / "3", "b", category="cable", right=18)
+    for run in load_runs(tmp_path):
+        path = Path(run.run_dir) / CONFIG
+        path.write_text(f"{path.read_text()}data: {{category: {run.category}}}\n")
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best is None
+    text = said(comparison)
+    assert "among a data.category=bottle, b data.category=bottle: a data.category=bottle" in text
+    # the checkpoint of cable's a was chosen on the test images: its higher figure is no merit
+    assert "among a data.category=cable, b data.category=cable: b data.category=cable" in text
+
+
+def test_runs_are_ranked_on_the_folds_that_all_have(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 6, 6, 6, 6], b=[9])
+    assert compare(load_runs(tmp_path)).best == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (CONFIG, "a: [1,"),
+        (CONFIG, "hello"),
+        (HISTORY, "epoch,val/loss\n0,low\n"),
+        (HISTORY, "val/loss\n1\n"),
+        (PREDICTIONS, "split,path\ntest,1.png\n"),
+        (PREDICTIONS, "split,path,label,prediction\ntest\ntest,1.png,good,good\n"),
+        (PREDICTIONS, ""),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (Path(fabricate(tmp_path / "0", "a").run_dir) / name).write_text(content)
+    fabricate(tmp_path / "1", "b")
+    with pytest.raises(LabError, match=f"{name} is damaged"):
+        sum_up(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"attempt": "a"}'])
 def test_a_damaged_result_is_named(tmp_path: Path, content: str | None) -> None:
     run = fabricate(tmp_path / "0", "a")
     path = Path(run.run_dir) / RESULT
+    write_csv(path.with_name(SAMPLES), [{"path": "000.png"}], ["path"])
     path.unlink() if content is None else path.write_text(content)
     fabricate(tmp_path / "1", "b")
     with pytest.raises(LabError, match=r"result\.json is missing or damaged"):
@@ -208,6 +262,7 @@ def test_cross_validation_is_a_sweep(lab, tmp_path: Path, capsys: pytest.Capture
         (("-m", "cv.folds=3", "split.seed=0,1"), "give one number, or cv.repeats"),
         (("cv.folds=3",), "cv.folds=3 makes a sweep: give -m"),
         (("+study=bottle",), "study=bottle is a sweep: give -m as well"),
+        (("-m", "+study=bottle,cable"), "a study is a sweep of its own: give one a command"),
         (("reported.accuracy=70",), "give a fraction, 0.7 for 70%"),
         (("task=compare",), "task=compare needs dirs="),
         (("task=compare", "dirs=[nowhere]"), "nowhere holds no run"),

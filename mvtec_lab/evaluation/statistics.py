@@ -21,7 +21,8 @@ def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> t
     """
     from scipy.stats import binomtest
 
-    interval = binomtest(round(correct), round(total)).proportion_ci(confidence, method="wilson")
+    total = max(1, round(total))
+    interval = binomtest(min(round(correct), total), total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics as st
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -70,13 +70,17 @@ class Attempt:
         found = [t for run in self.done if (t := tested(run)) is not None]
         latest = {(t.images, t.run.seed): t for t in found}
         self.copies = len(found) - len(latest)
+        superseded = {id(t.run) for t in found} - {id(t.run) for t in latest.values()}
+        self.done = [run for run in self.done if id(run) not in superseded]
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
         for (images, _), t in latest.items():
             self.tests[images].append(t)
 
     def accuracies(self, on: Sequence[TestSet], split: str = "test") -> np.ndarray:
         """Accuracy of each test set's runs, their mean; with ``split="val"`` on their validation images."""
-        return np.array([np.mean([t.run.metrics[split]["accuracy"] for t in self.tests[images]]) for images in on])
+        runs = ([t.run.metrics.get(split, {}) for t in self.tests[images]] for images in on)
+        found = [[metrics["accuracy"] for metrics in each if "accuracy" in metrics] for each in runs]
+        return np.array([st.fmean(values) for values in found if values])
 
     def shares(self, on: Sequence[TestSet]) -> dict[str, float]:
         """Of each image, the share of predictions that were right."""
@@ -102,8 +106,7 @@ class Attempt:
         if not found:
             return None
         images = found[0]["images"]
-        if len(self.tests) > 1:
-            values = self.accuracies(list(self.tests), split)
+        if len(values := self.accuracies(list(self.tests), split)) > 1:
             low, high = statistics.corrected_interval(values, self.ratio(split), 1 / images)
             return Estimate(float(values.mean()), max(0.0, low), min(1.0, high), f"mean of {len(values)} test sets")
         value = st.fmean(m["accuracy"] for m in found)
@@ -124,12 +127,15 @@ class Attempt:
             np.add.at(each, (np.array([place[image] for image in t.images]), t.labels, t.predictions), 1)
         return each
 
-    def score(self) -> tuple[float, float]:
-        """What attempts are ranked by: balanced validation accuracy, then the lower validation loss; means."""
-        found = [run.metrics["val"] for run in self.done if run.metrics.get("val")]
+    def score(self, on: Collection[TestSet] = ()) -> tuple[bool, float, float]:
+        """What attempts are ranked by: a checkpoint not chosen on the test images, balanced validation accuracy, the
+        lower validation loss; the means over the runs on some test sets, or over all. -inf where there are none."""
+        runs = [t.run for images in on for t in self.tests[images]] or self.done
+        honest = not any(run.val_is_test for run in runs)
+        found = [run.metrics["val"] for run in runs if run.metrics.get("val")]
         if not found:
-            return float("-inf"), float("-inf")
-        return st.fmean(m["balanced_accuracy"] for m in found), -st.fmean(m["loss"] for m in found)
+            return honest, float("-inf"), float("-inf")
+        return honest, st.fmean(m["balanced_accuracy"] for m in found), -st.fmean(m["loss"] for m in found)
 
     @property
     def reported(self) -> tuple[float, str] | None:
@@ -161,7 +167,7 @@ class Attempt:
             "accuracy": asdict(accuracy) if accuracy else None,
             **bootstrapped,
             "recall": recall,
-            "validation_balanced_accuracy": self.score()[0] if np.isfinite(self.score()[0]) else None,
+            "validation_balanced_accuracy": self.score()[1] if np.isfinite(self.score()[1]) else None,
             "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
         }
 
@@ -209,9 +215,17 @@ def compare(runs: Sequence[RunResult]) -> Comparison:
     judged = [pair for pair in result.pairs if pair.p is not None]
     for pair, p in zip(judged, statistics.holm([pair.p for pair in judged if pair.p is not None]), strict=True):
         pair.p_holm = p
-    result.best = max(done, key=Attempt.score).name if done else None
     result.verdict = _verdict(result)
     return result
+
+
+def _groups(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    """The attempts in groups that share test sets: those of different groups do not compare."""
+    groups: list[list[Attempt]] = []
+    for attempt in attempts:
+        touching = [g for g in groups if any(attempt.tests.keys() & other.tests.keys() for other in g)]
+        groups = [g for g in groups if g not in touching] + [[*(a for g in touching for a in g), attempt]]
+    return groups
 
 
 def _pair(a: Attempt, b: Attempt) -> Pair:
@@ -247,18 +261,30 @@ def _verdict(comparison: Comparison) -> list[str]:
     done = [attempt for attempt in comparison.attempts if attempt.done]
     if not done:
         return ["No run was completed: there is nothing to compare."]
-    best = next(attempt for attempt in done if attempt.name == comparison.best)
-    lines = [_stated(best, len(done))]
-    if len(done) > 1:
-        lines += _against(best, comparison)
+    lines = []
+    for group in (groups := _groups(done)):
+        common = set.intersection(*(set(attempt.tests) for attempt in group))
+        best = max(group, key=lambda attempt: attempt.score(common))
+        if len(groups) == 1:
+            comparison.best = best.name
+        lines.append(_stated(best, [attempt.name for attempt in group], best.score(common)[1], len(groups) > 1))
+        if len(group) > 1:
+            names = {attempt.name for attempt in group}
+            lines += _against(best, [pair for pair in comparison.pairs if {pair.first, pair.second} <= names])
     lines += _limits(done, comparison.pairs) + _baselines(done) + _runs(comparison)
     return lines
 
 
-def _stated(best: Attempt, of: int) -> str:
-    accuracy, score = best.accuracy(), best.score()[0]
+def _stated(best: Attempt, group: Sequence[str], score: float, several: bool) -> str:
+    accuracy = best.accuracy()
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
-    text = f"Best on {where}: {best.name} (balanced accuracy {score:.3f})" if of > 1 else best.name
+    if len(group) == 1:
+        text = best.name
+    elif np.isfinite(score):
+        among = f" among {', '.join(group)}" if several else ""
+        text = f"Best on {where}{among}: {best.name} (balanced accuracy {score:.3f})"
+    else:
+        text = f"No validation figures to choose by: {best.name} stands first"
     if accuracy is None:
         return f"{text}; it has no test accuracy."
     interval = "" if accuracy.low is None else f" [{accuracy.low:.2f}, {accuracy.high:.2f}]"
@@ -266,18 +292,18 @@ def _stated(best: Attempt, of: int) -> str:
     return text + (f", {accuracy.method}." if accuracy.method else ".")
 
 
-def _against(best: Attempt, comparison: Comparison) -> list[str]:
+def _against(best: Attempt, pairs: Sequence[Pair]) -> list[str]:
     """What is known of the best by validation against each other attempt, and of the others among themselves."""
     beaten: list[str] = []
     level: list[str] = []
     lost: list[str] = []
-    for pair in (pair for pair in comparison.pairs if best.name in (pair.first, pair.second) and pair.difference):
+    for pair in (pair for pair in pairs if best.name in (pair.first, pair.second) and pair.difference):
         assert pair.difference is not None
         sign, other = (1, pair.second) if pair.first == best.name else (-1, pair.first)
         points = sign * pair.difference.value
         where = "level" if abs(points) < 5e-4 else "behind" if points > 0 else "ahead"
         by = "" if where == "level" else f" by {abs(100 * points):.1f} points"
-        text = f"{other} ({where}{by}, p = {_p(pair.p_holm)}"
+        text = f"{other} ({where}{by}, p {_p(pair.p_holm)}"
         if pair.better is not None and pair.worse is not None and pair.equal is not None:
             so = pair.better if pair.difference.value > 0 else pair.worse
             text += f"; within one point with probability {pair.equal:.2f}"
@@ -291,13 +317,13 @@ def _against(best: Attempt, comparison: Comparison) -> list[str]:
         lines.append(f"Cannot be told from it: {', '.join(level)}.")
     if lost:
         lines.append(f"Shown to be worse on test than {', '.join(lost)}: validation chose the wrong one.")
-    others = [pair for pair in comparison.pairs if pair.different and best.name not in (pair.first, pair.second)]
+    others = [pair for pair in pairs if pair.different and best.name not in (pair.first, pair.second)]
     for pair in others:
         assert pair.difference is not None
         high, low = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
         points = 100 * abs(pair.difference.value)
-        lines.append(f"{high} is shown to be better than {low} ({points:.1f} points, p = {_p(pair.p_holm)}).")
-    judged = [pair for pair in comparison.pairs if pair.p is not None]
+        lines.append(f"{high} is shown to be better than {low} ({points:.1f} points, p {_p(pair.p_holm)}).")
+    judged = [pair for pair in pairs if pair.p is not None]
     if judged and not any(pair.different for pair in judged):
         lines.append("No attempt is shown to be better than another.")
     if tests := sorted({pair.test for pair in judged if pair.test}):
@@ -308,15 +334,13 @@ def _against(best: Attempt, comparison: Comparison) -> list[str]:
 def _limits(done: Sequence[Attempt], pairs: Sequence[Pair]) -> list[str]:
     """What differences the test images can show at all."""
     lines = []
-    for images in sorted({pair.images for pair in pairs if pair.test_sets == 1}):
+    for images in sorted({pair.images for pair in pairs if pair.test == "exact McNemar test"}):
         least = statistics.smallest_difference(images, ALPHA)
         what = "cannot tell any two attempts apart" if least is None else _points(least)
         lines.append(f"{images} test images {what}; one image is {100 / images:.1f} points.")
-    resampled = [pair.difference for pair in pairs if pair.test_sets > 1 and pair.difference]
-    if resampled:
-        halves = [(d.high - d.low) / 2 for d in resampled if d.high is not None and d.low is not None]
-        images = max(pair.images for pair in pairs)
-        sets = max(pair.test_sets for pair in pairs)
+    for images, sets in sorted({(pair.images, pair.test_sets) for pair in pairs if pair.test_sets > 1}):
+        found = [pair.difference for pair in pairs if (pair.images, pair.test_sets) == (images, sets)]
+        halves = [(d.high - d.low) / 2 for d in found if d and d.high is not None and d.low is not None]
         lines.append(f"{images} images in {sets} test sets {_points(st.median(halves))}, at the spread seen here.")
     return lines
 
@@ -335,11 +359,9 @@ def _baselines(done: Sequence[Attempt]) -> list[str]:
             known.append((attempt.name, st.fmean(majority), accuracy))
     values = sorted({f"{majority:.3f}" for _, majority, _ in known})
     if values:
-        chance = [name for name, majority, accuracy in known if accuracy.low is not None and accuracy.low <= majority]
+        chance = [n for n, majority, a in known if (a.value if a.low is None else a.low) <= majority]
         text = f"Always naming the most frequent class is right in {' or '.join(values)} of test images"
-        lines.append(
-            text + (f"; not shown to be better: {', '.join(chance)}." if chance else "; every interval is above.")
-        )
+        lines.append(text + (f"; not shown to be better: {', '.join(chance)}." if chance else "; all are above."))
     defects = {
         a.name: (st.fmean(found), st.fmean(r.metrics["test"]["accuracy"] for r in a.done))
         for a in done
@@ -373,7 +395,7 @@ def _runs(comparison: Comparison) -> list[str]:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "unknown" if value is None else "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _s(n: int) -> str:

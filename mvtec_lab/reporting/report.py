@@ -13,7 +13,7 @@ import jinja2
 
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.comparison import Attempt, Comparison, compare
-from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, settings_of
+from mvtec_lab.reporting.runs import RUN_KEYS, damaged, failure, load_runs, settings_of
 from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv, write_whole
 
 REPORT = "report.html"
@@ -45,7 +45,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
     runs = [run for group in groups.values() for run in group]
     settings = {run.run_dir: settings_of(run) for run in runs}
-    histories = {name: [history for run in group if (history := _rows(run, HISTORY))] for name, group in groups.items()}
+    histories = {name: [history for run in group if (history := _history(run))] for name, group in groups.items()}
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
 
     environment = jinja2.Environment(
@@ -82,7 +82,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         differences=_differences(groups, settings),
         details=[_detail(attempt) for attempt in comparison.attempts if attempt.done],
         failures=[(run, failure(run)) for run in runs if not run.completed],
-        logdir=shlex.quote(_common(directory, runs)),
+        logdir=shlex.quote(common_folder(directory, runs)),
         versions=_merged([run.versions for run in runs]),
         revisions=sorted({run.git_revision for run in runs if run.git_revision}),
     )
@@ -91,7 +91,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     return path
 
 
-def _common(directory: Path, runs: Sequence[RunResult]) -> str:
+def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
     """The folder above all runs: the directory itself, unless they were gathered from elsewhere."""
     if all(directory in Path(run.run_dir).parents or directory == Path(run.run_dir) for run in runs):
         return str(directory)
@@ -136,9 +136,15 @@ def _explained(runs: Sequence[RunResult]) -> str | None:
     return f"{text}."
 
 
-def _rows(run: RunResult, name: str) -> list[dict[str, str]]:
-    path = Path(run.run_dir) / name
-    return read_csv(path) if path.is_file() else []
+def _history(run: RunResult) -> list[dict[str, str]]:
+    path = Path(run.run_dir) / HISTORY
+    rows = read_csv(path) if path.is_file() else []
+    try:
+        for row in rows:
+            int(row["epoch"]), [float(cell) for cell in row.values() if cell]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+    return rows
 
 
 def _differences(

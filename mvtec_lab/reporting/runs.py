@@ -25,6 +25,7 @@ RUN_KEYS = (
     "trainer.accelerator",
     "cache.dir",
     "cache.max_gb",
+    "cv.folds",
     "cv.repeats",
     "resume",
     "audit",
@@ -68,12 +69,18 @@ def by_attempt(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def settings_of(run: RunResult) -> dict[str, str]:
-    """A run's config.yaml as dotted keys and texts; empty where it has none."""
+    """A run's config.yaml as dotted keys and texts; empty where it has none.
+
+    Raises:
+        LabError: it is damaged.
+    """
     path = Path(run.run_dir) / CONFIG
     try:
         return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except FileNotFoundError:
         return {}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise damaged(path, error) from error
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
@@ -121,11 +128,17 @@ def tested(run: RunResult) -> Tested | None:
         rows = sorted((r for r in read_csv(path) if r["split"] == "test"), key=lambda r: r["path"])
         labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "prediction"))
         images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
-    except (KeyError, UnicodeDecodeError) as error:
-        raise LabError(
-            f"{path} is damaged (no column or class {error}): run that attempt again or remove it"
-        ) from error
-    return Tested(run, images, labels, predictions) if rows else None
+    except KeyError as error:
+        raise damaged(path, f"no column or class {error}") from error
+    except (TypeError, UnicodeDecodeError) as error:
+        raise damaged(path, error) from error
+    if not rows:
+        raise damaged(path, "no test image")
+    return Tested(run, images, labels, predictions)
+
+
+def damaged(path: Path, reason: object) -> LabError:
+    return LabError(f"{path} is damaged ({' '.join(str(reason).split())}): run that attempt again or remove it")
 
 
 def failure(run: RunResult) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.comparison import Comparison
-from mvtec_lab.reporting.report import REPORT, sum_up
+from mvtec_lab.reporting.report import REPORT, common_folder, sum_up
 from mvtec_lab.reporting.summary import print_table
 
 
@@ -26,6 +26,7 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         rows, comparison = sum_up(run_dir, *config.dirs)
     except OSError as error:
         raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+    logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
     print_table(rows, comparison.verdict)
-    print(f"report: {run_dir / REPORT}   curves: tensorboard --logdir {shlex.quote(config.dirs[0])}")
+    print(f"report: {run_dir / REPORT}   curves: tensorboard --logdir {shlex.quote(logdir)}")
     return comparison

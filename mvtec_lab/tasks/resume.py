@@ -51,6 +51,8 @@ def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
         return None
     if settings.exists() and settings.stat().st_size:  # empty: killed right after the directory was claimed
         _require_same(settings, config)
+    elif earlier.completed or (run_dir / LAST).exists():
+        raise LabError(f"{settings} is missing or empty: with which settings this run was made is not known; remove it")
     return earlier
 
 

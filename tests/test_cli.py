@@ -204,6 +204,7 @@ def test_evaluate_repeats_the_run_and_predict_takes_new_images(lab, product: Pat
     assert len(read_csv(tmp_path / "single/predictions.csv")) == 1
 
 
+@pytest.mark.slow
 def test_backbones_are_listed(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["task=backbones"]) == 0

@@ -152,6 +152,7 @@ def test_stopped_after_training(lab, tmp_path: Path, monkeypatch, case: str) -> 
     assert (tmp_path / "run/last.ckpt").read_bytes() == before  # nothing was trained
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(lab, stop, product: Path, tmp_path: Path, capsys) -> None:
     sweep = ["-m", "attempt=base,cosine", "seed=0,1", "split.seed=0", "trainer.max_epochs=4"]
     assert lab(*sweep, "hydra.sweep.dir=whole") == 0

@@ -380,7 +380,9 @@ def _runs(comparison: Comparison) -> list[str]:
     for pair in comparison.pairs:
         if pair.refused:
             refused[pair.refused].append(f"{pair.first} and {pair.second}")
-    lines += [f"Not compared: {'; '.join(pairs)}: {why}." for why, pairs in refused.items()]
+    for why, pairs in refused.items():
+        named = "; ".join(pairs) if len(pairs) <= 3 else f"{len(pairs)} pairs"  # the report's table has them all
+        lines.append(f"Not compared: {named}: {why}.")
     sets = {attempt.name: len(attempt.tests) for attempt in comparison.attempts if attempt.tests}
     partial = [p for p in comparison.pairs if p.test_sets and p.test_sets < max(sets[p.first], sets[p.second])]
     if partial:

@@ -267,21 +267,25 @@ def _verdict(comparison: Comparison) -> list[str]:
         best = max(group, key=lambda attempt: attempt.score(common))
         if len(groups) == 1:
             comparison.best = best.name
-        lines.append(_stated(best, [attempt.name for attempt in group], best.score(common)[1], len(groups) > 1))
+        lines.append(_stated(best, best.score(common)[1], len(group), len(groups) > 1))
         if len(group) > 1:
             names = {attempt.name for attempt in group}
             lines += _against(best, [pair for pair in comparison.pairs if {pair.first, pair.second} <= names])
+    judged = [pair.test for pair in comparison.pairs if pair.test]
+    if judged:
+        tests = " or ".join(sorted(set(judged)))
+        lines.append(f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}.")
     lines += _limits(done, comparison.pairs) + _baselines(done) + _runs(comparison)
     return lines
 
 
-def _stated(best: Attempt, group: Sequence[str], score: float, several: bool) -> str:
+def _stated(best: Attempt, score: float, of: int, several: bool) -> str:
     accuracy = best.accuracy()
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
-    if len(group) == 1:
+    if of == 1:
         text = best.name
     elif np.isfinite(score):
-        among = f" among {', '.join(group)}" if several else ""
+        among = f", of {of} attempts on the same test images" if several else ""
         text = f"Best on {where}{among}: {best.name} (balanced accuracy {score:.3f})"
     else:
         text = f"No validation figures to choose by: {best.name} stands first"
@@ -326,8 +330,6 @@ def _against(best: Attempt, pairs: Sequence[Pair]) -> list[str]:
     judged = [pair for pair in pairs if pair.p is not None]
     if judged and not any(pair.different for pair in judged):
         lines.append("No attempt is shown to be better than another.")
-    if tests := sorted({pair.test for pair in judged if pair.test}):
-        lines.append(f"p: {' or '.join(tests)}, Holm's correction for {len(judged)} comparison{_s(len(judged))}.")
     return lines
 
 

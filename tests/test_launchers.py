@@ -17,8 +17,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from mvtec_lab.grid import share_out
 from mvtec_lab.results import find_runs, read_csv
-from mvtec_lab.sweep import CONF, _share_out, main
+from mvtec_lab.sweep import CONF, main
 
 # Ours, or the plugin's own where ours is for a cluster -> the plugin's module.
 LAUNCHERS = {"parallel": "joblib", "submitit_local": "submitit", "slurm": "submitit", "ray_cluster": "ray"}
@@ -52,7 +53,7 @@ def test_no_more_processes_than_runs() -> None:
     need("parallel")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", ["hydra/launcher=parallel", "hydra.launcher.n_jobs=50"], return_hydra_config=True)
-    _share_out(config, 3)
+    share_out(config, 3)
     assert config.hydra.launcher.n_jobs == 3
 
 

@@ -1,0 +1,111 @@
+"""The jobs of a sweep: a cross-validation unfolded, what the grid varies as names of directories, cores shared out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from mvtec_lab.errors import LabError
+
+# What a cross-validation decides on by itself.
+_OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
+
+
+def cross_validate(config: DictConfig) -> None:
+    """``cv.folds`` and ``cv.repeats`` become values of the grid: ordinary runs, the same folds for every attempt."""
+    folds, repeats = config.cv.folds, config.cv.repeats
+    given = {o.lstrip("+").split("=")[0]: o.partition("=")[2] for o in _given(config)}
+    for key in ("cv.folds", "cv.repeats"):
+        if not given.get(key, "1").isdigit() and given[key] != "null":
+            raise LabError(f"{key}={given[key]} must be one whole number: the whole sweep shares its folds")
+    if folds is None:
+        if repeats != 1:
+            raise LabError(f"cv.repeats={repeats} repeats a cross-validation: give cv.folds as well")
+        return
+    if folds < 2 or repeats < 1:
+        raise LabError(
+            f"cv.folds={folds} cv.repeats={repeats} is no cross-validation: give 2 folds or more, 1 repeat or more"
+        )
+    if taken := sorted(_OF_FOLDS & given.keys()):
+        raise LabError(f"cv.folds={folds} decides on {taken[0]} itself: leave it out")
+    first = given.get("split.seed", str(config.split.seed))
+    if not first.strip().isdigit():
+        raise LabError(f"cv.folds={folds} draws its own folds from one split.seed: give one number, or cv.repeats")
+    seeds = ",".join(str(int(first) + repeat) for repeat in range(repeats))
+    OmegaConf.set_readonly(config.hydra.overrides.task, False)
+    config.hydra.overrides.task.extend(
+        [
+            "split.protocol=kfold",
+            f"split.folds={folds}",
+            f"split.seed={seeds}",
+            f"split.fold={','.join(map(str, range(folds)))}",
+            "split.val_is_test=false",  # inside a fold the checkpoint is chosen on images of its own
+        ]
+    )
+
+
+def _given(config: DictConfig) -> list[str]:
+    """The overrides of a sweep, a study's before those of the command line."""
+    return [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+
+
+def grid(config: DictConfig) -> list[DictConfig]:
+    """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way.
+
+    Empty for a sweeper that searches: it makes up its jobs as it goes, and they are numbered.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(_given(config))
+    overrides = list({o.key_or_group: o for o in overrides}.values())  # of several the last counts, as for the sweeper
+    varied = [o for o in overrides if o.is_sweep_override()]
+    if not all(o.is_discrete_sweep() for o in varied):
+        return []
+    if any(o.key_or_group == "study" for o in varied):
+        raise LabError("a study is a sweep of its own: give one a command")
+    if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
+        choices = config.hydra.runtime.choices
+        parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
+        for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
+            parts.append(f"{key}=${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
+        OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{','.join(parts)}'")
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    return [loader.load_sweep_config(config, list(job)) for job in jobs]
+
+
+def _file_name(value: Any) -> str:
+    """A value as a part of a directory's name: no separators, nothing that a shell or TensorBoard trips over."""
+    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_.")[-40:] or "empty"  # 40: four keys fit into a file name
+
+
+OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
+
+
+def share_out(config: DictConfig, jobs: int) -> None:
+    """Let a launcher's jobs share processors and terminal; their number is 0 where it is not known yet."""
+    launcher = config.hydra.launcher
+    if launcher_of(config) == "BasicLauncher":  # one after the other
+        return
+    OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
+    config.hydra.overrides.hydra.extend(
+        [
+            "++hydra.job.env_set.TERM=dumb",  # the bars of several jobs would overwrite each other
+            "hydra.job_logging.formatters.plain.format='${hydra.sweep.subdir}: %(message)s'",  # whose line it is
+        ]
+    )
+    if "n_jobs" in launcher and jobs:
+        from joblib import effective_n_jobs
+
+        # Each of n_jobs processes is given its share of the cores, whether there is a job for it or not.
+        OmegaConf.set_readonly(launcher, False)
+        launcher.n_jobs = min(effective_n_jobs(launcher.n_jobs), jobs)
+
+
+def launcher_of(config: DictConfig) -> str:
+    return str(config.hydra.launcher._target_).rpartition(".")[2]

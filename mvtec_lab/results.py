@@ -107,6 +107,26 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
+    """A configuration as dotted keys and texts.
+
+    What lies deeper than section, key and name (a transform's arguments) stays together in one text.
+    """
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            flat |= flatten(value, f"{prefix}{key}.", depth - 1)
+        elif isinstance(value, Mapping):
+            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all, whenever the process is killed."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once

@@ -11,6 +11,7 @@ import statistics as st
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,8 @@ class Attempt:
         found = next((run.reported for run in self.done if run.reported), None)
         return (found["accuracy"], found["split"]) if found else None
 
-    def describe(self) -> dict[str, Any]:
+    @cached_property
+    def described(self) -> dict[str, Any]:
         """The attempt's part of comparison.json."""
         each, recall, bootstrapped = self.confusions(), {}, {}
         if each is not None:
@@ -188,7 +190,7 @@ class Comparison:
 
     def save(self, directory: Path) -> None:
         """Write comparison.json."""
-        described = [attempt.describe() for attempt in self.attempts]
+        described = [attempt.described for attempt in self.attempts]
         pairs = [asdict(pair) | {"different": pair.different} for pair in self.pairs]
         content = {
             "best": self.best,

@@ -100,7 +100,7 @@ def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
 
 def _detail(attempt: Attempt) -> dict[str, Any]:
     """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
-    first, each, described = attempt.done[0], attempt.confusions(), attempt.describe()
+    first, each, described = attempt.done[0], attempt.confusions(), attempt.described
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
     pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, read_csv
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, read_csv
 
 # Tell runs of one attempt apart, not attempts: which repeat, and where and how it ran.
 RUN_KEYS = (
@@ -76,28 +75,11 @@ def settings_of(run: RunResult) -> dict[str, str]:
     """
     path = Path(run.run_dir) / CONFIG
     try:
-        return _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise damaged(path, error) from error
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
-    """Dotted keys; what lies deeper than section, key and name (a transform's arguments) stays together in one text."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and depth > 1:
-            flat |= _flatten(value, f"{prefix}{key}.", depth - 1)
-        elif isinstance(value, Mapping):
-            flat[f"{prefix}{key}"] = ", ".join(f"{name}={_text(inner)}" for name, inner in value.items()) or "default"
-        else:
-            flat[f"{prefix}{key}"] = _text(value)
-    return flat
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

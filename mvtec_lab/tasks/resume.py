@@ -23,6 +23,7 @@ from mvtec_lab.results import (
     RESULT,
     SAMPLES,
     RunResult,
+    flatten,
 )
 
 try:
@@ -58,11 +59,11 @@ def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
 
 def _require_same(path: Path, config: Config) -> None:
     try:
-        old = _flat(OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+        old = _settings(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
     except Exception as error:  # OmegaConf's, YAML's and Python's own kinds
         reason = str(error).split("\n")[0]
         raise LabError(f"{path} cannot be compared with these settings ({reason}): give another directory") from error
-    new = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    new = _settings(OmegaConf.structured(config))
     differing = [
         f"{key}={old.get(key, 'unset')}, now {new.get(key, 'unset')}"
         for key in {**new, **old}
@@ -76,11 +77,10 @@ def _require_same(path: Path, config: Config) -> None:
         )
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    inner = (_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in values.items())
-    return {key: value for part in inner for key, value in part.items()}
+def _settings(config: Any) -> dict[str, str]:
+    values = OmegaConf.to_container(config)
+    assert isinstance(values, dict)
+    return flatten(values)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ PROTOCOLS = ("holdout", "kfold", "file")
 POOLS = ("test", "all")
 MASKS = ("required", "optional")
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
+# Each is a function of that name in models/losses.py, with the knobs of LossConfig that its signature names.
+LOSSES = ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
+BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those that favour rare classes
+HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
+RETRIEVING = ("fused", "retrieval", "knn")  # heads that look up training images
+MIXES = ("none", "mixup", "cutmix")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -45,6 +53,9 @@ class DataConfig:
     num_workers: int | None = None
     sampler: str = "none"  # draw training images by class: none, inverse, sqrt or effective
     sampler_beta: float = 0.99  # of `effective`; on a few dozen images .9 hardly weights and .999 equals inverse
+    # thin the training images out to an exponential tail: so many of the most frequent class for one of the rarest;
+    # val and test stay as they are; null: train on all
+    imbalance: float | None = None
 
 
 @dataclass
@@ -79,14 +90,29 @@ class AugmentConfig:
     transforms: dict[str, Any] = field(default_factory=dict)
     # so many augmented views of each image, drawn once: their activations can be cached, but training sees no others
     views: int | None = None
+    # chance that a defect image is made anew: its defect, cut out by its mask, pasted onto a good training image
+    paste: float = 0.0
+    mix: str = "none"  # mixup or cutmix: each training image is mixed with another one of its batch, labels as well
+    mix_alpha: float = 1.0  # the share is drawn from Beta(alpha, alpha); 1, both papers' value on small data: uniformly
 
 
 @dataclass
 class LossConfig:
-    """Cross-entropy, weighted by class frequency."""
+    """What training minimises, and what rare classes weigh in it."""
 
+    name: str = "cross_entropy"  # or focal, ldam, logit_adjustment, balanced_softmax, group_softmax
     class_weights: str = "inverse"  # none, inverse (scikit-learn's "balanced"), sqrt or effective
     beta: float = 0.99  # of `effective`; see data.sampler_beta
+    # share of the epochs that train without class weights first (deferred re-weighting), or with plain cross-entropy
+    # before group_softmax; the checkpoint is chosen from the others
+    defer: float = 0.0
+    gamma: float = 2.0  # focal: the paper's best
+    margin: float = 0.5  # ldam: of the rarest class, as cosine; the paper's
+    tau: float = 1.0  # logit_adjustment: 1 is Bayes-optimal for balanced error
+    posthoc: float = 0.0  # tau of the adjustment of a trained network's logits, whatever its loss
+    # group_softmax: so many bins with equally many defect types by their counts, or a list of counts to part them at
+    bins: Any = 2  # three to eight defect types leave two to four a bin
+    others: float = 8.0  # group_softmax: images from outside a bin for each of its own in a batch; the paper's
 
 
 @dataclass
@@ -97,6 +123,12 @@ class ModelConfig:
     weights: str | None = "DEFAULT"  # DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones
     unfreeze: Any = 0  # how many of the last stages train beside the head, "all", or a list of stage names
     warmup_epochs: int = 0  # train the head alone for so many epochs before those stages join
+    # the last layer: linear; cosine of features and class weights; fused: linear + retrieval, which reads the class
+    # names of the nearest training images; retrieval alone; knn: their plain vote, which needs no training
+    head: str = "linear"
+    scale: float = 30.0  # cosine: the logits' largest value; LDAM's
+    neighbours: int = 5  # fused, retrieval, knn: how many; the rarest class of a few dozen images has about twice that
+    generate: bool = False  # make up features of rare classes with a conditional generator until all are as frequent
 
 
 @dataclass
@@ -130,6 +162,14 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed or 16-mixed on a GPU that has it, 32 elsewhere
     compile: bool = False  # torch.compile: up to half a minute before the first step, no gain on a CPU
+
+
+@dataclass
+class VerdictConfig:
+    """What a comparison of attempts rests on. Where these are null, accuracy, and every pair of attempts."""
+
+    metric: str | None = None  # accuracy, balanced_accuracy or macro_f1
+    reference: str | None = None  # an attempt: each other one is compared with it alone, so that fewer tests are made
 
 
 @dataclass
@@ -168,6 +208,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
     ckpt: str | None = None  # task=evaluate and task=predict: the checkpoint
     source: str | None = None  # task=predict: an image or a folder
@@ -186,7 +227,11 @@ def validate(config: Config) -> None:
     _choice("data", d.name, DATA)
     _choice("data.masks", d.masks, MASKS)
     _choice("data.sampler", d.sampler, BALANCE_RULES)
-    _choice("loss.class_weights", config.loss.class_weights, BALANCE_RULES)
+    _validate_loss(config)
+    _choice("model.head", m.head, HEADS)
+    _choice("augment.mix", config.augment.mix, MIXES)
+    if config.verdict.metric is not None:
+        _choice("verdict.metric", config.verdict.metric, METRICS)
     _choice("optimizer", o.name, OPTIMIZERS)
     _choice("scheduler", c.name, SCHEDULERS)
     _choice("trainer.monitor", t.monitor, MONITORS)
@@ -205,8 +250,24 @@ def validate(config: Config) -> None:
     _between("trainer.max_epochs", t.max_epochs, 1)
     _between("trainer.patience", t.patience, 1)
     _between("augment.views", config.augment.views, 1)
-    if config.augment.views is not None and not config.augment.transforms:
-        raise LabError("augment.views needs transforms to draw views with: add augment=standard, or leave it out")
+    _between("augment.paste", config.augment.paste, 0, 1)
+    _between("data.imbalance", d.imbalance, 1)
+    _between("model.neighbours", m.neighbours, 1)
+    for key, value in (("augment.mix_alpha", config.augment.mix_alpha), ("model.scale", m.scale)):
+        if not value > 0:
+            raise LabError(f"{key}={value} is out of range: give a number above 0")
+    if config.augment.mix != "none" and (config.augment.views is not None or m.head in RETRIEVING or m.generate):
+        raise LabError(
+            f"augment.mix={config.augment.mix} makes new images of two: leave out augment.views, model.generate and a "
+            f"model.head that retrieves ({', '.join(RETRIEVING)})"
+        )
+    if m.generate and (m.unfreeze not in (0, []) or m.head in RETRIEVING):
+        raise LabError(
+            "model.generate=true makes up features of a frozen backbone for a head of its own: "
+            "give model.unfreeze=0 and model.head=linear or cosine"
+        )
+    if config.augment.views is not None and not (config.augment.transforms or config.augment.paste):
+        raise LabError("augment.views needs something to draw views with: add augment=standard, or leave it out")
     if not config.cache.max_gb > 0:
         raise LabError(f"cache.max_gb={config.cache.max_gb} is out of range: give a number above 0, or cache.dir=null")
     for key, beta in (("data.sampler_beta", d.sampler_beta), ("loss.beta", config.loss.beta)):
@@ -236,6 +297,33 @@ def validate(config: Config) -> None:
         raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
     if d.category is None and d.name != "folder":
         raise LabError(f"data={d.name} needs data.category=NAME")
+
+
+def _validate_loss(config: Config) -> None:
+    loss = config.loss
+    _choice("loss.name", loss.name, LOSSES)
+    _choice("loss.class_weights", loss.class_weights, BALANCE_RULES)
+    for key in ("gamma", "tau", "posthoc", "others"):
+        _between(f"loss.{key}", getattr(loss, key), 0)
+    if not loss.margin > 0:
+        raise LabError(f"loss.margin={loss.margin} is out of range: give a number above 0")
+    if not 0 <= loss.defer < 1:
+        raise LabError(f"loss.defer={loss.defer} is out of range: give a share of the epochs in [0, 1)")
+    bins = loss.bins if isinstance(loss.bins, Sequence) and not isinstance(loss.bins, str) else [loss.bins]
+    whole = all(type(edge) is int and edge > 0 for edge in bins)
+    if not whole or not bins or any(a >= b for a, b in pairwise(bins)):
+        raise LabError(f"loss.bins={loss.bins} parts no counts: give a number of bins, or rising counts as [10,100]")
+    if loss.name == "ldam" and config.model.head != "cosine":
+        raise LabError("loss.name=ldam has margins between cosines: give model.head=cosine")
+    if loss.name == "group_softmax" and (loss.class_weights != "none" or config.model.head not in ("linear", "cosine")):
+        raise LabError(
+            "loss.name=group_softmax balances by its bins, in the last layer: give loss.class_weights=none and "
+            "model.head=linear or cosine"
+        )
+    if loss.defer and loss.class_weights == "none" and loss.name != "group_softmax":
+        raise LabError(f"loss.defer={loss.defer} has nothing to defer: give loss.class_weights, or leave it out")
+    if loss.defer and config.trainer.patience is not None:
+        raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 
 
 def validate_split(s: SplitConfig) -> None:

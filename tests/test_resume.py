@@ -41,9 +41,15 @@ CASES = {
     "workers": ["augment=standard", "data.num_workers=1"],
     "no cache": ["cache.dir=null"],
     "monitor": ["trainer.monitor=val/loss"],
+    "groups begin": ["loss.name=group_softmax", "loss.class_weights=none", "loss.defer=0.5", "loss.others=1"],
+    "weights deferred": ["loss.defer=0.7"],
+    "retrieval": ["model.head=fused"],
+    "generated": ["model.unfreeze=0", "model.generate=true", "loss.class_weights=none", "split.pool=all"],
+    "mixup": ["augment.mix=mixup"],
+    "pasted": ["augment.paste=0.5"],
 }
 # Each of these has a trap of its own; the others run with the slow tests.
-FAST = ("plain", "plateau", "early stopping", "onecycle", "warm-up", "augment")
+FAST = ("plain", "plateau", "early stopping", "onecycle", "warm-up", "augment", "groups begin", "mixup")
 
 
 def what_counts(run_dir: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import retrieval
-from mvtec_lab.models.retrieval import RetrievalHead, TextEncoder, nearest, vote, words
+from mvtec_lab.models.retrieval import Retrieval, TextEncoder, nearest, vote, words
 
 CLASSES = ["good", "cut_inner_insulation", "cut_outer_insulation"]
 
@@ -21,10 +21,22 @@ def draw(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
-def make(kind: str, features: int = 8, neighbours: int = 5, memory: int = 30) -> RetrievalHead:
+class Head(torch.nn.Module):
+    """A linear base and the branch beside it; where the backbone is frozen, both see the same features."""
+
+    def __init__(self, features: int, kind: str, neighbours: int, memory: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(features, len(CLASSES))
+        self.branch = Retrieval(features, CLASSES, kind, neighbours, memory)
+
+    def forward(self, x: Tensor, embeddings: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        return self.branch(self.linear(x), x if embeddings is None else embeddings, index)
+
+
+def make(kind: str, features: int = 8, neighbours: int = 5, memory: int = 30) -> Head:
     torch.manual_seed(0)
-    head = RetrievalHead(features, CLASSES, kind, neighbours, memory)
-    head.remember(draw(memory, features), torch.arange(memory) % len(CLASSES))
+    head = Head(features, kind, neighbours, memory)
+    head.branch.remember(draw(memory, features), torch.arange(memory) % len(CLASSES))
     return head
 
 
@@ -58,21 +70,23 @@ def test_an_image_never_finds_itself() -> None:
     assert places.sort(1).values.unique(dim=0).shape == (40, 39)
 
     head = make("knn", neighbours=1)
-    head.remember(draw(30, 8).repeat_interleave(2, 0)[:30], torch.arange(30) % 2)  # each image's copy has another label
-    assert head(head.memory).argmax(1).equal(torch.zeros(30).long())  # of both the first
-    assert head(head.memory, index=torch.arange(30)).argmax(1).equal(1 - torch.arange(30) % 2)
+    head.branch.remember(
+        draw(30, 8).repeat_interleave(2, 0)[:30], torch.arange(30) % 2
+    )  # each image's copy has another label
+    assert head(head.branch.memory).argmax(1).equal(torch.zeros(30).long())  # of both the first
+    assert head(head.branch.memory, index=torch.arange(30)).argmax(1).equal(1 - torch.arange(30) % 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_search_is_exact_in_mixed_precision(dtype: torch.dtype) -> None:
     head, x = make("fused", features=64), draw(9, 64, seed=1)
-    expected = nearest(x, head.memory, 5)
+    expected = nearest(x, head.branch.memory, 5)
     with torch.autocast("cpu", dtype):
-        found = nearest(x, head.memory, 5)
+        found = nearest(x, head.branch.memory, 5)
         assert head(x).isfinite().all()
     assert found[0].equal(expected[0])
     assert found[1].equal(expected[1])
-    half = nearest(x.to(dtype), head.memory, 5)
+    half = nearest(x.to(dtype), head.branch.memory, 5)
     assert half[0].dtype == torch.float32
 
 
@@ -128,21 +142,21 @@ def test_a_fused_head_starts_as_the_linear_one() -> None:
 def test_gradients_reach_both_branches_but_neither_memory_nor_fixed_encoder() -> None:
     head = make("fused")
     x, embeddings = draw(12, 8, seed=1).requires_grad_(), draw(12, 8, seed=2).requires_grad_()
-    torch.nn.init.normal_(head.text.out.weight)  # past the first step, where zeros stop the gradient
+    torch.nn.init.normal_(head.branch.text.out.weight)  # past the first step, where zeros stop the gradient
     F.cross_entropy(head(x, embeddings), torch.arange(12) % 3).backward()
     assert {name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()} == set()
     assert x.grad is not None
     assert embeddings.grad is None
-    assert not head.memory.requires_grad
-    assert not list(make("knn").parameters())
+    assert not head.branch.memory.requires_grad
+    assert not list(make("knn").branch.parameters())
 
 
 @pytest.mark.parametrize("kind", ["fused", "retrieval", "knn"])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_extreme_features_give_finite_results(kind: str, scale: float) -> None:
     head = make(kind)
-    head.remember(draw(30, 8) * scale, torch.arange(30) % 3)
-    assert head.memory.isfinite().all()
+    head.branch.remember(draw(30, 8) * scale, torch.arange(30) % 3)
+    assert head.branch.memory.isfinite().all()
     for features in (torch.zeros(4, 8), draw(4, 8, seed=1) * 1e-30, draw(4, 8, seed=1) * 1e30):
         similarities, places = nearest(features, draw(30, 8) * scale, 5)
         assert similarities.abs().max() < 1.001
@@ -154,17 +168,17 @@ def test_extreme_features_give_finite_results(kind: str, scale: float) -> None:
 def test_a_checkpoint_carries_the_memory(kind: str) -> None:
     trained, x = make(kind), draw(7, 8, seed=1)
     if kind != "knn":
-        torch.nn.init.normal_(trained.text.out.weight)
-    again = RetrievalHead(8, CLASSES, kind, 5, 30)
+        torch.nn.init.normal_(trained.branch.text.out.weight)
+    again = Head(8, kind, 5, 30)
     again.load_state_dict(trained.state_dict())
     assert again(x).equal(trained(x))
-    torch.testing.assert_close(again.memory.norm(dim=1), torch.ones(30))
+    torch.testing.assert_close(again.branch.memory.norm(dim=1), torch.ones(30))
 
 
 def test_an_empty_memory_is_no_answer() -> None:
     for kind in ("fused", "knn"):
         with pytest.raises((IndexError, RuntimeError)):
-            RetrievalHead(8, CLASSES, kind, 5, 30)(draw(2, 8))
+            Head(8, kind, 5, 30)(draw(2, 8))
 
 
 def test_too_few_images_are_one_line_with_the_remedy() -> None:
@@ -174,21 +188,21 @@ def test_too_few_images_are_one_line_with_the_remedy() -> None:
         with pytest.raises(LabError, match=rf"^model\.neighbours={k} .*: give fewer neighbours, or more images$"):
             nearest(memory, memory, k, exclude)
     with pytest.raises(LabError, match=r"model\.neighbours=5 is more than the 4 training images"):
-        RetrievalHead(8, CLASSES, "knn", 5, 5).remember(memory, torch.arange(5) % 3)
+        Retrieval(8, CLASSES, "knn", 5, 5)
 
 
 @pytest.mark.parametrize(("embeddings", "labels"), [((29, 8), 29), ((30, 9), 30), ((30, 8), 29)])
 def test_a_memory_of_another_size_is_one_line(embeddings: tuple[int, int], labels: int) -> None:
     with pytest.raises(LabError, match=r"^model\.head=fused remembers 30 images of 8 features, not .*: train it anew"):
-        make("fused").remember(draw(*embeddings), torch.zeros(labels).long())
+        make("fused").branch.remember(draw(*embeddings), torch.zeros(labels).long())
 
 
 def learn(kind: str, x: Tensor, embeddings: Tensor, y: Tensor) -> float:
     """The accuracy on the second half of the images after 100 steps on the first, which is the memory."""
     torch.manual_seed(0)
     half = len(x) // 2
-    head = RetrievalHead(x.shape[1], CLASSES, kind, 5, half)
-    head.remember(embeddings[:half], y[:half])
+    head = Head(x.shape[1], kind, 5, half)
+    head.branch.remember(embeddings[:half], y[:half])
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(100):
         optimizer.zero_grad()

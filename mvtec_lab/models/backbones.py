@@ -17,6 +17,7 @@ from functools import singledispatch
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.maxvit import MaxVitBlock
@@ -56,6 +57,46 @@ def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None =
     head = children["head"]
     head[_last(head)] = _fresh(head[_last(head)], num_classes)  # last: one seed gives one head, weights or none
     return nn.Sequential(OrderedDict(children))
+
+
+class CosineLinear(nn.Module):
+    """``scale`` times the cosine between features [N, D] and each class's weights: logits [N, C], without a bias."""
+
+    def __init__(self, features: int, outputs: int, scale: float = 30.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(outputs, features))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear: its length is of no account
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def last_layer(model: nn.Sequential) -> nn.Module:
+    """The layer that gives a model's logits."""
+    return [child for child in model.get_submodule("head").children() if _learns(child)][-1]
+
+
+def last_linear(model: nn.Sequential) -> nn.Linear:
+    """That layer, before ``use_cosine``.
+
+    Raises:
+        LabError: it is a convolution, whose features are maps.
+    """
+    last = last_layer(model)
+    if not isinstance(last, nn.Linear):
+        raise LabError(
+            "this backbone ends in a convolution, not in features of an image: model.head, model.generate and "
+            "loss.name=group_softmax need another one, such as mobilenet_v2"
+        )
+    return last
+
+
+def use_cosine(model: nn.Sequential, scale: float) -> None:
+    """Put a ``CosineLinear`` in the place of a model's last layer."""
+    last, head = last_linear(model), model.get_submodule("head")
+    name = next(name for name, child in head.named_children() if child is last)
+    head.register_module(name, CosineLinear(last.in_features, last.out_features, scale))
 
 
 def stages(model: nn.Sequential) -> list[str]:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from mvtec_lab.errors import LabError
-from mvtec_lab.models.backbones import build, check_image_size, stages, trainable_stages
+from mvtec_lab.config import HEADS
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models.backbones import (
+    build,
+    check_image_size,
+    last_layer,
+    last_linear,
+    stages,
+    trainable_stages,
+    use_cosine,
+)
+from mvtec_lab.models.generator import balance
+from mvtec_lab.models.losses import Criterion, GroupSoftmax
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.retrieval import Retrieval
 from mvtec_lab.models.weights import load_file, load_weights
 
 
@@ -41,9 +55,13 @@ class DefectClassifier(pl.LightningModule):
     """Images [N, 3, S, S], normalised, to logits [N, C].
 
     Batches are ``{"image": [N, 3, S, S], "label": [N]}``, or have ``features`` instead of the image: what ``prefix``
-    makes of it. The network is ``self.model``: the backbone's stages in order, then its head, as one Sequential. Frozen
-    stages stay in eval mode, batch normalisation and dropout included.
+    makes of it; in training, ``target`` [N, C] where images are mixed, and ``index`` [N], their places among the
+    training images. The network is ``self.model``: the backbone's stages in order, then its head, as one Sequential.
+    Frozen stages stay in eval mode, batch normalisation and dropout included.
     Validation and test losses are plain cross-entropy (nats), whatever the training loss, so that attempts compare.
+
+    A head that retrieves and ``generate`` know the training images' embeddings, which ``learn`` is to be given before
+    training: what the stages make of them as they are before training, up to the head.
 
     Args:
         backbone: a TorchVision classification model by name.
@@ -52,7 +70,13 @@ class DefectClassifier(pl.LightningModule):
         weights: ``DEFAULT``, a TorchVision entry, a file, or None for random ones.
         unfreeze: how many of the last stages train beside the head, ``"all"``, or a list of stage names.
         warmup_epochs: epochs in which the head trains alone, before those stages join.
+        class_counts: training images of each class, [C], for losses that ask for them.
         class_weights: of the training loss, [C].
+        loss, loss_options, posthoc: name, own knobs and post-hoc adjustment, as in ``Criterion``.
+        defer: share of the epochs without ``class_weights``, or before ``group_softmax``.
+        head, scale, neighbours: as in ModelConfig.
+        memory: images that a head that retrieves remembers.
+        generate: as in ModelConfig.
         optimizer, lr, weight_decay, momentum: as in OptimizerConfig.
         scheduler, step_size, gamma, scheduler_patience: as in SchedulerConfig.
         image_size: S; a checkpoint carries it for prediction.
@@ -73,7 +97,17 @@ class DefectClassifier(pl.LightningModule):
         weights: str | None = "DEFAULT",
         unfreeze: int | str | Sequence[str] = 0,
         warmup_epochs: int = 0,
+        class_counts: Sequence[int] | None = None,
         class_weights: Sequence[float] | None = None,
+        loss: str = "cross_entropy",
+        loss_options: Mapping[str, Any] | None = None,
+        posthoc: float = 0.0,
+        defer: float = 0.0,
+        head: str = "linear",
+        scale: float = 30.0,
+        neighbours: int = 5,
+        memory: int = 0,
+        generate: bool = False,
         optimizer: str = "adam",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -95,9 +129,31 @@ class DefectClassifier(pl.LightningModule):
         self.classes = list(classes or map(str, range(num_classes)))
         self.hparams.update({"mean": self.mean, "std": self.std, "classes": self.classes, "weights": loaded.name})
 
+        options = dict(loss_options or {})
+        self.criterion: Criterion
+        if loss == "group_softmax":
+            good = self.classes.index("good") if "good" in self.classes else None
+            self.criterion = GroupSoftmax(num_classes, class_counts, posthoc, good=good, **options)
+        else:
+            self.criterion = Criterion(loss, num_classes, class_counts, posthoc, **options)
         # Channels last is the faster layout of convolutions, by a tenth on a CPU and more on a GPU.
-        self.model = build(backbone, num_classes, weights=loaded.state_dict).to(memory_format=torch.channels_last)
+        self.model = build(backbone, self.criterion.outputs, weights=loaded.state_dict).to(
+            memory_format=torch.channels_last
+        )
         self.trained = {*trainable_stages(self.model, unfreeze), "head"}
+        self.retrieval: Retrieval | None = None
+        if head not in HEADS:
+            raise unknown("head", head, HEADS)
+        if head != "linear" or generate or loss == "group_softmax":
+            features = last_linear(self.model).in_features  # raises where they are maps
+        if head == "cosine":
+            use_cosine(self.model, scale)
+        elif head != "linear":
+            self.retrieval = Retrieval(features, self.classes, head, neighbours, memory)
+            self.encoder = deepcopy(nn.Sequential(*list(self.model)[len(self.prefix) : -1]))
+            self.encoder.requires_grad_(False)
+        self._made_up: tuple[Tensor, Tensor] | None = None  # features and labels
+        self.deferring = False  # whether something that ``defer`` puts off has not begun
         self._active = self.trained
         self._freeze()
 
@@ -124,18 +180,63 @@ class DefectClassifier(pl.LightningModule):
         """The leading parts of the network that never train, in order: what they make of an image never changes."""
         return list(takewhile(lambda name: name not in self.trained, (name for name, _ in self.model.named_children())))
 
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer is given."""
+        trained = [child for name, child in self.model.named_children() if name in self.trained]
+        if self.retrieval is not None:
+            trained.append(self.retrieval)
+        return [p for child in trained for p in child.parameters()]
+
+    @property
+    def learns(self) -> bool:
+        """Whether ``learn`` has to be called before training."""
+        return self.retrieval is not None or self.hparams["generate"]
+
     def forward(self, images: Tensor) -> Tensor:
-        return self._run(images, slice(None))
+        return self.logits({"image": images})
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of a batch, [N, C], from its features where it has them."""
-        if "features" not in batch:
-            return self(batch["image"])
-        return self._run(batch["features"], slice(len(self.prefix), None))
+        """Class logits of a batch, [N, C], from its features where it has them."""
+        return self.criterion.scores(self._outputs(self._prefixed(batch)))
 
     def extract(self, images: Tensor) -> Tensor:
         """The features that ``prefix`` makes of images: [N, ...]."""
         return self._run(images, slice(len(self.prefix)))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """What the head saw of images before training, from what ``prefix`` makes of them: [N, D]."""
+        return features if self.retrieval is None else self.encoder(features)
+
+    def learn(self, embeddings: Tensor, labels: Tensor, seed: int) -> str | None:
+        """Take in the training images before training: embeddings [M, D] in their order, and classes [M].
+
+        Args:
+            seed: of what is made up.
+
+        Returns:
+            What was made up, in one line.
+
+        Raises:
+            LabError: fewer images than neighbours, or classes that nothing can be made up from.
+        """
+        if self.retrieval is not None:
+            self.retrieval.remember(embeddings, labels)
+        if not self.hparams["generate"]:
+            return None
+        made = balance(embeddings, labels, len(self.classes), seed)
+        self._made_up = made.embeddings, made.labels
+        counts = zip(self.classes, made.made, made.filtered, made.purified, made.kept, strict=True)
+        told = [f"{name} {kept} ({n} less {f} filtered, {p} purified)" for name, n, f, p, kept in counts if n]
+        return f"features made up: {', '.join(told) or 'none, all classes are as frequent'}"
+
+    def _prefixed(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["features"] if "features" in batch else self.extract(batch["image"])
+
+    def _outputs(self, features: Tensor, index: Tensor | None = None) -> Tensor:
+        """Of the last layer, [N, K]; ``index``: places in memory that are not to be retrieved."""
+        outputs = self._run(features, slice(len(self.prefix), None))
+        return outputs if self.retrieval is None else self.retrieval(outputs, self.embed(features), index)
 
     def compile_network(self) -> None:
         """Let ``torch.compile`` translate the network when it first runs; dropout then draws other numbers."""
@@ -150,6 +251,8 @@ class DefectClassifier(pl.LightningModule):
         super().train(mode)
         for name, child in self.model.named_children():
             child.train(mode and name in self._active)
+        if self.retrieval is not None:
+            self.encoder.eval()
         return self
 
     def _freeze(self) -> None:
@@ -158,22 +261,41 @@ class DefectClassifier(pl.LightningModule):
         self.train(self.training)
 
     def on_train_epoch_start(self) -> None:
-        warming_up = self.current_epoch < self.hparams["warmup_epochs"]
-        active = {"head"} if warming_up else self.trained
+        puts_off = int(self.hparams["defer"] * (self.trainer.max_epochs or 1))
+        self.deferring = self.current_epoch < puts_off
+        grouped = isinstance(self.criterion, GroupSoftmax) and puts_off > 0
+        if isinstance(self.criterion, GroupSoftmax):
+            self.criterion.begun = not self.deferring
+        if grouped and self.current_epoch == puts_off:
+            self.criterion.begin(last_layer(self.model))
+            self.trainer.optimizers[0].state.clear()  # of outputs that had no part so far
+        head_alone = self.current_epoch < self.hparams["warmup_epochs"] or (grouped and not self.deferring)
+        active = {"head"} if head_alone else self.trained
         if active != self._active:
             self._active = active
             self._freeze()
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch["label"], weight=self.class_weights)
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
+        features, target = self._prefixed(batch), batch.get("target", batch["label"])
+        if self._made_up is not None:
+            features, target = self._with_made_up(features, target)
+        outputs = self._outputs(features, batch.get("index") if self.retrieval is not None else None)
+        loss = self.criterion(outputs, target, None if self.deferring else self.class_weights)
         self._require_finite(loss, "training", batch_idx)
-        self.train_metrics.update(logits.detach(), batch["label"])
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits), prog_bar=True, sync_dist=True
-        )
+        scores, size = self.criterion.scores(outputs.detach()), len(batch["label"])
+        self.train_metrics.update(scores[:size], target[:size] if target.ndim == 1 else target.argmax(1))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
-        return loss
+        return loss if loss.requires_grad else None  # a vote of neighbours has nothing to train
+
+    def _with_made_up(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch and its share of what was made up, drawn at random: in an epoch about as many as there are."""
+        assert self._made_up is not None
+        made, of_class = self._made_up
+        count = round(len(labels) * len(made) / sum(self.hparams["class_counts"]))
+        drawn = torch.randint(len(made), (count,)) if len(made) else torch.empty(0, dtype=torch.long)
+        features = torch.cat([features, made[drawn].to(features)])
+        return features, torch.cat([labels, of_class[drawn].to(labels)])
 
     def _require_finite(self, loss: Tensor, what: str, batch_idx: int) -> None:
         if not torch.isfinite(loss):
@@ -221,10 +343,7 @@ class DefectClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
-        parameters = [
-            p for name, child in self.model.named_children() if name in self.trained for p in child.parameters()
-        ]
-        optimizer = build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
+        optimizer = build_optimizer(h["optimizer"], self.trained_parameters, h["lr"], h["weight_decay"], h["momentum"])
         schedule = build_scheduler(
             h["scheduler"],
             optimizer,

@@ -32,9 +32,12 @@ def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tenso
 
     Returns:
         On the CPU, the heat [N, S, S], float32 in [0, 1] by each image's own maximum (0 where nothing speaks for the
-        class), and the row and column of its peak, [N, 2] pixels. None where no stage gives a map: ViT, whose tokens
-        reach the head through the class token alone.
+        class), and the row and column of its peak, [N, 2] pixels. None where no stage gives a map (ViT, whose tokens
+        reach the head through the class token alone) or the prediction is a neighbours' one. Of a fused head the linear
+        part is asked.
     """
+    if classifier.hparams["head"] in ("retrieval", "knn"):  # what predicts there sees no map
+        return None
     was_training = classifier.training
     classifier.eval()
     size, values, last = images.shape[-1], images.to(classifier.device), None
@@ -44,7 +47,7 @@ def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tenso
             if _side(values) > 1 and (last is None or size <= CELL * _side(values)):
                 values = last = values.detach().requires_grad_()  # what came before is let go
         if last is not None:
-            of_class = values.gather(1, classes.to(values.device)[:, None])
+            of_class = classifier.criterion.scores(values).gather(1, classes.to(values.device)[:, None])
             (slopes,) = torch.autograd.grad(of_class.sum(), last)  # of the map alone: parameters keep their gradients
     classifier.train(was_training)
     if last is None:

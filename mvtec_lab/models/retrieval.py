@@ -114,16 +114,19 @@ class TextEncoder(nn.Module):
         return self.out((weights[..., None] * read).sum(1))
 
 
-class RetrievalHead(nn.Module):
-    """The last layer of a network that looks images up; a checkpoint carries the memory.
+class Retrieval(nn.Module):
+    """The branch of a classifier that looks images up; a checkpoint carries the memory.
 
     Args:
-        features: D, what base and fixed encoder give for an image.
+        features: D, what the fixed encoder gives for an image.
         classes: the class names in the order of their index.
-        kind: fused: linear layer + text encoder; retrieval: the text encoder alone; knn: the neighbours' vote, without
-            any parameter.
+        kind: fused: the base's logits + the text encoder's; retrieval: the text encoder's alone; knn: the neighbours'
+            vote, without any parameter.
         neighbours: k, how many images are looked up.
         memory: M, how many there are to look up.
+
+    Raises:
+        LabError: they are fewer than k + 1.
     """
 
     memory: Tensor
@@ -131,9 +134,8 @@ class RetrievalHead(nn.Module):
 
     def __init__(self, features: int, classes: Sequence[str], kind: str, neighbours: int, memory: int) -> None:
         super().__init__()
+        _require(memory - 1, neighbours)  # in training an image's own place is left out
         self.kind, self.neighbours, self.num_classes = kind, neighbours, len(classes)
-        if kind == "fused":
-            self.linear = nn.Linear(features, len(classes))
         if kind != "knn":
             self.text = TextEncoder(classes, neighbours)
         self.register_buffer("memory", torch.zeros(memory, features))
@@ -144,7 +146,7 @@ class RetrievalHead(nn.Module):
         """Fill the memory with the training images: what the fixed encoder gives, [M, D], and their labels, [M].
 
         Raises:
-            LabError: the head was made for another number of images or features, or k + 1 images are not there.
+            LabError: the branch was made for another number of images or features.
         """
         given, made_for = (*embeddings.shape, *labels.shape), (*self.memory.shape, *self.labels.shape)
         if given != made_for:
@@ -152,25 +154,24 @@ class RetrievalHead(nn.Module):
                 f"model.head={self.kind} remembers {made_for[0]} images of {made_for[1]} features, not embeddings "
                 f"{list(embeddings.shape)} with labels {list(labels.shape)}: train it anew on these images"
             )
-        _require(len(embeddings) - 1, self.neighbours)  # in training an image's own place is left out
         self.memory.copy_(F.normalize(embeddings.float(), dim=1))
         self.labels.copy_(labels)
 
-    def forward(self, x: Tensor, embeddings: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+    def forward(self, base: Tensor, embeddings: Tensor, index: Tensor | None = None) -> Tensor:
         """Logits [N, C]; of knn, log probabilities.
 
         Args:
-            x: the trained branch's features, [N, D].
-            embeddings: the fixed encoder's, [N, D]; None: x, where the backbone is frozen. No gradient reaches them.
+            base: logits of the base, [N, C].
+            embeddings: the fixed encoder's, [N, D]. No gradient reaches them.
             index: of each image its place in memory, which it must not find, whatever its augmentation, [N]; -1: it has
                 none; None: none of them has.
         """
-        similarities, places = nearest(x if embeddings is None else embeddings, self.memory, self.neighbours, index)
+        similarities, places = nearest(embeddings, self.memory, self.neighbours, index)
         labels = self.labels[places]
         if self.kind == "knn":
             return vote(labels, self.num_classes)
         logits = self.text(labels, similarities)
-        return self.linear(x) + logits if self.kind == "fused" else logits
+        return base + logits if self.kind == "fused" else logits
 
 
 def _require(available: int, neighbours: int) -> None:

@@ -43,7 +43,8 @@ class Checkpoints(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DefectClassifier)
-        score = self.sign * float(trainer.callback_metrics[self.monitor])
+        # An epoch in which everything that the attempt is about has begun comes before any that had not got so far.
+        score = not pl_module.deferring, self.sign * float(trainer.callback_metrics[self.monitor])
         if not self.best or score > self.best["score"]:
             self.best = {
                 "score": score,
@@ -114,15 +115,15 @@ def read_last(folder: Path) -> dict[str, Any]:
         LabError: one of them is missing, damaged, or from a version that could not go on.
     """
     last, best = load_file(folder / LAST), load_file(folder / BEST)
-    for name, checkpoint, key in ((LAST, last, _STATE), (BEST, best, "score")):
-        if not isinstance(checkpoint, dict) or key not in checkpoint:
+    for name, checkpoint, key, kind in ((LAST, last, _STATE, dict), (BEST, best, "score", tuple)):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             raise LabError(f"{folder / name} is no checkpoint to go on from")
     return last
 
 
 def _state(classifier: DefectClassifier) -> dict[str, Tensor]:
     """A copy of what training changes, beside what it does not."""
-    trained = tuple(f"model.{name}." for name in classifier.trained)
+    trained = ("retrieval.", "criterion.", *(f"model.{name}." for name in classifier.trained))
     return {
         key: value.detach().clone() if key.startswith(trained) else value.detach()
         for key, value in classifier.state_dict().items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,8 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
 
     def cached(dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:
         def blocks() -> Iterator[np.ndarray]:
-            classifier.to(device).eval()
-            for start in range(0, len(keys), BATCH):
-                images = dataset[list(keys[start : start + BATCH])]["image"].to(device)
-                with torch.no_grad(), trainer.precision_plugin.forward_context():
-                    features = classifier.extract(images).float().cpu()
+            for features in _extracted(classifier, trainer, dataset, keys):
                 yield (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).numpy()
-            classifier.train()
 
         name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
         key = {"images": data.content(dataset.samples), "views": views, **made_by}
@@ -66,6 +61,41 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
         if features is not None:
             data.features["train"] = FeatureDataset(train, Rows(features, range(len(keys))), data.views or 1)
     return sorted(data.features)
+
+
+def teach(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer, seed: int) -> str | None:
+    """Let a classifier that has to know the training images take them in, as they are, not augmented.
+
+    Returns:
+        What it has to say about them, in one line.
+    """
+    parts: Iterable[torch.Tensor]
+    if "train" in data.features and data.features["train"].views == 1:
+        known = data.features["train"]
+        keys = range(len(known))
+        parts = (known[list(keys[start : start + BATCH])]["features"] for start in keys[::BATCH])
+    else:
+        images = data.images(data.of_split("train"))
+        parts = _extracted(classifier, trainer, images, range(len(images)))
+    device = trainer.strategy.root_device
+    with torch.no_grad():
+        embeddings = torch.cat([classifier.to(device).eval().embed(part.to(device)).float().cpu() for part in parts])
+    classifier.train()
+    return classifier.learn(embeddings, data.dataset("train").labels, seed)
+
+
+def _extracted(
+    classifier: DefectClassifier, trainer: pl.Trainer, dataset: MVTecDataset, keys: Sequence[Any]
+) -> Iterator[torch.Tensor]:
+    """The features of some images, ``BATCH`` at a time: float32 on the CPU."""
+    device = trainer.strategy.root_device
+    classifier.to(device).eval()
+    for start in range(0, len(keys), BATCH):
+        images = dataset[list(keys[start : start + BATCH])]["image"].to(device)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            features = classifier.extract(images).float().cpu()
+        yield features
+    classifier.train()
 
 
 def _digest(network: torch.nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import BALANCING, Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.data.source import locate
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.backbones import build, check_image_size, trainable_stages
 from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.models.losses import knobs
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
 from mvtec_lab.results import CONFIG
 
@@ -93,11 +94,16 @@ def build_data(config: Config) -> MVTecDataModule:
 def config_findings(config: Config) -> list[str]:
     """What a configuration itself takes from the worth of its figures, a line each."""
     findings = [VAL_IS_TEST_MARK] if config.split.val_is_test else []
-    sampler, weights = config.data.sampler, config.loss.class_weights
-    if sampler != "none" and weights != "none":
-        findings.append(
-            f"data.sampler={sampler} and loss.class_weights={weights} are both on: rare classes are weighted twice"
-        )
+    sampler, weights, loss = config.data.sampler, config.loss.class_weights, config.loss
+    balancing = {
+        f"data.sampler={sampler}": sampler != "none",
+        f"loss.class_weights={weights}": weights != "none",
+        f"loss.name={loss.name}": loss.name in BALANCING,
+        f"loss.posthoc={loss.posthoc:g}": loss.posthoc > 0,
+        "model.generate=true": config.model.generate,
+    }
+    if len(both := [key for key, on in balancing.items() if on]) > 1:
+        findings.append(f"{both[0]} and {both[1]} are both on: rare classes are weighted twice")
     return findings
 
 
@@ -115,21 +121,31 @@ def set_up(config: Config, data: MVTecDataModule) -> None:
     data.warnings += findings
 
 
-def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClassifier, list[str]]:
-    """The classifier, and a warning where its weights are not those asked for: only the sample takes random ones."""
-    m, o, c = config.model, config.optimizer, config.scheduler
+def _classifier(config: Config, data: MVTecDataModule) -> partial[DefectClassifier]:
+    """The classifier of a configuration, up to its weights."""
+    m, o, c, loss = config.model, config.optimizer, config.scheduler, config.loss
+    counts = list(data.counts()["train"].values())
     balance = None
-    if config.loss.class_weights != "none":
-        counts = list(data.counts()["train"].values())
-        balance = class_weights(counts, config.loss.class_weights, config.loss.beta).tolist()
-    make = partial(
+    if loss.class_weights != "none":
+        balance = class_weights(counts, loss.class_weights, loss.beta).tolist()
+    return partial(
         DefectClassifier,
         m.backbone,
         data.num_classes,
         classes=data.classes,
         unfreeze=m.unfreeze,
         warmup_epochs=m.warmup_epochs,
+        class_counts=counts,
         class_weights=balance,
+        loss=loss.name,
+        loss_options=knobs(loss.name, asdict(loss)),
+        posthoc=loss.posthoc,
+        defer=loss.defer,
+        head=m.head,
+        scale=m.scale,
+        neighbours=m.neighbours,
+        memory=sum(counts),
+        generate=m.generate,
         optimizer=o.name,
         lr=o.lr,
         weight_decay=o.weight_decay,
@@ -140,8 +156,13 @@ def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClass
         scheduler_patience=c.patience,
         image_size=config.data.image_size,
     )
+
+
+def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClassifier, list[str]]:
+    """The classifier, and a warning where its weights are not those asked for: only the sample takes random ones."""
+    make = _classifier(config, data)
     try:
-        classifier = make(weights=m.weights)
+        classifier = make(weights=config.model.weights)
         notes = [classifier.weights_note] if classifier.weights_note else []
     except WeightsUnavailable as error:
         if config.data.name != "sample":
@@ -179,8 +200,10 @@ def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
         LabError: a device, strategy or precision that this machine does not have.
     """
     t = config.trainer
-    # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake.
-    rests = t.strategy in ("auto", "ddp") and t.devices not in ONE and config.model.warmup_epochs > 0
+    # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake; so has a linear
+    # layer beside retrieval alone, and those that rest once the groups of group_softmax train.
+    resting = config.model.warmup_epochs > 0 or config.model.head == "retrieval" or config.loss.name == "group_softmax"
+    rests = t.strategy in ("auto", "ddp") and t.devices not in ONE and resting
     try:
         return pl.Trainer(
             accelerator=t.accelerator,
@@ -225,16 +248,14 @@ def check(config: Config, here: bool = True) -> None:
     Where another machine is to train it (not ``here``), its devices are left to that machine.
     """
     validate(config)
-    m = config.model
-    check_image_size(m.backbone, config.data.image_size)
-    with torch.device("meta"), isolate_rng():  # the architecture alone: its stages have names before it has weights
-        trainable_stages(build(m.backbone, 2), m.unfreeze)
     several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
     if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     data = build_data(config)
+    with torch.device("meta"), isolate_rng():  # the architecture alone, without values
+        _classifier(config, data)(weights=None)
     try:
-        load_weights(m.backbone, m.weights)
+        load_weights(config.model.backbone, config.model.weights)
     except WeightsUnavailable:
         if config.data.name != "sample":
             raise

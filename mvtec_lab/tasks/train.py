@@ -47,7 +47,7 @@ from mvtec_lab.results import (
 )
 from mvtec_lab.tasks.checkpoints import Checkpoints, read_last
 from mvtec_lab.tasks.explain import explain
-from mvtec_lab.tasks.features import use_features
+from mvtec_lab.tasks.features import teach, use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
 from mvtec_lab.tasks.resume import clear, earlier_run, held
 from mvtec_lab.tasks.setup import (
@@ -220,10 +220,8 @@ def _fit(
         log_every_n_steps=1,  # an epoch has a handful of batches
     )
     result.device, result.precision = str(trainer.strategy.root_device), str(trainer.precision)
-    parameters = [
-        (p.numel(), name in classifier.trained) for name, c in classifier.model.named_children() for p in c.parameters()
-    ]
-    result.parameters = {"total": sum(n for n, _ in parameters), "trained": sum(n for n, yes in parameters if yes)}
+    counted = {"total": classifier.parameters(), "trained": classifier.trained_parameters}
+    result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
     log.info(
         "%s: %s (%s), %s of %s parameters train, %s images, %s in %s, %d CPU thread(s)",
         config.attempt,
@@ -239,6 +237,8 @@ def _fit(
     result.features = use_features(data, classifier, trainer)
     if result.features:
         log.info("frozen up to %s, computed once: %s", classifier.prefix[-1], ", ".join(result.features))
+    if classifier.learns and (note := teach(data, classifier, trainer, training_seed(config))):
+        log.info("%s", note)
     if t.compile:
         classifier.compile_network()
     if trainer.is_global_zero and step is None:
@@ -356,6 +356,7 @@ def _quiet() -> Iterator[None]:
         "smaller than the logging interval",
         "exists and is not empty",  # the run's own config.yaml
         "in eval mode at the start",  # frozen stages stay there on purpose
+        "`training_step` returned `None`",  # a vote of neighbours has nothing to train
         "LeafSpec",  # Lightning's own use of PyTorch
     )
     with warnings.catch_warnings():

@@ -1,0 +1,218 @@
+"""The attempts of the long tail through the real entry point: what trains when, what predicts, what a checkpoint has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SIZE, write_product
+
+from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.losses import GroupSoftmax
+from mvtec_lab.results import RunResult, read_csv
+from mvtec_lab.sweep import CONF
+
+ATTEMPTS = sorted(path.stem for path in (CONF / "attempt/longtail").glob("*.yaml"))
+
+
+def probabilities(run_dir: Path) -> np.ndarray:
+    rows = [row for row in read_csv(run_dir / "predictions.csv") if row["split"] == "test"]
+    return np.array([[float(v) for k, v in row.items() if k.startswith("prob_")] for row in rows])
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: Path, tmp_path: Path) -> None:
+    epochs = [] if attempt == "knn" else ["trainer.max_epochs=6"]
+    assert lab(f"attempt=longtail/{attempt}", "hydra.run.dir=run", *epochs) == 0
+    result = RunResult.load(tmp_path / "run")
+    p = probabilities(tmp_path / "run")
+    assert p.sum(axis=1) == pytest.approx(1, abs=1e-4)
+    assert result.completed
+    assert not [w for w in result.warnings if "weighted twice" in w]
+    again = load_classifier(tmp_path / "run/best.ckpt")
+    data = MVTecDataModule(product, image_size=SIZE, pool="all")
+    data.setup()
+    np.testing.assert_allclose(again.probabilities(data.test_dataloader()), p, atol=1e-4)
+
+
+def test_the_study_is_all_of_them() -> None:
+    text = (CONF / "study/longtail.yaml").read_text()
+    named = text.split("attempt:")[1].split()[0].split(",")
+    assert sorted(named) == [f"longtail/{attempt}" for attempt in ATTEMPTS]
+
+
+@pytest.mark.parametrize("attempt", ["rac", "dac", "bags", "ldam_drw", "paste"])
+def test_neither_caches_nor_workers_change_a_result(attempt: str, lab, tmp_path: Path) -> None:
+    arguments = [f"attempt=longtail/{attempt}", "trainer.max_epochs=4", "augment=standard"]
+    assert lab(*arguments, "hydra.run.dir=one") == 0
+    assert lab(*arguments, "hydra.run.dir=two", "cache.dir=null", "data.num_workers=1") == 0
+    assert RunResult.load(tmp_path / "one").metrics == RunResult.load(tmp_path / "two").metrics
+    assert (probabilities(tmp_path / "one") == probabilities(tmp_path / "two")).all()
+
+
+def classifier(tiny_net: str, **kwargs) -> DefectClassifier:
+    torch.manual_seed(0)
+    given = {"classes": ["good", "crack", "hole"], "class_counts": [8, 2, 2], "image_size": SIZE, **kwargs}
+    return DefectClassifier(tiny_net, 3, weights=None, **given)
+
+
+def batch(n: int = 12) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    return {"image": images, "label": torch.arange(n) % 3, "index": torch.arange(n)}
+
+
+class Trainer:
+    """What a module asks of its trainer, without one."""
+
+    max_epochs, current_epoch = 10, 0
+
+    def __init__(self, model: DefectClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.optimizers = [torch.optim.Adam(model.trained_parameters)]
+        monkeypatch.setattr(DefectClassifier, "trainer", self)
+        monkeypatch.setattr(DefectClassifier, "current_epoch", property(lambda _: self.current_epoch))
+        monkeypatch.setattr(model, "log", lambda *_, **__: None)
+        monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
+
+
+def test_deferred_weights_begin_when_they_should(tiny_net: str, monkeypatch) -> None:
+    weights = torch.tensor([0.2, 1.4, 1.4])
+    model = classifier(tiny_net, class_weights=weights.tolist(), defer=0.8).eval()
+    trainer, data = Trainer(model, monkeypatch), batch(8)
+    for epoch, weight in ((0, None), (7, None), (8, weights), (9, weights)):
+        trainer.current_epoch = epoch
+        model.on_train_epoch_start()
+        assert model.deferring == (weight is None)
+        expected = F.cross_entropy(model(data["image"]), data["label"], weight)
+        assert model.training_step(data, 0) == expected
+
+
+def test_groups_train_the_last_layer_alone_after_the_plain_classifier(tiny_net: str, monkeypatch) -> None:
+    model = classifier(tiny_net, loss="group_softmax", defer=0.5, unfreeze=1)
+    trainer, data = Trainer(model, monkeypatch), batch()
+    assert isinstance(model.criterion, GroupSoftmax)
+    assert model.criterion.begun  # what comes from a checkpoint predicts with its groups
+    model.on_train_epoch_start()
+    assert not model.criterion.begun
+    assert model.model.stage2[0].weight.requires_grad
+    model.training_step(data, 0).backward()
+    assert not model.model.head[-1].weight.grad[3:].any()
+    model.zero_grad()
+
+    trainer.current_epoch = 5
+    trainer.optimizers[0].state[model.model.head[-1].weight] = {"step": 5}
+    model.on_train_epoch_start()
+    assert model.criterion.begun
+    assert not trainer.optimizers[0].state
+    assert not model.model.stage2[0].weight.requires_grad
+    begun = model.model.head[-1].weight.detach().clone()
+    torch.testing.assert_close(begun[3], begun[0])  # good against defect: starts from good
+    model.training_step(data, 0).backward()
+    assert not model.model.head[-1].weight.grad[:3].any()
+    trainer.current_epoch = 6
+    model.on_train_epoch_start()
+    assert torch.equal(model.model.head[-1].weight, begun)  # begins once
+
+
+def test_the_checkpoint_is_chosen_once_everything_has_begun(lab, tmp_path: Path) -> None:
+    """The learning rate drops to nothing before the weights begin: the last epochs are no better than the first ones."""
+    settings = ["attempt=longtail/ldam_drw", "trainer.max_epochs=5", "scheduler=step", "scheduler.step_size=1"]
+    assert lab(*settings, "scheduler.gamma=1e-6", "optimizer.lr=1e-9", "hydra.run.dir=run") == 0
+    assert RunResult.load(tmp_path / "run").best_epoch == 4
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, "all"])
+@pytest.mark.parametrize("head", ["fused", "retrieval", "knn"])
+def test_retrieval_asks_the_backbone_as_it_was(head: str, unfreeze, tiny_net: str, monkeypatch) -> None:
+    model, data = classifier(tiny_net, head=head, unfreeze=unfreeze, memory=12), batch()
+    Trainer(model, monkeypatch)
+    model.eval()
+    embeddings = model.embed(model.extract(data["image"]))
+    expected = torch.nn.Sequential(*list(model.model)[:-1])(data["image"])
+    torch.testing.assert_close(embeddings, expected)  # before training, both are the same
+    model.learn(embeddings.detach(), data["label"], 0)
+    model.train()
+    for _ in range(3):  # of steps that change the trained stages
+        loss = model.training_step(data, 0)
+        if head == "knn":
+            assert loss is None
+            break
+        loss.backward()
+        torch.optim.SGD(model.trained_parameters, 1.0).step()
+    model.eval()
+    torch.testing.assert_close(model.embed(model.extract(data["image"])), expected)
+
+
+def test_a_training_image_never_finds_itself(tiny_net: str, monkeypatch) -> None:
+    """Twelve images, each its own nearest: with the vote of one neighbour all would be right."""
+    model, data = classifier(tiny_net, head="knn", neighbours=1, memory=12), batch()
+    Trainer(model, monkeypatch)
+    model.eval()
+    model.learn(model.embed(model.extract(data["image"])), data["label"], 0)
+    assert (model(data["image"]).argmax(1) == data["label"]).all()
+    model.training_step(data, 0)
+    assert model.train_metrics["accuracy"].compute() < 1
+
+
+def test_made_up_features_join_the_batch_and_nothing_else(tiny_net: str, monkeypatch) -> None:
+    model, data = classifier(tiny_net, generate=True), batch()
+    data["label"] = torch.tensor([0] * 8 + [1, 1, 2, 2])
+    Trainer(model, monkeypatch)
+    said = model.eval().learn(model.extract(data["image"]).detach(), data["label"], 0)
+    assert said
+    assert "crack" in said
+    seen = []
+    original = model.criterion.forward
+    monkeypatch.setattr(model.criterion, "forward", lambda *a: seen.append(a[1]) or original(*a))
+    model.training_step(data, 0)
+    assert len(seen[0]) > 12
+    assert set(seen[0][12:].tolist()) <= {1, 2}
+    assert model.train_metrics["accuracy"]._update_count == 1
+    assert int(model.train_metrics["balanced_accuracy"].confmat.sum()) == 12
+    assert not [key for key in model.state_dict() if "made" in key]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"backbone": "squeezenet1_1", "head": "cosine"}, "ends in a convolution"),
+        ({"backbone": "squeezenet1_1", "head": "knn", "memory": 12}, "ends in a convolution"),
+        ({"backbone": "squeezenet1_1", "loss": "group_softmax"}, "ends in a convolution"),
+        ({"head": "knn", "memory": 5}, "model.neighbours=5 is more than the 4 training images"),
+        ({"loss": "ldam", "class_counts": None}, "needs class_counts"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(tiny_net: str, kwargs: dict, said: str) -> None:
+    given = {"classes": ["good", "crack", "hole"], "class_counts": [8, 2, 2], "image_size": 64, **kwargs}
+    with pytest.raises(LabError, match=said):
+        DefectClassifier(given.pop("backbone", tiny_net), 3, weights=None, **given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["attempt=longtail/rac", "model.neighbours=40"], "model.neighbours=40 is more than the"),
+        (["attempt=longtail/rac,longtail/knn", "model.neighbours=40", "-m"], "model.neighbours=40 is more than the"),
+        (["attempt=longtail/dac", "model.unfreeze=1"], "give model.unfreeze=0"),
+        (["attempt=longtail/bags", "loss.bins=[5,1]"], "loss.bins=[5, 1] parts no counts"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    arguments: list[str], said: str, lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_product(tmp_path / "products/widget")
+    assert lab(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_sampler_and_loss_that_both_balance_are_found(lab, tmp_path: Path) -> None:
+    assert lab("attempt=longtail/logit_adjustment", "data.sampler=inverse", "hydra.run.dir=run") == 0
+    warnings = RunResult.load(tmp_path / "run").warnings
+    assert any("data.sampler=inverse and loss.name=logit_adjustment are both on" in w for w in warnings)

@@ -1,4 +1,4 @@
-"""The attempts of the long tail through the real entry point: what trains when, what predicts, what a checkpoint has."""
+"""The attempts of the long tail: what trains when, what predicts, what a checkpoint carries."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_groups_train_the_last_layer_alone_after_the_plain_classifier(tiny_net: 
 
 
 def test_the_checkpoint_is_chosen_once_everything_has_begun(lab, tmp_path: Path) -> None:
-    """The learning rate drops to nothing before the weights begin: the last epochs are no better than the first ones."""
+    """With a learning rate of nothing the last epochs are no better than the first ones."""
     settings = ["attempt=longtail/ldam_drw", "trainer.max_epochs=5", "scheduler=step", "scheduler.step_size=1"]
     assert lab(*settings, "scheduler.gamma=1e-6", "optimizer.lr=1e-9", "hydra.run.dir=run") == 0
     assert RunResult.load(tmp_path / "run").best_epoch == 4

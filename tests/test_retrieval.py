@@ -70,9 +70,8 @@ def test_an_image_never_finds_itself() -> None:
     assert places.sort(1).values.unique(dim=0).shape == (40, 39)
 
     head = make("knn", neighbours=1)
-    head.branch.remember(
-        draw(30, 8).repeat_interleave(2, 0)[:30], torch.arange(30) % 2
-    )  # each image's copy has another label
+    # each image's copy has another label
+    head.branch.remember(draw(30, 8).repeat_interleave(2, 0)[:30], torch.arange(30) % 2)
     assert head(head.branch.memory).argmax(1).equal(torch.zeros(30).long())  # of both the first
     assert head(head.branch.memory, index=torch.arange(30)).argmax(1).equal(1 - torch.arange(30) % 2)
 

@@ -38,6 +38,8 @@ CASES = {
     "sampler": ["data.sampler=inverse", "loss.class_weights=none"],
     "augment": ["augment=standard"],
     "views": ["augment=standard", "augment.views=2"],
+    "mix": ["augment.mix=cutmix"],
+    "paste": ["augment.paste=0.5", "augment.views=2", "data.imbalance=2"],
     "workers": ["augment=standard", "data.num_workers=1"],
     "no cache": ["cache.dir=null"],
     "monitor": ["trainer.monitor=val/loss"],

@@ -14,18 +14,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torchvision.transforms import v2
 
 from mvtec_lab.cache import ArrayCache
-from mvtec_lab.config import SplitConfig
+from mvtec_lab.config import MIXES, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import RULES, check_images, digests, each_image
+from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, split_samples
+from mvtec_lab.data.splits import SPLITS, split_samples, thin_out
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, unknown
 
 
 class Rows:
@@ -58,7 +60,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
     """Images of one product folder with their class.
 
     An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in
-    samples}``. A key is a place in ``samples``, or ``(place, seed)`` with the seed of the augmentation, which a plain
+    samples}``. A key is a place in ``samples``, or ``(place, seed)`` with the seed of what is random, which a plain
     place draws from torch. A list of keys gives a batch: image [N, 3, S, S], channels last in memory, label and index
     [N].
 
@@ -68,6 +70,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         classes: the class names in the order of their index; None: those of ``samples``, good first.
         image_size: S, pixels.
         augmentation: random transforms, or None.
+        paste: makes defect images anew, before they are augmented; None: never.
         mean, std: of RGB in [0, 1].
         pictures: the images at hand, uint8 rows [S, S, 3], one a sample; None: each is read when asked for.
     """
@@ -80,6 +83,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         classes: Sequence[str] | None = None,
         image_size: int = 224,
         augmentation: Augmentation | None = None,
+        paste: Paste | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         pictures: Rows | None = None,
@@ -88,12 +92,17 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.samples = list(scan(self.folder).samples if samples is None else samples)
         self.classes = list(classes_of(self.samples) if classes is None else classes)
         self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
-        self.pictures = pictures
+        self.pictures, self.paste = pictures, paste
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether an image is another one each time that it is asked for."""
+        return self.augmentation is not None or self.paste is not None
 
     def picture(self, place: int) -> np.ndarray:
         """The image itself, resized: [S, S, 3] uint8."""
@@ -106,7 +115,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
             item = self[[key]]  # type: ignore[index]
             return {name: values[0] for name, values in item.items()}
         places = [k[0] if isinstance(k, tuple) else k for k in key]
-        if self.augmentation is None and self.pictures is not None:
+        if self.pictures is not None and not self.drawn_anew:
             images = self.pictures[places]
         else:
             images = torch.from_numpy(np.stack([self.seen(k) for k in key]))
@@ -114,12 +123,12 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         return {"image": normalise(images, self.mean, self.std), "label": self.labels[index], "index": index}
 
     def seen(self, key: int | tuple[int, int]) -> np.ndarray:
-        """What training makes of the image, augmented but not normalised: [S, S, 3] uint8."""
-        place, seed = key if isinstance(key, tuple) else (key, None)
-        image = self.picture(place)
-        if self.augmentation is None:
-            return image
-        return self.augmentation(image, int(torch.randint(2**31, ())) if seed is None else seed)
+        """What training makes of the image, pasted and augmented but not normalised: [S, S, 3] uint8."""
+        if not self.drawn_anew:
+            return self.picture(key[0] if isinstance(key, tuple) else key)
+        place, seed = key if isinstance(key, tuple) else (key, int(torch.randint(2**31, ())))
+        image = self.picture(place) if self.paste is None else self.paste(self.picture, place, seed)
+        return image if self.augmentation is None else self.augmentation(image, seed)
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -159,6 +168,10 @@ class MVTecDataModule(pl.LightningDataModule):
         sampler, sampler_beta: draw training images by class, as in DataConfig.
         augment: albumentations names with their arguments, for training images.
         views: augmented views an image, drawn once; None: a new one each epoch.
+        paste: chance that a defect training image is made anew, as in AugmentConfig.
+        mix, mix_alpha: of training batches, as in AugmentConfig; a mixed batch has a ``target``, [N, C] float, beside
+            its labels.
+        imbalance: thins the training images out to an exponential tail, as in DataConfig; None: never.
         masks: ``required``: a defect image without a fitting mask is an error; ``optional``: a warning.
         protocol, pool, per_class, val, test, folds, fold, split_file, group_by, val_is_test, split_seed: as in
             SplitConfig.
@@ -181,6 +194,10 @@ class MVTecDataModule(pl.LightningDataModule):
         sampler_beta: float = 0.99,
         augment: Mapping[str, Mapping[str, Any]] | None = None,
         views: int | None = None,
+        paste: float = 0.0,
+        mix: str = "none",
+        mix_alpha: float = 1.0,
+        imbalance: float | None = None,
         masks: str = "optional",
         protocol: str = "holdout",
         pool: str = "test",
@@ -203,12 +220,17 @@ class MVTecDataModule(pl.LightningDataModule):
         self.sampler, self.sampler_beta, self.seed = sampler, sampler_beta, seed
         self.masks, self.val_is_test = masks, val_is_test
         self.augmentation, self.views = Augmentation(augment) if augment else None, views
+        if mix not in MIXES:
+            raise unknown("augment.mix", mix, MIXES)
+        self.paste, self.mix, self.mix_alpha, self.imbalance = paste, mix, mix_alpha, imbalance
         self.cache = None if cache_dir is None else ArrayCache(cache_dir, cache_gb)
         self.features: dict[str, FeatureDataset] = {}
         self.mean: Sequence[float] = IMAGENET_MEAN
         self.std: Sequence[float] = IMAGENET_STD
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
+        self._pool: list[Sample] = []  # those that took part before training was thinned out
+        self._paste: Paste | None = None
         self._row: dict[str, int] = {}  # path -> place among the images that take part
         self._pictures: Tensor | None = None  # those images, if cached: [N, S, S, 3] uint8
         file = None if split_file is None else str(split_file)
@@ -227,19 +249,31 @@ class MVTecDataModule(pl.LightningDataModule):
         self.folder = product_folder(self.root, self.category)
         found = scan(self.folder)
         samples = split_samples(found.samples, self.split)
-        self.classes = classes_of([s for s in samples if s.split])
+        self._pool = [s for s in samples if s.split]
+        self.classes = classes_of(self._pool)
         self.warnings = self._check_masks(found) + describe_oddities(found, samples)
+        if self.imbalance is not None:
+            samples = thin_out(samples, self.imbalance, self.split.seed)
+            kept = Counter(s.label for s in samples if s.split == "train").most_common()
+            counts = ", ".join(f"{label} {count}" for label, count in kept)
+            self.warnings.append(f"data.imbalance={self.imbalance:g}: training thinned out to {counts}")
+        if self.paste:
+            check_sources([s for s in samples if s.split == "train"])
         self.samples = samples
 
     def setup(self, stage: str | None = None) -> None:
         """Scan and split the folder, once; every image that takes part is decoded, now or for an earlier cache.
+
+        Those thinned out are decoded as well: so one cache serves every fold and every ``imbalance``.
 
         Raises:
             LabError: whatever is wrong with the folder, a mask, an image or the split.
         """
         self.scan()
         if not self._row:
-            self._decode([s for s in self.samples if s.split])
+            if self.paste:
+                self._paste = Paste(self.paste, self.folder, self.of_split("train"), self.image_size)
+            self._decode(self._pool)
 
     def _decode(self, used: Sequence[Sample]) -> None:
         paths = [self.folder / s.path for s in used]
@@ -278,10 +312,14 @@ class MVTecDataModule(pl.LightningDataModule):
         return {split: {name: counter[name] for name in self.classes} for split, counter in found.items()}
 
     def dataset(self, split: str) -> MVTecDataset:
-        """The images of train, val or test, training ones augmented."""
-        return self.images(self.of_split(split), self.augmentation if split == "train" else None)
+        """The images of train, val or test, training ones pasted and augmented."""
+        if split == "train":
+            return self.images(self.of_split(split), self.augmentation, self._paste)
+        return self.images(self.of_split(split))
 
-    def images(self, samples: Sequence[Sample], augmentation: Augmentation | None = None) -> MVTecDataset:
+    def images(
+        self, samples: Sequence[Sample], augmentation: Augmentation | None = None, paste: Paste | None = None
+    ) -> MVTecDataset:
         """The images of some of the samples that take part."""
         return MVTecDataset(
             self.folder,
@@ -289,10 +327,24 @@ class MVTecDataModule(pl.LightningDataModule):
             classes=self.classes,
             image_size=self.image_size,
             augmentation=augmentation,
+            paste=paste,
             mean=self.mean,
             std=self.std,
             pictures=None if self._pictures is None else Rows(self._pictures, [self._row[s.path] for s in samples]),
         )
+
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether training sees an image as another one each time: what was made of it once will not do."""
+        return self.dataset("train").drawn_anew or self.mix != "none"
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Mix a training batch, on its device; drawn from torch's global generator, which a resumed run restores."""
+        if self.mix == "none" or self.trainer is None or not self.trainer.training:
+            return batch
+        kind = v2.MixUp if self.mix == "mixup" else v2.CutMix
+        image, target = kind(alpha=self.mix_alpha, num_classes=self.num_classes)(batch["image"], batch["label"])
+        return {**batch, "image": image, "target": target}
 
     def train_sampler(self) -> EpochSampler:
         """The draws of every epoch: which training image, and the seed of its augmentation."""
@@ -328,7 +380,7 @@ class MVTecDataModule(pl.LightningDataModule):
         dataset = self.features[split] if split in self.features else self.dataset(split)
         if isinstance(dataset, FeatureDataset):
             at_hand, dataset.features = True, dataset.features.near(self.device)
-        elif dataset.pictures is not None and not dataset.augmentation:  # albumentations works on the CPU
+        elif dataset.pictures is not None and not dataset.drawn_anew:  # which works on the CPU
             at_hand, dataset.pictures = True, dataset.pictures.near(self.device)
         else:
             at_hand = False

@@ -64,6 +64,43 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     return result
 
 
+def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]:
+    """Take training images out of use until their classes form an exponential tail, of ``ratio`` images to one.
+
+    The i-th of C classes, from the most frequent one of the pool to the rarest, keeps t * ratio^(1 - i / (C - 1))
+    images, Cui et al., CVPR 2019; t, the rarest one's, is as large as the training images allow, and whole, so that a
+    whole ratio is exact. Of two draws of a class the smaller is part of the larger. Groups go as a whole, but for one
+    of each class, of which a part may stay.
+
+    Raises:
+        LabError: the rarest class would need less than one image.
+    """
+    used = [s for s in samples if s.split]
+    pool = Counter(s.label for s in used)
+    order = sorted(classes_of(used), key=lambda label: -pool[label])  # the pool's, so that it is every fold's
+    training = {label: [s for s in used if s.split == "train" and s.label == label] for label in order}
+
+    def tail(rarest: int, head: float) -> dict[str, int] | None:
+        kept = {label: round(rarest * head ** (1 - i / (len(order) - 1))) for i, label in enumerate(order)}
+        return kept if all(kept[label] <= len(training[label]) for label in order) else None
+
+    kept = next((k for t in range(len(training[order[-1]]), 0, -1) if (k := tail(t, ratio))), None)
+    if kept is None:
+        most = next(r for r in range(int(min(ratio, len(training[order[0]]))), 0, -1) if tail(1, r))
+        raise LabError(
+            f"data.imbalance={ratio:g} leaves class {order[-1]!r} less than one training image: "
+            f"at most data.imbalance={most} can be had"
+        )
+    chosen: set[str] = set()
+    for label, of_class in training.items():
+        drawn = [of_class[i] for i in _generator(seed, "imbalance", label).permutation(len(of_class))]
+        turn: dict[str, int] = {}  # group -> when its first image was drawn
+        for s in drawn:
+            turn.setdefault(s.group, len(turn))
+        chosen.update(s.path for s in sorted(drawn, key=lambda s: turn[s.group])[: kept[label]])
+    return [replace(s, split="") if s.split == "train" and s.path not in chosen else s for s in samples]
+
+
 def _group(path: str, pattern: str | None) -> str:
     match = re.search(pattern, path) if pattern else None
     return match.group(1) if match and match.group(1) else path

@@ -49,7 +49,7 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
         array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
         return None if array is None else torch.from_numpy(array)
 
-    still = ("val", "test") if data.augmentation else ("train", "val", "test")
+    still = ("val", "test") if data.drawn_anew else ("train", "val", "test")
     paths = {s.path for split in still for s in data.of_split(split)}
     images = data.images([s for s in data.samples if s.path in paths])
     features = cached(images, range(len(images)), None)
@@ -59,10 +59,11 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
             dataset = data.dataset(split)
             data.features[split] = FeatureDataset(dataset, Rows(features, [row[s.path] for s in dataset.samples]))
     seeds = data.train_sampler().view_seeds
-    if data.augmentation and seeds is not None:
-        train = data.dataset("train")
+    train = data.dataset("train")
+    if train.drawn_anew and seeds is not None and data.mix == "none":
         keys = [(place, int(seed)) for place, row_ in enumerate(seeds) for seed in row_]
-        features = cached(train, keys, [data.augmentation.key, seeds.tolist()])
+        random = [maker.key for maker in (train.augmentation, train.paste) if maker]
+        features = cached(train, keys, [*random, seeds.tolist()])
         if features is not None:
             data.features["train"] = FeatureDataset(train, Rows(features, range(len(keys))), data.views or 1)
     return sorted(data.features)

@@ -38,6 +38,8 @@ CASES = {
     "sampler": ["data.sampler=inverse", "loss.class_weights=none"],
     "augment": ["augment=standard"],
     "views": ["augment=standard", "augment.views=2"],
+    "mix": ["augment.mix=cutmix"],
+    "paste": ["augment.paste=0.5", "augment.views=2", "data.imbalance=2"],
     "workers": ["augment=standard", "data.num_workers=1"],
     "no cache": ["cache.dir=null"],
     "monitor": ["trainer.monitor=val/loss"],
@@ -45,11 +47,9 @@ CASES = {
     "weights deferred": ["loss.defer=0.7"],
     "retrieval": ["model.head=fused"],
     "generated": ["model.unfreeze=0", "model.generate=true", "loss.class_weights=none", "split.pool=all"],
-    "mixup": ["augment.mix=mixup"],
-    "pasted": ["augment.paste=0.5"],
 }
 # Each of these has a trap of its own; the others run with the slow tests.
-FAST = ("plain", "plateau", "early stopping", "onecycle", "warm-up", "augment", "groups begin", "mixup")
+FAST = ("plain", "plateau", "early stopping", "onecycle", "warm-up", "augment", "groups begin", "mix")
 
 
 def what_counts(run_dir: Path) -> dict[str, Any]:

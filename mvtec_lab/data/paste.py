@@ -74,7 +74,7 @@ class Paste:
 
 
 def check_sources(samples: Sequence[Sample]) -> None:
-    """Raise LabError where training images have nothing to paste, or to paste onto: a mask is missing, or none is good."""
+    """Raise LabError where a defect among the training images has no mask to cut along, or none of them is good."""
     bare = [s.path for s in samples if s.label != GOOD and s.mask is None]
     if bare:
         more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""

@@ -69,8 +69,8 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
 
     The i-th of C classes, from the most frequent one of the pool to the rarest, keeps t * ratio^(1 - i / (C - 1))
     images, Cui et al., CVPR 2019; t, the rarest one's, is as large as the training images allow, and whole, so that a
-    whole ratio is exact. What a smaller ratio takes out of a class, a larger one takes out as well; groups go as a whole but
-    for one of each class, of which a part may stay.
+    whole ratio is exact. Of two draws of a class the smaller is part of the larger. Groups go as a whole, but for one
+    of each class, of which a part may stay.
 
     Raises:
         LabError: the rarest class would need less than one image.

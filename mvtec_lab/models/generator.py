@@ -136,7 +136,7 @@ class ConditionalGenerator(nn.Module):
             optimizer.step()
 
     def _decode(self, codes: Tensor, conditions: Tensor) -> Tensor:
-        """Offsets [N, K] from the class's mean: none at the code's mean, or a class of one image would drift from it."""
+        """Offsets [N, K] from the class's mean: none of code 0, or a class of one image would drift off."""
         both = torch.stack([codes, torch.zeros_like(codes)])
         there, origin = self.decoder(torch.cat([both, conditions.expand(2, *conditions.shape)], dim=2))
         return there - origin
@@ -201,7 +201,7 @@ def balance(embeddings: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
     Raises:
         LabError: a class has no image, or classes differ in size and none has two images.
     """
-    real_labels = labels.cpu().numpy()
+    embeddings, real_labels = embeddings.detach(), labels.cpu().numpy()
     present = np.bincount(real_labels, minlength=num_classes)
     made, filtered, purified, kept = (np.zeros(num_classes, dtype=int) for _ in range(4))
     new, new_labels = [embeddings[:0].cpu().double()], [real_labels[:0]]
@@ -209,7 +209,7 @@ def balance(embeddings: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
         with torch.random.fork_rng(devices=[]):
             model = ConditionalGenerator(embeddings.shape[1], num_classes)
         model.fit(embeddings, labels, seed)
-        real = model.project(embeddings.detach()).numpy()
+        real = model.project(embeddings).numpy()
         generator = torch.Generator().manual_seed(seed)
         for _ in range(ROUNDS):
             lacking = present.max() - present - kept

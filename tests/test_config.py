@@ -30,6 +30,34 @@ CLAIMS = {
     "warmup": {"model.unfreeze": 1, "model.warmup_epochs": 5},
     "all_of_them": {"model.unfreeze": 1, "trainer.patience": 5, "scheduler.name": "cosine", **AUGMENT},
 }
+EFFECTIVE = {"loss.class_weights": "effective"}
+GROUPS = {"loss.name": "group_softmax", "loss.defer": 0.5}
+ADJUSTED = {"loss.name": "logit_adjustment"}
+LONGTAIL = {  # against longtail/ce
+    "ce": {},
+    "balanced": {"loss.class_weights": "inverse"},
+    "class_balanced": EFFECTIVE,
+    "focal": {"loss.name": "focal"},
+    "class_balanced_focal": {"loss.name": "focal", **EFFECTIVE},
+    "cosine_classifier": {"model.head": "cosine"},
+    "ldam": {"loss.name": "ldam", "model.head": "cosine"},
+    "ldam_drw": {"loss.name": "ldam", "model.head": "cosine", **EFFECTIVE, "loss.beta": 0.9999, "loss.defer": 0.8},
+    "logit_adjustment": ADJUSTED,
+    "posthoc": {"loss.posthoc": 1.0},
+    "balanced_softmax": {"loss.name": "balanced_softmax"},
+    "class_aware": {"data.sampler": "inverse"},
+    "sqrt_sampling": {"data.sampler": "sqrt"},
+    "effective_sampling": {"data.sampler": "effective"},
+    "mixup": {"augment.mix": "mixup"},
+    "cutmix": {"augment.mix": "cutmix"},
+    "bags": GROUPS,
+    "bags_paper": {**GROUPS, "loss.bins": [10, 100, 1000]},
+    "rac": {"model.head": "fused", **ADJUSTED},
+    "rac_retrieval_only": {"model.head": "retrieval", **ADJUSTED},
+    "knn": {"model.head": "knn", "trainer.max_epochs": 1},
+    "dac": {"model.generate": True},
+    "paste": {"data.sampler": "inverse", "augment.paste": 0.5},
+}
 
 
 def flat(values: dict, prefix: str = "", depth: int = 3) -> dict:
@@ -45,16 +73,24 @@ def flat(values: dict, prefix: str = "", depth: int = 3) -> dict:
 
 def test_every_attempt_file_has_a_claim_here() -> None:
     assert {path.stem for path in (CONF / "attempt").glob("*.yaml")} == set(CLAIMS)
+    assert {path.stem for path in (CONF / "attempt/longtail").glob("*.yaml")} == set(LONGTAIL)
 
 
-@pytest.mark.parametrize("attempt", CLAIMS)
-def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str) -> None:
-    base, composed = flat(asdict(compose("attempt=base"))), flat(asdict(compose(f"attempt={attempt}")))
+@pytest.mark.parametrize(
+    ("attempt", "base", "claim"),
+    [
+        *((name, "base", claim) for name, claim in CLAIMS.items()),
+        ("longtail/ce", "base", {"split.pool": "all", "loss.class_weights": "none", "optimizer.lr": 0.01}),
+        *((f"longtail/{name}", "longtail/ce", claim) for name, claim in LONGTAIL.items()),
+    ],
+)
+def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str, base: str, claim: dict) -> None:
+    before, composed = flat(asdict(compose(f"attempt={base}"))), flat(asdict(compose(f"attempt={attempt}")))
     missing = object()
-    differing = {key: value for key, value in composed.items() if base.get(key, missing) != value}
-    assert differing.pop("attempt", "base") == attempt
-    assert differing == CLAIMS[attempt]
-    assert base.keys() - composed.keys() <= {"augment.transforms"}  # the empty mapping gave way to its entries
+    differing = {key: value for key, value in composed.items() if before.get(key, missing) != value}
+    assert differing.pop("attempt", base) == attempt
+    assert differing == claim
+    assert before.keys() - composed.keys() <= {"augment.transforms"}  # the empty mapping gave way to its entries
 
 
 def test_the_command_line_beats_the_attempt() -> None:
@@ -98,6 +134,24 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("optimizer.lr=0", "optimizer.lr=0.0 is out of range"),
         ("optimizer.lr=nan", "optimizer.lr=nan is out of range"),
         ("loss.beta=1", "loss.beta=1.0 is out of range"),
+        ("loss.beta=-0.1", "loss.beta=-0.1 is out of range: give a number in [0, 1)"),
+        ("loss.gamma=-1", "loss.gamma=-1.0 is out of range: give 0 or more"),
+        ("loss.name=focl", "unknown loss.name 'focl': did you mean focal?"),
+        ("loss.name=ldam", "give model.head=cosine"),
+        ("loss.name=group_softmax", "give loss.class_weights=none"),
+        ("loss.bins=[10,5]", "loss.bins=[10, 5] parts no counts"),
+        ("loss.bins=0", "loss.bins=0 parts no counts"),
+        ("loss.defer=1", "loss.defer=1.0 is out of range"),
+        ("loss.defer=0.5 loss.class_weights=none", "has nothing to defer"),
+        ("loss.defer=0.5 trainer.patience=3", "leave one of them out"),
+        ("model.head=knm", "unknown model.head 'knm': did you mean knn?"),
+        ("model.neighbours=0", "model.neighbours=0 is out of range"),
+        ("model.generate=true model.unfreeze=1", "give model.unfreeze=0"),
+        ("augment.paste=2", "augment.paste=2.0 is out of range: give 0 to 1"),
+        ("augment.mix=mixupp", "unknown augment.mix 'mixupp': did you mean mixup?"),
+        ("augment.mix=mixup model.head=knn", "leave out augment.views, model.generate and a model.head that retrieves"),
+        ("data.imbalance=0.5", "data.imbalance=0.5 is out of range: give 1 or more"),
+        ("verdict.metric=acc", "unknown verdict.metric 'acc'"),
         ("split.val=0", "split.val=0.0 is out of range"),
         ("split.val=0.9", "add up to 1.1"),
         ("split.pool=everything", "unknown split.pool 'everything'"),

@@ -27,7 +27,8 @@ class RunResult:
     """One run: one attempt, one seed, one fold, one directory.
 
     ``metrics`` maps ``"val"`` and ``"test"`` to accuracy, balanced_accuracy, macro_f1, defect_accuracy, loss (mean
-    cross-entropy, nats), recall (by class name) and images. Fractions lie in [0, 1].
+    cross-entropy, nats), recall (by class name) and images; since the long tail also to calibration_error and
+    group_recall (by head, middle and tail). Fractions lie in [0, 1].
     """
 
     attempt: str

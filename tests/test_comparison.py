@@ -11,7 +11,9 @@ import pytest
 from test_reporting import CLASSES, fabricate, fail
 
 from mvtec_lab import compose
+from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation import statistics
 from mvtec_lab.reporting.comparison import COMPARISON, Comparison, compare
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
@@ -62,7 +64,7 @@ def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
     assert "Cannot be told from it: fair (behind by 20.0 points, p = 0.125)" in text
     assert "20 test images can only tell apart differences of 30.0 points or more" in text
     assert "is right in 0.250 of test images; not shown to be better: bad." in text
-    assert "exact McNemar test, Holm's correction for 3 comparisons" in text
+    assert "exact McNemar test on accuracy, Holm's correction for 3 comparisons" in text
 
 
 def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
@@ -81,6 +83,124 @@ def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
     assert "Shown to be better than b" in text
     assert "Cannot be told from it: c" in text
     assert "60 images in 5 test sets can only tell apart differences" in text
+
+
+RARE = {"per_class": [10, 5, 4, 1], "verdict": {"metric": "balanced_accuracy"}}
+
+
+def test_balanced_accuracy_on_one_test_set(tmp_path: Path) -> None:
+    for name, right in (("all", 20), ("most", 17), ("rare", 5)):
+        fabricate(tmp_path / name, name, right=right, **RARE)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.metric == "balanced_accuracy"
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    near, far = pairs["all", "most"], pairs["all", "rare"]
+    assert near.difference is not None
+    assert far.difference is not None
+    assert near.test == far.test == near.image_test == "paired permutation test"
+    assert near.difference.value == pytest.approx(3 / 10 / 4)  # three good images of ten, a class of four
+    assert near.p == pytest.approx(2 / 2**3)
+    assert far.difference.value == pytest.approx(0.5)
+    assert far.different
+    for d in (near.difference, far.difference):
+        assert d.low is not None
+        assert d.high is not None
+        assert d.low < d.value < d.high
+    text = said(comparison)
+    assert "Best on validation: all (balanced accuracy 1.000); test balanced accuracy 1.000 [0.73, 1.00], 20" in text
+    assert "Shown to be better in balanced accuracy than rare (behind by 50.0 points" in text
+    assert "paired permutation test on balanced accuracy, Holm's correction for 3 comparisons" in text
+    # six good images, all one way; the only image of its class
+    assert "20 test images can only tell apart differences of 15.0 points or more in balanced accuracy" in text
+    assert "one image of the rarest class is 25.0 points" in text
+    assert "naming the most frequent class has balanced accuracy 0.250" in text
+
+
+def test_macro_f1_on_one_test_set(tmp_path: Path) -> None:
+    for name, right in (("all", 20), ("rare", 5)):
+        fabricate(tmp_path / name, name, right=right, **RARE)
+    comparison = compare(load_runs(tmp_path), VerdictConfig(metric="macro_f1"))  # asked for: not what the runs say
+    (pair,) = comparison.pairs
+    all_, rare = (attempt.estimate("macro_f1") for attempt in comparison.attempts)
+    assert pair.difference is not None
+    assert all_ is not None
+    assert rare is not None
+    assert pair.difference.value == pytest.approx(all_.value - rare.value)
+    assert pair.different
+    assert "attempts that classify 6 of them or more differently" in said(comparison)
+    assert f"has macro F1 {2 * 0.5 / 1.5 / 4:.3f}" in said(comparison)
+
+
+def test_balanced_accuracy_over_folds(tmp_path: Path) -> None:
+    for i, (a, b) in enumerate(((20, 9), (19, 10), (20, 8), (18, 10), (20, 10))):
+        fold(tmp_path / f"a{i}", "a", i, a, **RARE)
+        fold(tmp_path / f"b{i}", "b", i, b, **RARE)
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    a, b = ([run.metrics["test"]["balanced_accuracy"] for run in attempt.done] for attempt in comparison.attempts)
+    differences = np.array(a) - b
+    assert pair.test == "corrected resampled t-test"
+    assert pair.p == pytest.approx(statistics.corrected_t_test(differences, 20 / 40, resolution=1 / 4))
+    assert pair.p > statistics.corrected_t_test(differences, 20 / 40)  # these folds agree better than one image lets
+    estimate = comparison.attempts[0].estimate("balanced_accuracy")
+    assert estimate is not None
+    assert (estimate.value, estimate.method) == (pytest.approx(np.mean(a)), "mean of 5 test sets")
+    assert estimate.low == pytest.approx(statistics.corrected_interval(a, 20 / 40, 1 / 4)[0])
+    assert "points or more in balanced accuracy, at the spread seen here" in said(comparison)
+
+
+def test_a_reference_is_what_each_other_attempt_is_compared_with(tmp_path: Path) -> None:
+    for i in range(FOLDS):
+        for name, right in (("ce", 10), ("good", 18 + i % 2), ("near", 10 + i % 2), ("bad", 4)):
+            fold(tmp_path / f"{name}{i}", name, i, right, images=20, verdict={"reference": "ce"})
+    comparison = compare(load_runs(tmp_path))
+    assert {(pair.first, pair.second) for pair in comparison.pairs} == {("good", "ce"), ("near", "ce"), ("bad", "ce")}
+    good = next(pair for pair in comparison.pairs if pair.first == "good")
+    assert good.p is not None
+    assert good.p_holm is not None
+    assert good.p_holm <= 3 * good.p * (1 + 1e-9)
+    text = said(comparison)
+    assert "Best on validation: good (balanced accuracy 0.920)" in text
+    assert "5 test sets. It is shown to be better than ce." in text
+    assert "Compared with ce (accuracy 0.500 [" in text
+    assert "shown to be better: good (+42.0 points, p " in text
+    assert "Shown to be worse: bad (-30.0 points, p " in text
+    assert "Cannot be told from it: near (+2.0 points, p = " in text
+    assert "Holm's correction for 3 comparisons" in text
+    for claim in ("No attempt is shown", "better than bad", "better than near", "wrong one"):
+        assert claim not in text
+    sum_up(tmp_path)
+    assert "Against ce" in (tmp_path / REPORT).read_text(encoding="utf-8")
+    assert json.loads((tmp_path / COMPARISON).read_text(encoding="utf-8"))["reference"] == "ce"
+
+
+def test_what_is_asked_for_goes_before_what_runs_say(tmp_path: Path) -> None:
+    for name, said_ in (("a", {"reference": "b"}), ("b", {"metric": "macro_f1"}), ("c", {})):
+        fabricate(tmp_path / name, name, verdict=said_)
+    runs = load_runs(tmp_path)
+    comparison = compare(runs)
+    assert [attempt.name for attempt in comparison.attempts] == ["a", "b", "c"]  # verdict.* tell no attempts apart
+    assert (comparison.metric, comparison.reference, len(comparison.pairs)) == ("macro_f1", "b", 2)
+    comparison = compare(runs, VerdictConfig("accuracy", "c"))
+    assert (comparison.metric, comparison.reference) == ("accuracy", "c")
+    comparison = compare(runs, VerdictConfig(reference="nobody"))
+    assert (comparison.reference, len(comparison.pairs)) == (None, 3)
+    assert "verdict.reference=nobody is none of the attempts that were completed: all pairs" in said(comparison)
+    fabricate(tmp_path / "d", "d", verdict={"metric": "accuracy"})
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.metric == "accuracy"
+    assert "The runs do not agree on verdict.metric (macro_f1, accuracy)" in said(comparison)
+
+
+def test_a_reference_may_be_one_of_an_attempts_settings(tmp_path: Path) -> None:
+    for index, lr in enumerate((0.001, 0.01)):
+        run = fabricate(tmp_path / str(index), "base")
+        path = Path(run.run_dir) / CONFIG
+        path.write_text(path.read_text(encoding="utf-8").replace("lr: 0.001", f"lr: {lr}"), encoding="utf-8")
+    fabricate(tmp_path / "2", "other")
+    comparison = compare(load_runs(tmp_path), VerdictConfig(reference="base optimizer.lr=0.01"))
+    assert {pair.second for pair in comparison.pairs} == {"base optimizer.lr=0.01"}
+    assert compare(load_runs(tmp_path), VerdictConfig(reference="base")).reference is None
 
 
 def test_validation_ranks_and_test_states(tmp_path: Path) -> None:
@@ -121,7 +241,7 @@ def test_copies_of_a_run_count_once(tmp_path: Path) -> None:
     (a,) = (attempt for attempt in comparison.attempts if attempt.name == "a")
     assert [len(group) for group in a.tests.values()] == [1]
     assert "a: 1 run of the same seed and images left out" in said(comparison)
-    accuracy = a.accuracy()
+    accuracy = a.estimate()
     assert accuracy is not None
     assert accuracy.value == pytest.approx(11 / 20)  # the newer one's
 
@@ -246,6 +366,7 @@ def test_cross_validation_is_a_sweep(lab, tmp_path: Path, capsys: pytest.Capture
     assert sum(map(len, of["base"])) == 2 * 22  # once a repeat
     assert {run.fold for run in runs} == {0, 1, 2}
     assert all(not run.val_is_test and run.metrics["val"]["images"] for run in runs)
+    assert all(set(run.metrics["test"]["group_recall"]) == {"head", "middle", "tail"} for run in runs)
     comparison = json.loads((tmp_path / "sweep" / COMPARISON).read_text(encoding="utf-8"))
     assert comparison["pairs"][0]["test"] == "corrected resampled t-test"
     assert comparison["pairs"][0]["image_test"] in ("exact McNemar test", "paired permutation test")
@@ -293,6 +414,11 @@ def test_compare_sweeps_of_other_days(lab, tmp_path: Path, capsys: pytest.Captur
     assert {SUMMARY, COMPARISON, REPORT} <= {path.name for path in (tmp_path / "both").iterdir()}
     found = json.loads((tmp_path / "both" / COMPARISON).read_text(encoding="utf-8"))
     assert (len(found["pairs"]), found["pairs"][0]["test_sets"]) == (1, 2)
+    asked = ("verdict.metric=balanced_accuracy", "verdict.reference=base")
+    assert lab("task=compare", "dirs=[base,cosine]", "hydra.run.dir=both", *asked) == 0
+    found = json.loads((tmp_path / "both" / COMPARISON).read_text(encoding="utf-8"))
+    assert (found["metric"], found["reference"], found["pairs"][0]["second"]) == ("balanced_accuracy", "base", "base")
+    assert "Compared with base (balanced accuracy" in capsys.readouterr().out
 
 
 STUDIES = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline
+from mvtec_lab.evaluation.metrics import classification_metrics, confusion, frequency_groups, majority_baseline
 
 CLASSES = ["crack", "good", "scratch", "hole"]
 
@@ -74,3 +74,38 @@ def test_confusion_has_truth_in_its_rows() -> None:
 def test_majority_is_trainings_and_a_tie_goes_to_the_lowest() -> None:
     assert majority_baseline([2, 2, 0], [0, 2, 2, 1]) == 0.5
     assert majority_baseline([1, 0, 0, 1], [0, 0, 1]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("images", [1, 7, 60, 500])
+def test_calibration_error_is_torchmetrics(images: int) -> None:
+    import torch
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    rng = np.random.default_rng(images)
+    for sharpness in (0.2, 1, 5):
+        labels = rng.integers(0, 4, images)
+        probabilities = rng.dirichlet(np.full(4, sharpness), images)
+        expected = MulticlassCalibrationError(num_classes=4, n_bins=15, norm="l1")
+        value = expected(torch.tensor(probabilities), torch.tensor(labels)).item()
+        found = classification_metrics(labels, probabilities, CLASSES)["calibration_error"]
+        assert found == pytest.approx(value, abs=1e-6)
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([[1 + 1e-7, 0], [1, 0], [0.6, 0.4], [0.6, 0.4]], dtype=np.float32)
+    # sure twice and right once; of 0.6, right both times
+    found = classification_metrics([0, 1, 0, 0], probabilities, ["a", "b"])["calibration_error"]
+    assert found == pytest.approx((2 * 0.5 + 2 * 0.4) / 4)
+
+
+def test_groups_are_relative_to_the_most_frequent_class() -> None:
+    assert frequency_groups([50, 25, 24, 11, 10, 0]) == ["head", "head", "middle", "middle", "tail", "tail"]
+    assert frequency_groups([3, 3]) == ["head", "head"]
+
+
+def test_recall_of_groups() -> None:
+    labels, predictions = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+    probabilities = np.eye(4)[predictions]
+    found = classification_metrics(labels, probabilities, CLASSES, train_counts=[40, 30, 4, 12])
+    assert found["group_recall"] == {"head": 0.75, "middle": None, "tail": 0.5}  # no hole among the labels
+    assert classification_metrics(labels, probabilities, CLASSES)["group_recall"] == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,32 @@ CLASSES = ["good", "broken_large", "broken_small", "contamination"]
 
 
 def fabricate(
-    run_dir: Path, attempt: str, *, seed: int = 0, right: int = 14, images: int = 20, epochs: int = 5, **fields: Any
+    run_dir: Path,
+    attempt: str,
+    *,
+    seed: int = 0,
+    right: int = 14,
+    images: int = 20,
+    per_class: Sequence[int] | None = None,
+    train_counts: Sequence[int] | None = None,
+    verdict: dict[str, str] | None = None,
+    epochs: int = 5,
+    **fields: Any,
 ) -> RunResult:
-    """Write a whole run directory of which the first ``right`` of the test images are classified correctly."""
+    """Write a whole run directory of which the first ``right`` of the test images are classified correctly.
+
+    Labels take turns, or there are ``per_class`` of each class, the last class first.
+    """
     run_dir.mkdir(parents=True)
     classes = fields.get("classes", CLASSES)
     labels = np.arange(images) % len(classes)
+    if per_class is not None:
+        labels = np.repeat(np.arange(len(classes)), per_class)[::-1]
+        images = len(labels)
     predictions = np.where(np.arange(images) < right, labels, (labels + 1) % len(classes))
     probabilities = np.full((images, len(classes)), 0.4 / (len(classes) - 1))
     probabilities[np.arange(images), predictions] = 0.6
-    metrics = classification_metrics(labels, probabilities, classes)
+    metrics = classification_metrics(labels, probabilities, classes, train_counts)
     run = RunResult(
         attempt=attempt,
         seed=seed,
@@ -73,6 +90,8 @@ def fabricate(
         "optimizer": {"name": "adam", "lr": 0.001 if attempt == "base" else 0.0001},
         "augment": {"transforms": {} if attempt == "base" else {"Rotate": {"limit": 15, "p": 0.8}}},
     }
+    if verdict:
+        config["verdict"] = verdict
     (run_dir / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     tiles = np.random.default_rng(seed).integers(0, 255, (7, 24, 32, 3), dtype=np.uint8)
     Image.fromarray(figures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / report.MISTAKES)
@@ -127,7 +146,7 @@ def test_summary_of_completed_failed_and_several_seeds(tmp_path: Path) -> None:
 
     assert (finetune["runs"], finetune["completed"], finetune["failed"]) == (3, 2, 1)
     assert finetune["test_accuracy"] == pytest.approx(0.7)
-    assert finetune["test_accuracies"] == pytest.approx([0.7])  # two seeds on one test set
+    assert finetune["test_values"] == pytest.approx([0.7])  # two seeds on one test set
     assert (round(finetune["test_accuracy_low"], 2), round(finetune["test_accuracy_high"], 2)) == (0.48, 0.85)
     assert finetune["test_accuracy_sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert (finetune["epochs"], finetune["seconds"]) == (6, 25)
@@ -172,6 +191,50 @@ def test_table_fits_and_shows_every_figure(tmp_path: Path, width: int) -> None:
         assert part in out
     assert "all_of_them[red]" in out or width == 80  # folded there
     assert "…" not in out
+
+
+def test_rare_classes_and_the_verdicts_metric_have_their_columns(tmp_path: Path) -> None:
+    verdict = {"metric": "balanced_accuracy"}
+    for name, right in (("longtail/balanced_softmax", 17), ("longtail/ce", 12)):
+        counts = {"per_class": [10, 5, 3, 2], "train_counts": [50, 20, 10, 8], "verdict": verdict}
+        fabricate(tmp_path / name.replace("/", "_"), name, right=right, **counts)
+    out = printed(tmp_path)
+    assert max(map(len, out.splitlines())) <= 100
+    for part in ("test balanced", "0.925 [0.67, 0.97]", " acc.", "longtail/balanced_softmax", "tail", "0.850"):
+        assert part in out
+    (row, _) = read_csv(tmp_path / summary.SUMMARY)
+    assert (float(row["test_head_recall"]), float(row["test_tail_recall"])) == (0.7, 1)
+    assert float(row["test_middle_recall"]) == 1
+    assert float(row["test_balanced_accuracy"]) == pytest.approx(0.925)
+    assert 0 < float(row["test_balanced_accuracy_low"]) < 0.925 < float(row["test_balanced_accuracy_high"]) < 1
+    assert float(row["test_calibration_error"]) == pytest.approx(0.85 - 0.6)
+    text = text_of((tmp_path / report.REPORT).read_text(encoding="utf-8"))
+    for part in ("test balanced accuracy accuracy macro F1", "head middle tail calibration", "0.700 1.000 1.000 0.250"):
+        assert part in text
+
+
+def test_results_from_before_the_long_tail_are_shown(tmp_path: Path) -> None:
+    for name in ("base", "augment"):
+        run = fabricate(tmp_path / name, name)
+        for key in ("calibration_error", "group_recall"):
+            del run.metrics["test"][key]
+        run.save()
+    out = printed(tmp_path)
+    assert "tail" not in out
+    (row, _) = read_csv(tmp_path / summary.SUMMARY)
+    assert row["test_tail_recall"] == row["test_calibration_error"] == ""
+    assert "Rare classes" not in page(tmp_path)
+
+
+def test_many_attempts_stay_readable(tmp_path: Path) -> None:
+    for index, right in enumerate((20, 19, 19, 18, 18, 15, 12, 4, 3, 2)):
+        fabricate(tmp_path / str(index), f"attempt{index}", right=right)
+    text = text_of(page(tmp_path))
+    assert "Cannot be told from it: attempt6 (-40.0 points, p = " in text
+    assert "with p = 1: attempt1 (-5.0), attempt2 (-5.0), attempt3 (-10.0), attempt4 (-10.0)" in text
+    assert "The 36 pairs of the other attempts" in text
+    assert text.count("not shown") + text.count(" different ") >= 45  # all pairs are there
+    assert "On defects alone, accuracy is" in text
 
 
 def test_no_run_is_a_clear_error(tmp_path: Path) -> None:

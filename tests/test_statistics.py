@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -123,6 +125,60 @@ def test_bootstrap_over_images() -> None:
     assert statistics.bootstrap(statistics.macro_f1, 2 * each) == statistics.bootstrap(statistics.macro_f1, each)
 
 
+def _classified(labels: np.ndarray, predictions: np.ndarray, classes: int = 3) -> np.ndarray:
+    each = np.zeros((len(labels), classes, classes))
+    each[np.arange(len(labels)), labels, predictions] = 1
+    return each
+
+
+def test_swapping_predictions_of_equal_classes_is_mcnemars_test() -> None:
+    labels = np.repeat([0, 1, 2], 10)
+    first, second = labels.copy(), labels.copy()
+    second[[0, 1, 2, 3, 11, 12, 21]] = (labels[[0, 1, 2, 3, 11, 12, 21]] + 1) % 3
+    first[25] = 0
+    both = [_classified(labels, predictions) for predictions in (first, second)]
+    p = statistics.permutation_test(statistics.balanced_accuracy, *both)
+    assert p == pytest.approx(statistics.paired_test(first == labels, second == labels)[1])
+    assert p == pytest.approx(2 * 9 / 2**8)
+    assert statistics.permutation_test(statistics.balanced_accuracy, *both[::-1]) == pytest.approx(p)
+    assert statistics.permutation_test(statistics.macro_f1, both[0], both[0]) == 1
+    second[1:] = first[1:]
+    one = _classified(labels, second)
+    assert statistics.permutation_test(statistics.balanced_accuracy, both[0], one) == 1  # a single image
+
+
+@pytest.mark.parametrize("statistic", [statistics.balanced_accuracy, statistics.macro_f1])
+def test_equal_predictions_of_imbalanced_classes_are_rarely_called_different(statistic: Any) -> None:
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1, 2], [30, 8, 3])
+    p = []
+    for _ in range(200):
+        drawn = [np.where(rng.random(41) < (0.9, 0.7, 0.5)[0] - 0.2 * labels, labels, 0) for _ in range(2)]
+        p.append(statistics.permutation_test(statistic, *(_classified(labels, d) for d in drawn)))
+    assert np.mean(np.array(p) < 0.05) <= 0.06
+    good, bad = _classified(labels, labels), _classified(labels, np.zeros_like(labels))
+    assert statistics.permutation_test(statistic, good, bad) < 0.01
+
+
+def test_interval_of_a_mean_covers_where_classes_are_rare() -> None:
+    rng, counts, truth = np.random.default_rng(0), (20, 10, 6, 3), np.array([0.95, 0.9, 0.8, 0.7])
+    covered = 0
+    for _ in range(500):
+        right = rng.binomial(counts, truth)
+        each = [statistics.wilson_interval(hits, n) for hits, n in zip(right, counts, strict=True)]
+        low, high = statistics.mean_interval(right / counts, each)
+        covered += low <= truth.mean() <= high
+    assert covered / 500 >= 0.9
+    assert statistics.mean_interval([0.7], [(0.6, 0.9)]) == pytest.approx((0.6, 0.9))
+    low, high = statistics.mean_interval([1, 1], [(0.3, 1), (0.6, 1)])  # all right, and yet not certain
+    assert (low, high) == pytest.approx((1 - np.hypot(0.7, 0.4) / 2, 1))
+
+
+def test_an_image_weighs_the_more_the_rarer_its_class() -> None:
+    weights = statistics.image_weights([2, 2, 2, 2, 0, 5, 5])
+    assert weights == pytest.approx([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2)
+    assert statistics.images_to_differ() == 6
+
+
 def _folds(rng: np.random.Generator, advantage: float, images: int = 60, repeats: int = 2) -> np.ndarray:
     """Accuracy differences, fold by fold, of two nearest-centroid learners that see different noise of one truth."""
     labels = np.arange(images) % 2
@@ -139,6 +195,41 @@ def _folds(rng: np.random.Generator, advantage: float, images: int = 60, repeats
                 right.append(np.mean(distance.argmin(axis=1) == labels[test]))
             differences.append(right[0] - right[1])
     return np.array(differences)
+
+
+def _long_tailed_folds(rng: np.random.Generator, advantage: float = 0) -> tuple[np.ndarray, float]:
+    """Differences in balanced accuracy over 2 x 5 stratified folds of the same two learners, on classes of 40, 15 and 5
+    images, and what one image of the rarest class changes."""
+    labels = np.repeat([0, 1, 2], [40, 15, 5])
+    places = np.eye(3)[labels]
+    features = [strength * places + rng.normal(size=(60, 3)) for strength in (1 + advantage, 1)]
+    differences = []
+    for _ in range(2):
+        fold = np.concatenate([rng.permutation(np.arange(n) % 5) for n in (40, 15, 5)])
+        for test in (fold == k for k in range(5)):
+            found = []
+            for x in features:
+                centres = np.stack([x[~test & (labels == c)].mean(axis=0) for c in range(3)])
+                named = ((x[test, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+                found.append(balanced_accuracy_score(labels[test], named))
+            differences.append(found[0] - found[1])
+    return np.array(differences), float(statistics.image_weights(labels[test]).max())
+
+
+@pytest.mark.slow
+def test_equal_learners_are_rarely_called_different_in_balanced_accuracy() -> None:
+    rng, p = np.random.default_rng(0), []
+    for _ in range(1000):
+        differences, one = _long_tailed_folds(rng)
+        p.append(statistics.corrected_t_test(differences, 0.25, resolution=one))
+    assert np.mean(np.array(p) < 0.05) <= 0.06
+
+
+def test_a_better_learner_of_rare_classes_is_called_so() -> None:
+    rng = np.random.default_rng(0)
+    found = [_long_tailed_folds(rng, advantage=3) for _ in range(20)]
+    p = [statistics.corrected_t_test(differences, 0.25, resolution=one) for differences, one in found]
+    assert np.mean(np.array(p) < 0.05) > 0.5
 
 
 @pytest.mark.slow

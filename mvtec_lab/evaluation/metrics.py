@@ -8,6 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+BINS = 15  # of the calibration error: Guo et al.'s number
+GROUPS = ("head", "middle", "tail")
+# Shares of the most frequent class's training images, at least and at most. The literature's thresholds, 100 and 20
+# images, are meant for ImageNet-LT: of a few dozen images all classes would be tail, so the rule is a relative one.
+HEAD, TAIL = 1 / 2, 1 / 5
+
+
+def frequency_groups(counts: Sequence[int]) -> list[str]:
+    """Sort classes into head, middle and tail by their training images, beside those of the most frequent class."""
+    shares = np.asarray(counts) / max(*counts, 1)
+    return ["head" if share >= HEAD else "tail" if share <= TAIL else "middle" for share in shares]
+
 
 def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> np.ndarray:
     """Count the pairs (label, prediction): int array [C, C], rows truth, columns prediction.
@@ -24,13 +36,19 @@ def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: in
 
 
 def classification_metrics(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: Sequence[str]
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    classes: Sequence[str],
+    train_counts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Score probabilities [N, C] against labels [N] in [0, C); plain Python values, ready for JSON.
 
     accuracy; balanced_accuracy: mean recall over the classes among the labels; macro_f1: mean over the classes among
     labels or predictions; defect_accuracy: over the images that are not "good", None where there are none or no class
-    is called so; loss: mean cross-entropy in nats; recall: by class name, None for a class without images; images: N.
+    is called so; loss: mean cross-entropy in nats; calibration_error: how far the predicted class's probability lies
+    from the share of right predictions (Guo et al., ICML 2017); recall: by class name, None for a class without images;
+    group_recall: mean recall over the classes of each of GROUPS among the labels, None where there are none, and {}
+    without ``train_counts``, the training images of each class; images: N.
 
     Raises:
         ValueError: no images, shapes that do not match, a label out of range, or probabilities that are not finite.
@@ -44,7 +62,8 @@ def classification_metrics(
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities are not finite: the training has diverged")
 
-    matrix = confusion(labels, probabilities.argmax(axis=1), len(classes))
+    predictions = probabilities.argmax(axis=1)
+    matrix = confusion(labels, predictions, len(classes))
     hits, truth, named = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     recall = [float(hit / n) if n else None for hit, n in zip(hits, truth, strict=True)]
     occurring = truth + named > 0
@@ -57,9 +76,22 @@ def classification_metrics(
         "macro_f1": float((2 * hits[occurring] / (truth + named)[occurring]).mean()),
         "defect_accuracy": float(hits[defect].sum() / truth[defect].sum()) if judged else None,
         "loss": float(-np.log(likelihood).mean()),
+        "calibration_error": _calibration_error(probabilities.max(axis=1), predictions == labels),
         "recall": dict(zip(classes, recall, strict=True)),
+        "group_recall": {} if train_counts is None else _group_recall(recall, frequency_groups(train_counts)),
         "images": len(labels),
     }
+
+
+def _calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
+    """Over bins of equal width, open below: each bin's gap between confidence and accuracy, weighted by its images."""
+    bins = np.ceil(confidences * BINS).astype(int).clip(1, BINS)  # single precision sums to a little over 1
+    return float(np.abs(np.bincount(bins, weights=right - confidences)).sum() / len(right))
+
+
+def _group_recall(recall: Sequence[float | None], groups: Sequence[str]) -> dict[str, float | None]:
+    found = {g: [r for r, group in zip(recall, groups, strict=True) if group == g and r is not None] for g in GROUPS}
+    return {group: float(np.mean(values)) if values else None for group, values in found.items()}
 
 
 def majority_baseline(train_labels: npt.ArrayLike, test_labels: npt.ArrayLike) -> float:

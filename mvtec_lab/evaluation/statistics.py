@@ -136,12 +136,69 @@ def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: flo
     return max(-1.0, float(up - down - half)), min(1.0, float(up - down + half))
 
 
+def permutation_test(
+    statistic: Callable[[np.ndarray], np.ndarray], first: npt.ArrayLike, second: npt.ArrayLike
+) -> float:
+    """Two-sided p that two learners differ in a statistic of their confusion matrices on the same images.
+
+    Whose prediction is whose is drawn at random, image by image; exactly where few images tell the two apart.
+
+    Args:
+        statistic: as ``bootstrap`` takes it.
+        first, second: of each image, how that learner classified it, [N, C, C], summing to 1 an image.
+    """
+    from scipy import stats
+
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    differ = (first != second).any(axis=(1, 2))
+    ours, theirs, change = first.sum(axis=0), second.sum(axis=0), (second - first)[differ]
+    if len(change) < 2:
+        return 1.0  # a single image is as likely to fall the other way
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        swapped = np.tensordot((a >= len(change)).astype(np.float64), change, axes=1)
+        return statistic(ours + swapped) - statistic(theirs - swapped)
+
+    found = stats.permutation_test(
+        (np.arange(len(change)), np.arange(len(change)) + len(change)),
+        difference,
+        permutation_type="samples",
+        n_resamples=PERMUTATIONS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def mean_interval(values: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[float, float]:
+    """Interval of the mean of independent figures [n] that have intervals of their own [n, 2]: balanced accuracy's, of
+    the classes' recalls.
+
+    Zou and Donner, Statistics in Medicine 27, 2008. A bootstrap, which sees no spread in a class of two images that are
+    both right, covers 70 to 90% instead of 95 where the rarest class has two to four.
+    """
+    values, (low, high) = np.asarray(values, dtype=np.float64), np.asarray(intervals, dtype=np.float64).T
+    below, above = (np.sqrt(((bound - values) ** 2).sum()) / len(values) for bound in (low, high))
+    return float(values.mean() - below), float(values.mean() + above)
+
+
+def images_to_differ(alpha: float = 0.05) -> int:
+    """How many images two learners must differ in, all of them one way, for a test image by image to show it."""
+    return next(n for n in range(1, 1100) if 2 * 0.5**n <= alpha)
+
+
+def image_weights(labels: npt.ArrayLike) -> np.ndarray:
+    """What each image [N] changes in balanced accuracy: one part of its class's images in one part of the classes."""
+    _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return 1 / (len(counts) * counts[place])
+
+
 def smallest_difference(images: int, alpha: float = 0.05) -> float | None:
     """The smallest difference in accuracy that McNemar's exact test can show on so many images: all of them one way.
 
     None where no difference would do.
     """
-    least = next(n for n in range(1, 1100) if 2 * 0.5**n <= alpha)
+    least = images_to_differ(alpha)
     return least / images if least <= images else None
 
 
@@ -151,8 +208,9 @@ def bootstrap(
     """Percentile interval of a statistic of a confusion matrix over resampled images.
 
     Args:
-        statistic: confusion matrices [..., C, C], rows truth, to values [...]; ``balanced_accuracy`` is one.
-        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times.
+        statistic: confusion matrices [..., C, C], rows truth, to values [...]; ``macro_f1`` is one.
+        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times; or of each
+            image [N, ..., C, C], as those of two learners, where the statistic takes them.
     """
     from scipy import stats
 
@@ -170,13 +228,12 @@ def bootstrap(
 
 
 def _summed(each: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Sum of the matrices that each row of ``index`` names: [..., N] to [..., C, C]."""
+    """Sum of the arrays that each row of ``index`` names: [..., N] to [..., *the shape of one]."""
     rows = index.reshape(-1, index.shape[-1])
     drawn = np.zeros((len(rows), len(each)))
     for row, picks in zip(drawn, rows, strict=True):
         row += np.bincount(picks.astype(np.int64), minlength=len(each))
-    classes = each.shape[-1]
-    return (drawn @ each.reshape(len(each), -1)).reshape(*index.shape[:-1], classes, classes)
+    return (drawn @ each.reshape(len(each), -1)).reshape(*index.shape[:-1], *each.shape[1:])
 
 
 def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:

@@ -97,40 +97,37 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     return figure
 
 
-def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the test accuracy of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the test
-    sets where there are several; a diamond for a reported figure; dashed, the majority baseline."""
+def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
+    """Draw the verdict's metric of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the
+    test sets where there are several; a diamond for a reported accuracy; dashed, the majority baseline.
+
+    ``name`` is the metric's in words.
+    """
     from matplotlib.figure import Figure
 
+    key = f"test_{rows[0]['metric']}"
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
         colour, _ = _style(y)
-        if row["test_accuracy"] is None:
+        if row[key] is None:
             ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9)
         else:
-            if len(row["test_accuracies"]) > 1:
-                ax.plot(
-                    row["test_accuracies"],
-                    [y] * len(row["test_accuracies"]),
-                    "o",
-                    color=colour,
-                    alpha=0.3,
-                    clip_on=False,
-                )
-            if row["test_accuracy_low"] is not None:
-                ax.plot([row["test_accuracy_low"], row["test_accuracy_high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(row["test_accuracy"], y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
-        if row["reported_accuracy"] is not None and row["reported_split"] == "test":
+            if len(values := row["test_values"]) > 1:
+                ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.3, clip_on=False)
+            if row[f"{key}_low"] is not None:
+                ax.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=colour, linewidth=2)
+            ax.plot(row[key], y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
+        if key == "test_accuracy" and row["reported_accuracy"] is not None and row["reported_split"] == "test":
             label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
             ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
-        if row["majority_baseline"] is not None:  # a piece a row: attempts on other data have another baseline
+        if row["baseline"] is not None:  # a piece a row: attempts on other data have another baseline
             label = "" if "majority baseline" in ax.get_legend_handles_labels()[1] else "majority baseline"
-            ax.vlines(row["majority_baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
+            ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
     ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(0, 1)
-    ax.set_xlabel("test accuracy", color=GREY)
+    ax.set_xlabel(f"test {name}", color=GREY)
     _quiet(ax)
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:

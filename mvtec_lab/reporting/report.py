@@ -11,25 +11,26 @@ from typing import Any
 
 import jinja2
 
+from mvtec_lab.config import VerdictConfig
+from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.comparison import Attempt, Comparison, compare
-from mvtec_lab.reporting.runs import RUN_KEYS, damaged, failure, load_runs, settings_of
+from mvtec_lab.reporting.comparison import FEW, NAMES, Attempt, Comparison, Pair, compare
+from mvtec_lab.reporting.runs import RUN_KEYS, Settings, damaged, failure, load_runs
 from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv, write_whole
 
 REPORT = "report.html"
-TOGETHER = (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1"))
-
-Settings = dict[str, str]  # dotted key -> value as text
 
 
-def sum_up(directory: Path, *sources: str | os.PathLike[str]) -> tuple[list[summary.Row], Comparison]:
+def sum_up(
+    directory: Path, *sources: str | os.PathLike[str], verdict: VerdictConfig | None = None
+) -> tuple[list[summary.Row], Comparison]:
     """Compare every run below the sources (the directory itself where there are none), and write summary.csv,
-    comparison.json and report.html into the directory.
+    comparison.json and report.html into the directory. ``verdict`` goes before what the runs say of it.
 
     Raises:
         LabError: a source without a run, or a damaged file of a run's.
     """
-    comparison = compare(load_runs(*(sources or [directory])))
+    comparison = compare(load_runs(*(sources or [directory])), verdict)
     rows = summary.summarise(comparison)
     summary.write_summary(rows, directory)
     comparison.save(directory)
@@ -44,7 +45,8 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     """
     groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
     runs = [run for group in groups.values() for run in group]
-    settings = {run.run_dir: settings_of(run) for run in runs}
+    settings, metric = comparison.settings, comparison.metric
+    pairs, other_pairs = _parted(comparison)
     histories = {name: [history for run in group if (history := _history(run))] for name, group in groups.items()}
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
 
@@ -67,13 +69,18 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
         verdict=comparison.verdict,
-        pairs=comparison.pairs,
+        pairs=pairs,
+        other_pairs=other_pairs,
+        reference=comparison.reference,
+        metric=NAMES[metric],
+        shown=summary.figures_of(rows),
+        groups=[group for group in GROUPS if any(row[f"test_{group}_recall"] is not None for row in rows)],
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
         reproduced=summary.reproduced,
-        accuracy=summary.accuracy,
+        judged=summary.judged,
         counted=summary.counted,
-        accuracy_figure=figures.to_data_uri(figures.accuracy_figure(rows))
+        verdict_figure=figures.to_data_uri(figures.verdict_figure(rows, NAMES[metric]))
         if any(row["completed"] for row in rows)
         else None,
         curves=figures.to_data_uri(figures.curves_figure(histories)) if any(histories.values()) else None,
@@ -100,7 +107,7 @@ def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
 
 def _detail(attempt: Attempt) -> dict[str, Any]:
     """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
-    first, each, described = attempt.done[0], attempt.confusions(), attempt.described
+    first, each = attempt.done[0], attempt.confusions()
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
     pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
@@ -110,13 +117,22 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
         "runs": len(attempt.done),
         "counted": sum(map(len, attempt.tests.values())),
         "confusion": None if matrix is None else figures.to_data_uri(figures.confusion_figure(matrix, first.classes)),
-        "recall": [(name, right, images, described["recall"].get(name)) for name, right, images in counts],
-        "together": [(text, described[key]) for text, key in TOGETHER if key in described],
+        "recall": [(name, right, images, attempt.recall.get(name)) for name, right, images in counts],
+        "together": [(NAMES[metric], estimate) for metric, estimate in attempt.together.items()],
         "images": 0 if each is None else len(each),
         "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
         "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
         "explained": _explained(attempt.done),
     }
+
+
+def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:
+    """The pairs, and those that the page shows on demand alone: with many attempts, all without the best of them."""
+    pairs, best = comparison.pairs, comparison.best
+    if len(comparison.attempts) <= FEW + 1 or comparison.reference or best is None:
+        return pairs, []
+    mine = [pair for pair in pairs if best in (pair.first, pair.second)]
+    return mine, [pair for pair in pairs if pair not in mine]
 
 
 def _explained(runs: Sequence[RunResult]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,13 @@ RUN_KEYS = (
     "cache.max_gb",
     "cv.folds",
     "cv.repeats",
+    "verdict.metric",
+    "verdict.reference",
     "resume",
     "audit",
 )
 
+Settings = dict[str, str]  # dotted key -> value as text
 TestSet = tuple[str, ...]  # the images of a run's test split, in their order
 
 
@@ -50,24 +53,23 @@ def load_runs(*directories: str | os.PathLike[str]) -> list[RunResult]:
     return sorted(runs.values(), key=lambda run: (run.started, run.run_dir))
 
 
-def by_attempt(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> dict[str, list[RunResult]]:
     """Group runs by their attempt, in first-seen order.
 
     Runs of one attempt that differ in more than seed, fold and place are no repeats of each other: they are groups of
-    their own, named by what differs, ``base optimizer.lr=0.1``.
+    their own, named by what differs, ``base optimizer.lr=0.1``. ``settings`` has each run's, by its directory.
     """
     runs = list(runs)
-    settings = {id(run): settings_of(run) for run in runs}
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
-        peers = [settings[id(r)] for r in runs if r.attempt == run.attempt and settings[id(r)]]
-        own = settings[id(run)]
+        peers = [settings[r.run_dir] for r in runs if r.attempt == run.attempt and settings[r.run_dir]]
+        own = settings[run.run_dir]
         varied = [k for k in own if k not in RUN_KEYS and len({peer.get(k) for peer in peers}) > 1]
         groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
     return groups
 
 
-def settings_of(run: RunResult) -> dict[str, str]:
+def settings_of(run: RunResult) -> Settings:
     """A run's config.yaml as dotted keys and texts; empty where it has none.
 
     Raises:

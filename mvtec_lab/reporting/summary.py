@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvtec_lab.reporting.comparison import Attempt, Comparison
+from mvtec_lab.config import METRICS
+from mvtec_lab.evaluation.metrics import GROUPS
+from mvtec_lab.reporting.comparison import NAMES, Attempt, Comparison
 from mvtec_lab.reporting.runs import failure
 from mvtec_lab.results import write_csv
 
@@ -17,8 +19,16 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
-# The columns of every table after the accuracy itself, in this order.
-FIGURES = ("test_balanced_accuracy", "test_macro_f1", "test_defect_accuracy", "val_accuracy", "majority_baseline")
+# The columns of every table after the verdict's metric, in this order, without that metric, and their headings.
+FIGURES = {
+    "test_accuracy": "acc.",
+    "test_balanced_accuracy": "bal.\nacc.",
+    "test_macro_f1": "macro\nF1",
+    "test_defect_accuracy": "defect\nonly",
+    "test_tail_recall": "tail",
+    "val_accuracy": "val\nacc.",
+    "majority_baseline": "major-\nity",
+}
 COLUMNS = (
     "attempt",
     "runs",
@@ -28,7 +38,19 @@ COLUMNS = (
     "test_accuracy_low",
     "test_accuracy_high",
     "test_accuracy_sd",
-    *FIGURES,
+    "test_balanced_accuracy",
+    "test_balanced_accuracy_low",
+    "test_balanced_accuracy_high",
+    "test_macro_f1",
+    "test_macro_f1_low",
+    "test_macro_f1_high",
+    "test_defect_accuracy",
+    "test_head_recall",
+    "test_middle_recall",
+    "test_tail_recall",
+    "test_calibration_error",
+    "val_accuracy",
+    "majority_baseline",
     "reported_accuracy",
     "reported_split",
     "reported_measured",
@@ -46,17 +68,18 @@ COLUMNS = (
 
 
 def summarise(comparison: Comparison) -> list[Row]:
-    """One row an attempt, in first-seen order, with the keys ``COLUMNS`` and ``test_accuracies`` (one a test set).
+    """One row an attempt, in first-seen order, with the keys ``COLUMNS``, and of the verdict's metric ``metric`` (its
+    name), ``test_values`` (one a test set) and ``baseline``.
 
     Metrics, test_images and epochs are means over the completed runs, None where there are none; seconds is the sum
-    over all runs, failed ones included: what the attempt cost. test_accuracy_low and _high are the 95% interval,
-    test_accuracy_sd the standard deviation over several runs. reported_* is what a published report states for the
+    over all runs, failed ones included: what the attempt cost. _low and _high are 95% intervals, test_accuracy_sd the
+    standard deviation over several runs. reported_* is what a published report states for the
     attempt, and what was measured here on the split that it names. ``marks`` and ``warnings`` are lists.
     """
-    return [_row(attempt) for attempt in comparison.attempts]
+    return [_row(attempt, comparison.metric) for attempt in comparison.attempts]
 
 
-def _row(attempt: Attempt) -> Row:
+def _row(attempt: Attempt, metric: str) -> Row:
     runs, done = attempt.runs, attempt.done
     failed = [run for run in runs if not run.completed]
 
@@ -64,9 +87,17 @@ def _row(attempt: Attempt) -> Row:
         found = (run.metrics.get(split, {}).get(key) for run in done)
         return [value for value in found if value is not None]
 
-    accuracies, estimate = values("test", "accuracy"), attempt.accuracy()
-    reported = attempt.reported
-    same = attempt.accuracy(reported[1]) if reported else None
+    def recalls(group: str) -> list[float]:
+        found = (run.metrics.get("test", {}).get("group_recall", {}).get(group) for run in done)
+        return [value for value in found if value is not None]
+
+    accuracies, reported = values("test", "accuracy"), attempt.reported
+    same = attempt.estimate(split=reported[1]) if reported else None
+    estimates: Row = {}
+    for name in METRICS:
+        e = attempt.estimate(name)
+        found = (e.value, e.low, e.high) if e else (None, None, None)
+        estimates |= dict(zip((f"test_{name}", f"test_{name}_low", f"test_{name}_high"), found, strict=True))
     weights = _distinct(run.weights for run in runs if run.weights)
     data = _distinct(f"{run.data}/{run.category}" for run in runs)
     marks = []
@@ -83,13 +114,13 @@ def _row(attempt: Attempt) -> Row:
         "runs": len(runs),
         "completed": len(done),
         "failed": len(failed),
-        "test_accuracy": estimate.value if estimate else None,
-        "test_accuracy_low": estimate.low if estimate else None,
-        "test_accuracy_high": estimate.high if estimate else None,
+        "metric": metric,
+        **estimates,
+        "test_values": attempt.values(list(attempt.tests), metric).tolist(),
+        "baseline": attempt.baseline(metric),
         "test_accuracy_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "test_accuracies": attempt.accuracies(list(attempt.tests)).tolist(),
-        "test_balanced_accuracy": _mean(values("test", "balanced_accuracy")),
-        "test_macro_f1": _mean(values("test", "macro_f1")),
+        **{f"test_{group}_recall": _mean(recalls(group)) for group in GROUPS},
+        "test_calibration_error": _mean(values("test", "calibration_error")),
         "test_defect_accuracy": _mean(values("test", "defect_accuracy")),
         "val_accuracy": _mean(values("val", "accuracy")),
         "majority_baseline": _mean([run.majority_baseline for run in done if run.majority_baseline is not None]),
@@ -137,8 +168,16 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     return number(value) + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
 
 
-def accuracy(row: Row) -> str:
-    return interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
+def judged(row: Row) -> str:
+    """The verdict's metric."""
+    return interval(*(row[f"test_{row['metric']}{bound}"] for bound in ("", "_low", "_high")))
+
+
+def figures_of(rows: Sequence[Row]) -> dict[str, str]:
+    """FIGURES as they apply to these rows."""
+    tail = any(row["test_tail_recall"] is not None for row in rows)
+    left_out = {f"test_{rows[0]['metric']}", *(() if tail else ("test_tail_recall",))}
+    return {key: heading for key, heading in FIGURES.items() if key not in left_out}
 
 
 def measured(row: Row) -> str:
@@ -166,10 +205,12 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
     from rich.text import Text
 
     console = console or Console()
-    headers = "runs|test accuracy|bal.\nacc.|macro\nF1|defect\nonly|val\nacc.|major-\nity|epochs|sec-\nonds"
+    shown = figures_of(rows)
+    metric = NAMES[rows[0]["metric"]].replace(" ", "\n")
+    headers = "|".join(("runs", f"test {metric}", *shown.values(), "epochs", "sec-\nonds"))
     cells = []
     for row in rows:
-        cells.append([row["attempt"], counted(row), accuracy(row), *(number(row[key]) for key in FIGURES)])
+        cells.append([row["attempt"], counted(row), judged(row), *(number(row[key]) for key in shown)])
         cells[-1] += [number(row["epochs"], 0), number(row["seconds"], 0)]
     _print(console, headers, cells, [not row["completed"] for row in rows])
     stated = [row for row in rows if row["reported_accuracy"] is not None]
@@ -206,7 +247,7 @@ def _print(console: Console, headers: str, rows: Sequence[Sequence[str]], bad: S
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("attempt", overflow="fold", min_width=8)
     for header in headers.split("|"):
-        left = header in ("test accuracy", "measured there")
+        left = header.startswith(("test ", "measured "))
         table.add_column(header, justify="left" if left else "right", no_wrap=True)
     for cells, red in zip(rows, bad, strict=True):
         table.add_row(*map(Text, cells), style="red" if red else None)  # Text: names are no markup

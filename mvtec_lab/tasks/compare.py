@@ -23,7 +23,7 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        rows, comparison = sum_up(run_dir, *config.dirs)
+        rows, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict)
     except OSError as error:
         raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])

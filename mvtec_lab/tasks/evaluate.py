@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, read_csv
 from mvtec_lab.tasks.explain import explain
@@ -70,9 +71,13 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     table.add_column("metric")
     for split in outcomes:
         table.add_column(f"{split} ({outcomes[split].metrics['images']} images)", justify="right")
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss"):
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss", "calibration_error"):
         values = [outcome.metrics[name] for outcome in outcomes.values()]
         table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
+    for group in GROUPS:
+        recalls = [outcome.metrics["group_recall"][group] for outcome in outcomes.values()]
+        if any(recall is not None for recall in recalls):
+            table.add_row(f"{group} recall", *("" if v is None else f"{v:.3f}" for v in recalls))
     Console().print(table)
     print(f"written to {run_dir}")
     return result

@@ -72,7 +72,7 @@ class Outcome:
 
 def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
     """Predict val and test; with ``val_is_test`` the images are passed once and counted as both."""
-    outcomes = {}
+    outcomes, trained = {}, list(data.counts()["train"].values())
     loaders = {"test": data.test_dataloader}
     if not data.val_is_test and data.of_split("val"):
         loaders["val"] = data.val_dataloader
@@ -80,7 +80,7 @@ def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outc
         dataset = data.dataset(split)
         labels = dataset.labels.numpy()
         probabilities = classifier.probabilities(loader())
-        metrics = classification_metrics(labels, probabilities, data.classes)
+        metrics = classification_metrics(labels, probabilities, data.classes, trained)
         outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
     if data.val_is_test:
         same = outcomes["test"]

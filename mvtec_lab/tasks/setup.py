@@ -246,6 +246,9 @@ def check_devices(config: Config) -> int:
     return build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
 
 
+_checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs
+
+
 def check(config: Config, here: bool = True) -> None:
     """Everything about a job of a sweep that can be known before it trains; raises LabError for the first mistake.
 
@@ -255,14 +258,17 @@ def check(config: Config, here: bool = True) -> None:
     several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
     if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
-    data = build_data(config)
-    with torch.device("meta"), isolate_rng():  # the architecture alone, without values
-        _classifier(config, data)(weights=None)
-    try:
-        load_weights(config.model.backbone, config.model.weights)
-    except WeightsUnavailable:
-        if config.data.name != "sample":
-            raise
+    data, m = build_data(config), config.model
+    network = repr((m, config.loss, config.data.image_size, data.classes, len(data.of_split("train"))))
+    if network not in _checked:
+        with torch.device("meta"), isolate_rng():  # the architecture alone, without values
+            _classifier(config, data)(weights=None)
+        try:
+            load_weights(m.backbone, m.weights)
+        except WeightsUnavailable:
+            if config.data.name != "sample":
+                raise
+        _checked.add(network)
     set_up(config, data)  # last: it takes longest
 
 

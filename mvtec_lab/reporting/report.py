@@ -14,8 +14,10 @@ import jinja2
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.comparison import FEW, NAMES, Attempt, Comparison, Pair, compare
+from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.comparison import Comparison, Pair, compare
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, damaged, failure, load_runs
+from mvtec_lab.reporting.verdict import FEW, NAMES
 from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv, write_whole
 
 REPORT = "report.html"

@@ -33,7 +33,7 @@ except ImportError:  # Windows
 
 # No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are
 # not free: they change the last digits of every step.
-FREE = ("resume", "audit", "cache.", "cv.", "verdict.", "data.num_workers")
+FREE = ("resume", "audit", "cache.", "cv.", "data.num_workers")
 
 
 def earlier_run(run_dir: Path, config: Config) -> RunResult | None:

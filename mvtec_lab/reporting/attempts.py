@@ -1,0 +1,188 @@
+"""One attempt: all of its runs, and what their test predictions say about it."""
+
+from __future__ import annotations
+
+import statistics as st
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.config import METRICS
+from mvtec_lab.evaluation import statistics
+from mvtec_lab.reporting.runs import Tested, TestSet, tested
+from mvtec_lab.results import RunResult
+
+
+@dataclass
+class Estimate:
+    """A figure and its 95% interval; a bound is None where nothing is known of it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    method: str = ""
+
+
+class Attempt:
+    """All runs of one attempt, and what their test predictions say. Copies of a run count once."""
+
+    def __init__(self, name: str, runs: Sequence[RunResult]) -> None:
+        self.name, self.runs = name, list(runs)
+        self.done = [run for run in runs if run.completed]
+        self.classes = self.done[0].classes if self.done else []
+        found = [t for run in self.done if (t := tested(run)) is not None]
+        latest = {(t.images, t.run.seed): t for t in found}
+        self.copies = len(found) - len(latest)
+        superseded = {id(t.run) for t in found} - {id(t.run) for t in latest.values()}
+        self.done = [run for run in self.done if id(run) not in superseded]
+        self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
+        for (images, _), t in latest.items():
+            self.tests[images].append(t)
+
+    def values(self, on: Sequence[TestSet], metric: str = "accuracy", split: str = "test") -> np.ndarray:
+        """A metric of each test set's runs, their mean; with ``split="val"`` on their validation images."""
+        runs = ([t.run.metrics.get(split, {}) for t in self.tests[images]] for images in on)
+        found = [[metrics[metric] for metrics in each if metric in metrics] for each in runs]
+        return np.array([st.fmean(values) for values in found if values])
+
+    def shares(self, on: Sequence[TestSet]) -> dict[str, float]:
+        """Of each image, the share of predictions that were right."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for t in (t for images in on for t in self.tests[images]):
+            for image, right in zip(t.images, t.right, strict=True):
+                found[image].append(right)
+        return {image: float(np.mean(values)) for image, values in found.items()}
+
+    def ratio(self, split: str = "test") -> float:
+        """Images judged on over those that the learner had: for training, and for choosing where test is judged."""
+
+        def ratio(run: RunResult) -> float:
+            count = {name: sum(images.values()) for name, images in run.counts.items()}
+            chosen = 0 if split == "val" or run.val_is_test else count.get("val", 0)
+            return count.get(split, 0) / max(count.get("train", 0) + chosen, 1)
+
+        return st.fmean(ratio(run) for run in self.done)
+
+    def estimate(self, metric: str = "accuracy", split: str = "test") -> Estimate | None:
+        """Mean of a metric with what is known of its uncertainty; None without a completed run.
+
+        On a single test set, balanced accuracy and macro F1 have an interval on the test images alone.
+        """
+        found = [m for run in self.done if metric in (m := run.metrics.get(split, {}))]
+        if not found:
+            return None
+        images = found[0]["images"]
+        if len(values := self.values(list(self.tests), metric, split)) > 1:
+            one = 1 / images if metric == "accuracy" else self.resolution(list(self.tests), metric)
+            low, high = statistics.corrected_interval(values, self.ratio(split), one)
+            return Estimate(float(values.mean()), max(0.0, low), min(1.0, high), f"mean of {len(values)} test sets")
+        value = st.fmean(m[metric] for m in found)
+        if not self.tests and len(found) > 1:  # whether they share their images is not known
+            return Estimate(value)
+        if metric == "accuracy":
+            return Estimate(value, *statistics.wilson_interval(value * images, images), f"{images} images")
+        together = self.together.get(metric) if split == "test" else None
+        return Estimate(value, together.low, together.high, f"{images} images") if together else Estimate(value)
+
+    def resolution(self, on: Sequence[TestSet], metric: str) -> float:
+        """What a single image changes in a metric of one of these test sets.
+
+        In balanced accuracy an image counts the more the rarer its class is, so it depends on which one falls the
+        other way. Here it is one of the rarest class, which changes most: that is where luck has most room, and the
+        smaller steps would make splits that agree by chance look surer than they are. Macro F1 takes about such a step.
+        """
+        if metric == "accuracy":
+            return 1 / float(np.mean([len(images) for images in on]))
+        return float(np.mean([statistics.image_weights(self.tests[images][0].labels).max() for images in on]))
+
+    def baseline(self, metric: str) -> float | None:
+        """What always naming training's most frequent class reaches on the test images, the mean over the runs."""
+        values = []
+        for run in self.done:
+            share, recall = run.majority_baseline, run.metrics.get("test", {}).get("recall", {})
+            classes = sum(value is not None for value in recall.values())
+            if share is not None and (classes or metric == "accuracy"):
+                f1 = 2 * share / (1 + share)  # precision is the share, recall 1
+                of_class = {"balanced_accuracy": float(share > 0), "macro_f1": f1}
+                values.append(share if metric == "accuracy" else of_class[metric] / classes)
+        return st.fmean(values) if values else None
+
+    def confusions(self, on: Collection[TestSet] | None = None) -> np.ndarray | None:
+        """Of each image that was tested, on some test sets or on all, its predictions: [N, C, C]; None where runs
+        differ in their classes."""
+        found = [t for images in (self.tests if on is None else on) for t in self.tests[images]]
+        if not found or any(t.run.classes != self.classes for t in found):
+            return None
+        place: dict[str, int] = {}
+        for image in (image for t in found for image in t.images):
+            place.setdefault(image, len(place))
+        each = np.zeros((len(place), len(self.classes), len(self.classes)))
+        for t in found:
+            np.add.at(each, (np.array([place[image] for image in t.images]), t.labels, t.predictions), 1)
+        return each
+
+    def score(self, on: Collection[TestSet] = ()) -> tuple[bool, float, float]:
+        """What attempts are ranked by: a checkpoint not chosen on the test images, balanced validation accuracy, the
+        lower validation loss; the means over the runs on some test sets, or over all. -inf where there are none."""
+        runs = [t.run for images in on for t in self.tests[images]] or self.done
+        honest = not any(run.val_is_test for run in runs)
+        found = [run.metrics["val"] for run in runs if run.metrics.get("val")]
+        if not found:
+            return honest, float("-inf"), float("-inf")
+        return honest, st.fmean(m["balanced_accuracy"] for m in found), -st.fmean(m["loss"] for m in found)
+
+    @property
+    def reported(self) -> tuple[float, str] | None:
+        """The accuracy that a published report states for this attempt, and the split that it was measured on."""
+        found = next((run.reported for run in self.done if run.reported), None)
+        return (found["accuracy"], found["split"]) if found else None
+
+    @cached_property
+    def recall(self) -> dict[str, Estimate]:
+        """Of each class among the tested images, all of them together; empty where runs differ in their classes."""
+        each, recall = self.confusions(), {}
+        if each is not None:
+            total = each.sum(axis=0)
+            times = total.sum() / len(each)  # predictions of an image
+            for name, row, hits in zip(self.classes, total.sum(axis=1), total.diagonal(), strict=True):
+                if row:
+                    interval = statistics.wilson_interval(hits / times, row / times)
+                    recall[name] = Estimate(hits / row, *interval, f"{row / times:g} images")
+        return recall
+
+    @cached_property
+    def together(self) -> dict[str, Estimate]:
+        """Balanced accuracy and macro F1 of all tested images together; empty where runs differ in their classes."""
+        each = self.confusions()
+        if each is None:
+            return {}
+        recalls, method = list(self.recall.values()), f"all {len(each)} tested images together"
+        bounds = np.array([(r.low, r.high) for r in recalls], dtype=np.float64)
+        interval = statistics.mean_interval([r.value for r in recalls], bounds)
+        balanced = Estimate(st.fmean(r.value for r in recalls), *interval, f"{method}, from Wilson's of each recall")
+        interval = statistics.bootstrap(statistics.macro_f1, each)
+        macro = float(statistics.macro_f1(each.sum(axis=0)))
+        return {
+            "balanced_accuracy": balanced,
+            "macro_f1": Estimate(macro, *interval, f"{method}, bootstrap over images"),
+        }
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The attempt's part of comparison.json."""
+        estimates = {metric: self.estimate(metric) for metric in METRICS}
+        return {
+            "attempt": self.name,
+            "runs": len(self.runs),
+            "completed": len(self.done),
+            "test_sets": len(self.tests),
+            **{metric: asdict(estimate) if estimate else None for metric, estimate in estimates.items()},
+            "together": {metric: asdict(estimate) for metric, estimate in self.together.items()},
+            "recall": {name: asdict(estimate) for name, estimate in self.recall.items()},
+            "validation_balanced_accuracy": self.score()[1] if np.isfinite(self.score()[1]) else None,
+            "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
+        }

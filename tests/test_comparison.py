@@ -179,17 +179,24 @@ def test_what_is_asked_for_goes_before_what_runs_say(tmp_path: Path) -> None:
         fabricate(tmp_path / name, name, verdict=said_)
     runs = load_runs(tmp_path)
     comparison = compare(runs)
-    assert [attempt.name for attempt in comparison.attempts] == ["a", "b", "c"]  # verdict.* tell no attempts apart
     assert (comparison.metric, comparison.reference, len(comparison.pairs)) == ("macro_f1", "b", 2)
     comparison = compare(runs, VerdictConfig("accuracy", "c"))
     assert (comparison.metric, comparison.reference) == ("accuracy", "c")
     comparison = compare(runs, VerdictConfig(reference="nobody"))
     assert (comparison.reference, len(comparison.pairs)) == (None, 3)
-    assert "verdict.reference=nobody is none of the attempts that were completed: all pairs" in said(comparison)
+    assert "verdict.reference=nobody is none of the completed attempts in the table: all pairs" in said(comparison)
     fabricate(tmp_path / "d", "d", verdict={"metric": "accuracy"})
     comparison = compare(load_runs(tmp_path))
     assert comparison.metric == "accuracy"
     assert "The runs do not agree on verdict.metric (macro_f1, accuracy)" in said(comparison)
+
+
+def test_what_the_verdict_rests_on_tells_no_attempts_apart(tmp_path: Path) -> None:
+    for seed, verdict in enumerate(({"metric": "macro_f1"}, {"reference": "b"}, {})):
+        fabricate(tmp_path / str(seed), "a", seed=seed, verdict={"metric": None, "reference": None, **verdict})
+    comparison = compare(load_runs(tmp_path))
+    assert [attempt.name for attempt in comparison.attempts] == ["a"]
+    assert comparison.metric == "macro_f1"
 
 
 def test_a_reference_may_be_one_of_an_attempts_settings(tmp_path: Path) -> None:

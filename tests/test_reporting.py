@@ -32,7 +32,7 @@ def fabricate(
     images: int = 20,
     per_class: Sequence[int] | None = None,
     train_counts: Sequence[int] | None = None,
-    verdict: dict[str, str] | None = None,
+    verdict: dict[str, str | None] | None = None,
     epochs: int = 5,
     **fields: Any,
 ) -> RunResult:

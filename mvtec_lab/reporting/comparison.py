@@ -271,18 +271,17 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     settings = {run.run_dir: settings_of(run) for run in runs}
     attempts = [Attempt(name, group) for name, group in by_attempt(runs, settings).items()]
     result = Comparison(attempts, settings)
-    asked, notes = verdict or VerdictConfig(), []
-    metric, note = _agreed("verdict.metric", asked.metric, settings.values())
-    result.metric, notes = metric or "accuracy", [note] if note else []
+    asked = verdict or VerdictConfig()
+    metric, metric_note = _agreed("verdict.metric", asked.metric, settings.values())
+    reference, note = _agreed("verdict.reference", asked.reference, settings.values())
+    result.metric = metric or "accuracy"
     if result.metric not in METRICS:
         raise unknown("verdict.metric", result.metric, METRICS)
-    reference, note = _agreed("verdict.reference", asked.reference, settings.values())
     done = [attempt for attempt in attempts if attempt.done]
     if reference in [attempt.name for attempt in done]:
         result.reference = reference
     elif reference is not None and len(done) > 1:
-        note = f"verdict.reference={reference} is none of the attempts that were completed: all pairs are compared."
-    notes += [note] if note else []
+        note = f"verdict.reference={reference} is none of the completed attempts in the table: all pairs are compared."
     result.pairs = [
         # The others' merits against the reference are what is asked: it stands second.
         _pair(*((second, first) if first.name == result.reference else (first, second)), result.metric)
@@ -292,7 +291,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     judged = [pair for pair in result.pairs if pair.p is not None]
     for pair, p in zip(judged, statistics.holm([pair.p for pair in judged if pair.p is not None]), strict=True):
         pair.p_holm = p
-    result.verdict = _verdict(result) + notes
+    result.verdict = [*_verdict(result), *filter(None, (metric_note, note))]
     return result
 
 

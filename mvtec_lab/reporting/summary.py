@@ -73,8 +73,8 @@ def summarise(comparison: Comparison) -> list[Row]:
 
     Metrics, test_images and epochs are means over the completed runs, None where there are none; seconds is the sum
     over all runs, failed ones included: what the attempt cost. _low and _high are 95% intervals, test_accuracy_sd the
-    standard deviation over several runs. reported_* is what a published report states for the
-    attempt, and what was measured here on the split that it names. ``marks`` and ``warnings`` are lists.
+    standard deviation over several runs. reported_* is what a published report states for the attempt, and what was
+    measured here on the split that it names. ``marks`` and ``warnings`` are lists.
     """
     return [_row(attempt, comparison.metric) for attempt in comparison.attempts]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mvtec_lab import config
 from mvtec_lab.config import LOSSES, LossConfig
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
@@ -282,3 +286,17 @@ def test_the_cosine_classifier_gives_scaled_cosines() -> None:
     torch.testing.assert_close(layer(x), wanted)
     torch.testing.assert_close(layer(100 * x), wanted)
     assert layer(torch.zeros(1, 5)).isfinite().all()
+
+
+def test_the_loss_that_contributing_adds_works(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code, attempt = (re.search(rf"```{kind}\n(.*?)```", text, re.S)[1] for kind in ("python", "yaml"))
+    for module in (config, losses):
+        monkeypatch.setattr(module, "LOSSES", (*LOSSES, "mae"))
+    monkeypatch.setattr(losses, "mae", None, raising=False)  # and away with it afterwards
+    exec(code, vars(losses))
+    (tmp_path / "conf/attempt/longtail").mkdir(parents=True)
+    (tmp_path / "conf/attempt/longtail/mae.yaml").write_text(attempt)
+    assert lab(f"--config-dir={tmp_path / 'conf'}", "attempt=longtail/mae", "hydra.run.dir=run") == 0
+    assert (tmp_path / "run/best.ckpt").exists()
+    assert criterion("mae")(torch.zeros(1, 4), torch.tensor([2])).item() == pytest.approx(0.75)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, read_csv
 
@@ -70,14 +71,15 @@ def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> d
 
 
 def settings_of(run: RunResult) -> Settings:
-    """A run's config.yaml as dotted keys and texts; empty where it has none.
+    """A run's config.yaml as dotted keys and texts, with today's defaults for keys younger than the run; empty where it
+    has none.
 
     Raises:
         LabError: it is damaged.
     """
     path = Path(run.run_dir) / CONFIG
     try:
-        return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return flatten(asdict(Config())) | flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:

@@ -256,6 +256,10 @@ def validate(config: Config) -> None:
     for key, value in (("augment.mix_alpha", config.augment.mix_alpha), ("model.scale", m.scale)):
         if not value > 0:
             raise LabError(f"{key}={value} is out of range: give a number above 0")
+    if config.augment.paste and m.head in RETRIEVING:
+        raise LabError(
+            f"augment.paste shows model.head={m.head} a training image again, as another one's background: leave it out"
+        )
     if config.augment.mix != "none" and (config.augment.views is not None or m.head in RETRIEVING or m.generate):
         raise LabError(
             f"augment.mix={config.augment.mix} makes new images of two: leave out augment.views, model.generate and a "
@@ -322,6 +326,20 @@ def _validate_loss(config: Config) -> None:
         )
     if loss.defer and loss.class_weights == "none" and loss.name != "group_softmax":
         raise LabError(f"loss.defer={loss.defer} has nothing to defer: give loss.class_weights, or leave it out")
+    plain = int(loss.defer * config.trainer.max_epochs)
+    if loss.name == "group_softmax" and not loss.defer:
+        raise LabError(
+            "loss.name=group_softmax starts from a plain classifier: give loss.defer=0.5 for half of the epochs"
+        )
+    if loss.defer and not plain:
+        raise LabError(
+            f"loss.defer={loss.defer} of trainer.max_epochs={config.trainer.max_epochs} is no epoch: give more"
+        )
+    if loss.name == "group_softmax" and 0 < plain <= config.model.warmup_epochs:
+        raise LabError(
+            f"model.warmup_epochs={config.model.warmup_epochs} leaves none of the {plain} epochs before the groups to "
+            "the stages that are to join: give fewer"
+        )
     if loss.defer and config.trainer.patience is not None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 

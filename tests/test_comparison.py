@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from test_reporting import CLASSES, fabricate, fail
 
 from mvtec_lab import compose
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.reporting.comparison import COMPARISON, Comparison, compare
+from mvtec_lab.reporting.attempts import Estimate
+from mvtec_lab.reporting.comparison import COMPARISON, Comparison, Pair, compare
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.summary import SUMMARY
@@ -116,19 +118,48 @@ def test_balanced_accuracy_on_one_test_set(tmp_path: Path) -> None:
     assert "naming the most frequent class has balanced accuracy 0.250" in text
 
 
-def test_macro_f1_on_one_test_set(tmp_path: Path) -> None:
+def test_macro_f1_on_one_test_set_is_stated_and_not_tested(tmp_path: Path) -> None:
     for name, right in (("all", 20), ("rare", 5)):
         fabricate(tmp_path / name, name, right=right, **RARE)
     comparison = compare(load_runs(tmp_path), VerdictConfig(metric="macro_f1"))  # asked for: not what the runs say
     (pair,) = comparison.pairs
-    all_, rare = (attempt.estimate("macro_f1") for attempt in comparison.attempts)
-    assert pair.difference is not None
-    assert all_ is not None
-    assert rare is not None
-    assert pair.difference.value == pytest.approx(all_.value - rare.value)
-    assert pair.different
-    assert "attempts that classify 6 of them or more differently" in said(comparison)
+    assert (pair.p, pair.different) == (None, False)
+    estimate = comparison.attempts[0].estimate("macro_f1")
+    assert estimate is not None
+    assert (estimate.value, estimate.low) == (1, None)
+    assert comparison.attempts[0].together["macro_f1"].low is None  # no resample differs: no certainty
+    assert "Not compared: all and rare: no test of macro F1 on a single test set is sound" in said(comparison)
     assert f"has macro F1 {2 * 0.5 / 1.5 / 4:.3f}" in said(comparison)
+
+
+def test_trading_a_class_for_another_is_no_difference_in_balanced_accuracy(tmp_path: Path) -> None:
+    """That these two classify ten good images differently is certain, which is better is not."""
+    p = statistics.permutation_test(
+        statistics.balanced_accuracy,
+        *(
+            np.array([np.eye(2)[[label]].T @ np.eye(2)[[prediction]] for label, prediction in rows])
+            for rows in (
+                [*[(0, 0)] * 30, *[(1, 1)] * 2, (1, 0)],
+                [*[(0, 0)] * 20, *[(0, 1)] * 10, *[(1, 1)] * 2, (1, 0)],
+            )
+        ),
+    )
+    assert p < 0.01
+    interval = Estimate(0.167, -0.129, 0.455)
+    assert not Pair("a", "b", difference=interval, p=p, p_holm=p).different
+    assert Pair("a", "b", difference=Estimate(0.3, 0.1, 0.5), p=p, p_holm=p).different
+
+
+def test_draws_of_a_tail_are_no_copies(tmp_path: Path) -> None:
+    for name, imbalance in (("thin", 3.0), ("same", None)):
+        for seed in range(3):
+            folder = tmp_path / f"{name}{seed}"
+            fabricate(folder, name)
+            config = yaml.safe_load((folder / CONFIG).read_text())
+            config |= {"split": {**config["split"], "seed": seed}, "data": {"imbalance": imbalance}}
+            (folder / CONFIG).write_text(yaml.safe_dump(config))
+    copies = {attempt.name: attempt.copies for attempt in compare(load_runs(tmp_path)).attempts}
+    assert copies == {"thin": 0, "same": 2}
 
 
 def test_balanced_accuracy_over_folds(tmp_path: Path) -> None:

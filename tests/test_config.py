@@ -144,6 +144,13 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("loss.defer=1", "loss.defer=1.0 is out of range"),
         ("loss.defer=0.5 loss.class_weights=none", "has nothing to defer"),
         ("loss.defer=0.5 trainer.patience=3", "leave one of them out"),
+        ("loss.defer=0.5 trainer.max_epochs=1", "is no epoch: give more"),
+        ("loss.name=group_softmax loss.class_weights=none", "give loss.defer=0.5"),
+        (
+            "attempt=longtail/bags model.unfreeze=1 model.warmup_epochs=15",
+            "leaves none of the 15 epochs before the groups",
+        ),
+        ("augment.paste=0.5 model.head=knn", "leave it out"),
         ("model.head=knm", "unknown model.head 'knm': did you mean knn?"),
         ("model.neighbours=0", "model.neighbours=0 is out of range"),
         ("model.generate=true model.unfreeze=1", "give model.unfreeze=0"),

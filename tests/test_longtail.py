@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from conftest import SIZE, write_product
@@ -46,8 +47,9 @@ def test_the_study_is_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("attempt", ["rac", "dac", "bags", "ldam_drw", "paste"])
-def test_neither_caches_nor_workers_change_a_result(attempt: str, lab, tmp_path: Path) -> None:
-    arguments = [f"attempt=longtail/{attempt}", "trainer.max_epochs=4", "augment=standard"]
+@pytest.mark.parametrize("views", ["null", "1"])
+def test_neither_caches_nor_workers_change_a_result(attempt: str, views: str, lab, tmp_path: Path) -> None:
+    arguments = [f"attempt=longtail/{attempt}", "trainer.max_epochs=4", "augment=standard", f"augment.views={views}"]
     assert lab(*arguments, "hydra.run.dir=one") == 0
     assert lab(*arguments, "hydra.run.dir=two", "cache.dir=null", "data.num_workers=1") == 0
     assert RunResult.load(tmp_path / "one").metrics == RunResult.load(tmp_path / "two").metrics
@@ -72,7 +74,7 @@ class Trainer:
     max_epochs, current_epoch = 10, 0
 
     def __init__(self, model: DefectClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.optimizers = [torch.optim.Adam(model.trained_parameters)]
+        self.optimizers = [torch.optim.Adam(model.trained_parameters or model.parameters())]
         monkeypatch.setattr(DefectClassifier, "trainer", self)
         monkeypatch.setattr(DefectClassifier, "current_epoch", property(lambda _: self.current_epoch))
         monkeypatch.setattr(model, "log", lambda *_, **__: None)
@@ -184,6 +186,8 @@ def test_made_up_features_join_the_batch_and_nothing_else(tiny_net: str, monkeyp
         ({"backbone": "squeezenet1_1", "loss": "group_softmax"}, "ends in a convolution"),
         ({"head": "knn", "memory": 5}, "model.neighbours=5 is more than the 4 training images"),
         ({"loss": "ldam", "class_counts": None}, "needs class_counts"),
+        ({"generate": True, "unfreeze": 1}, "give unfreeze=0"),
+        ({"generate": True, "head": "knn", "memory": 12}, "give unfreeze=0"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(tiny_net: str, kwargs: dict, said: str) -> None:
@@ -210,6 +214,36 @@ def test_bad_input_is_one_line_before_anything_is_written(
     assert said in error
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_what_must_know_the_images_says_so(tiny_net: str, product: Path, tmp_path: Path) -> None:
+    data = MVTecDataModule(product, image_size=SIZE)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    for kwargs in ({"generate": True}, {"head": "knn", "memory": 12}):
+        with pytest.raises(LabError, match="call learn"):
+            trainer.fit(classifier(tiny_net, **kwargs), datamodule=data)
+
+
+def test_margins_are_cosines_whatever_the_scale(tiny_net: str) -> None:
+    model = classifier(tiny_net, loss="ldam", head="cosine", scale=5.0)
+    certain = torch.tensor([[-5.0, -5.0, 5.0]])  # 2.5 of margin leave 7.5 between them
+    assert model.criterion(certain, torch.tensor([2])).item() == pytest.approx(2 * np.exp(-7.5), rel=0.01)
+
+
+def test_few_made_up_features_are_not_rounded_away(tiny_net: str, monkeypatch) -> None:
+    model = classifier(tiny_net, generate=True)
+    Trainer(model, monkeypatch)
+    model._taught, model._made_up = 60, (torch.zeros(3, 16), torch.tensor([1, 1, 2]))
+    torch.manual_seed(0)
+    drawn = [len(model._with_made_up(torch.zeros(6, 16), torch.zeros(6).long())[1]) - 6 for _ in range(1000)]
+    assert np.mean(drawn) == pytest.approx(0.3, abs=0.05)
+
+
+def test_nothing_is_said_to_train_that_does_not(tiny_net: str) -> None:
+    assert not classifier(tiny_net, head="knn", memory=12).trained_parameters
+    alone, fused = (classifier(tiny_net, head=head, memory=12) for head in ("retrieval", "fused"))
+    head = sum(p.numel() for p in fused.model.head.parameters())
+    assert sum(p.numel() for p in fused.trained_parameters) - sum(p.numel() for p in alone.trained_parameters) == head
 
 
 def test_sampler_and_loss_that_both_balance_are_found(lab, tmp_path: Path) -> None:

@@ -183,11 +183,12 @@ def test_marks_name_their_attempts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_table_fits_and_shows_every_figure(tmp_path: Path, width: int) -> None:
-    fabricate(tmp_path / "0", "all_of_them[red]", seconds=1234.0, warnings=["[bold]odd"])
+    rare = {"per_class": [10, 5, 3, 2], "train_counts": [50, 20, 10, 8]}  # a tail: one more column, where it fits
+    fabricate(tmp_path / "0", "all_of_them[red]", right=13, seconds=1234.0, warnings=["[bold]odd"], **rare)
     fail(tmp_path / "1", "full")
     out = printed(tmp_path, width)
     assert max(map(len, out.splitlines())) <= width
-    for part in ("0.700 [0.48, 0.85]", "0.250", "1234", "0/1", "failed: full: CUDA out of memory", "[bold]odd"):
+    for part in ("0.650 [0.43, 0.82]", "0.500", "1234", "0/1", "failed: full: CUDA out of memory", "[bold]odd"):
         assert part in out
     assert "all_of_them[red]" in out or width == 80  # folded there
     assert "…" not in out

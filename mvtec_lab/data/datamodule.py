@@ -222,6 +222,8 @@ class MVTecDataModule(pl.LightningDataModule):
         self.augmentation, self.views = Augmentation(augment) if augment else None, views
         if mix not in MIXES:
             raise unknown("augment.mix", mix, MIXES)
+        if not (0 <= paste <= 1 and mix_alpha > 0):
+            raise LabError(f"paste={paste} must lie in [0, 1], mix_alpha={mix_alpha} above 0")
         self.paste, self.mix, self.mix_alpha, self.imbalance = paste, mix, mix_alpha, imbalance
         self.cache = None if cache_dir is None else ArrayCache(cache_dir, cache_gb)
         self.features: dict[str, FeatureDataset] = {}

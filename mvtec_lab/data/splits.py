@@ -73,8 +73,10 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
     of each class, of which a part may stay.
 
     Raises:
-        LabError: the rarest class would need less than one image.
+        LabError: a ratio below 1, or the rarest class would need less than one image.
     """
+    if not 1 <= ratio < float("inf"):
+        raise LabError(f"data.imbalance={ratio:g} is out of range: give a number of 1 or more")
     used = [s for s in samples if s.split]
     pool = Counter(s.label for s in used)
     order = sorted(classes_of(used), key=lambda label: -pool[label])  # the pool's, so that it is every fold's

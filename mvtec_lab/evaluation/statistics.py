@@ -139,7 +139,9 @@ def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: flo
 def permutation_test(
     statistic: Callable[[np.ndarray], np.ndarray], first: npt.ArrayLike, second: npt.ArrayLike
 ) -> float:
-    """Two-sided p that two learners differ in a statistic of their confusion matrices on the same images.
+    """Two-sided p that two learners classify the same images alike, by a statistic of their confusion matrices.
+
+    Learners that trade one class for another do not, and may yet be equal in the statistic.
 
     Whose prediction is whose is drawn at random, image by image; exactly where few images tell the two apart.
 
@@ -209,8 +211,7 @@ def bootstrap(
 
     Args:
         statistic: confusion matrices [..., C, C], rows truth, to values [...]; ``macro_f1`` is one.
-        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times; or of each
-            image [N, ..., C, C], as those of two learners, where the statistic takes them.
+        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times.
     """
     from scipy import stats
 
@@ -228,7 +229,7 @@ def bootstrap(
 
 
 def _summed(each: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Sum of the arrays that each row of ``index`` names: [..., N] to [..., *the shape of one]."""
+    """Sum of the matrices that each row of ``index`` names: [..., N] to [..., C, C]."""
     rows = index.reshape(-1, index.shape[-1])
     drawn = np.zeros((len(rows), len(each)))
     for row, picks in zip(drawn, rows, strict=True):

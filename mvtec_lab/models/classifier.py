@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from mvtec_lab.config import HEADS
+from mvtec_lab.config import HEADS, RETRIEVING
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.backbones import (
     build,
@@ -130,6 +130,8 @@ class DefectClassifier(pl.LightningModule):
         self.hparams.update({"mean": self.mean, "std": self.std, "classes": self.classes, "weights": loaded.name})
 
         options = dict(loss_options or {})
+        if loss == "ldam":
+            options.setdefault("scale", scale)  # its margins are between cosines
         self.criterion: Criterion
         if loss == "group_softmax":
             good = self.classes.index("good") if "good" in self.classes else None
@@ -146,12 +148,15 @@ class DefectClassifier(pl.LightningModule):
             raise unknown("head", head, HEADS)
         if head != "linear" or generate or loss == "group_softmax":
             features = last_linear(self.model).in_features  # raises where they are maps
+        if generate and (self.trained != {"head"} or head in RETRIEVING):
+            raise LabError("generate makes up features of a frozen backbone for a head of its own: give unfreeze=0")
         if head == "cosine":
             use_cosine(self.model, scale)
         elif head != "linear":
             self.retrieval = Retrieval(features, self.classes, head, neighbours, memory)
             self.encoder = deepcopy(nn.Sequential(*list(self.model)[len(self.prefix) : -1]))
             self.encoder.requires_grad_(False)
+        self._taught = 0  # how many images ``learn`` was given
         self._made_up: tuple[Tensor, Tensor] | None = None  # features and labels
         self.deferring = False  # whether something that ``defer`` puts off has not begun
         self._active = self.trained
@@ -182,8 +187,10 @@ class DefectClassifier(pl.LightningModule):
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer is given."""
+        """What training changes; nothing in a vote of neighbours."""
         trained = [child for name, child in self.model.named_children() if name in self.trained]
+        if self.hparams["head"] in ("retrieval", "knn"):
+            trained = []  # nothing of the network has a part in the logits
         if self.retrieval is not None:
             trained.append(self.retrieval)
         return [p for child in trained for p in child.parameters()]
@@ -220,6 +227,7 @@ class DefectClassifier(pl.LightningModule):
         Raises:
             LabError: fewer images than neighbours, or classes that nothing can be made up from.
         """
+        self._taught = len(labels)
         if self.retrieval is not None:
             self.retrieval.remember(embeddings, labels)
         if not self.hparams["generate"]:
@@ -260,6 +268,12 @@ class DefectClassifier(pl.LightningModule):
             child.requires_grad_(name in self._active)
         self.train(self.training)
 
+    def on_fit_start(self) -> None:
+        if self.learns and not self._taught:
+            raise LabError(
+                "this classifier has to know the training images: call learn(embeddings, labels, seed) first"
+            )
+
     def on_train_epoch_start(self) -> None:
         puts_off = int(self.hparams["defer"] * (self.trainer.max_epochs or 1))
         self.deferring = self.current_epoch < puts_off
@@ -292,8 +306,10 @@ class DefectClassifier(pl.LightningModule):
         """A batch and its share of what was made up, drawn at random: in an epoch about as many as there are."""
         assert self._made_up is not None
         made, of_class = self._made_up
-        count = round(len(labels) * len(made) / sum(self.hparams["class_counts"]))
-        drawn = torch.randint(len(made), (count,)) if len(made) else torch.empty(0, dtype=torch.long)
+        if not len(made):
+            return features, labels
+        share = len(labels) * len(made) / self._taught
+        drawn = torch.randint(len(made), (int(share + torch.rand(())),))  # up or down by chance: never always down
         features = torch.cat([features, made[drawn].to(features)])
         return features, torch.cat([labels, of_class[drawn].to(labels)])
 
@@ -343,7 +359,9 @@ class DefectClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
-        optimizer = build_optimizer(h["optimizer"], self.trained_parameters, h["lr"], h["weight_decay"], h["momentum"])
+        # An optimizer wants parameters even where none trains.
+        parameters = self.trained_parameters or list(self.model.parameters())
+        optimizer = build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
         schedule = build_scheduler(
             h["scheduler"],
             optimizer,

@@ -1,8 +1,8 @@
 """What training minimises: pure functions of logits and targets, and ``Criterion``, which calls one of them by name.
 
 A target is a class index a sample, [N], or shares of the classes, [N, C], as mixed images have them. ``weight`` are
-class weights [C]; a mean is over their sum, as in ``torch.nn.functional.cross_entropy``. ``counts`` are the training
-images of each class, [C]; a class without any counts as one image.
+class weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
+class, [C]; a class without any counts as one image.
 
 Another loss is a function here with the arguments (logits, target, weight) and, by name, ``counts`` and whichever knobs
 of LossConfig it takes; its name in ``config.LOSSES``; and an attempt that names it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics as st
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from mvtec_lab.config import METRICS
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.reporting.runs import Tested, TestSet, tested
+from mvtec_lab.reporting.runs import Settings, Tested, TestSet, tested
 from mvtec_lab.results import RunResult
 
 
@@ -28,19 +28,23 @@ class Estimate:
 
 
 class Attempt:
-    """All runs of one attempt, and what their test predictions say. Copies of a run count once."""
+    """All runs of one attempt, and what their test predictions say. Copies of a run count once.
 
-    def __init__(self, name: str, runs: Sequence[RunResult]) -> None:
+    Args:
+        settings: as ``settings_of`` gives them, by the runs' directories.
+    """
+
+    def __init__(self, name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings]) -> None:
         self.name, self.runs = name, list(runs)
         self.done = [run for run in runs if run.completed]
         self.classes = self.done[0].classes if self.done else []
         found = [t for run in self.done if (t := tested(run)) is not None]
-        latest = {(t.images, t.run.seed): t for t in found}
+        latest = {(t.images, t.run.seed, _thinned(settings[t.run.run_dir])): t for t in found}
         self.copies = len(found) - len(latest)
         superseded = {id(t.run) for t in found} - {id(t.run) for t in latest.values()}
         self.done = [run for run in self.done if id(run) not in superseded]
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
-        for (images, _), t in latest.items():
+        for (images, *_), t in latest.items():
             self.tests[images].append(t)
 
     def values(self, on: Sequence[TestSet], metric: str = "accuracy", split: str = "test") -> np.ndarray:
@@ -70,7 +74,7 @@ class Attempt:
     def estimate(self, metric: str = "accuracy", split: str = "test") -> Estimate | None:
         """Mean of a metric with what is known of its uncertainty; None without a completed run.
 
-        On a single test set, balanced accuracy and macro F1 have an interval on the test images alone.
+        On a single test set macro F1 has no interval, and balanced accuracy one on the test images alone.
         """
         found = [m for run in self.done if metric in (m := run.metrics.get(split, {}))]
         if not found:
@@ -85,7 +89,7 @@ class Attempt:
             return Estimate(value)
         if metric == "accuracy":
             return Estimate(value, *statistics.wilson_interval(value * images, images), f"{images} images")
-        together = self.together.get(metric) if split == "test" else None
+        together = self.together.get(metric) if split == "test" and metric == "balanced_accuracy" else None
         return Estimate(value, together.low, together.high, f"{images} images") if together else Estimate(value)
 
     def resolution(self, on: Sequence[TestSet], metric: str) -> float:
@@ -161,15 +165,14 @@ class Attempt:
         if each is None:
             return {}
         recalls, method = list(self.recall.values()), f"all {len(each)} tested images together"
-        bounds = np.array([(r.low, r.high) for r in recalls], dtype=np.float64)
-        interval = statistics.mean_interval([r.value for r in recalls], bounds)
+        each_bounds = np.array([(r.low, r.high) for r in recalls], dtype=np.float64)
+        interval = statistics.mean_interval([r.value for r in recalls], each_bounds)
         balanced = Estimate(st.fmean(r.value for r in recalls), *interval, f"{method}, from Wilson's of each recall")
-        interval = statistics.bootstrap(statistics.macro_f1, each)
-        macro = float(statistics.macro_f1(each.sum(axis=0)))
-        return {
-            "balanced_accuracy": balanced,
-            "macro_f1": Estimate(macro, *interval, f"{method}, bootstrap over images"),
-        }
+        macro = Estimate(float(statistics.macro_f1(each.sum(axis=0))))
+        # Where all are right no resample differs: that is no certainty.
+        if len(each) > 1 and (bounds := statistics.bootstrap(statistics.macro_f1, each))[0] < bounds[1]:
+            macro = Estimate(macro.value, *bounds, f"{method}, bootstrap over images")
+        return {"balanced_accuracy": balanced, "macro_f1": macro}
 
     @property
     def described(self) -> dict[str, Any]:
@@ -186,3 +189,8 @@ class Attempt:
             "validation_balanced_accuracy": self.score()[1] if np.isfinite(self.score()[1]) else None,
             "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
         }
+
+
+def _thinned(settings: Settings) -> str | None:
+    """What tells training sets apart that were thinned out to a tail, and tested on the same images."""
+    return settings.get("split.seed") if settings.get("data.imbalance", "null") != "null" else None

@@ -49,7 +49,12 @@ class Pair:
 
     @property
     def different(self) -> bool:
-        return self.p_holm is not None and self.p_holm < ALPHA
+        """Both have to say so: a permutation test asks whether two attempts classify alike, and finds that they do not
+        where one trades a class for another and neither is better."""
+        if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
+            return False
+        low, high = self.difference.low, self.difference.high
+        return low is None or high is None or low > 0 or high < 0
 
 
 @dataclass
@@ -91,7 +96,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         LabError: a predictions.csv or config.yaml is damaged.
     """
     settings = {run.run_dir: settings_of(run) for run in runs}
-    attempts = [Attempt(name, group) for name, group in by_attempt(runs, settings).items()]
+    attempts = [Attempt(name, group, settings) for name, group in by_attempt(runs, settings).items()]
     result = Comparison(attempts, settings)
     asked = verdict or VerdictConfig()
     metric, metric_note = _agreed("verdict.metric", asked.metric, settings.values())
@@ -138,6 +143,9 @@ def _pair(a: Attempt, b: Attempt, metric: str) -> Pair:
     if not common:
         pair.refused = "they were tested on different images: give both the same data, split.seed and split settings"
         return pair
+    if metric == "macro_f1" and len(common) == 1:
+        pair.refused = "no test of macro F1 on a single test set is sound: give cv.folds, or another verdict.metric"
+        return pair
     if metric == "accuracy":
         ours, theirs = a.shares(common), b.shares(common)
         first, second = (np.array([shares[image] for image in ours]) for shares in (ours, theirs))
@@ -165,19 +173,11 @@ def _pair(a: Attempt, b: Attempt, metric: str) -> Pair:
 
 
 def _paired(metric: str, first: np.ndarray, second: np.ndarray) -> Estimate:
-    """The difference of two attempts on one test set: of each image, the share of right predictions, [N], or for other
-    metrics than accuracy how it was classified, [N, C, C]."""
+    """The difference of two attempts on one test set, from the share of right predictions of each image, [N], or for
+    balanced accuracy how each was classified, [N, C, C]."""
     if metric == "accuracy":
         interval = statistics.paired_interval(first, second)
         return Estimate(float(np.mean(first - second)), *interval, "Bonett and Price")
-    if metric == "macro_f1":
-
-        def difference(both: np.ndarray) -> np.ndarray:
-            return statistics.macro_f1(both[..., 0, :, :]) - statistics.macro_f1(both[..., 1, :, :])
-
-        both = np.stack([first, second], axis=1)
-        interval = statistics.bootstrap(difference, both)
-        return Estimate(float(difference(both.sum(axis=0))), *interval, "paired bootstrap over images")
     truth, right = first.sum(axis=2).argmax(axis=1), [np.trace(each, axis1=1, axis2=2) for each in (first, second)]
     classes = [(right[0][truth == c], right[1][truth == c]) for c in np.unique(truth)]
     values = [float(np.mean(ours - theirs)) for ours, theirs in classes]

@@ -31,6 +31,7 @@ FIGURES = {
     "val_accuracy": "val\nacc.",
     "majority_baseline": "major-\nity",
 }
+ROOM = 90  # columns of a terminal in which all figures fit beside a name of twelve letters and 10,000 seconds
 COLUMNS = (
     "attempt",
     "runs",
@@ -175,9 +176,9 @@ def judged(row: Row) -> str:
     return interval(*(row[f"test_{row['metric']}{bound}"] for bound in ("", "_low", "_high")))
 
 
-def figures_of(rows: Sequence[Row]) -> dict[str, str]:
-    """FIGURES as they apply to these rows."""
-    tail = any(row["test_tail_recall"] is not None for row in rows)
+def figures_of(rows: Sequence[Row], narrow: bool = False) -> dict[str, str]:
+    """FIGURES as they apply to these rows; ``narrow``: without the tail's, which a usual terminal has no room for."""
+    tail = not narrow and any(row["test_tail_recall"] is not None for row in rows)
     left_out = {f"test_{rows[0]['metric']}", *(() if tail else ("test_tail_recall",))}
     return {key: heading for key, heading in FIGURES.items() if key not in left_out}
 
@@ -207,7 +208,7 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
     from rich.text import Text
 
     console = console or Console()
-    shown = figures_of(rows)
+    shown = figures_of(rows, narrow=console.width < ROOM)
     metric = NAMES[rows[0]["metric"]].replace(" ", "\n")
     headers = "|".join(("runs", f"test {metric}", *shown.values(), "epochs", "sec-\nonds"))
     cells = []

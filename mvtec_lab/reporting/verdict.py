@@ -175,7 +175,7 @@ def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: str) -> list
         least = statistics.smallest_difference(images, ALPHA)
         what = "cannot tell any two attempts apart" if least is None else _points(least)
         lines.append(f"{images} test images {what}; one image is {100 / images:.1f} points.")
-    if metric != "accuracy":
+    if metric == "balanced_accuracy":
         lines += _limits_of_images(done, pairs, metric)
     for images, sets in sorted({(pair.images, pair.test_sets) for pair in pairs if pair.test_sets > 1}):
         found = [pair.difference for pair in pairs if (pair.images, pair.test_sets) == (images, sets)]
@@ -200,12 +200,9 @@ def _limits_of_images(done: Sequence[Attempt], pairs: Sequence[Pair], metric: st
         weights = np.sort(statistics.image_weights(groups[0][0].labels))
         if len(images) < least:
             what = "cannot tell any two attempts apart"
-        elif metric == "balanced_accuracy":
-            what = f"{_points(float(weights[:least].sum()))}{_in(metric)}"
         else:
-            what = f"can only tell apart attempts that classify {least} of them or more differently"
-        about = "" if metric == "balanced_accuracy" else "about "
-        rarest = f"one image of the rarest class is {about}{100 * weights[-1]:.1f} points"
+            what = f"{_points(float(weights[:least].sum()))}{_in(metric)}"
+        rarest = f"one image of the rarest class is {100 * weights[-1]:.1f} points"
         lines.append(f"{len(images)} test images {what}; {rarest}.")
     return lines
 

@@ -71,7 +71,7 @@ def teach(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Train
         What it has to say about them, in one line.
     """
     parts: Iterable[torch.Tensor]
-    if "train" in data.features and data.features["train"].views == 1:
+    if "train" in data.features and not data.drawn_anew:
         known = data.features["train"]
         keys = range(len(known))
         parts = (known[list(keys[start : start + BATCH])]["features"] for start in keys[::BATCH])

@@ -72,7 +72,9 @@ class Outcome:
 
 def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
     """Predict val and test; with ``val_is_test`` the images are passed once and counted as both."""
-    outcomes, trained = {}, list(data.counts()["train"].values())
+    outcomes = {}
+    # What is rare is so in what the checkpoint was trained on; those of the first versions do not say.
+    trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
     loaders = {"test": data.test_dataloader}
     if not data.val_is_test and data.of_split("val"):
         loaders["val"] = data.val_dataloader

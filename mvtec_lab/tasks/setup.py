@@ -243,7 +243,10 @@ def keep_memory() -> None:
 
 def check_devices(config: Config) -> int:
     """The number of devices; LabError for devices, a strategy or a precision that cannot be had here."""
-    return build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
+    found = build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
+    if found > 1 and config.model.head == "knn":
+        raise LabError(f"model.head=knn trains nothing that {found} devices could share: give trainer.devices=1")
+    return found
 
 
 _checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs

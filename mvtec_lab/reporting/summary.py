@@ -212,10 +212,13 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
     metric = NAMES[rows[0]["metric"]].replace(" ", "\n")
     headers = "|".join(("runs", f"test {metric}", *shown.values(), "epochs", "sec-\nonds"))
     cells = []
+    folder = _folder([row["attempt"] for row in rows])
     for row in rows:
-        cells.append([row["attempt"], counted(row), judged(row), *(number(row[key]) for key in shown)])
+        cells.append(
+            [row["attempt"].removeprefix(folder), counted(row), judged(row), *(number(row[key]) for key in shown)]
+        )
         cells[-1] += [number(row["epochs"], 0), number(row["seconds"], 0)]
-    _print(console, headers, cells, [not row["completed"] for row in rows])
+    _print(console, headers, cells, [not row["completed"] for row in rows], folder)
     stated = [row for row in rows if row["reported_accuracy"] is not None]
     if stated:
         headers = "reported|on|measured there|the report's\nfigure lies"
@@ -243,12 +246,20 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
             console.print(Text(f"failed: {row['attempt']}: {row['error']}", style="red"))
 
 
-def _print(console: Console, headers: str, rows: Sequence[Sequence[str]], bad: Sequence[bool]) -> None:
+def _folder(attempts: Sequence[str]) -> str:
+    """What all of several attempts' names begin with, up to a slash: the heading says it once."""
+    folders = {name.rpartition("/")[0] for name in attempts}
+    return f"{folders.pop()}/" if len(attempts) > 1 and len(folders) == 1 and "" not in folders else ""
+
+
+def _print(
+    console: Console, headers: str, rows: Sequence[Sequence[str]], bad: Sequence[bool], folder: str = ""
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("attempt", overflow="fold", min_width=8)
+    table.add_column("attempt" + (f"\n{folder}..." if folder else ""), overflow="fold", min_width=8)
     for header in headers.split("|"):
         left = header.startswith(("test ", "measured "))
         table.add_column(header, justify="left" if left else "right", no_wrap=True)

@@ -265,6 +265,7 @@ def test_a_run_with_caches_is_the_run_without(arguments: list[str], expected: li
     assert features_of(theirs) == []
 
 
+@pytest.mark.slow
 def test_features_are_made_once_for_a_sweep_and_the_next(lab, tmp_path: Path, monkeypatch) -> None:
     made = []
     extract = DefectClassifier.extract
@@ -305,6 +306,7 @@ def test_views_are_marked(lab, tmp_path: Path) -> None:
     assert "augment.views=2" in " ".join(json.loads((tmp_path / "run/result.json").read_text())["warnings"])
 
 
+@pytest.mark.slow
 def test_trouble_with_the_cache_changes_no_result(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("no folder")
     ours, theirs = runs(lab, tmp_path, "attempt=finetune")

@@ -96,6 +96,7 @@ def test_a_failing_run_stands_in_the_table_and_the_others_go_on(lab, tmp_path: P
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_jobs_of_a_grid_have_directories_of_their_own(lab, tmp_path: Path) -> None:
     assert lab("-m", "attempt=base,cosine", "seed=0,1", "optimizer=adam,sgd", "trainer.max_epochs=1") == 0
     names = sorted(Path(run.run_dir).name for run in find_runs(the_sweep(tmp_path)))

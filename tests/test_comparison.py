@@ -435,6 +435,7 @@ def test_mistakes_are_one_line(lab, tmp_path: Path, capsys, arguments: tuple[str
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_folds_differ_in_their_draw_and_repeat_it(lab, tmp_path: Path) -> None:
     for sweep in ("a", "b"):
         assert lab("-m", "cv.folds=2", f"hydra.sweep.dir={sweep}") == 0
@@ -442,6 +443,7 @@ def test_folds_differ_in_their_draw_and_repeat_it(lab, tmp_path: Path) -> None:
     assert [run.metrics for run in a] == [run.metrics for run in b]
 
 
+@pytest.mark.slow
 def test_compare_sweeps_of_other_days(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for attempt in ("base", "cosine"):
         assert lab("-m", f"attempt={attempt}", "cv.folds=2", f"hydra.sweep.dir={attempt}") == 0

@@ -18,6 +18,12 @@ from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import CONF
 
 ATTEMPTS = sorted(path.stem for path in (CONF / "attempt/longtail").glob("*.yaml"))
+# Each of these has a part of the code to itself; the others run with the slow tests.
+FAST = ("bags", "class_balanced_focal", "dac", "knn", "ldam_drw", "mixup", "paste", "posthoc", "rac")
+
+
+def others_slow(names: list[str], fast: tuple[str, ...]) -> list:
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 def probabilities(run_dir: Path) -> np.ndarray:
@@ -25,7 +31,7 @@ def probabilities(run_dir: Path) -> np.ndarray:
     return np.array([[float(v) for k, v in row.items() if k.startswith("prob_")] for row in rows])
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize("attempt", others_slow(ATTEMPTS, FAST))
 def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: Path, tmp_path: Path) -> None:
     epochs = [] if attempt == "knn" else ["trainer.max_epochs=6"]
     assert lab(f"attempt=longtail/{attempt}", "hydra.run.dir=run", *epochs) == 0
@@ -46,7 +52,7 @@ def test_the_study_is_all_of_them() -> None:
     assert sorted(named) == [f"longtail/{attempt}" for attempt in ATTEMPTS]
 
 
-@pytest.mark.parametrize("attempt", ["rac", "dac", "bags", "ldam_drw", "paste"])
+@pytest.mark.parametrize("attempt", others_slow(["rac", "dac", "bags", "ldam_drw", "paste"], ("dac",)))
 @pytest.mark.parametrize("views", ["null", "1"])
 def test_neither_caches_nor_workers_change_a_result(attempt: str, views: str, lab, tmp_path: Path) -> None:
     arguments = [f"attempt=longtail/{attempt}", "trainer.max_epochs=4", "augment=standard", f"augment.views={views}"]

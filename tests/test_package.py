@@ -80,6 +80,7 @@ def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, st
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_backbones_are_known_without_importing_torchvision(tmp_path: Path) -> None:
     code = (
         "from mvtec_lab.config import torchvision_models; known = torchvision_models()\n"

@@ -109,6 +109,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(lab, stop, tmp_path: Pa
         assert 4 <= result.epochs < 30
 
 
+@pytest.mark.slow
 def test_a_run_can_be_stopped_again_and_again(lab, stop, tmp_path: Path) -> None:
     settings = [*TUNED, "scheduler=plateau", "scheduler.patience=0"]
     assert lab(*settings, "hydra.run.dir=whole") == 0
@@ -181,6 +182,7 @@ def test_a_sweep_goes_on(lab, stop, product: Path, tmp_path: Path, capsys) -> No
     assert lab(*sweep, "hydra.sweep.dir=s", "resume=true") == 0
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice(lab, stop, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -233,6 +235,7 @@ def refused(lab, capsys, said: str, *arguments: str) -> None:
     assert error.count("\n") == 1, error
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_anything_trains(lab, stop, tmp_path: Path, capsys) -> None:
     stop(*TUNED, "hydra.run.dir=run")
     before = (tmp_path / "run/result.json").read_bytes()

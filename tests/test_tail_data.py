@@ -346,6 +346,7 @@ def test_frozen_features_stand_in_for_what_stays_alone(
     assert cached.counts["train"] == {"good": 6, "crack": 4, "hole": 3}
 
 
+@pytest.mark.slow
 def test_views_are_kept_by_what_they_were_pasted_from(lab, product: Path, tmp_path: Path) -> None:
     def kept(*settings: str) -> int:
         assert lab("augment.views=2", *settings, "hydra.run.dir=run") == 0

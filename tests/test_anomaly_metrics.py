@@ -1,0 +1,401 @@
+"""One-class evaluation: made-up scores and maps whose answers are worked out by hand, and slow exact references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation import anomaly, statistics
+from mvtec_lab.evaluation.anomaly import PixelScores, paired_difference
+
+# Images
+
+
+def test_image_metrics_by_hand() -> None:
+    kinds = ["good", "good", "good", "crack", "crack", "dent"]
+    found = anomaly.image_metrics([1, 2, 6, 5, 7, 3], kinds, threshold=4)
+    assert found["image_auroc"] == pytest.approx(7 / 9)  # of nine pairs the 6 beats the 5 and the 3
+    assert found["image_ap"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert (found["f1"], found["precision"], found["recall"]) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert found["false_alarm_rate"] == pytest.approx(1 / 3)
+    assert (found["accuracy"], found["balanced_accuracy"]) == pytest.approx((2 / 3, 2 / 3))
+    assert found["by_type"]["crack"] == {"images": 2, "image_auroc": pytest.approx(5 / 6), "recall": 1.0}
+    assert found["by_type"]["dent"] == {"images": 1, "image_auroc": pytest.approx(2 / 3), "recall": 0.0}
+
+
+def test_a_score_at_the_threshold_is_no_alarm() -> None:
+    found = anomaly.image_metrics([1, 1, 1, 1], ["good", "good", "hole", "hole"], threshold=1)
+    assert (found["image_auroc"], found["image_ap"]) == (0.5, 0.5)
+    assert (found["false_alarm_rate"], found["recall"], found["f1"], found["precision"]) == (0, 0, 0, None)
+
+
+def test_what_cannot_be_said_is_none() -> None:
+    good = anomaly.image_metrics([1, 2], ["good", "good"], threshold=1.5)
+    assert [good[k] for k in ("image_auroc", "image_ap", "f1", "recall", "balanced_accuracy")] == [None] * 5
+    assert (good["false_alarm_rate"], good["accuracy"], good["by_type"]) == (0.5, 0.5, {})
+    defects = anomaly.image_metrics([1, 2], ["hole", "hole"], threshold=1.5)
+    assert [defects[k] for k in ("image_auroc", "image_ap", "precision", "false_alarm_rate")] == [None] * 4
+    assert (defects["recall"], defects["by_type"]["hole"]["image_auroc"]) == (0.5, None)
+    assert anomaly.image_metrics([1, 2], ["good", "hole"])["f1"] is None  # no threshold
+    assert anomaly.image_intervals([1, 2], ["good", "good"]) == {"image_auroc": None, "image_ap": None}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite(bad: float) -> None:
+    for call in (
+        lambda: anomaly.image_metrics([1, bad], ["good", "hole"]),
+        lambda: anomaly.quantile_threshold([1, bad], 0.95),
+        lambda: PixelScores([np.full((2, 2), bad)]),
+        lambda: PixelScores([np.ones((2, 2))]).add("a", np.full((2, 2), bad), None, "good"),
+    ):
+        with pytest.raises(LabError, match="not finite"):
+            call()
+
+
+def test_the_quantile_threshold_keeps_its_promise_of_new_images() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.gamma(2, size=(4000, 42))  # 42 good validation images, as of bottle
+    alarms = [stats.gamma.sf(anomaly.quantile_threshold(row, 0.95), 2) for row in scores]
+    assert np.mean(alarms) == pytest.approx(0.05, abs=0.002)
+    assert stats.gamma.sf(np.quantile(scores, 0.95, axis=1), 2).mean() > 0.065  # NumPy's default
+    assert anomaly.quantile_threshold(scores[0], 0.999) == scores[0].max()
+    with pytest.raises(LabError, match="no good validation images"):
+        anomaly.quantile_threshold([], 0.95)
+
+
+def test_best_f1_threshold() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores, truth = rng.integers(0, 12, 15).astype(float), rng.random(15) < 0.4
+        truth[0] = True
+        f1 = _f1(scores, truth, anomaly.best_f1_threshold(scores, truth))
+        assert f1 == pytest.approx(max(_f1(scores, truth, cut) for cut in np.arange(-1, 12) + 0.5))
+    assert anomaly.best_f1_threshold([1, 2, 5, 9], [False, False, True, True]) == 3.5
+    assert anomaly.best_f1_threshold([1, 1], [False, True]) < 1
+    with pytest.raises(LabError, match="needs defects"):
+        anomaly.best_f1_threshold([1, 2], [False, False])
+
+
+def _f1(scores: np.ndarray, truth: np.ndarray, threshold: float) -> float:
+    called = scores > threshold
+    return 2 * (called & truth).sum() / (called.sum() + truth.sum())
+
+
+# Pixels
+
+
+def _pixels(maps: Any, masks: Any, kinds: Any = None) -> PixelScores:
+    found = PixelScores(maps)
+    for k, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        kind = kinds[k] if kinds else "good" if mask is None else "hole"
+        found.add(f"{k}", scores, mask, kind)
+    return found
+
+
+def _figures(found: dict[str, Any]) -> list[float]:
+    return [found[name] for name in anomaly.PIXEL_METRICS]
+
+
+def _two_regions() -> np.ndarray:
+    """90 pixels in one region, 10 in another, of 1,000."""
+    mask = np.zeros((20, 50), dtype=bool)
+    mask[2:11, 2:12] = mask[15:17, 30:35] = True
+    return mask
+
+
+def test_perfect_inverted_and_constant_maps() -> None:
+    mask = _two_regions()
+    scores = mask.astype(float)
+    assert _figures(_pixels([scores], [mask]).metrics()) == pytest.approx([1, 1, 1])
+    assert _figures(_pixels([1 - scores], [mask]).metrics()) == pytest.approx([0, 0.1, 0])
+    for limit in (0.05, 0.3, 1):  # overlap and false-positive rate rise together: the area is half the limit
+        constant = _pixels([np.full((20, 50), 0.7)] * 2, [mask, None]).metrics(limit)
+        assert _figures(constant) == pytest.approx([0.5, 0.05, limit / 2])
+
+
+def test_a_small_region_that_is_missed_weighs_as_much_as_a_large_one() -> None:
+    mask = _two_regions()
+    scores = np.zeros(mask.shape)
+    scores[2:11, 2:12] = 1
+    found = _pixels([scores], [mask]).metrics(limit=0.3)
+    assert found["pixel_auroc"] == pytest.approx(0.95)  # from (0, 0.9) straight to (1, 1)
+    assert found["pixel_ap"] == pytest.approx(0.9 + 0.1 * 0.1)
+    assert found["pixel_aupro"] == pytest.approx((0.5 + 0.65) / 2)  # from (0, 0.5) straight to (1, 1), cut at 0.3
+
+
+def test_regions_that_touch_at_a_corner_are_one() -> None:
+    mask = np.zeros((10, 10), dtype=bool)
+    mask[2, 2] = mask[3, 3] = mask[8, 8] = True
+    scores = np.zeros((10, 10))
+    scores[2, 2] = 1
+    aupro = _pixels([scores], [mask]).metrics(limit=1)["pixel_aupro"]
+    assert aupro == pytest.approx((0.25 + 1) / 2)  # half of one of two regions
+
+
+def test_maps_are_spread_over_the_masks_as_torch_does() -> None:
+    """A map of 2 x 1, 0 and 1, over 8 x 4 pixels: rows at 0, 0, 1/8, 3/8, 5/8, 7/8, 1, 1."""
+    mask = np.zeros((8, 4), dtype=bool)
+    mask[3] = True
+    scores = np.array([[0.0], [1.0]])
+    assert _pixels([scores], [mask]).metrics()["pixel_auroc"] == pytest.approx(3 / 7)
+
+
+def test_good_images_are_all_negative_and_a_missing_mask_leaves_its_image_out() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.random((4, 8, 8))
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[5:9, 5:20] = True
+    found = PixelScores(maps)
+    found.add("a", maps[0], mask, "hole")
+    found.add("b", maps[1], None, "good", size=(32, 32))
+    found.add("c", maps[2], np.roll(mask, 9, axis=0), "crack")
+    found.add("d", maps[3], None, "crack")
+    metrics = found.metrics()
+    assert (metrics["images"], metrics["missing_masks"], found.missing) == (3, 1, ["d"])
+    masks = [mask, np.zeros_like(mask), np.roll(mask, 9, axis=0)]
+    assert _figures(metrics) == pytest.approx(_exact(maps[:3], masks, 0.3), abs=1e-3)
+    assert list(metrics["by_type"]) == ["crack", "hole"]
+    assert _figures(metrics["by_type"]["hole"]) == pytest.approx(_exact(maps[:2], masks[:2], 0.3), abs=1e-3)
+
+
+def test_nothing_defective_or_nothing_at_all() -> None:
+    none = dict.fromkeys(anomaly.PIXEL_METRICS)
+    for maps in ([], [np.ones((4, 4))]):
+        found = PixelScores([np.ones((4, 4))])
+        for scores in maps:
+            found.add("a", scores, None, "good")
+        assert found.metrics().items() >= none.items()
+        assert found.intervals() == none
+    full = _pixels([np.ones((4, 4))], [np.ones((4, 4))])  # no sound pixel
+    assert full.metrics().items() >= none.items()
+
+
+def _exact(maps: Any, masks: Any, limit: float) -> list[float]:
+    """By scikit-learn and, at each of its thresholds, the share found of each of SciPy's regions."""
+    maps = [
+        cv2.resize(m.astype(np.float32), k.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        for m, k in zip(maps, masks, strict=True)
+    ]
+    scores, truth = np.concatenate([m.ravel() for m in maps]), np.concatenate([k.ravel() for k in masks])
+    fpr, _, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    regions = []
+    for scored, mask in zip(maps, masks, strict=True):
+        labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [np.sort(scored[labels == k + 1]) for k in range(number)]
+    pro = np.mean([1 - np.searchsorted(region, thresholds) / len(region) for region in regions], axis=0)
+    inside = fpr <= limit
+    x, y = np.append(fpr[inside], limit), np.append(pro[inside], np.interp(limit, fpr, pro))
+    aupro = ((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum() / limit
+    return [roc_auc_score(truth, scores), average_precision_score(truth, scores), aupro]
+
+
+def _toy(
+    rng: np.random.Generator, images: int, shape: str, side: int = 32
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Noisy maps of low resolution of masks with several blobs; the first image is good."""
+    masks = [
+        ndimage.gaussian_filter(rng.normal(size=(side, side)), 2) > 0.15 * (k > 0) + 9 * (k == 0) for k in range(images)
+    ]
+    maps = []
+    for mask in masks:
+        seen = cv2.resize(mask.astype(np.float32), (9, 7), interpolation=cv2.INTER_AREA) + 0.3 * rng.normal(size=(7, 9))
+        if shape == "relu":  # half of the scores are the same
+            seen = np.maximum(seen - 0.2, 0)
+        elif shape == "saturated":  # at both ends
+            seen = 1 / (1 + np.exp(-60 * (seen - 0.4)))
+        elif shape == "skewed":
+            seen = np.exp(6 * seen)
+        elif shape == "coarse":
+            seen = np.round(2 * seen)
+        maps.append(seen.astype(np.float32))
+    return maps, masks
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("shape", ["plain", "relu", "saturated", "skewed", "coarse"])
+def test_agrees_with_the_exact_computation(shape: str, limit: float) -> None:
+    maps, masks = _toy(np.random.default_rng(0), 4, shape, side=64)
+    found = _pixels(maps, masks).metrics(limit)
+    assert _figures(found) == pytest.approx(_exact(maps, masks, limit), abs=5e-4)
+
+
+def test_a_bootstrap_of_images_is_a_bootstrap_of_their_pixels() -> None:
+    rng = np.random.default_rng(0)
+    maps, masks = _toy(rng, 5, "plain")
+    pixels = _pixels(maps, masks, ["good", "a", "a", "b", "b"])
+    weights = np.array([[1, 2, 0, 1, 1], [1, 0, 3, 1, 0]])
+    for row, values in zip(weights, pixels._values(weights, 0.3), strict=True):
+        drawn = np.repeat(np.arange(5), row)
+        assert values == pytest.approx(_exact([maps[k] for k in drawn], [masks[k] for k in drawn], 0.3), abs=1e-3)
+
+
+def test_pixel_intervals_and_their_paired_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anomaly, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
+    maps, masks = _toy(rng, 12, "plain")
+    kinds = ["good"] + ["hole"] * 11
+    better, worse = (_pixels([m + noise * rng.normal(size=m.shape) for m in maps], masks, kinds) for noise in (0, 1))
+    for name, interval in better.intervals().items():
+        assert interval is not None
+        low, high = interval
+        assert low < better.metrics()[name] < high
+    for k, name in enumerate(anomaly.PIXEL_METRICS):
+        difference = paired_difference(better.draws()[:, k], worse.draws()[:, k])
+        assert difference.value == pytest.approx(better.metrics()[name] - worse.metrics()[name])
+        assert 0 < difference.low < difference.value < difference.high
+        assert difference.p < 0.02
+    better.save(tmp_path / "pixels.npz")
+    again = PixelScores.load(tmp_path / "pixels.npz")
+    assert (again.metrics(), again.names, again.missing) == (better.metrics(), better.names, better.missing)
+    assert paired_difference(again.draws()[:, 2], better.draws()[:, 2]) == (0, 0, 0, 1)
+    back = _pixels(maps[::-1], masks[::-1], kinds[::-1])  # the same images in another order
+    back.names.reverse()
+    value = paired_difference(back.draws()[:, 2], better.draws()[:, 2])
+    assert [value.value, value.low, value.high] == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+# Intervals and tests of images
+
+
+def test_image_intervals() -> None:
+    rng = np.random.default_rng(0)
+    kinds = ["good"] * 20 + ["hole"] * 63
+    scores = np.concatenate([rng.normal(0, 1, 20), rng.normal(2, 1, 63)])
+    metrics, intervals = anomaly.image_metrics(scores, kinds), anomaly.image_intervals(scores, kinds)
+    assert intervals == anomaly.image_intervals(scores, kinds)
+    for name, interval in intervals.items():
+        assert interval is not None
+        assert 0.5 < interval[0] < metrics[name] < interval[1] <= 1
+    constant = anomaly.image_intervals(np.ones(83), kinds)["image_auroc"]
+    assert constant is not None
+    assert constant[0] < 0.5 < constant[1]
+
+
+def test_perfect_separation_has_a_lower_bound_below_one() -> None:
+    few = anomaly.image_intervals(np.arange(10), ["good"] * 5 + ["hole"] * 5)
+    many = anomaly.image_intervals(np.arange(83), ["good"] * 20 + ["hole"] * 63)
+    for name in ("image_auroc", "image_ap"):
+        (low, top), (higher, also_top) = few[name] or (0, 0), many[name] or (0, 0)
+        assert 0.5 < low < higher < 0.96
+        assert top == also_top == 1
+
+
+def test_the_score_interval_solves_its_equation() -> None:
+    for auroc in (0.0, 0.3, 0.9, 1.0):
+        good, defects = 20, 63
+        for bound in statistics.mann_whitney_interval(auroc, good, defects):
+            if bound in (0, 1):
+                assert bound == auroc
+                continue
+            q1, q2 = bound / (2 - bound), 2 * bound**2 / (1 + bound)  # Hanley and McNeil's
+            variance = bound * (1 - bound) + ((good + defects) / 2 - 1) * (q1 + q2 - 2 * bound**2)
+            assert abs(auroc - bound) == pytest.approx(1.959964 * np.sqrt(variance / (good * defects)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("auroc", "wide"), [(0.9, 0.4), (0.98, 1), (0.995, 3)])
+def test_image_intervals_cover(auroc: float, wide: float) -> None:
+    rng, covered, kinds = np.random.default_rng(0), np.zeros(2), ["good"] * 20 + ["hole"] * 63
+    away = stats.norm.ppf(auroc) * np.hypot(1, wide)
+    defects = np.sort(rng.normal(away, wide, 1_000_000))[::-1]
+    recall, alarms = np.linspace(0, 1, len(defects) + 1)[1:], stats.norm.sf(defects)
+    ap = float(np.mean(63 * recall / (63 * recall + 20 * alarms)))
+    for _ in range(100):
+        scores = np.concatenate([rng.normal(size=20), rng.normal(away, wide, 63)])
+        for k, (interval, value) in enumerate(
+            zip(anomaly.image_intervals(scores, kinds).values(), (auroc, ap), strict=True)
+        ):
+            assert interval is not None
+            covered[k] += interval[0] <= value <= interval[1]
+    assert (covered / 100).min() > 0.9, covered
+
+
+def _slow_delong(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Difference and its variance, placement by placement."""
+    beats = [[[float(d > g) + (d == g) / 2 for g in row[~truth]] for d in row[truth]] for row in scores]
+    first, second = np.array(beats)
+    difference = first - second
+    by_defect, by_good = difference.mean(axis=1), difference.mean(axis=0)
+    variance = by_defect.var(ddof=1) / len(by_defect) + by_good.var(ddof=1) / len(by_good)
+    return float(difference.mean()), float(variance)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_delong_is_its_definition(ties: bool) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth = rng.permutation(np.arange(30) < 9)
+        scores = rng.normal(size=30) + truth + rng.normal(size=(2, 30))
+        scores = np.round(scores) if ties else scores
+        value, variance = _slow_delong(scores, truth)
+        found = statistics.delong_test(*scores, truth)
+        assert found.value == pytest.approx(value)
+        assert found.value == pytest.approx(roc_auc_score(truth, scores[0]) - roc_auc_score(truth, scores[1]))
+        assert (found.high - found.low) / 2 == pytest.approx(1.959964 * np.sqrt(variance))
+        assert found.p == pytest.approx(2 * stats.norm.sf(abs(value) / np.sqrt(variance)))
+
+
+def test_delong_of_several_runs_is_of_their_means() -> None:
+    scores, truth = _twins(np.random.default_rng(0), 0.5)
+    one = statistics.delong_test(*scores, truth)
+    assert statistics.delong_test([scores[0], scores[0]], scores[1], truth) == pytest.approx(one)
+    both = statistics.delong_test(scores, scores[1], truth)
+    assert both.value == pytest.approx(one.value / 2)
+    assert both.high - both.value == pytest.approx((one.high - one.value) / 2)
+
+
+def test_delong_without_spread() -> None:
+    truth = np.arange(83) >= 20
+    perfect = np.arange(83.0)
+    assert statistics.delong_test(perfect, perfect**3, truth) == (0, 0, 0, 1)  # the same on every pair
+    constant = statistics.delong_test(perfect, np.zeros(83), truth)
+    assert constant.value == 0.5
+    assert constant.p < 1e-6
+    few = statistics.delong_test([0, 1, 2, 3], [0, 0, 0, 0], [False, False, True, True])
+    assert few.p > 0.1  # of four images nothing can be known
+    with pytest.raises(ValueError, match="two good images"):
+        statistics.delong_test([0, 1], [0, 1], [False, True])
+
+
+def _twins(rng: np.random.Generator, advantage: float, away: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Two correlated scores of 20 good images and 63 defects."""
+    truth = np.arange(83) >= 20
+    return rng.normal(size=83) + rng.normal(size=(2, 83)) + truth * (away + np.array([[advantage], [0]])), truth
+
+
+def test_delong_agrees_with_a_permutation_test() -> None:
+    """Of scores of equal distribution, whose is whose may be swapped image by image."""
+    rng, apart = np.random.default_rng(0), []
+    for _ in range(12):
+        scores, truth = _twins(rng, advantage=0.4)
+        found = statistics.delong_test(*scores, truth)
+        swap = rng.random((1500, 83)) < 0.5
+        drawn = [_auroc(np.where(s, *scores), truth) - _auroc(np.where(s, *scores[::-1]), truth) for s in swap]
+        apart.append(found.p - np.mean(np.abs(drawn) >= abs(found.value) - 1e-12))
+    assert np.abs(apart).max() < 0.12
+    assert abs(np.mean(apart)) < 0.03
+
+
+def _auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    return float((scores[truth][:, None] > scores[~truth]).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("away", [1.0, 3.3])  # AUROC 0.69 and 0.95
+def test_delong_rarely_calls_equal_methods_different(away: float) -> None:
+    rng = np.random.default_rng(0)
+    called = np.mean([statistics.delong_test(*(t := _twins(rng, 0, away))[0], t[1]).p < 0.05 for _ in range(3000)])
+    assert 0.015 < called < 0.065, called
+
+
+def test_delong_finds_a_real_difference() -> None:
+    rng = np.random.default_rng(0)
+    called = np.mean([statistics.delong_test(*(t := _twins(rng, 1.5, 0.5))[0], t[1]).p < 0.05 for _ in range(100)])
+    assert called > 0.8

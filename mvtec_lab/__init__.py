@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.models.anomaly import build_detector as build_detector
+    from mvtec_lab.models.anomaly import load_detector as load_detector
     from mvtec_lab.models.classifier import DefectClassifier as DefectClassifier
     from mvtec_lab.models.classifier import load_classifier as load_classifier
     from mvtec_lab.results import RunResult as RunResult
@@ -28,8 +30,10 @@ _HOMES = {
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.datamodule",
     "RunResult": "results",
+    "build_detector": "models.anomaly",
     "compose": "sweep",
     "load_classifier": "models.classifier",
+    "load_detector": "models.anomaly",
     "run_attempt": "tasks.train",
 }
 __all__ = ["__version__", *_HOMES]

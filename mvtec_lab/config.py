@@ -18,7 +18,7 @@ from typing import Any
 from mvtec_lab.errors import LabError, unknown
 
 DATA = ("sample", "mvtec", "folder")
-PROTOCOLS = ("holdout", "kfold", "file")
+PROTOCOLS = ("holdout", "kfold", "file", "one_class")
 POOLS = ("test", "all")
 MASKS = ("required", "optional")
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
@@ -28,7 +28,46 @@ BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those t
 HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
 RETRIEVING = ("fused", "retrieval", "knn")  # heads that look up training images
 MIXES = ("none", "mixup", "cutmix")
+# One-class methods: each is the folder models/anomaly/<name>, whose Detector takes the knobs of ModelConfig by name.
+DETECTORS = (
+    "patchcore",
+    "padim",
+    "spade",
+    "nearest",
+    "kmeans",
+    "gaussian",
+    "deep_svdd",
+    "ocsvm",
+    "autoencoder",
+    "vae",
+    "memae",
+    "fanogan",
+    "draem",
+    "cutpaste",
+    "rotation",
+    "stfpm",
+)
+# The knobs of ModelConfig that are some methods' own; model.layers goes with model.backbone, for whoever has one.
+KNOBS = {
+    "neighbours": ("nearest", "spade"),
+    "coreset": ("patchcore",),
+    "dimensions": ("padim", "gaussian", "deep_svdd", "ocsvm"),
+    "clusters": ("kmeans",),
+    "latent": ("autoencoder", "vae", "memae", "fanogan"),
+    "slots": ("memae",),
+    "reconstruction": ("autoencoder",),
+}
+FROM_SCRATCH = ("autoencoder", "vae", "memae", "fanogan", "draem")  # without model.backbone
+FIT_ONCE = ("patchcore", "padim", "spade", "nearest", "kmeans", "gaussian", "ocsvm")  # trained by no gradient
+# What means nothing to a one-class method: classes, or a network's fresh head.
+OF_CLASSIFIERS = (
+    *("data.sampler", "data.imbalance", "augment.paste", "augment.mix", "scheduler.name", "trainer.compile"),
+    *("loss.name", "loss.class_weights", "loss.defer", "loss.posthoc"),
+    *("model.unfreeze", "model.warmup_epochs", "model.head", "model.generate"),
+)
+THRESHOLDS = ("quantile", "synthetic", "best_f1")
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+SCORE_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")  # of one-class methods
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -62,7 +101,8 @@ class DataConfig:
 class SplitConfig:
     """How the samples become train, val and test."""
 
-    protocol: str = "holdout"  # holdout, kfold or file
+    # holdout, kfold, file, or one_class: train on train/good but for `val` of it, test on the whole test folder
+    protocol: str = "holdout"
     pool: str = "test"  # which images take part: test (the test folder), all (train/good as well)
     per_class: int | None = None  # draw that many images of each class first; null: take all
     val: float = 0.2  # share of the pool
@@ -127,8 +167,29 @@ class ModelConfig:
     # names of the nearest training images; retrieval alone; knn: their plain vote, which needs no training
     head: str = "linear"
     scale: float = 30.0  # cosine: the logits' largest value; LDAM's
-    neighbours: int = 5  # fused, retrieval, knn: how many; the rarest class of a few dozen images has about twice that
+    # fused, retrieval, knn: how many; the rarest class of a few dozen images has about twice that. Also nearest, spade
+    neighbours: int = 5
+    # classifier, or a one-class method, which learns good images alone: patchcore, padim, spade ... The knobs below are
+    # such methods' own; null: the method's default, where its file says why
+    method: str = "classifier"
+    layers: list[str] | None = None  # of the backbone, by TorchVision's node names: features.6, layer2
+    coreset: float | None = None  # patchcore: share of the patches that it remembers
+    dimensions: int | None = None  # padim: channels drawn at random; gaussian, deep_svdd, ocsvm: principal components
+    clusters: int | None = None  # kmeans
+    latent: int | None = None  # autoencoder, vae, memae, fanogan: size of the code
+    slots: int | None = None  # memae: of its memory
+    reconstruction: str = "l2"  # autoencoder: l2 or ssim
     generate: bool = False  # make up features of rare classes with a conditional generator until all are as frequent
+
+
+@dataclass
+class ThresholdConfig:
+    """From which score on a one-class method calls an image a defect."""
+
+    # quantile of the good validation images' scores; synthetic: of best F1 on them and on copies with patches pasted
+    # as CutPaste does; best_f1: chosen on the test images, defects included, and marked
+    rule: str = "quantile"
+    quantile: float = 0.95  # one good image in twenty is a false alarm then
 
 
 @dataclass
@@ -168,7 +229,9 @@ class TrainerConfig:
 class VerdictConfig:
     """What a comparison of attempts rests on. Where these are null, accuracy, and every pair of attempts."""
 
-    metric: str | None = None  # accuracy, balanced_accuracy or macro_f1
+    # accuracy, balanced_accuracy or macro_f1; of one-class methods image_auroc (theirs where this is null),
+    # pixel_auroc, pixel_ap or pixel_aupro
+    metric: str | None = None
     reference: str | None = None  # an attempt: each other one is compared with it alone, so that fewer tests are made
 
 
@@ -203,6 +266,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -210,7 +274,7 @@ class Config:
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
-    ckpt: str | None = None  # task=evaluate and task=predict: the checkpoint
+    ckpt: str | None = None  # task=evaluate, task=predict and task=export: the checkpoint
     source: str | None = None  # task=predict: an image or a folder
     dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
 
@@ -229,9 +293,26 @@ def validate(config: Config) -> None:
     _choice("data.sampler", d.sampler, BALANCE_RULES)
     _validate_loss(config)
     _choice("model.head", m.head, HEADS)
+    _choice("model.method", m.method, ("classifier", *DETECTORS))
+    _choice("model.reconstruction", m.reconstruction, ("l2", "ssim"))
+    _choice("threshold.rule", config.threshold.rule, THRESHOLDS)
+    for key, share in (("threshold.quantile", config.threshold.quantile), ("model.coreset", m.coreset)):
+        if share is not None and not 0 < share <= 1:
+            raise LabError(f"{key}={share} is out of range: give a share above 0, up to 1")
+    if m.method != "classifier" and config.cv.folds is not None:
+        raise LabError(
+            f"cv.folds={config.cv.folds} folds the test images, and model.method={m.method} learns from none of them: "
+            "leave it out; seed=0,1,2 repeats an attempt"
+        )
+    if (m.method == "classifier") == (config.split.protocol == "one_class"):
+        remedy = "give split.protocol=one_class" if m.method != "classifier" else "give model.method=patchcore, say"
+        raise LabError(
+            f"model.method={m.method} and split.protocol={config.split.protocol}: only a one-class method learns from "
+            f"good images alone: {remedy}"
+        )
     _choice("augment.mix", config.augment.mix, MIXES)
     if config.verdict.metric is not None:
-        _choice("verdict.metric", config.verdict.metric, METRICS)
+        _choice("verdict.metric", config.verdict.metric, (*METRICS, *SCORE_METRICS))
     _choice("optimizer", o.name, OPTIMIZERS)
     _choice("scheduler", c.name, SCHEDULERS)
     _choice("trainer.monitor", t.monitor, MONITORS)
@@ -252,7 +333,8 @@ def validate(config: Config) -> None:
     _between("augment.views", config.augment.views, 1)
     _between("augment.paste", config.augment.paste, 0, 1)
     _between("data.imbalance", d.imbalance, 1)
-    _between("model.neighbours", m.neighbours, 1)
+    for knob, least in (("neighbours", 1), ("dimensions", 1), ("clusters", 1), ("latent", 1), ("slots", 2)):
+        _between(f"model.{knob}", getattr(m, knob), least)
     for key, value in (("augment.mix_alpha", config.augment.mix_alpha), ("model.scale", m.scale)):
         if not value > 0:
             raise LabError(f"{key}={value} is out of range: give a number above 0")
@@ -291,6 +373,7 @@ def validate(config: Config) -> None:
     if config.resume and config.task != "train":
         raise LabError(f"resume=true goes on with a training: leave it out of task={config.task}")
     validate_split(config.split)
+    _validate_method(config)
     _choice("reported.split", config.reported.split, ("val", "test"))
     if config.reported.accuracy is not None and not 0 <= config.reported.accuracy <= 1:
         raise LabError(f"reported.accuracy={config.reported.accuracy} is out of range: give a fraction, 0.7 for 70%")
@@ -344,6 +427,36 @@ def _validate_loss(config: Config) -> None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 
 
+def _validate_method(config: Config) -> None:
+    """Settings that this method passes over: whoever gave them expects something of them."""
+    method, default = config.model.method, Config()
+    for knob, methods in KNOBS.items():
+        if method not in methods and not (knob == "neighbours" and method == "classifier"):  # its heads' as well
+            _unused(config, default, f"model.{knob}", f"it is a knob of {', '.join(methods)}")
+    if method == "classifier":
+        for key in ("model.layers", "threshold.rule", "threshold.quantile"):
+            _unused(config, default, key, "it is for one-class methods")
+        return
+    for key in OF_CLASSIFIERS:
+        _unused(config, default, key, "it learns good images alone, and has no classes")
+    if method in FIT_ONCE and (config.augment.transforms or config.augment.views is not None):
+        raise LabError(
+            f"augment does nothing for model.method={method}, which is fitted once, to the images as they are: "
+            "leave it out"
+        )
+    if method == "fanogan" and config.trainer.patience is not None:
+        raise LabError("trainer.patience might stop fanogan before its encoder, which trains last: leave it out")
+    if method == "fanogan" and config.trainer.max_epochs < 2:
+        raise LabError("trainer.max_epochs=1 leaves none to fanogan's encoder, which trains last: give 2 or more")
+
+
+def _unused(config: Config, default: Config, key: str, reason: str) -> None:
+    section, name = key.split(".")
+    value = getattr(getattr(config, section), name)
+    if value != getattr(getattr(default, section), name):
+        raise LabError(f"{key}={value} does nothing for model.method={config.model.method}: {reason}: leave it out")
+
+
 def validate_split(s: SplitConfig) -> None:
     """The part of ``validate`` that a data module needs without the rest."""
     _choice("split.protocol", s.protocol, PROTOCOLS)
@@ -354,6 +467,20 @@ def validate_split(s: SplitConfig) -> None:
     for key, share in (("split.val", s.val), ("split.test", s.test)):
         if not 0 < share < 1:
             raise LabError(f"{key}={share} is out of range: give a fraction between 0 and 1")
+    if s.group_by is not None:
+        try:
+            groups = re.compile(s.group_by).groups
+        except re.error as error:
+            raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
+        if groups < 1:
+            raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
+    if s.protocol == "one_class":
+        if s.val_is_test or s.per_class is not None or s.file is not None or s.pool != "test":
+            raise LabError(
+                "split.protocol=one_class trains on train/good and tests on all of test/: leave out split.val_is_test, "
+                "split.per_class, split.file and split.pool"
+            )
+        return
     tested = 1 / s.folds if s.protocol == "kfold" else s.test
     held_out = tested + (0 if s.val_is_test else s.val)
     if s.protocol != "file" and held_out >= 1:
@@ -366,13 +493,6 @@ def validate_split(s: SplitConfig) -> None:
         raise LabError("split.protocol=file and split.file=FILE.csv (columns path,split) go together: give both")
     if s.protocol == "file" and (s.per_class is not None or s.pool != "test"):
         raise LabError("split.protocol=file names its images itself: leave out split.per_class and split.pool")
-    if s.group_by is not None:
-        try:
-            groups = re.compile(s.group_by).groups
-        except re.error as error:
-            raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
-        if groups < 1:
-            raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
 
 
 def torchvision_models() -> set[str]:

@@ -19,6 +19,7 @@ from mvtec_lab.errors import LabError
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
+PIXELS = "pixels.npz"  # histograms of a one-class run's maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
@@ -56,6 +57,11 @@ class RunResult:
     best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds
     resumed: int = 0  # how often it was stopped and gone on with
     seconds: float = 0.0  # training and validation epochs
+    method: str | None = None  # of a one-class run, as the next four
+    threshold: dict[str, Any] | None = None  # value, rule, and map: that of a map's pixel
+    fit_seconds: float | None = None  # all that learns from the good images
+    seconds_per_image: float | None = None  # to score one
+    peak_mib: float | None = None  # of the process's memory while it fitted and scored; on a GPU, of the device's
     startup_seconds: float = 0.0  # everything before them
     device: str | None = None
     precision: str | None = None

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from mvtec_lab.config import Config, SplitConfig, validate
+from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.results import CONFIG, RESULT, RunResult
@@ -45,6 +45,7 @@ TASKS = {
     "backbones": "mvtec_lab.tasks.backbones:list_backbones",
     "evaluate": "mvtec_lab.tasks.evaluate:evaluate",
     "predict": "mvtec_lab.tasks.predict:predict",
+    "export": "mvtec_lab.tasks.export:export",
     "cache": "mvtec_lab.tasks.cache:list_cache",
     "clear_cache": "mvtec_lab.tasks.cache:clear_cache",
     "compare": "mvtec_lab.tasks.compare:compare_runs",
@@ -53,8 +54,6 @@ TASKS = {
 # Hydra's plugins -> the extra that installs them.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs run on this very machine
-
-_CHOOSES_DATA = {"data", "data.root", "data.category", "seed", *(f"split.{f.name}" for f in fields(SplitConfig))}
 
 _CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO"}
 _FILE = {
@@ -203,8 +202,8 @@ def _job(cfg: DictConfig) -> _Status:
     run_dir = Path(job.runtime.output_dir)
     try:
         config = _to_config(cfg, job.runtime.choices)
-        if config.task == "evaluate" and not _CHOOSES_DATA.intersection(o.split("=")[0] for o in job.overrides.task):
-            _take_data_of_run(config)
+        if config.task == "evaluate":
+            _take_data_of_run(config, {override.split("=")[0].lstrip("+") for override in job.overrides.task})
         result = _task(config.task)(config, run_dir)
         if config.task == "train" and job.mode == RunMode.RUN:
             _show_run(result)
@@ -229,12 +228,25 @@ def _job(cfg: DictConfig) -> _Status:
 _hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)
 
 
-def _take_data_of_run(config: Config) -> None:
-    """A checkpoint is evaluated on the data and the split of its own run, where nothing else is asked for."""
+def _take_data_of_run(config: Config, given: set[str]) -> None:
+    """A checkpoint is evaluated on the data and the split of its own run, but for the keys that are given."""
     path = Path(config.ckpt or "").parent / CONFIG
-    if path.is_file():
-        run = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-        config.data, config.split, config.seed = OmegaConf.to_object(run.data), OmegaConf.to_object(run.split), run.seed  # type: ignore[assignment]
+    if not path.is_file():
+        return
+    run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    assert isinstance(run, Config)
+    for section in ("data", "split"):
+        if section in given:  # a whole other one was chosen
+            continue
+        taken = getattr(run, section)
+        for name in (key.split(".")[1] for key in given if key.startswith(f"{section}.")):
+            setattr(taken, name, getattr(getattr(config, section), name))
+        setattr(config, section, taken)
+    if "seed" not in given:
+        config.seed = run.seed
+    elif "split.seed" not in given:
+        config.split.seed = config.seed
+    config.model.method = run.model.method  # which goes with the split's protocol
 
 
 def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) -> None:
@@ -245,10 +257,16 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) 
         or any((run_dir / name).exists() for name in (RESULT, CONFIG))
     ):
         return
-    attempt, data = str(job.runtime.choices["attempt"]), cfg.data
-    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    data, model = cfg.data, cfg.model
     RunResult(
-        attempt, int(cfg.seed), str(data.name), str(data.category), str(cfg.model.backbone), str(run_dir), error=reason
+        attempt=str(job.runtime.choices["attempt"]),
+        seed=int(cfg.seed),
+        data=str(data.name),
+        category=str(data.category),
+        backbone=str(model.backbone),
+        method=None if model.method == "classifier" else str(model.method),
+        run_dir=str(run_dir),
+        error=f"{type(error).__name__}: {error}".split("\n")[0],
     ).save()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -45,6 +46,11 @@ def write_product(folder: Path, counts: dict[str, int] = COUNTS, train_good: int
             if label != "good":
                 write(folder / "ground_truth" / label / f"{i:03}_mask.png", mask)
     return folder
+
+
+def others_slow(names: Iterable[str], *fast: str) -> list:
+    """Parameters of a test, of which but a few run by default."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture

@@ -82,7 +82,13 @@ def check_family(name: str, size: int) -> None:
     assert not any(child.startswith("pool.") for child, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize(("name", "size"), FAMILIES.items())
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(*item, marks=pytest.mark.slow if item[0] in ("alexnet", "vit_b_32") else ())
+        for item in FAMILIES.items()
+    ],
+)
 def test_a_family_is_the_same_function(name: str, size: int) -> None:
     check_family(name, size)
 

@@ -274,6 +274,7 @@ def test_evaluate_takes_the_data_of_its_run(lab, tmp_path: Path) -> None:
     assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
 
 
+@pytest.mark.slow
 def test_a_grid_of_lists_and_paths_stays_inside_its_sweep(lab, product: Path, tmp_path: Path) -> None:
     roots = f"data.root={product},{product.parent}/../products/widget"
     assert lab("-m", "model.unfreeze=[stage1],[stage2]", roots, "hydra.sweep.dir=s", "trainer.max_epochs=1") == 0
@@ -287,6 +288,7 @@ def test_a_grid_of_lists_and_paths_stays_inside_its_sweep(lab, product: Path, tm
     ]
 
 
+@pytest.mark.slow
 def test_names_that_are_markup(lab, tmp_path: Path, capsys) -> None:
     folder = write_product(tmp_path / "products/[bold]x", {"good": 6, "a [red] one, ü": 6})
     assert lab("task=describe", f"data.root='{folder}'", "hydra.run.dir=d") == 0

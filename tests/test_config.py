@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from mvtec_lab.config import OPTIMIZERS, SCHEDULERS, Config, validate
+from mvtec_lab.config import DETECTORS, OPTIMIZERS, SCHEDULERS, Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import optim
 from mvtec_lab.sweep import CONF, compose
@@ -31,6 +31,12 @@ CLAIMS = {
     "warmup": {"model.unfreeze": 1, "model.warmup_epochs": 5},
     "all_of_them": {"model.unfreeze": 1, "trainer.patience": 5, "scheduler.name": "cosine", **AUGMENT},
 }
+# One-class attempts, by their method; how long and how fast they learn is their files' business.
+ONE_CLASS = {
+    **{name: name for name in DETECTORS},
+    "autoencoder_ssim": "autoencoder",
+}
+LEARNING = ("optimizer.", "trainer.max_epochs", "trainer.patience", "data.image_size", "data.batch_size", "augment.")
 EFFECTIVE = {"loss.class_weights": "effective"}
 GROUPS = {"loss.name": "group_softmax", "loss.defer": 0.5}
 ADJUSTED = {"loss.name": "logit_adjustment"}
@@ -78,7 +84,7 @@ def composed_once(attempt: str) -> dict:
 
 
 def test_every_attempt_file_has_a_claim_here() -> None:
-    assert {path.stem for path in (CONF / "attempt").glob("*.yaml")} == set(CLAIMS)
+    assert {path.stem for path in (CONF / "attempt").glob("*.yaml")} == {*CLAIMS, *ONE_CLASS}
     assert {path.stem for path in (CONF / "attempt/longtail").glob("*.yaml")} == set(LONGTAIL)
 
 
@@ -97,6 +103,16 @@ def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str, base: st
     assert differing.pop("attempt", base) == attempt
     assert differing == claim
     assert before.keys() - composed.keys() <= {"augment.transforms"}  # the empty mapping gave way to its entries
+
+
+@pytest.mark.parametrize(("attempt", "method"), ONE_CLASS.items())
+def test_a_one_class_attempt_claims_its_method(attempt: str, method: str) -> None:
+    before, composed = composed_once("base"), flat(asdict(compose(f"attempt={attempt}")))
+    differing = {k: v for k, v in composed.items() if before.get(k) != v and not k.startswith(LEARNING)}
+    assert differing.pop("attempt") == attempt
+    assert differing.pop("model.neighbours", 5) == (50 if attempt == "spade" else 5)
+    assert differing.pop("model.reconstruction", "l2") == ("ssim" if attempt.endswith("ssim") else "l2")
+    assert differing == {"model.method": method, "split.protocol": "one_class", "data.masks": "optional"}
 
 
 def test_the_command_line_beats_the_attempt() -> None:
@@ -180,6 +196,24 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("+foo=1", "unknown key 'foo'"),
         ("split.group_by='('", "is no regular expression"),
         ("split.group_by=abc", "has no group"),
+        ("attempt=patchcore augment=standard", "which is fitted once, to the images as they are: leave it out"),
+        ("attempt=patchcore loss.name=focal", "loss.name=focal does nothing for model.method=patchcore"),
+        ("attempt=patchcore model.unfreeze=1", "model.unfreeze=1 does nothing for model.method=patchcore"),
+        ("attempt=patchcore data.sampler=inverse", "data.sampler=inverse does nothing for model.method=patchcore"),
+        ("attempt=autoencoder augment.mix=mixup", "augment.mix=mixup does nothing for model.method=autoencoder"),
+        ("attempt=autoencoder scheduler=cosine", "scheduler.name=cosine does nothing for model.method=autoencoder"),
+        ("attempt=padim model.clusters=5", "does nothing for model.method=padim: it is a knob of kmeans"),
+        ("model.coreset=0.1", "does nothing for model.method=classifier: it is a knob of patchcore"),
+        ("model.layers=[layer2]", "does nothing for model.method=classifier: it is for one-class methods"),
+        ("threshold.rule=best_f1", "does nothing for model.method=classifier: it is for one-class methods"),
+        ("attempt=fanogan trainer.patience=3", "might stop fanogan before its encoder"),
+        ("attempt=patchcore model.coreset=0", "model.coreset=0.0 is out of range: give a share above 0, up to 1"),
+        ("attempt=memae model.slots=0", "model.slots=0 is out of range: give 2 or more"),
+        ("attempt=fanogan trainer.max_epochs=1", "give 2 or more"),
+        ("attempt=patchcore threshold.rule=synthetc", "unknown threshold.rule 'synthetc': did you mean synthetic?"),
+        ("attempt=patchcore split.pool=all", "leave out split.val_is_test, split.per_class, split.file and split.pool"),
+        ("attempt=patchcore split.group_by='('", "is no regular expression"),
+        ("attempt=patchcore split.protocol=kfold cv.folds=5", "cv.folds=5 folds the test images"),
         ("data=mvtec data.root=null", "give data.root=FOLDER or set MVTEC_ROOT"),
     ],
 )

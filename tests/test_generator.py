@@ -72,6 +72,7 @@ def test_samples_have_the_mean_of_their_class_and_vary_as_images_of_a_class_do(l
     assert len(made.unique(dim=0)) == 500
 
 
+@pytest.mark.slow
 def test_offsets_that_only_the_latent_code_can_give_are_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that is independent in each component cannot make two clusters of a class."""
     monkeypatch.setattr(generator, "STEPS", 600)

@@ -173,6 +173,7 @@ class Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_none(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("hydra.run.dir=run") == 0
     good = (tmp_path / "run/best.ckpt").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SIZE
+from conftest import SIZE, others_slow
 from PIL import Image
 
 from mvtec_lab.config import Config
@@ -49,7 +49,7 @@ CASES = {
     "generated": ["model.unfreeze=0", "model.generate=true", "loss.class_weights=none", "split.pool=all"],
 }
 # Each of these has a trap of its own; the others run with the slow tests.
-FAST = ("plain", "plateau", "early stopping", "onecycle", "warm-up", "augment", "groups begin", "mix")
+FAST = ("plain", "plateau", "warm-up", "groups begin")
 
 
 def what_counts(run_dir: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def stop(lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize("case", others_slow(CASES, *FAST))
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(lab, stop, tmp_path: Path, case: str) -> None:
     settings = [*TUNED, *CASES[case]]
     assert lab(*settings, "hydra.run.dir=whole") == 0
@@ -121,6 +121,7 @@ def test_a_run_can_be_stopped_again_and_again(lab, stop, tmp_path: Path) -> None
     assert RunResult.load(tmp_path / "run").resumed == 3
 
 
+@pytest.mark.slow
 def test_stopped_between_the_two_checkpoints(lab, tmp_path: Path, monkeypatch) -> None:
     settings = [*TUNED, "trainer.monitor=val/loss", "optimizer.lr=0.001"]  # better in every epoch
     assert lab(*settings, "hydra.run.dir=whole") == 0
@@ -142,7 +143,7 @@ def test_stopped_between_the_two_checkpoints(lab, tmp_path: Path, monkeypatch) -
     assert what_counts(tmp_path / "run") == what_counts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("case", ["plain", "early stopping"])
+@pytest.mark.parametrize("case", others_slow(["plain", "early stopping"], "plain"))
 def test_stopped_after_training(lab, tmp_path: Path, monkeypatch, case: str) -> None:
     settings = [*TUNED, *CASES[case]]
     assert lab(*settings, "hydra.run.dir=whole") == 0
@@ -211,8 +212,8 @@ def test_a_failed_run_starts_anew(lab, stop, tmp_path: Path, capsys) -> None:
     assert events[0] == events[1]
 
 
-@pytest.mark.parametrize("spoilt", ["last.ckpt", "best.ckpt"])
-@pytest.mark.parametrize("how", ["damaged", "missing"])
+@pytest.mark.parametrize("spoilt", others_slow(["last.ckpt", "best.ckpt"], "last.ckpt"))
+@pytest.mark.parametrize("how", others_slow(["damaged", "missing"], "damaged"))
 def test_checkpoints_that_are_of_no_use(lab, stop, tmp_path: Path, capsys, spoilt: str, how: str) -> None:
     stop(*TUNED, "hydra.run.dir=run")
     path = tmp_path / "run" / spoilt
@@ -250,6 +251,7 @@ def test_other_settings_are_refused_before_anything_trains(lab, stop, tmp_path: 
     assert not (tmp_path / "s/base").exists()
 
 
+@pytest.mark.slow
 def test_settings_that_no_result_depends_on_may_change(lab, stop, tmp_path: Path) -> None:
     assert lab(*TUNED, "hydra.run.dir=whole") == 0
     stop(*TUNED, "hydra.run.dir=run")

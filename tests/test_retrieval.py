@@ -210,6 +210,7 @@ def learn(kind: str, x: Tensor, embeddings: Tensor, y: Tensor) -> float:
     return float((head(x[half:], embeddings[half:]).argmax(1) == y[half:]).float().mean())
 
 
+@pytest.mark.slow
 def test_each_branch_learns_where_the_other_is_blind() -> None:
     y = torch.arange(200) % 3
     told, noise = draw(3, 16, seed=1)[y] * 2 + draw(200, 16, seed=2), draw(200, 16, seed=3)

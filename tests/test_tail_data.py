@@ -330,8 +330,8 @@ def test_an_unknown_mix_is_refused(product: Path) -> None:
     [
         ([], ["test", "train", "val"]),
         (["augment.paste=0.5"], ["test", "val"]),
-        (["augment.mix=cutmix"], ["test", "val"]),
-        (["augment.paste=0.5", "augment.views=2"], ["test", "train", "val"]),
+        pytest.param(["augment.mix=cutmix"], ["test", "val"], marks=pytest.mark.slow),
+        pytest.param(["augment.paste=0.5", "augment.views=2"], ["test", "train", "val"], marks=pytest.mark.slow),
     ],
 )
 def test_frozen_features_stand_in_for_what_stays_alone(

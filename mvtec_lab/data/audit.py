@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
@@ -85,8 +86,12 @@ def thin_splits(samples: Sequence[Sample]) -> list[str]:
         counts = Counter(s.label for s in samples if s.split == split)
         total = sum(counts.values())
         if split == "val" and 0 < total < TINY:
-            findings.append(f"val has {total} image(s): one image is {100 / total:.0f} points of its accuracy")
-        for name in classes_of(samples) if total else []:  # with validation = test there is no val
+            one_class = {s.label for s in samples if s.split in ("train", "val")} == {GOOD}
+            share = f"one image is {100 / total:.0f} points of its accuracy"
+            findings.append(f"val has {total} image(s): {'the threshold rests on them' if one_class else share}")
+        # with validation = test there is no val; a one-class method validates on the class that it learns
+        judged = [s for s in samples if split == "test" or s.split == "train"]
+        for name in classes_of(judged) if total else []:
             if counts[name] == 1:
                 findings.append(f"class {name!r} has a single image in {split}: its recall is 0 or 1")
             elif not counts[name]:

@@ -117,6 +117,9 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         places = [k[0] if isinstance(k, tuple) else k for k in key]
         if self.pictures is not None and not self.drawn_anew:
             images = self.pictures[places]
+        elif not self.drawn_anew:
+            paths = [self.folder / self.samples[place].path for place in places]
+            images = torch.from_numpy(np.stack(list(each_image(paths, partial(read_picture, size=self.image_size)))))
         else:
             images = torch.from_numpy(np.stack([self.seen(k) for k in key]))
         index = torch.tensor(places)

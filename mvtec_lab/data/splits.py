@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from mvtec_lab.config import SplitConfig, validate_split
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import read_csv
@@ -39,6 +40,8 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
     if split.group_by and all(s.group == s.path for s in samples):
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
+    if split.protocol == "one_class":
+        return _one_class(samples, split.val, seed)
     if split.file is not None:
         result = _from_file(samples, Path(split.file), split.val_is_test)
     else:
@@ -62,6 +65,28 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
         result = [replace(s, split=split_of(s)) for s in samples]
     _check_classes(result)
     return result
+
+
+def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]:
+    """train/good but for a share trains, that share is val, the test folder is test."""
+    units = _units([s for s in samples if s.path.startswith("train/")])
+    groups = units.get(GOOD, [])
+    if len(groups) < 3:
+        raise LabError(
+            f"train/good has {len(groups)} image(s) or group(s), too few for one_class (at least 3): add images"
+        )
+    tested = {s.group: s.path for s in samples if s.path.startswith("test/")}
+    if torn := [s for s in samples if not s.path.startswith("test/") and s.group in tested]:
+        raise LabError(
+            f"group {torn[0].group!r} of split.group_by is in train/good ({torn[0].path}) and in test/ "
+            f"({tested[torn[0].group]}): one_class has all of test/ for its test, so take one of them out"
+        )
+    chosen = _draw(units, units, val, seed, "val")
+
+    def split_of(sample: Sample) -> str:
+        return "test" if sample.path.startswith("test/") else "val" if sample.group in chosen else "train"
+
+    return [replace(s, split=split_of(s)) for s in samples]
 
 
 def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]:

@@ -59,6 +59,14 @@ def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None =
     return nn.Sequential(OrderedDict(children))
 
 
+def pretrained(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
+    """TorchVision's own network of that name with these weights, whose last layer is of no use; None: random values."""
+    network = _construct(name)
+    if weights is not None:
+        _load(network, name, weights, "model.weights")
+    return network
+
+
 class CosineLinear(nn.Module):
     """``scale`` times the cosine between features [N, D] and each class's weights: logits [N, C], without a bias."""
 

@@ -385,6 +385,9 @@ def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
     checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise LabError(f"{path} is no checkpoint of a classifier: give a run's best.ckpt or last.ckpt")
+    if "method" in checkpoint:
+        method = checkpoint["method"]
+        raise LabError(f"{path} is a one-class method's ({method}), no classifier's: load_detector reads it")
     try:
         hparams = dict(checkpoint["hyper_parameters"])
         weights = hparams.pop("weights", None)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import statistics as st
+import zipfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvtec_lab.config import METRICS
+from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.reporting.runs import Settings, Tested, TestSet, tested
-from mvtec_lab.results import RunResult
+from mvtec_lab.evaluation.anomaly import PRO_LIMIT, PixelScores
+from mvtec_lab.reporting.runs import Settings, Tested, TestSet, damaged, tested
+from mvtec_lab.results import PIXELS, RunResult
+
+STATED = (*SCORE_METRICS, "image_ap")  # of one-class methods, with the intervals that their runs found
+# What scores and maps reach that know nothing; a random map finds as much of a region as of the sound pixels.
+CHANCE = {"image_auroc": 0.5, "pixel_auroc": 0.5, "pixel_aupro": PRO_LIMIT / 2}
 
 
 @dataclass
@@ -30,6 +37,8 @@ class Estimate:
 class Attempt:
     """All runs of one attempt, and what their test predictions say. Copies of a run count once.
 
+    ``detects``: it is a one-class method, which scores images. ``metric``: what it is judged by, one of ``metrics``.
+
     Args:
         settings: as ``settings_of`` gives them, by the runs' directories.
     """
@@ -38,6 +47,11 @@ class Attempt:
         self.name, self.runs = name, list(runs)
         self.done = [run for run in runs if run.completed]
         self.classes = self.done[0].classes if self.done else []
+        methods = [run.method or settings[run.run_dir].get("model.method", "classifier") for run in runs]
+        self.detects = any(method != "classifier" for method in methods)
+        self.metrics = SCORE_METRICS if self.detects else METRICS
+        self.metric = self.metrics[0]
+        self._pixels: dict[TestSet, tuple[list[str], np.ndarray] | None] = {}
         found = [t for run in self.done if (t := tested(run)) is not None]
         latest = {(t.images, t.run.seed, _thinned(settings[t.run.run_dir])): t for t in found}
         self.copies = len(found) - len(latest)
@@ -50,7 +64,7 @@ class Attempt:
     def values(self, on: Sequence[TestSet], metric: str = "accuracy", split: str = "test") -> np.ndarray:
         """A metric of each test set's runs, their mean; with ``split="val"`` on their validation images."""
         runs = ([t.run.metrics.get(split, {}) for t in self.tests[images]] for images in on)
-        found = [[metrics[metric] for metrics in each if metric in metrics] for each in runs]
+        found = [[metrics[metric] for metrics in each if metrics.get(metric) is not None] for each in runs]
         return np.array([st.fmean(values) for values in found if values])
 
     def shares(self, on: Sequence[TestSet]) -> dict[str, float]:
@@ -76,7 +90,7 @@ class Attempt:
 
         On a single test set macro F1 has no interval, and balanced accuracy one on the test images alone.
         """
-        found = [m for run in self.done if metric in (m := run.metrics.get(split, {}))]
+        found = [m for run in self.done if (m := run.metrics.get(split, {})).get(metric) is not None]
         if not found:
             return None
         images = found[0]["images"]
@@ -87,6 +101,10 @@ class Attempt:
         value = st.fmean(m[metric] for m in found)
         if not self.tests and len(found) > 1:  # whether they share their images is not known
             return Estimate(value)
+        if metric in STATED:
+            bounds = [interval for m in found if (interval := m["intervals"].get(metric))]
+            method = f"{images} images" + (f", means of {len(found)} runs" if len(found) > 1 else "")
+            return Estimate(value, *_means(bounds), method)
         if metric == "accuracy":
             return Estimate(value, *statistics.wilson_interval(value * images, images), f"{images} images")
         together = self.together.get(metric) if split == "test" and metric == "balanced_accuracy" else None
@@ -101,10 +119,16 @@ class Attempt:
         """
         if metric == "accuracy":
             return 1 / float(np.mean([len(images) for images in on]))
-        return float(np.mean([statistics.image_weights(self.tests[images][0].labels).max() for images in on]))
+        # Of AUROC, which compares pairs, an image of the rarer kind is its share of that kind.
+        return (1 + self.detects) * float(
+            np.mean([statistics.image_weights(self.tests[images][0].labels).max() for images in on])
+        )
 
     def baseline(self, metric: str) -> float | None:
-        """What always naming training's most frequent class reaches on the test images, the mean over the runs."""
+        """What always naming training's most frequent class reaches on the test images, the mean over the runs; of
+        scores what those reach that know nothing."""
+        if self.detects:
+            return CHANCE.get(metric) if self.done else None
         values = []
         for run in self.done:
             share, recall = run.majority_baseline, run.metrics.get("test", {}).get("recall", {})
@@ -129,14 +153,46 @@ class Attempt:
             np.add.at(each, (np.array([place[image] for image in t.images]), t.labels, t.predictions), 1)
         return each
 
+    def pixels(self, images: TestSet) -> tuple[list[str], np.ndarray] | None:
+        """The images that count in pixel metrics, sorted, and ``PixelScores.draws`` of each metric, the mean over the
+        runs on a test set; None where one of them has none.
+
+        Raises:
+            LabError: a pixels.npz is damaged.
+        """
+        if images not in self._pixels:
+            self._pixels[images] = self._draws(images)
+        return self._pixels[images]
+
+    def _draws(self, images: TestSet) -> tuple[list[str], np.ndarray] | None:
+        draws, names = [], set()
+        for t in self.tests[images]:
+            path = Path(t.run.run_dir, PIXELS)
+            try:
+                scores = PixelScores.load(path)
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise damaged(path, error) from error
+            names.add(tuple(sorted(scores.names)))
+            draws.append(scores.draws())
+        if len(names) != 1 or np.isnan(draws).any():
+            return None
+        return list(names.pop()), np.mean(draws, axis=0)
+
     def score(self, on: Collection[TestSet] = ()) -> tuple[bool, float, float]:
         """What attempts are ranked by: a checkpoint not chosen on the test images, balanced validation accuracy, the
-        lower validation loss; the means over the runs on some test sets, or over all. -inf where there are none."""
+        lower validation loss; the means over the runs on some test sets, or over all. -inf where there are none.
+
+        Of a one-class method the image AUROC of validation's made-up defects, where it has such.
+        """
         runs = [t.run for images in on for t in self.tests[images]] or self.done
         honest = not any(run.val_is_test for run in runs)
         found = [run.metrics["val"] for run in runs if run.metrics.get("val")]
         if not found:
             return honest, float("-inf"), float("-inf")
+        if self.detects:
+            return honest, st.fmean(m["image_auroc"] for m in found), 0.0
         return honest, st.fmean(m["balanced_accuracy"] for m in found), -st.fmean(m["loss"] for m in found)
 
     @property
@@ -177,9 +233,10 @@ class Attempt:
     @property
     def described(self) -> dict[str, Any]:
         """The attempt's part of comparison.json."""
-        estimates = {metric: self.estimate(metric) for metric in METRICS}
+        estimates = {metric: self.estimate(metric) for metric in (*METRICS, *(STATED if self.detects else ()))}
         return {
             "attempt": self.name,
+            "metric": self.metric,
             "runs": len(self.runs),
             "completed": len(self.done),
             "test_sets": len(self.tests),
@@ -189,6 +246,11 @@ class Attempt:
             "validation_balanced_accuracy": self.score()[1] if np.isfinite(self.score()[1]) else None,
             "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
         }
+
+
+def _means(intervals: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    low, high = (st.fmean(bounds) for bounds in zip(*intervals, strict=True)) if intervals else (None, None)
+    return low, high
 
 
 def _thinned(settings: Settings) -> str | None:

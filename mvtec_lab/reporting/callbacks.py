@@ -59,9 +59,14 @@ class History(pl.Callback):
             write_csv(self.path, self.rows, list(self.rows[-1]))
             log.log(
                 logging.DEBUG if trainer.progress_bar_callback else logging.INFO,  # a bar shows them already
-                "epoch %*d/%d   train loss %.3f  accuracy %.3f   val loss %.3f  accuracy %.3f",
+                "epoch %*d/%d   %s",
                 len(str(trainer.max_epochs)),
                 trainer.current_epoch + 1,
                 trainer.max_epochs,
-                *(metrics[f"{part}/{name}"] for part in ("train", "val") for name in ("loss", "accuracy")),
+                "   ".join(_told(metrics, part) for part in ("train", "val")),
             )
+
+
+def _told(metrics: dict[str, float], part: str) -> str:
+    accuracy = metrics.get(f"{part}/accuracy")  # a one-class method has none
+    return f"{part} loss {metrics[f'{part}/loss']:.3f}" + ("" if accuracy is None else f"  accuracy {accuracy:.3f}")

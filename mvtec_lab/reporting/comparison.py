@@ -1,8 +1,9 @@
 """Which attempt is really better: pairs of attempts tested on the images that both were tested on, and a verdict.
 
-Every pair, or each attempt against one that ``verdict.reference`` names; in accuracy, or what ``verdict.metric`` names.
-Two designs. Attempts that share several test sets (folds, or drawn splits) are compared by the corrected resampled
-t-test over those sets. Attempts that share one test set are compared image by image. Holm's correction is over pairs.
+Every pair, or each attempt against one that ``verdict.reference`` names; in accuracy, or image AUROC of one-class
+methods, or what ``verdict.metric`` names. Two designs. Attempts that share several test sets (folds, or drawn splits)
+are compared by the corrected resampled t-test over those sets. Attempts that share one test set are compared image by
+image. Holm's correction is over pairs.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.config import METRICS, VerdictConfig
+from mvtec_lab.config import METRICS, SCORE_METRICS, VerdictConfig
 from mvtec_lab.errors import unknown
 from mvtec_lab.evaluation import statistics
+from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, paired_difference
 from mvtec_lab.reporting.attempts import Attempt, Estimate
-from mvtec_lab.reporting.runs import Settings, by_attempt, settings_of
-from mvtec_lab.reporting.verdict import ALPHA, sentences
+from mvtec_lab.reporting.runs import Settings, TestSet, by_attempt, settings_of
+from mvtec_lab.reporting.verdict import ALPHA, NAMES, sentences
 from mvtec_lab.results import RunResult, write_whole
 
 COMPARISON = "comparison.json"
@@ -34,6 +36,7 @@ class Pair:
 
     first: str
     second: str
+    metric: str = "accuracy"
     test_sets: int = 0
     images: int = 0
     difference: Estimate | None = None
@@ -63,11 +66,15 @@ class Comparison:
 
     attempts: list[Attempt]
     settings: dict[str, Settings] = field(default_factory=dict)  # run_dir -> its config.yaml
-    metric: str = "accuracy"  # what pairs and verdict are about
     reference: str | None = None  # the attempt that every pair has
     pairs: list[Pair] = field(default_factory=list)
     best: str | None = None  # by validation
     verdict: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        """What pairs and verdict are about: two metrics where classifiers stand beside one-class methods."""
+        return list(dict.fromkeys(attempt.metric for attempt in self.attempts))
 
     def save(self, directory: Path) -> None:
         """Write comparison.json."""
@@ -75,7 +82,7 @@ class Comparison:
         pairs = [asdict(pair) | {"different": pair.different} for pair in self.pairs]
         content = {
             "best": self.best,
-            "metric": self.metric,
+            "metric": ", ".join(self.metrics),
             "reference": self.reference,
             "verdict": self.verdict,
             "alpha": ALPHA,
@@ -101,9 +108,14 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     asked = verdict or VerdictConfig()
     metric, metric_note = _agreed("verdict.metric", asked.metric, settings.values())
     reference, note = _agreed("verdict.reference", asked.reference, settings.values())
-    result.metric = metric or "accuracy"
-    if result.metric not in METRICS:
-        raise unknown("verdict.metric", result.metric, METRICS)
+    if metric is not None:
+        if metric not in (known := (*METRICS, *SCORE_METRICS)):
+            raise unknown("verdict.metric", metric, known)
+        if not any(metric in attempt.metrics for attempt in attempts):
+            found = " and ".join(NAMES[other] for other in result.metrics)
+            metric_note = f"verdict.metric={metric} is not what these attempts are judged by: {found} instead."
+        for attempt in attempts:
+            attempt.metric = metric if metric in attempt.metrics else attempt.metric
     done = [attempt for attempt in attempts if attempt.done]
     if reference in [attempt.name for attempt in done]:
         result.reference = reference
@@ -111,7 +123,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         note = f"verdict.reference={reference} is none of the completed attempts in the table: all pairs are compared."
     result.pairs = [
         # The others' merits against the reference are what is asked: it stands second.
-        _pair(*((second, first) if first.name == result.reference else (first, second)), result.metric)
+        _pair(*((second, first) if first.name == result.reference else (first, second)))
         for first, second in combinations(done, 2)
         if result.reference in (None, first.name, second.name)
     ]
@@ -132,12 +144,15 @@ def _agreed(key: str, asked: str | None, settings: Iterable[Settings]) -> tuple[
     return (said[0] if said else None), None
 
 
-def _pair(a: Attempt, b: Attempt, metric: str) -> Pair:
-    pair = Pair(a.name, b.name)
+def _pair(a: Attempt, b: Attempt) -> Pair:
+    metric, pair = a.metric, Pair(a.name, b.name, a.metric)
     for attempt in (a, b):
         if not attempt.tests:
             pair.refused = f"{attempt.name} left no test predictions"
             return pair
+    if a.detects != b.detects:
+        pair.refused = "one scores how defective an image is, the other names its class"
+        return pair
     common = [images for images in a.tests if images in b.tests]
     pair.test_sets = len(common)
     if not common:
@@ -146,6 +161,11 @@ def _pair(a: Attempt, b: Attempt, metric: str) -> Pair:
     if metric == "macro_f1" and len(common) == 1:
         pair.refused = "no test of macro F1 on a single test set is sound: give cv.folds, or another verdict.metric"
         return pair
+    if a.detects:
+        pair.images = len({image for images in common for image in images})
+        if len(common) == 1:
+            return _of_scores(pair, a, b, common[0])
+        return _of_test_sets(pair, a, b, common)
     if metric == "accuracy":
         ours, theirs = a.shares(common), b.shares(common)
         first, second = (np.array([shares[image] for image in ours]) for shares in (ours, theirs))
@@ -163,12 +183,43 @@ def _pair(a: Attempt, b: Attempt, metric: str) -> Pair:
         pair.test, pair.p = pair.image_test, pair.image_p
         pair.difference = _paired(metric, first, second)
         return pair
+    return _of_test_sets(pair, a, b, common)
+
+
+def _of_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet]) -> Pair:
+    metric = pair.metric
+    if any(len(each.values(common, metric)) < len(common) for each in (a, b)):
+        pair.refused = f"not every test set has a {NAMES[metric]}"
+        return pair
     differences = a.values(common, metric) - b.values(common, metric)
     ratio, resolution = (a.ratio() + b.ratio()) / 2, a.resolution(common, metric)
     pair.test, pair.p = "corrected resampled t-test", statistics.corrected_t_test(differences, ratio, resolution)
     interval = statistics.corrected_interval(differences, ratio, resolution)
     pair.difference = Estimate(float(differences.mean()), *interval, pair.test)
     pair.worse, pair.equal, pair.better = statistics.practical_equivalence(differences, ratio, ROPE, resolution)
+    return pair
+
+
+def _of_scores(pair: Pair, a: Attempt, b: Attempt, images: TestSet) -> Pair:
+    """Two one-class methods on one test set."""
+    ours, theirs = a.tests[images], b.tests[images]
+    if pair.metric == "image_auroc":
+        truth = ours[0].labels > 0  # "good" comes first
+        try:
+            found = statistics.delong_test([t.scores for t in ours], [t.scores for t in theirs], truth)
+        except ValueError:
+            pair.refused = "a test of image AUROC needs two good and two defective images"
+            return pair
+        pair.test = method = "DeLong's test"
+    else:
+        first, second = a.pixels(images), b.pixels(images)
+        if first is None or second is None or first[0] != second[0]:
+            pair.refused = f"without maps and masks of the same images of both there is no {NAMES[pair.metric]}"
+            return pair
+        column = PIXEL_METRICS.index(pair.metric)
+        found = paired_difference(first[1][:, column], second[1][:, column])
+        pair.test = method = "paired bootstrap over images"
+    pair.p, pair.difference = found.p, Estimate(*found[:3], method)
     return pair
 
 

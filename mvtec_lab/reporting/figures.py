@@ -22,6 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
 RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
+SIDE = 320  # pixels of a drawn tile: twice as large as that of a sheet, which makes its lines smooth
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
 
 
@@ -61,16 +62,18 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     Args:
         histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
             runs are thin lines beside their mean, which goes as far as the shortest of them. An attempt without runs
-            is left out but keeps its colour.
+            is left out but keeps its colour. Without accuracies, as of one-class methods, the losses alone are shown.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     drawn = [name for name, runs in histories.items() if any(runs)]
-    figure = Figure(figsize=(9, 6.2 + 0.22 * (len(drawn) // 4)), layout="constrained")
-    for ax, key in zip(
-        figure.subplots(2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06}).flat, PANELS, strict=True
-    ):
+    each = [rows for runs in histories.values() for rows in runs]
+    panels = PANELS if any(_series(rows, key) for rows in each for key in PANELS[2:]) else PANELS[:2]
+    height = 3.1 * len(panels) / 2 + 0.22 * (len(drawn) // 4)
+    figure = Figure(figsize=(9, height if len(panels) > 2 else height + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels) // 2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
+    for ax, key in zip(axes.flat, panels, strict=True):
         for index, (name, runs) in enumerate(histories.items()):
             colour, dash = _style(index)
             lines = [line for line in (_series(rows, key) for rows in runs) if line]
@@ -90,7 +93,11 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key.endswith("accuracy"):
             ax.set_ylim(0, 1)
+        if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
+        values = [value for rows in each for value in _series(rows, key).values()]
+        if len(panels) == 2 and values:  # each method has a loss of its own, of any size; some are below zero
+            ax.set_yscale("symlog", linthresh=0.01)
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
@@ -99,7 +106,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
     """Draw the verdict's metric of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the
-    test sets where there are several; a diamond for a reported accuracy; dashed, the majority baseline.
+    test sets where there are several; a diamond for a reported accuracy; dashed, the majority baseline or chance.
 
     ``name`` is the metric's in words.
     """
@@ -122,7 +129,8 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
             label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
             ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
         if row["baseline"] is not None:  # a piece a row: attempts on other data have another baseline
-            label = "" if "majority baseline" in ax.get_legend_handles_labels()[1] else "majority baseline"
+            what = "chance" if row["detects"] else "majority baseline"
+            label = "" if what in ax.get_legend_handles_labels()[1] else what
             ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
     ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -132,6 +140,26 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
+    return figure
+
+
+def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float) -> Figure:
+    """Draw anomaly scores, a dot an image, in a row for each kind of image; dashed, the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 0.9 + 0.34 * len(scores)), layout="constrained")
+    ax = figure.add_subplot()
+    for y, (name, values) in enumerate(scores.items()):
+        shift = 0.22 * np.linspace(-1, 1, len(values))[np.random.default_rng(0).permutation(len(values))]
+        colour = PALETTE[0] if name.startswith("good") else PALETTE[1]
+        ax.plot(values, y + shift, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
+    ax.axvline(threshold, color=INK, linestyle=(0, (3, 3)), linewidth=1, label="threshold")
+    ax.set_yticks(range(len(scores)), [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()])
+    ax.set_ylim(len(scores) - 0.5, -0.5)
+    ax.set_xlabel("anomaly score", color=GREY)
+    _quiet(ax)
+    ax.grid(axis="x", color=RULE)
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9)
     return figure
 
 
@@ -175,8 +203,25 @@ def sheet(
     return np.asarray(page)
 
 
+def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarray | None = None) -> np.ndarray:
+    """Draw outlines over an image: of its mask in blue, of what was found in orange; what is missing is left out.
+
+    Args:
+        image: uint8 RGB [S, S, 3].
+        mask, found: bool, of any size.
+
+    Returns:
+        uint8 RGB [H, W, 3], as large as ``heat_over``'s.
+    """
+    tile = Image.fromarray(image).resize((SIDE, SIDE))
+    for area, colour in ((mask, PALETTE[5]), (found, PALETTE[4])):
+        if area is not None:
+            _outline(tile, area, colour)
+    return np.asarray(tile)
+
+
 def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:
-    """Draw a class-activation map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
+    """Draw a map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
 
     Args:
         image: uint8 RGB [S, S, 3].
@@ -185,24 +230,27 @@ def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np
         mask: bool, of any size, or None.
 
     Returns:
-        uint8 RGB [H, W, 3], twice as large as the tile of a ``sheet``, which makes its lines smooth.
+        uint8 RGB [H, W, 3].
     """
-    side = 320
-    grey = Image.fromarray(image).convert("L").resize((side, side)).convert("RGB")
-    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize((side, side))  # of 255: the image stays to be seen
+    grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
+    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize((SIDE, SIDE))  # of 255: the image stays to be seen
     tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
     if mask is not None:
-        # Every pixel that the mask touches: a thin one is not to vanish.
-        shares = cv2.resize(mask.astype(np.float32), grey.size, interpolation=cv2.INTER_AREA)
-        area = (shares > 0).astype(np.uint8) * 255
-        for width, colour in ((7, INK), (3, PALETTE[5])):  # a dark rim, as the line crosses bright and dark
-            rim = cv2.morphologyEx(area, cv2.MORPH_GRADIENT, np.ones((width, width), np.uint8))
-            tile.paste(colour, mask=Image.fromarray(rim))
+        _outline(tile, mask, PALETTE[5])
     draw = ImageDraw.Draw(tile)
-    y, x = ((position + 0.5) * side / len(image) for position in peak)
+    y, x = ((position + 0.5) * SIDE / len(image) for position in peak)
     for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
     return np.asarray(tile)
+
+
+def _outline(tile: Image.Image, area: np.ndarray, colour: str) -> None:
+    # Every pixel that the area touches: a thin one is not to vanish.
+    shares = cv2.resize(area.astype(np.float32), tile.size, interpolation=cv2.INTER_AREA)
+    inside = (shares > 0).astype(np.uint8) * 255
+    for width, shade in ((7, INK), (3, colour)):  # a dark rim, as the line crosses bright and dark
+        rim = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((width, width), np.uint8))
+        tile.paste(shade, mask=Image.fromarray(rim))
 
 
 def to_data_uri(source: Figure | Path) -> str:

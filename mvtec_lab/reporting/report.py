@@ -18,9 +18,17 @@ from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.comparison import Comparison, Pair, compare
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, damaged, failure, load_runs
 from mvtec_lab.reporting.verdict import FEW, NAMES
-from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, RESULT, RunResult, read_csv, write_whole
+from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv, write_whole
 
 REPORT = "report.html"
+GOOD = "good"
+TYPE_FIGURES = {  # of each defect type, in a one-class run's table
+    "recall": "found",
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_aupro": "AUPRO",
+}
 
 
 def sum_up(
@@ -47,7 +55,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     """
     groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
     runs = [run for group in groups.values() for run in group]
-    settings, metric = comparison.settings, comparison.metric
+    settings = comparison.settings
     pairs, other_pairs = _parted(comparison)
     histories = {name: [history for run in group if (history := _history(run))] for name, group in groups.items()}
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
@@ -60,12 +68,14 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = summary.number
+    environment.filters["digits"] = summary.digits
     html = environment.get_template("report.html.j2").render(
         rows=rows,
+        tables=[_table(part) for part in summary.parts(rows)],
         titles=list(dict.fromkeys(row["data"] for row in rows)),
         protocols=list(dict.fromkeys(text for found in settings.values() if (text := _protocol(found)))),
         sizes=_sizes(runs),
-        backbones=list(dict.fromkeys(run.backbone for run in runs)),
+        backbones=list(dict.fromkeys(run.backbone for run in runs if run.backbone != "none")),
         seeds=sorted({run.seed for run in runs}),
         finished=datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         marks=summary.remarks(rows, "marks"),
@@ -74,19 +84,16 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         pairs=pairs,
         other_pairs=other_pairs,
         reference=comparison.reference,
-        metric=NAMES[metric],
-        shown=summary.figures_of(rows),
+        names=NAMES,
+        metrics=" or ".join(NAMES[metric] for metric in comparison.metrics),
         groups=[group for group in GROUPS if any(row[f"test_{group}_recall"] is not None for row in rows)],
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
         reproduced=summary.reproduced,
         judged=summary.judged,
         counted=summary.counted,
-        verdict_figure=figures.to_data_uri(figures.verdict_figure(rows, NAMES[metric]))
-        if any(row["completed"] for row in rows)
-        else None,
         curves=figures.to_data_uri(figures.curves_figure(histories)) if any(histories.values()) else None,
-        curveless=[name for name, found in histories.items() if not found],
+        curveless=[a.name for a in comparison.attempts if not histories[a.name] and not _fit_once(a)],
         attempts=list(groups),
         differences=_differences(groups, settings),
         details=[_detail(attempt) for attempt in comparison.attempts if attempt.done],
@@ -100,6 +107,24 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     return path
 
 
+def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
+    """One of ``summary.parts``, with its columns after the verdict's metric, and that metric's figure."""
+    name = NAMES[rows[0]["metric"]]
+    done = any(row["completed"] for row in rows)
+    return {
+        "rows": rows,
+        "metric": name,
+        "detects": rows[0]["detects"],
+        "shown": summary.figures_of(rows),
+        "figure": figures.to_data_uri(figures.verdict_figure(rows, name)) if done else None,
+    }
+
+
+def _fit_once(attempt: Attempt) -> bool:
+    """There is no curve to miss: it trains no epoch."""
+    return attempt.detects and any(run.completed and not run.epochs for run in attempt.runs)
+
+
 def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
     """The folder above all runs: the directory itself, unless they were gathered from elsewhere."""
     if all(directory in Path(run.run_dir).parents or directory == Path(run.run_dir) for run in runs):
@@ -109,12 +134,15 @@ def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
 
 def _detail(attempt: Attempt) -> dict[str, Any]:
     """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
+    if attempt.detects:
+        return _detector_detail(attempt)
     first, each = attempt.done[0], attempt.confusions()
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
     pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     return {
         "attempt": attempt.name,
+        "detects": False,
         "first": first,
         "runs": len(attempt.done),
         "counted": sum(map(len, attempt.tests.values())),
@@ -126,6 +154,44 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
         "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
         "explained": _explained(attempt.done),
     }
+
+
+def _detector_detail(attempt: Attempt) -> dict[str, Any]:
+    """The same of a one-class method: scores and pictures of the first run, figures of each defect type over all."""
+    first = attempt.done[0]
+    pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
+    found = [run.metrics["test"]["by_type"] for run in attempt.done]
+    columns = [key for key in TYPE_FIGURES if any(key in values for types in found for values in types.values())]
+    types = {
+        kind: [
+            found[0][kind]["images"],
+            *(summary.mean([t[kind].get(key) for t in found if kind in t]) for key in columns),
+        ]
+        for kind in found[0]
+    }
+    return {
+        "attempt": attempt.name,
+        "detects": True,
+        "first": first,
+        "runs": len(attempt.done),
+        "columns": [TYPE_FIGURES[key] for key in columns],
+        "types": types,
+        "scores": _scores(first),
+        "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
+        "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
+    }
+
+
+def _scores(run: RunResult) -> str | None:
+    """The scores of a run's images, a row for validation's, the good ones' and each defect type's."""
+    path = Path(run.run_dir) / PREDICTIONS
+    if not path.is_file() or run.threshold is None:
+        return None
+    scores: dict[str, list[float]] = {}
+    for row in sorted(read_csv(path), key=lambda row: (row["split"] != "val", row["type"] != GOOD, row["type"])):
+        kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
+        scores.setdefault(kind, []).append(float(row["score"]))
+    return figures.to_data_uri(figures.scores_figure(scores, run.threshold["value"]))
 
 
 def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:
@@ -190,6 +256,8 @@ def _protocol(settings: Settings) -> str | None:
             return None
         case "kfold":
             text = f"{split['folds']}-fold cross-validation, validation {split['val']}"
+        case "one_class":
+            return f"Learnt from train/good, {split['val']} of it held out for validation; tested on the test folder"
         case "file":
             return f"Split by {split['file']}"
         case _:

@@ -88,12 +88,13 @@ def settings_of(run: RunResult) -> Settings:
 
 @dataclass(frozen=True)
 class Tested:
-    """The test predictions of one run: of N images their names, class indices and predicted class indices."""
+    """The test predictions of one run: of N images their names, class indices and predicted ones."""
 
     run: RunResult
     images: TestSet  # data set, category and path; sorted, as the arrays are
     labels: np.ndarray
     predictions: np.ndarray
+    scores: np.ndarray  # of a one-class method; empty of a classifier
 
     @property
     def right(self) -> np.ndarray:
@@ -114,13 +115,14 @@ def tested(run: RunResult) -> Tested | None:
         rows = sorted((r for r in read_csv(path) if r["split"] == "test"), key=lambda r: r["path"])
         labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "prediction"))
         images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
+        scores = np.array([float(row["score"]) for row in rows]) if run.method else np.zeros(0)
     except KeyError as error:
         raise damaged(path, f"no column or class {error}") from error
-    except (TypeError, UnicodeDecodeError) as error:
+    except (TypeError, ValueError) as error:
         raise damaged(path, error) from error
     if not rows:
         raise damaged(path, "no test image")
-    return Tested(run, images, labels, predictions)
+    return Tested(run, images, labels, predictions, scores)
 
 
 def damaged(path: Path, reason: object) -> LabError:

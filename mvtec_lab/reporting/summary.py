@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvtec_lab.config import METRICS
 from mvtec_lab.evaluation.metrics import GROUPS
-from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.attempts import STATED, Attempt
 from mvtec_lab.reporting.comparison import Comparison
 from mvtec_lab.reporting.runs import failure
 from mvtec_lab.reporting.verdict import NAMES
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
+DECIDED = ("recall_of_defects", "false_alarm_rate")  # at a one-class method's threshold
+COSTS = ("fit_seconds", "seconds_per_image", "peak_mib")
 # The columns of every table after the verdict's metric, in this order, without that metric, and their headings.
 FIGURES = {
     "test_accuracy": "acc.",
@@ -30,6 +32,16 @@ FIGURES = {
     "test_tail_recall": "tail",
     "val_accuracy": "val\nacc.",
     "majority_baseline": "major-\nity",
+}
+SCORES = {  # the same of one-class methods
+    "test_image_auroc": "image\nAUROC",
+    "test_pixel_auroc": "pixel\nAUROC",
+    "test_pixel_aupro": "AUPRO",
+    "test_f1": "F1",
+    "test_recall_of_defects": "defects\nfound",
+    "test_false_alarm_rate": "false\nalarms",
+    "fit_seconds": "fit,\ns",
+    "seconds_per_image": "s an\nimage",
 }
 ROOM = 90  # columns of a terminal in which all figures fit beside a name of twelve letters and 10,000 seconds
 COLUMNS = (
@@ -54,6 +66,16 @@ COLUMNS = (
     "test_calibration_error",
     "val_accuracy",
     "majority_baseline",
+    "method",
+    *(f"test_{metric}{bound}" for metric in STATED for bound in ("", "_low", "_high")),
+    "test_f1",
+    "test_precision",
+    "test_recall_of_defects",
+    "test_false_alarm_rate",
+    "threshold_rule",
+    "fit_seconds",
+    "seconds_per_image",
+    "peak_mib",
     "reported_accuracy",
     "reported_split",
     "reported_measured",
@@ -71,19 +93,25 @@ COLUMNS = (
 
 
 def summarise(comparison: Comparison) -> list[Row]:
-    """One row an attempt, in first-seen order, with the keys ``COLUMNS``, and of the verdict's metric ``metric`` (its
-    name), ``test_values`` (one a test set) and ``baseline``.
+    """One row an attempt, in first-seen order, with the keys ``COLUMNS``, ``detects`` (a one-class method), and of the
+    verdict's metric ``metric`` (its name), ``test_values`` (one a test set) and ``baseline``.
 
     Metrics, test_images and epochs are means over the completed runs, None where there are none; seconds is the sum
     over all runs, failed ones included: what the attempt cost. _low and _high are 95% intervals, test_accuracy_sd the
     standard deviation over several runs. reported_* is what a published report states for the attempt, and what was
     measured here on the split that it names. ``marks`` and ``warnings`` are lists.
     """
-    return [_row(attempt, comparison.metric) for attempt in comparison.attempts]
+    return [_row(attempt) for attempt in comparison.attempts]
 
 
-def _row(attempt: Attempt, metric: str) -> Row:
-    runs, done = attempt.runs, attempt.done
+def parts(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of classifiers and those of one-class methods, each a table of its own."""
+    found = [[row for row in rows if row["detects"] == detects] for detects in (False, True)]
+    return [part for part in found if part]
+
+
+def _row(attempt: Attempt) -> Row:
+    metric, runs, done = attempt.metric, attempt.runs, attempt.done
     failed = [run for run in runs if not run.completed]
 
     def values(split: str, key: str) -> list[float]:
@@ -97,7 +125,7 @@ def _row(attempt: Attempt, metric: str) -> Row:
     accuracies, reported = values("test", "accuracy"), attempt.reported
     same = attempt.estimate(split=reported[1]) if reported else None
     estimates: Row = {}
-    for name in METRICS:
+    for name in (*METRICS, *STATED):
         e = attempt.estimate(name)
         found = (e.value, e.low, e.high) if e else (None, None, None)
         estimates |= dict(zip((f"test_{name}", f"test_{name}_low", f"test_{name}_high"), found, strict=True))
@@ -106,10 +134,15 @@ def _row(attempt: Attempt, metric: str) -> Row:
     marks = []
     if any(run.data == "sample" for run in runs):
         marks.append("sample data: procedural, not MVTec")
-    if "random" in weights:
+    if any(run.weights == "random" and run.backbone != "none" for run in runs):
         marks.append("random weights")
     if any(run.val_is_test for run in runs):
         marks.append("validation = test")
+    rules = _distinct(run.threshold["rule"] for run in done if run.threshold)
+    if "best_f1" in rules:
+        marks.append("threshold chosen on the test images, defects included")
+    if "synthetic" in rules:
+        marks.append("threshold chosen with made-up defects")
     if len(weights) > 1:  # a fallback in some of them: everything else that differs makes a row of its own
         marks.append("runs of one attempt differ in their weights")
     return {
@@ -117,23 +150,28 @@ def _row(attempt: Attempt, metric: str) -> Row:
         "runs": len(runs),
         "completed": len(done),
         "failed": len(failed),
+        "detects": attempt.detects,
         "metric": metric,
         **estimates,
+        "method": next((run.method for run in runs if run.method), None),
+        **{f"test_{key}": mean(values("test", key)) for key in ("f1", "precision", *DECIDED)},
+        "threshold_rule": ", ".join(rules) or None,
+        **{key: mean(getattr(run, key) for run in done) for key in COSTS},
         "test_values": attempt.values(list(attempt.tests), metric).tolist(),
         "baseline": attempt.baseline(metric),
         "test_accuracy_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        **{f"test_{group}_recall": _mean(recalls(group)) for group in GROUPS},
-        "test_calibration_error": _mean(values("test", "calibration_error")),
-        "test_defect_accuracy": _mean(values("test", "defect_accuracy")),
-        "val_accuracy": _mean(values("val", "accuracy")),
-        "majority_baseline": _mean([run.majority_baseline for run in done if run.majority_baseline is not None]),
+        **{f"test_{group}_recall": mean(recalls(group)) for group in GROUPS},
+        "test_calibration_error": mean(values("test", "calibration_error")),
+        "test_defect_accuracy": mean(values("test", "defect_accuracy")),
+        "val_accuracy": mean(values("val", "accuracy")),
+        "majority_baseline": mean(run.majority_baseline for run in done),
         "reported_accuracy": reported[0] if reported else None,
         "reported_split": reported[1] if reported else None,
         "reported_measured": same.value if same else None,
         "reported_measured_low": same.low if same else None,
         "reported_measured_high": same.high if same else None,
-        "test_images": _mean(values("test", "images")),
-        "epochs": _mean([run.epochs for run in done]),
+        "test_images": mean(values("test", "images")),
+        "epochs": mean([run.epochs for run in done]),
         "seconds": sum(run.seconds for run in runs),
         "weights": ", ".join(weights),
         "data": ", ".join(data),
@@ -177,10 +215,20 @@ def judged(row: Row) -> str:
 
 
 def figures_of(rows: Sequence[Row], narrow: bool = False) -> dict[str, str]:
-    """FIGURES as they apply to these rows; ``narrow``: without the tail's, which a usual terminal has no room for."""
+    """FIGURES or SCORES as they apply to the rows of one of ``parts``; ``narrow``: without the tail's, or F1, which a
+    usual terminal has no room for."""
+    if rows[0]["detects"]:
+        left_out = {f"test_{rows[0]['metric']}", *(("test_f1",) if narrow else ())}
+        known = {key for key in SCORES if any(row[key] is not None for row in rows)}
+        return {key: heading for key, heading in SCORES.items() if key in known - left_out}
     tail = not narrow and any(row["test_tail_recall"] is not None for row in rows)
     left_out = {f"test_{rows[0]['metric']}", *(() if tail else ("test_tail_recall",))}
     return {key: heading for key, heading in FIGURES.items() if key not in left_out}
+
+
+def digits(key: str) -> int:
+    """Decimals of a column."""
+    return 1 if key == "fit_seconds" else 3
 
 
 def measured(row: Row) -> str:
@@ -208,17 +256,23 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
     from rich.text import Text
 
     console = console or Console()
-    shown = figures_of(rows, narrow=console.width < ROOM)
-    metric = NAMES[rows[0]["metric"]].replace(" ", "\n")
-    headers = "|".join(("runs", f"test {metric}", *shown.values(), "epochs", "sec-\nonds"))
-    cells = []
-    folder = _folder([row["attempt"] for row in rows])
-    for row in rows:
-        cells.append(
-            [row["attempt"].removeprefix(folder), counted(row), judged(row), *(number(row[key]) for key in shown)]
-        )
-        cells[-1] += [number(row["epochs"], 0), number(row["seconds"], 0)]
-    _print(console, headers, cells, [not row["completed"] for row in rows], folder)
+    for part in parts(rows):
+        shown = figures_of(part, narrow=console.width < ROOM)
+        metric, detects = NAMES[part[0]["metric"]].replace(" ", "\n"), part[0]["detects"]
+        costs = () if detects else ("epochs", "sec-\nonds")
+        folder = _folder([row["attempt"] for row in part])
+        cells = [
+            [
+                row["attempt"].removeprefix(folder),
+                counted(row),
+                judged(row),
+                *(number(row[key], digits(key)) for key in shown),
+                *(() if detects else (number(row["epochs"], 0), number(row["seconds"], 0))),
+            ]
+            for row in part
+        ]
+        headers = "|".join(("runs", f"test {metric}", *shown.values(), *costs))
+        _print(console, headers, cells, [not row["completed"] for row in part], folder)
     stated = [row for row in rows if row["reported_accuracy"] is not None]
     if stated:
         headers = "reported|on|measured there|the report's\nfigure lies"
@@ -269,8 +323,10 @@ def _print(
     console.print()
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

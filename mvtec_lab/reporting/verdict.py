@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from mvtec_lab.config import METRICS
+from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.runs import Tested, TestSet
@@ -19,44 +19,66 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05  # the field's convention; intervals are its 95%
 NAMES = {metric: metric.replace("_f1", " F1").replace("_", " ") for metric in METRICS}
+NAMES |= {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_aupro": "AUPRO"}
 FEW = 5  # more attempts beside the best, or pairs: a sentence says less of each, the report's tables have the rest
 Side: TypeAlias = "tuple[str, float, Pair]"  # an attempt, its lead over another one, and the pair of both
 
 
 def sentences(comparison: Comparison) -> list[str]:
     """The verdict of a comparison; its best attempt is set on the way."""
-    done, metric, reference = [a for a in comparison.attempts if a.done], comparison.metric, comparison.reference
+    done, reference = [a for a in comparison.attempts if a.done], comparison.reference
     if not done:
         return ["No run was completed: there is nothing to compare."]
     lines = []
     for group in (groups := _groups(done)):
         common = set.intersection(*(set(attempt.tests) for attempt in group))
         best = max(group, key=lambda attempt: attempt.score(common))
-        if len(groups) == 1:
+        validated = all(np.isfinite(attempt.score(common)[1]) for attempt in group)  # those with made-up defects alone
+        chosen = len(group) == 1 or not best.detects or validated
+        if not chosen:
+            best = max(group, key=_on_test)
+        elif len(groups) == 1:
             comparison.best = best.name
-        lines.append(_stated(best, best.score(common)[1], len(group), len(groups) > 1, metric))
+        lines.append(_stated(best, best.score(common)[1] if chosen else -np.inf, len(group), len(groups) > 1))
         if reference is not None and len(done) > 1:
             lines[-1] += _beside(best.name, reference, comparison.pairs)
         elif len(group) > 1:
             names = {attempt.name for attempt in group}
-            lines += _against(best, [pair for pair in comparison.pairs if {pair.first, pair.second} <= names], metric)
+            within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
+            lines += _against(best, within, best.metric)
     if reference is not None:
-        lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs, metric)
-    judged = [pair.test for pair in comparison.pairs if pair.test]
+        lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs)
+    judged = [f"{pair.test} on {NAMES[pair.metric]}" for pair in comparison.pairs if pair.test]
     if judged:
         tests = " or ".join(sorted(set(judged)))
-        lines.append(f"p: {tests} on {NAMES[metric]}, Holm's correction for {len(judged)} comparison{_s(len(judged))}.")
-    lines += _limits(done, comparison.pairs, metric) + _baselines(done, metric) + _runs(comparison)
-    return lines
+        lines.append(f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}.")
+    for metric in comparison.metrics:
+        mine = [attempt for attempt in done if attempt.metric == metric]
+        lines += _limits(mine, [pair for pair in comparison.pairs if pair.metric == metric], metric)
+        lines += _baselines(mine, metric)
+    return lines + _runs(comparison)
 
 
-def _stated(best: Attempt, score: float, of: int, several: bool, metric: str) -> str:
+def _on_test(attempt: Attempt) -> float:
+    estimate = attempt.estimate(attempt.metric)
+    return float("-inf") if estimate is None else estimate.value
+
+
+def _stated(best: Attempt, score: float, of: int, several: bool) -> str:
+    """The best attempt's figure. Without defects in validation nothing chooses among one-class methods: the highest on
+    test is named, and that it was chosen there."""
+    metric = best.metric
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
     if of == 1:
         text = best.name
     elif np.isfinite(score):
         among = f", of {of} attempts on the same test images" if several else ""
-        text = f"Best on {where}{among}: {best.name} (balanced accuracy {score:.3f})"
+        what = "image AUROC of made-up defects" if best.detects else "balanced accuracy"
+        text = f"Best on {where}{among}: {best.name} ({what} {score:.3f})"
+    elif best.detects:
+        text = (
+            f"Good images alone cannot choose among {of} methods; the highest on test, which flatters it: {best.name}"
+        )
     else:
         text = f"No validation figures to choose by: {best.name} stands first"
     estimate = best.estimate(metric)
@@ -101,9 +123,9 @@ def _sorted_out(sides: Sequence[Side]) -> tuple[list[Side], list[Side], list[Sid
     return [side for side in different if side[1] > 0], level, [side for side in different if side[1] <= 0]
 
 
-def _against_reference(reference: Attempt, pairs: Sequence[Pair], metric: str) -> list[str]:
+def _against_reference(reference: Attempt, pairs: Sequence[Pair]) -> list[str]:
     """What is known of each attempt against the reference; of the others among themselves nothing is."""
-    sides = _sides(reference.name, pairs)
+    metric, sides = reference.metric, _sides(reference.name, pairs)
     if not sides:
         return []
     better, level, worse = _sorted_out(sides)
@@ -177,12 +199,14 @@ def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: str) -> list
         lines.append(f"{images} test images {what}; one image is {100 / images:.1f} points.")
     if metric == "balanced_accuracy":
         lines += _limits_of_images(done, pairs, metric)
-    for images, sets in sorted({(pair.images, pair.test_sets) for pair in pairs if pair.test_sets > 1}):
+    spread = [pair for pair in pairs if pair.test_sets > 1 or (pair.test and metric in SCORE_METRICS)]
+    for images, sets in sorted({(pair.images, pair.test_sets) for pair in spread}):
         found = [pair.difference for pair in pairs if (pair.images, pair.test_sets) == (images, sets)]
         halves = [(d.high - d.low) / 2 for d in found if d and d.high is not None and d.low is not None]
         if halves:
             least_seen = f"{_points(st.median(halves))}{of}, at the spread seen here"
-            lines.append(f"{images} images in {sets} test sets {least_seen}.")
+            where = f"{images} images in {sets} test sets" if sets > 1 else f"{images} test images"
+            lines.append(f"{where} {least_seen}.")
     return lines
 
 
@@ -217,7 +241,8 @@ def _points(least: float) -> str:
 
 
 def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:
-    """Always naming the most frequent class, and what the good images add to an accuracy."""
+    """Always naming the most frequent class, and what the good images add to an accuracy; of scores chance, and what
+    their thresholds do."""
     lines, known = [], []
     for attempt in done:
         baseline, estimate = attempt.baseline(metric), attempt.estimate(metric)
@@ -229,11 +254,14 @@ def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:
         figures = " or ".join(values)
         reaches = f"is right in {figures} of test images" if metric == "accuracy" else f"has {NAMES[metric]} {figures}"
         text = f"Always naming the most frequent class {reaches}"
+        if metric in SCORE_METRICS:
+            text = f"By chance {NAMES[metric]} is {figures}"
         lines.append(text + (f"; not shown to be better: {', '.join(chance)}." if chance else "; all are above."))
     defects = {
         a.name: (st.fmean(found), st.fmean(r.metrics["test"]["accuracy"] for r in a.done))
         for a in done
-        if (found := [v for r in a.done if (v := r.metrics.get("test", {}).get("defect_accuracy")) is not None])
+        if not a.detects
+        and (found := [v for r in a.done if (v := r.metrics.get("test", {}).get("defect_accuracy")) is not None])
     }
     if len(defects) > FEW + 1:
         alone = [value for value, _ in defects.values()]
@@ -241,7 +269,17 @@ def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:
     elif defects:
         texts = [f"{name} {alone:.3f} ({with_good:.3f} with good)" for name, (alone, with_good) in defects.items()]
         lines.append(f"On defects alone: {', '.join(texts)}.")
+    if metric in SCORE_METRICS and len(done) <= FEW + 1:
+        texts = [f"{a.name} {found} and {alarms}" for a in done for found, alarms in [_decided(a)]]
+        lines.append(f"At the threshold, defects found and false alarms: {', '.join(texts)}.")
     return lines
+
+
+def _decided(attempt: Attempt) -> tuple[str, str]:
+    keys, runs = ("recall_of_defects", "false_alarm_rate"), [run.metrics.get("test", {}) for run in attempt.done]
+    each = [[value for metrics in runs if (value := metrics.get(key)) is not None] for key in keys]
+    found, alarms = (f"{st.fmean(values):.0%}" if values else "–" for values in each)
+    return found, alarms
 
 
 def _runs(comparison: Comparison) -> list[str]:

@@ -5,31 +5,54 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
+from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
+from mvtec_lab.data.samples import scan
+from mvtec_lab.data.source import product_folder
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import GROUPS
+from mvtec_lab.models.anomaly import load_detector
+from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, read_csv
+from mvtec_lab.models.weights import load_file
+from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, RunResult, read_csv
+from mvtec_lab.tasks.detect import BEST_F1_MARK
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
-from mvtec_lab.tasks.setup import build_data, claim, set_up
+from mvtec_lab.tasks.scores import judge_again, score
+from mvtec_lab.tasks.setup import SAMPLE_MARK, build_data, claim, data_module, set_up
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+FIGURES = {  # of a one-class method
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "false_alarm_rate": "false alarms",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_aupro": "AUPRO",
+}
+OF_TYPES = ("image_auroc", "recall", "pixel_auroc", "pixel_aupro")
 
 
 def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv, sheets of pictures.
 
+    A one-class method is judged on the whole test folder, by its own threshold; of its maps there is pixels.npz too.
     The image size is the checkpoint's. Images that it was trained on are named in a warning, as far as the samples.csv
     beside it tells.
 
@@ -37,8 +60,10 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         LabError: no checkpoint, one that cannot be read, or one of other classes than the data's.
     """
     validate(config)
-    classifier = the_classifier(config, "evaluate")
-    config.data.image_size = classifier.hparams["image_size"]
+    classifier, about = the_model(config, "evaluate")
+    if isinstance(classifier, AnomalyDetector):
+        return _evaluate_detector(config, run_dir, classifier, about)
+    config.data.image_size = about["image_size"]
     data = build_data(config)
     if data.classes != classifier.classes:
         raise LabError(
@@ -50,7 +75,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     outcomes = judge(classifier, data)
     explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
-    warnings = [*data.warnings, *_seen_in_training(Path(config.ckpt or ""), judged)]
+    warnings = [*data.warnings, *_seen_before(Path(config.ckpt or ""), judged)]
     result = {
         "ckpt": config.ckpt,
         "data": config.data.name,
@@ -83,21 +108,97 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return result
 
 
-def the_classifier(config: Config, task: str) -> DefectClassifier:
+def _evaluate_detector(
+    config: Config, run_dir: str | Path, detector: AnomalyDetector, about: dict[str, Any]
+) -> dict[str, Any]:
+    d = config.data
+    folder = product_folder(data_module(config).root, None)
+    found = scan(folder)
+    samples = [replace(s, split="test") for s in found.samples if s.path.startswith("test/")]
+    if not samples:
+        raise LabError(f"{folder} has no test folder: MVTec's layout is test/good and test/<defect type>")
+    dataset = MVTecDataset(folder, samples, image_size=about["image_size"], mean=about["mean"], std=about["std"])
+    scores, maps = score(detector, dataset, d.batch_size, torch.device("cpu"))
+    judged = RunResult(config.attempt, config.seed, d.name, folder.name, "", str(claim(run_dir, METRICS)))
+    judged.threshold = {"value": about["threshold"], "map": about["map_threshold"]}
+    judge_again(dataset, scores, maps, judged)
+    further = [SAMPLE_MARK] if d.name == "sample" else []
+    further += [f"mask: {problem}" for problem in found.mask_problems] + describe_oddities(found, samples)
+    further += _seen_before(Path(config.ckpt or ""), [folder / s.path for s in samples])
+    for warning in further:
+        log.warning(warning)
+    metrics = judged.metrics["test"]
+    result = {
+        "ckpt": config.ckpt,
+        "data": d.name,
+        "category": folder.name,
+        "method": about["method"],
+        "threshold": judged.threshold,
+        "metrics": judged.metrics,
+        "warnings": further + judged.warnings,
+    }
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    (Path(judged.run_dir) / METRICS).write_text(text, encoding="utf-8")
+    title = f"{config.ckpt} on {d.name}/{folder.name}: {len(samples)} images, threshold {about['threshold']:.4g}"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("metric", "value", "95% interval"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    named = {**metrics, "recall": metrics["recall_of_defects"]}
+    for key in (key for key in FIGURES if named.get(key) is not None):
+        low_high = metrics["intervals"].get(key)
+        interval = "" if low_high is None else "[{:.3f}, {:.3f}]".format(*low_high)
+        table.add_row(FIGURES[key], f"{named[key]:.3f}", interval)
+    Console().print(table)
+    table = Table()
+    for column in ("defect type", "images", *(FIGURES[key] for key in OF_TYPES)):
+        table.add_column(column, justify="left" if column == "defect type" else "right")
+    for kind, values in metrics["by_type"].items():
+        figures = ("" if values.get(key) is None else f"{values[key]:.3f}" for key in OF_TYPES)
+        table.add_row(escape(kind), str(values["images"]), *figures)
+    if metrics["by_type"]:
+        Console().print(table)
+    print(f"written to {run_dir}")
+    return result
+
+
+def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDetector, dict[str, Any]]:
+    """The model of a checkpoint, a classifier or a one-class method, and what is known of it: image_size, mean, std; of
+    the latter, method, threshold and map_threshold as well.
+
+    Raises:
+        LabError: none is given, or it cannot be read.
+    """
     if config.ckpt is None:
         raise LabError(f"task={task} needs ckpt=FILE: a run's best.ckpt")
-    return load_classifier(config.ckpt)
+    found = load_file(config.ckpt)
+    if isinstance(found, dict) and "method" in found:
+        return load_detector(config.ckpt)
+    classifier = load_classifier(config.ckpt)
+    size = classifier.hparams["image_size"]
+    return classifier, {"image_size": size, "mean": classifier.mean, "std": classifier.std}
 
 
-def _seen_in_training(ckpt: Path, images: Sequence[Path]) -> list[str]:
-    """A warning where a checkpoint is judged on images that it was trained on, as far as its run's files tell."""
+def run_of(ckpt: Path) -> dict[Path, str] | None:
+    """The images of a checkpoint's run, and train, val or test of each; None: its files are not beside it."""
     samples, config = ckpt.parent / SAMPLES, ckpt.parent / CONFIG
     if not (samples.is_file() and config.is_file()):
-        return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images cannot be told"]
+        return None
     source = OmegaConf.load(config).data
     folder = Path(source.root, source.category or "").expanduser().resolve()
-    trained = {folder / row["path"] for row in read_csv(samples) if row["split"] == "train"}
-    seen = trained & {path.resolve() for path in images}
-    if not seen:
-        return []
-    return [f"{len(seen)} of these images trained this checkpoint (another seed or split?): the figures are too good"]
+    return {folder / row["path"]: row["split"] for row in read_csv(samples)}
+
+
+def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
+    """A warning where images that are judged trained the checkpoint or chose its threshold, as its run's files tell."""
+    run = run_of(ckpt)
+    if run is None:
+        return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images cannot be told"]
+    splits = [run.get(path.resolve()) for path in images]
+    warnings = []
+    if seen := splits.count("train"):
+        what = f"{seen} of these images trained this checkpoint (another seed or split?)"
+        warnings.append(f"{what}: the figures are too good")
+    chosen = OmegaConf.select(OmegaConf.load(ckpt.parent / CONFIG), "threshold.rule")
+    if chosen == "best_f1" and "test" in splits:
+        warnings.append(BEST_F1_MARK)
+    return warnings

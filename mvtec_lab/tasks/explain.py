@@ -40,7 +40,7 @@ def explain(
         if maps is None:
             return None, None
         for i, heat, peak in zip(batch, maps[0].numpy(), maps[1].numpy(), strict=True):
-            mask, inside = _mask(dataset, i), None
+            mask, inside = mask_of(dataset, i), None
             if mask is not None:  # the peak is looked up at the mask's own size: made smaller, a thin one has gaps
                 inside = bool(mask[tuple(((peak + 0.5) * mask.shape / len(heat)).astype(int))])
                 found.append((bool(right[i]), inside, float(mask.mean())))
@@ -59,8 +59,8 @@ def explain(
     return explained, sheet(pictures, captions, marks)
 
 
-def _mask(dataset: MVTecDataset, place: int) -> np.ndarray | None:
-    """None where there is none, where it marks nothing, or cannot be read: training does not need it."""
+def mask_of(dataset: MVTecDataset, place: int) -> np.ndarray | None:
+    """None where there is none, where it marks nothing, or cannot be read: nothing but figures needs it."""
     path = dataset.samples[place].mask
     try:
         mask = None if path is None else read_mask(dataset.folder / path)

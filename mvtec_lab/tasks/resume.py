@@ -19,6 +19,7 @@ from mvtec_lab.results import (
     HISTORY,
     LAST,
     MISTAKES,
+    PIXELS,
     PREDICTIONS,
     RESULT,
     SAMPLES,
@@ -120,7 +121,7 @@ def clear(run_dir: Path) -> None:
     if not any((run_dir / name).exists() for name in (CONFIG, RESULT)):
         return
     # In this order: a kill on the way must not leave a checkpoint without the result.json that says it failed.
-    for name in (LAST, BEST, PREDICTIONS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT):
+    for name in (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT):
         for path in (run_dir / name, *run_dir.glob(f"{name}*.tmp")):
             path.unlink(missing_ok=True)
     for path in run_dir.glob("events.out.tfevents.*"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import platform
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch._subclasses.fake_tensor import FakeTensorMode  # where PyTorch documents it
 
-from mvtec_lab.config import BALANCING, Config, validate
+from mvtec_lab.config import BALANCING, FROM_SCRATCH, Config, validate
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.data.source import locate
 from mvtec_lab.errors import LabError
+from mvtec_lab.models.anomaly import build_detector
+from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.losses import knobs
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
@@ -178,14 +184,51 @@ def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClass
     return classifier, notes
 
 
+def one_class_method(config: Config) -> tuple[AnomalyDetector, list[str]]:
+    """The method of a configuration, and a warning where its weights are not those asked for."""
+    try:
+        detector = build_detector(config.model.method, _knobs(config))
+        notes = [detector.weights_note] if detector.weights_note else []
+    except WeightsUnavailable as error:
+        if config.data.name != "sample":
+            raise
+        detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
+        notes = [f"{RANDOM_MARK}: {error}"]
+    if config.model.weights is None and config.model.method not in FROM_SCRATCH:
+        notes = [f"{RANDOM_MARK}, as asked for"]
+    return detector, notes
+
+
+def _knobs(config: Config) -> dict[str, Any]:
+    settings = {**asdict(config.optimizer), **asdict(config.model), "image_size": config.data.image_size}
+    return {**settings, "optimizer": config.optimizer.name}
+
+
+def rehearse(config: Config, data: MVTecDataModule) -> None:
+    """Refuse ahead what a one-class run would be refused for later, so far as data and method tell without training.
+
+    The method is prepared on images without values (PyTorch's fake tensors), until it asks for one: by then it has
+    looked at its settings, at how many images there are, and at the memory that it needs.
+
+    Raises:
+        LabError: what the method would raise, or no defect for a threshold that is chosen with them.
+    """
+    if config.threshold.rule == "best_f1" and all(s.label == GOOD for s in data.of_split("test")):
+        raise LabError("threshold.rule=best_f1 needs defects, and test/ has none: threshold.rule=quantile does without")
+    size, images = config.data.image_size, len(data.of_split("train"))
+    device = torch.device("cuda" if _on_gpu(config) else "cpu")
+    with isolate_rng(), FakeTensorMode(), device, torch.no_grad(), suppress(RuntimeError):
+        detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
+        detector.eval().prepare(lambda: [torch.empty(images, 3, size, size)])
+
+
 def precision(config: Config) -> str:
     """The Trainer's precision: what the configuration says, or the fastest that the device has.
 
     Raises:
         LabError: the device does not have the precision asked for.
     """
-    wanted, accelerator = config.trainer.precision, config.trainer.accelerator
-    gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    wanted, gpu = config.trainer.precision, _on_gpu(config)
     bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == "auto":
         return "bf16-mixed" if bf16 else "16-mixed" if gpu else "32"
@@ -195,6 +238,10 @@ def precision(config: Config) -> str:
     if (wanted.startswith("16") and not gpu) or (wanted.startswith("bf16") and gpu and not bf16):
         raise LabError(f"trainer.precision={wanted} is not to be had on this device: give auto or 32")
     return wanted
+
+
+def _on_gpu(config: Config) -> bool:
+    return torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
 
 
 def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
@@ -241,6 +288,13 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most it takes
 
 
+def give_back_memory() -> None:
+    """Give the system what the C library keeps although nothing is in it: ``keep_memory``'s end."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def check_devices(config: Config) -> int:
     """The number of devices; LabError for devices, a strategy or a precision that cannot be had here."""
     found = build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
@@ -262,12 +316,18 @@ def check(config: Config, here: bool = True) -> None:
     if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     data, m = build_data(config), config.model
-    network = repr((m, config.loss, config.data.image_size, data.classes, len(data.of_split("train"))))
+    network = repr(
+        (m, config.loss, config.threshold, config.data.image_size, data.classes, len(data.of_split("train")))
+    )
     if network not in _checked:
-        with torch.device("meta"), isolate_rng():  # the architecture alone, without values
-            _classifier(config, data)(weights=None)
+        if m.method == "classifier":
+            with torch.device("meta"), isolate_rng():  # the architecture alone, without values
+                _classifier(config, data)(weights=None)
+        else:
+            rehearse(config, data)
         try:
-            load_weights(m.backbone, m.weights)
+            if m.method not in FROM_SCRATCH:
+                load_weights(m.backbone, m.weights)
         except WeightsUnavailable:
             if config.data.name != "sample":
                 raise

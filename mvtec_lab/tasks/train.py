@@ -81,6 +81,10 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     began = time.perf_counter()
     config, run_dir = config or Config(), Path(run_dir)
     validate(config)
+    if config.model.method != "classifier":
+        from mvtec_lab.tasks.detect import run_detection  # which is another way through the same files
+
+        return run_detection(config, run_dir, began)
     earlier = earlier_run(run_dir, config) if config.resume else None
     if earlier is not None and earlier.completed:
         log.info("%s is completed: nothing to do", run_dir)
@@ -104,7 +108,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         reported=None if config.reported.accuracy is None else asdict(config.reported),
         warnings=[*data.warnings, *notes],
         versions=versions(),
-        git_revision=_git_revision(),
+        git_revision=git_revision(),
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )
@@ -124,7 +128,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
             log.warning(warning)
         try:
             if step is None:
-                _write_inputs(config, data, result)
+                write_inputs(config, data, result)
             _fit(config, data, classifier, result, began, step)
             _judge(config, data, classifier, result)
             result.status = "completed"
@@ -177,7 +181,7 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
     return checkpoint["global_step"]
 
 
-def _write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
+def write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
     run_dir = Path(result.run_dir)
     write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
     rows = _sample_rows(data, result)
@@ -215,7 +219,7 @@ def _fit(
         max_epochs=t.max_epochs,
         callbacks=callbacks,
         enable_checkpointing=False,  # Checkpoints does
-        logger=_Logger(run_dir, name="", version="", default_hp_metric=False, purge_step=step),
+        logger=RunLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step),
         enable_progress_bar=interactive,
         log_every_n_steps=1,  # an epoch has a handful of batches
     )
@@ -246,7 +250,7 @@ def _fit(
     result.startup_seconds = time.perf_counter() - began
     started = time.perf_counter()
     try:
-        with _quiet():
+        with quiet():
             trainer.fit(classifier, datamodule=data, ckpt_path=None if step is None else run_dir / LAST)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
         raise KeyboardInterrupt(f"stopped from outside after {len(history.rows)} epochs") from stop
@@ -347,14 +351,14 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
     }
 
 
-class _Logger(TensorBoardLogger):
+class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         """Without hparams.yaml: config.yaml says more."""
         self.experiment.flush()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's hints that do not apply here, by what they say."""
     hints = (
         "does not have many workers",  # nothing to gain at a few dozen small images
@@ -382,7 +386,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Of the checkout that this package runs from; None where it is installed."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():

@@ -1,0 +1,47 @@
+"""DRAEM, from random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, optim
+
+from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
+from mvtec_lab.models.anomaly.draem.model import Draem, draem_loss, image_score, spoil
+from mvtec_lab.models.optim import build_optimizer
+from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Detector(AnomalyDetector):
+    """The map is the probability that a pixel is not as good ones are; the score is the smoothed map's maximum.
+
+    Args:
+        optimizer, lr, weight_decay, momentum: as in OptimizerConfig.
+    """
+
+    trains = True
+
+    def __init__(
+        self, *, optimizer: str = "adam", lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.mean, self.std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+        self.weights_name, self.weights_note = "random", None
+        self.network = Draem()
+
+    def _pictures(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def loss(self, images: Tensor) -> Tensor:
+        pictures = self._pictures(images)
+        spoilt, mask = spoil(pictures)
+        return draem_loss(pictures, mask, *self.network(spoilt))
+
+    def forward(self, images: Tensor) -> Scores:
+        found = self.network(self._pictures(images))[1].float().sigmoid()[:, 0]
+        return Scores(image_score(found), found)
+
+    def configure_optimizers(self) -> optim.Optimizer:
+        hp = self.hparams
+        return build_optimizer(hp["optimizer"], self.parameters(), hp["lr"], hp["weight_decay"], hp["momentum"])

@@ -1,0 +1,423 @@
+"""The one-class methods over frozen features: what they find in tiny images, and their formulas against others'."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.spatial.distance import cdist, mahalanobis
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from sklearn.svm import OneClassSVM
+from torch import Tensor, nn
+from torchvision.models._api import BUILTIN_MODELS
+from torchvision.ops import Permute
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.anomaly import features, frozen
+from mvtec_lab.models.anomaly.base import AnomalyDetector
+from mvtec_lab.models.anomaly.gaussian.model import Gaussian
+from mvtec_lab.models.anomaly.kmeans.model import KMeans
+from mvtec_lab.models.anomaly.nearest.model import Nearest
+from mvtec_lab.models.anomaly.ocsvm.model import NU, SupportVectors
+from mvtec_lab.models.anomaly.padim.model import RIDGE, Padim
+from mvtec_lab.models.anomaly.patchcore import model as patchcore
+from mvtec_lab.models.anomaly.spade.model import Spade
+
+LOCALISING = ("patchcore", "padim", "spade")
+METHODS = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
+SKEWED = torch.randn(60, 20, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 20) + 4
+SIDE = 48
+SPOT = (slice(20, 30), slice(30, 40))  # rows, columns of the defect
+
+
+def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
+    """Noise around a grey, and a spot of another colour in the defect ones."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(count, 3, SIDE, SIDE, generator=generator) * 0.1
+    if defect:
+        found[(slice(None), 0, *SPOT)] += 3
+    return found
+
+
+def detector(name: str, net: str, **knobs: object) -> AnomalyDetector:
+    torch.manual_seed(0)
+    layers = ["features.relu1", "features.relu2"]
+    made = importlib.import_module(f"mvtec_lab.models.anomaly.{name}").Detector
+    return made(backbone=net, weights=None, layers=layers, **knobs).eval()
+
+
+def fitted(name: str, net: str, count: int = 12, **knobs: object) -> AnomalyDetector:
+    found = detector(name, net, **knobs)
+    found.prepare(lambda: images(count).split(5))
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_finds_a_spot_and_is_restored_exactly(name: str, tiny_net: str) -> None:
+    method = fitted(name, tiny_net)
+    good, bad = method(images(6, seed=1)), method(images(6, defect=True, seed=2))
+    assert good.image.shape == (6,)
+    assert good.image.dtype == torch.float32
+    assert good.image.max() < bad.image.min()
+    if name in LOCALISING:
+        assert bad.map is not None
+        peaks = torch.nn.functional.interpolate(bad.map[:, None], (SIDE, SIDE), mode="bilinear").flatten(1).argmax(1)
+        rows, columns = peaks // SIDE, peaks % SIDE
+        assert ((rows >= 18) & (rows < 32) & (columns >= 28) & (columns < 42)).all()
+    else:
+        assert bad.map is None
+    again = fitted(name, tiny_net)
+    torch.manual_seed(9)
+    restored = type(method)(**method.hparams).eval()  # of another seed
+    restored.load_state_dict(method.state_dict())
+    for other in (again, restored):
+        assert torch.equal(other(images(6, defect=True, seed=2)).image, bad.image)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_any_batches_and_any_batch_give_the_same_scores(name: str, tiny_net: str) -> None:
+    method, other = fitted(name, tiny_net), detector(name, tiny_net)
+    other.prepare(lambda: iter([images(12)]))  # one batch, of unknown number
+    test = images(4, defect=True, seed=3)
+    torch.testing.assert_close(other(test).image, method(test).image, rtol=1e-3, atol=1e-4)
+    one_by_one = torch.cat([method(image[None]).image for image in test])
+    torch.testing.assert_close(one_by_one, method(test).image, rtol=1e-4, atol=1e-4)
+
+
+def test_maps_are_the_same_in_parts_and_traced_for_any_batch(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = features.FeatureMaps(tiny_net, None, ["features.relu1", "features.relu2"])
+    whole = maps(images(5))
+    monkeypatch.setattr(features, "PART", 2 * SIDE**2)
+    traced = torch.jit.trace(maps, images(1), strict=False)
+    sizes: list[int] = []
+    maps.network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    parts = maps(images(5))
+    assert sizes == [2, 2, 1]
+    for a, b, c in zip(whole, parts, traced(images(5)), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+        assert torch.allclose(a, c, atol=1e-6)
+
+
+class Mixed(nn.Module):
+    """Its maps of 224 pixels have 28 rows; ``wide`` ones as many channels, and but for the first these come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 28, 8, stride=8)
+        self.narrow = nn.Sequential(nn.Conv2d(28, 8, 1), Permute([0, 2, 3, 1]))
+        self.wide = nn.Linear(8, 28)
+        self.tokens = nn.Sequential(nn.Flatten(1, 2), nn.Unflatten(1, (4, -1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.wide(self.narrow(self.first(images))))
+
+
+@pytest.fixture
+def mixed(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(BUILTIN_MODELS, "mixed_lab_net", lambda **_: Mixed())
+    return "mixed_lab_net"
+
+
+@pytest.mark.parametrize("layer", ["narrow", "wide"])
+def test_maps_with_channels_last_are_one_line(layer: str, mixed: str) -> None:
+    assert features.FeatureMaps(mixed, None, ["first"]).channels == [28]
+    with pytest.raises(LabError, match=rf"layer {layer} of {mixed} has its channels last, \[1, 28, 28"):
+        features.FeatureMaps(mixed, None, ["first", layer])
+
+
+def test_what_is_not_square_of_a_square_image_is_no_map(mixed: str) -> None:
+    with pytest.raises(LabError, match=f"layer tokens of {mixed} gives no map of the image"):
+        features.FeatureMaps(mixed, None, ["first", "tokens"])
+
+
+@pytest.mark.parametrize("layers", [["first", "first"], ["first", "narrow", "narrow.1"]])
+def test_a_layer_named_twice_is_one_line(layers: list[str], mixed: str) -> None:
+    with pytest.raises(LabError, match=f"names a layer of {mixed} twice: give {', '.join(layers[:-1])}$"):
+        features.FeatureMaps(mixed, None, layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_constant_images_give_finite_scores(name: str, tiny_net: str) -> None:
+    method = detector(name, tiny_net)
+    method.prepare(lambda: torch.ones(8, 3, SIDE, SIDE).split(3))
+    same, bad = method(torch.ones(3, 3, SIDE, SIDE)), method(images(3, defect=True))
+    assert same.image.isfinite().all()
+    assert bad.image.isfinite().all()
+    assert same.image.max() <= bad.image.min()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_images_is_one_line(name: str, tiny_net: str) -> None:
+    with pytest.raises(LabError, match="good images"):
+        detector(name, tiny_net).prepare(lambda: [])
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "says"),
+    [
+        ("patchcore", {"coreset": 0.0}, "model.coreset=0.0"),
+        ("patchcore", {"coreset": 1.5}, "model.coreset=1.5"),
+        ("padim", {"dimensions": 25}, "have 24 channels"),
+        ("gaussian", {"dimensions": 24}, "have 24 channels"),
+        ("ocsvm", {"dimensions": 0}, "have 24 channels"),
+        ("kmeans", {"clusters": 0}, "model.clusters=0"),
+        ("nearest", {"neighbours": 0}, "model.neighbours=0"),
+        ("spade", {"neighbours": 0}, "model.neighbours=0"),
+    ],
+)
+def test_a_knob_out_of_range_is_one_line(name: str, knobs: dict[str, float], says: str, tiny_net: str) -> None:
+    with pytest.raises(LabError, match=says):
+        detector(name, tiny_net, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "needed"),
+    [
+        ("padim", {}, 2),
+        ("nearest", {}, 5),
+        ("kmeans", {"clusters": 6}, 6),
+        ("gaussian", {}, 2),
+        ("gaussian", {"dimensions": 3}, 5),
+        ("ocsvm", {}, 2),
+    ],
+)
+def test_too_few_images_is_one_line(name: str, knobs: dict[str, int], needed: int, tiny_net: str) -> None:
+    method = detector(name, tiny_net, **knobs)
+    with pytest.raises(LabError, match=f"at least {needed} good images"):
+        method.prepare(lambda: [images(needed - 1)])
+    method.prepare(lambda: [images(needed)])
+    assert method(images(2)).image.isfinite().all()
+
+
+def test_spade_needs_two_layers(tiny_net: str) -> None:
+    with pytest.raises(LabError, match="two or more"):
+        importlib.import_module("mvtec_lab.models.anomaly.spade").Detector(tiny_net, None, ["features.relu1"])
+
+
+@pytest.mark.parametrize("name", LOCALISING)
+def test_more_than_the_memory_is_refused_ahead(
+    name: str, tiny_net: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setattr(frozen.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    given = 0
+
+    def batches() -> list[Tensor]:
+        nonlocal given
+        given += 1
+        return list(images(12).split(5))
+
+    with pytest.raises(LabError, match="GB are free"):
+        detector(name, tiny_net).prepare(batches)
+    assert given == 1
+
+
+@pytest.mark.parametrize(("channels", "bytes_a_patch"), [(128, 4 * 128), (200, 4 * (200 + 128))])
+def test_the_projection_counts_as_memory(channels: int, bytes_a_patch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(frozen, "require_memory", lambda count, *_: needed.append(count))
+    patchcore.PatchCore(channels, 0.1).fit([[torch.rand(2, channels, 4, 4)] for _ in range(3)])
+    assert needed == [3 * 2 * 16 * bytes_a_patch]
+
+
+def greedy(points: np.ndarray, count: int) -> list[int]:
+    """The textbook's k-center: all distances, one new centre a step."""
+    chosen = [int(cdist(points, points.mean(0, keepdims=True)).argmax())]
+    while len(chosen) < count:
+        chosen.append(int(cdist(points, points[chosen]).min(1).argmax()))
+    return chosen
+
+
+@pytest.mark.parametrize(("active", "block"), [(4096, 2**22), (20, 2**22), (1, 2**22), (20, 50)])
+def test_the_lazy_coreset_is_the_greedy_one(active: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patchcore, "ACTIVE", active)
+    monkeypatch.setattr(patchcore, "BLOCK", block)
+    points = torch.randn(300, 6, generator=torch.Generator().manual_seed(4)) ** 3
+    assert patchcore.coreset(points, 60).tolist() == greedy(points.double().numpy(), 60)
+    assert sorted(patchcore.coreset(points[:50], 50).tolist()) == list(range(50))
+
+
+def test_a_coreset_of_equal_rows_repeats_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patchcore, "ACTIVE", 7)
+    assert len(set(patchcore.coreset(torch.full((40, 3), 0.3), 30).tolist())) == 30
+
+
+def test_projection_keeps_distances() -> None:
+    points = torch.randn(40, 2000, generator=torch.Generator().manual_seed(5))
+    ratio = torch.pdist(patchcore.project(points)) / torch.pdist(points)
+    assert patchcore.project(points).shape == (40, 128)
+    assert 0.7 < ratio.min() < ratio.mean() < ratio.max() < 1.3
+    assert torch.equal(patchcore.project(points[:, :128]), points[:, :128])
+
+
+def test_the_bank_has_its_share_of_the_patches(tiny_net: str) -> None:
+    patches = 12 * (SIDE // 2) ** 2
+    assert len(fitted("patchcore", tiny_net).model.bank) == round(0.01 * patches)
+    assert len(fitted("patchcore", tiny_net, coreset=1.0).model.bank) == patches
+    assert len(fitted("patchcore", tiny_net, coreset=1e-6).model.bank) == patchcore.NEIGHBOURS
+
+
+def test_a_bank_is_capped_with_a_remark(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fitted("patchcore", tiny_net, coreset=0.5).remarks == []
+    monkeypatch.setattr(patchcore, "LARGEST", 50)
+    found = fitted("patchcore", tiny_net, coreset=0.5)
+    assert len(found.model.bank) == 50
+    assert found.remarks == ["model.coreset=0.5 asks for 3456 patches: the bank ends at 50"]
+
+
+def test_a_patch_is_the_mean_of_its_neighbourhood_in_every_layer() -> None:
+    generator = torch.Generator().manual_seed(3)
+    fine, coarse = torch.randn(1, 2, 6, 6, generator=generator), torch.randn(1, 3, 3, 3, generator=generator)
+    found = patchcore.embed([fine, coarse]).view(6, 6, 5)
+    means = [uniform_filter(layer[0].numpy(), (0, 3, 3), mode="constant") for layer in (fine, coarse)]  # zeros around
+    assert np.allclose(found[..., :2].permute(2, 0, 1), means[0], atol=1e-5)
+    rows, columns = np.array([0.75, 0.25, 0]), np.array([0.25, 0.75, 0])  # row 1, column 2 of 6 between those of 3
+    assert np.allclose(found[1, 2, 2:], rows @ means[1] @ columns, atol=1e-5)
+
+
+def test_the_reweighting_is_equation_7() -> None:
+    generator = torch.Generator().manual_seed(6)
+    bank, queries = torch.randn(50, 4, generator=generator), 2 * torch.randn(3, 4, generator=generator)
+    own, places = (found[:, 0] for found in frozen.nearest(queries, bank))
+    found = patchcore.reweighted(queries, bank, places)
+    distances = cdist(queries, bank)
+    for i, place in enumerate(places.tolist()):
+        around = cdist(bank[[place]], bank)[0].argsort()[: patchcore.NEIGHBOURS]
+        weight = 1 - np.exp(distances[i, place]) / np.exp(distances[i, around]).sum()
+        assert place == distances[i].argmin()
+        assert float(found[i]) == pytest.approx(weight * float(own[i]), rel=1e-4)
+
+
+def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
+    generator = torch.Generator().manual_seed(6)
+    model = patchcore.PatchCore(3, 1.0)
+    model.bank = torch.randn(50, 3, generator=generator)
+    maps = [3 * torch.randn(4, 3, 5, 5, generator=generator)]
+    distances = cdist(patchcore.embed(maps).flatten(0, 1), model.bank).reshape(4, 25, 50)
+    found = model(maps, 10).image
+    for i, patches in enumerate(distances):
+        own = patches.min(1).max()
+        to_bank = patches[patches.min(1).argmax()]
+        around = cdist(model.bank[[to_bank.argmin()]], model.bank)[0].argsort()[: patchcore.NEIGHBOURS]
+        weight = 1 - np.exp(own) / np.exp(to_bank[around]).sum()
+        assert weight < 0.95
+        assert float(found[i]) == pytest.approx(weight * own, rel=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_nearest_is_exact_whatever_the_parts(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(7)
+    queries, bank = (torch.randn(n, 5, generator=generator) + 1000 for n in (30, 70))  # far from 0: digits get lost
+    monkeypatch.setattr(frozen, "SEARCH_BYTES", 4 * 70 * 8)
+    distances, places = frozen.nearest(queries, bank, k)
+    expected = np.take_along_axis(cdist(queries.double(), bank.double()), places.numpy(), 1)
+    assert np.allclose(distances, expected, rtol=1e-4)
+    assert (distances.diff(dim=1) >= 0).all()
+    near = queries - 1000, bank - 1000
+    order = cdist(*near).argsort(1)[:, :k]
+    assert (frozen.nearest(*near, k)[1].numpy() == order).all()
+
+
+def test_smoothing_is_bilinear_then_gaussian() -> None:
+    scores = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(8))
+    large = torch.nn.functional.interpolate(scores[:, None], (56, 56), mode="bilinear")[:, 0]
+    expected = np.stack([gaussian_filter(one, 1.0, mode="mirror", truncate=4.0) for one in large.numpy()])
+    assert np.allclose(frozen.smooth(scores, 56), expected, atol=1e-5)  # 56 * 4 / 224 = 1 pixel
+
+
+def test_padim_is_the_mahalanobis_distance_at_each_place() -> None:
+    torch.manual_seed(0)
+    model = Padim(channels=6, dimensions=4)
+    maps = [[torch.randn(n, 4, 4, 4) * 3 + 50, torch.randn(n, 2, 2, 2)] for n in (5, 6)]
+    model.fit(maps)
+    values = torch.cat([model.embed(found) for found in maps]).double().numpy()
+    test = [torch.randn(1, 4, 4, 4) * 3 + 50, torch.randn(1, 2, 2, 2)]
+    expected = np.zeros(16)
+    for place, query in enumerate(model.embed(test)[0].double().numpy()):
+        covariance = np.cov(values[:, place], rowvar=False) + RIDGE * np.eye(4)
+        expected[place] = mahalanobis(query, values[:, place].mean(0), np.linalg.inv(covariance))
+    smoothed = frozen.smooth(torch.from_numpy(expected).float().view(1, 4, 4), 16)
+    found = model(test, 16)
+    torch.testing.assert_close(found.map, smoothed, rtol=1e-3, atol=1e-3)
+    assert found.image == found.map.max()
+
+
+def test_padim_draws_its_channels_by_the_seed() -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(Padim(channels=60, dimensions=20).drawn.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(set(channels)) == 20 for channels in drawn)
+
+
+def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
+    torch.manual_seed(0)
+    model = Spade(channels=3, features=2, neighbours=2)
+    maps = [[torch.randn(n, 3, 4, 4), torch.randn(n, 2, 2, 2)] for n in (3, 4)]
+    model.fit(maps)
+    pooled = torch.cat([last.mean((2, 3)) for _, last in maps])
+    fine = torch.cat([first for first, _ in maps])
+    test = [torch.randn(2, 3, 4, 4), torch.randn(2, 2, 2, 2)]
+    found = model(test, 16)
+    distances = cdist(test[1].mean((2, 3)), pooled)
+    expected = []
+    for i, order in enumerate(distances.argsort(1)[:, :2]):
+        assert float(found.image[i]) == pytest.approx(distances[i, order].mean(), rel=1e-4)
+        gallery = fine[order].permute(0, 2, 3, 1).reshape(-1, 3)
+        expected.append(torch.from_numpy(cdist(test[0][i].flatten(1).T, gallery).min(1)).view(4, 4))
+    torch.testing.assert_close(found.map, frozen.smooth(torch.stack(expected).float(), 16), rtol=1e-4, atol=1e-4)
+
+
+def test_the_gaussian_is_ledoit_and_wolfs() -> None:
+    values, queries = SKEWED[:12], SKEWED[12:]
+    model = Gaussian(20, dimensions=None)
+    model.learn(values)
+    expected = LedoitWolf().fit(values.double().numpy()).mahalanobis(queries.double().numpy()) ** 0.5
+    assert np.allclose(model.score(queries), expected, rtol=1e-3)
+
+
+def test_with_dimensions_the_gaussian_is_probabilistic_pca() -> None:
+    values, queries = SKEWED, SKEWED[:5] * 2
+    model = Gaussian(20, dimensions=6)
+    model.learn(values)
+    pca = PCA(6).fit(values.double().numpy())
+    centred = queries.double().numpy() - pca.mean_
+    squares = np.einsum("ni,ij,nj->n", centred, pca.get_precision(), centred)  # of variances by n - 1
+    assert np.allclose(model.score(queries) ** 2, squares * len(values) / (len(values) - 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dimensions", [None, 4])
+def test_support_vectors_score_as_scikit_learn_does(dimensions: int | None) -> None:
+    model = SupportVectors(20, dimensions)
+    model.learn(SKEWED)
+    points = (SKEWED - SKEWED.mean(0)).double().numpy()
+    points = points if dimensions is None else PCA(dimensions).fit_transform(points)
+    machine = OneClassSVM(nu=NU).fit(points)
+    assert np.allclose(model.score(SKEWED), -machine.decision_function(points), atol=2e-3)
+    assert (model.score(SKEWED) > 1e-3).float().mean() <= NU
+
+
+def test_kmeans_measures_to_the_nearest_centre() -> None:
+    torch.manual_seed(0)
+    values = torch.cat([SKEWED[:10] * 0.01, SKEWED[:10] * 0.01 + 5])
+    model = KMeans(20, clusters=2)
+    model.learn(values)
+    distances = cdist(values, torch.stack([values[:10].mean(0), values[10:].mean(0)])).min(1)
+    assert np.allclose(model.score(values), distances, rtol=1e-3)
+
+
+def test_nearest_is_the_mean_over_the_neighbours() -> None:
+    model = Nearest(20, neighbours=3)
+    model.learn(SKEWED[5:])
+    expected = np.sort(cdist(SKEWED[:5], SKEWED[5:]), 1)[:, :3].mean(1)
+    assert np.allclose(model.score(SKEWED[:5]), expected, rtol=1e-4)
+
+
+def test_blocks_are_collected_whatever_their_number_is_said_to_be() -> None:
+    blocks = [torch.arange(6.0).view(3, 2), torch.arange(4.0).view(2, 2), torch.ones(1, 2)]
+    for count in (0, 1, 3, 5):
+        assert torch.equal(frozen.collect(iter(blocks), count, "blocks", "give fewer"), torch.cat(blocks))

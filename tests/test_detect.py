@@ -1,0 +1,420 @@
+"""One-class attempts through the real entry point: what a run leaves, what it refuses, and that it can be repeated."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, write_product
+from PIL import Image
+
+from mvtec_lab.config import DETECTORS, FIT_ONCE, FROM_SCRATCH, KNOBS
+from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.evaluation import anomaly
+from mvtec_lab.evaluation.anomaly import image_metrics
+from mvtec_lab.models.anomaly import load_detector
+from mvtec_lab.models.anomaly.autoencoder import Detector as Autoencoder
+from mvtec_lab.models.anomaly.padim import Detector as Padim
+from mvtec_lab.models.anomaly.patchcore import model as patchcore
+from mvtec_lab.results import RunResult, find_runs, read_csv
+from mvtec_lab.tasks.detect import MADE_UP, made_up
+from mvtec_lab.tasks.scores import Scored
+
+Run = Callable[..., int]
+PATCHCORE = ("attempt=patchcore", "model.layers=[features.relu1,features.relu2]")
+# 32: the least that networks which reconstruct give back
+AUTOENCODER = ("attempt=autoencoder", "data.image_size=32", "model.latent=8", "optimizer.lr=0.001")
+RUN_FILES = {
+    "best.ckpt", "config.yaml", "explanations.jpg", "mistakes.jpg", "pixels.npz", "predictions.csv", "result.json",
+    "run.log", "samples.csv",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here looks at an interval's ends, and a run draws for half of its time."""
+    monkeypatch.setattr(anomaly, "RESAMPLES", 50)
+
+
+@pytest.fixture
+def widget(product: Path) -> Path:
+    """The tiny product with enough good images to learn from: 10 train, 2 validate."""
+    return write_product(product, train_good=12)
+
+
+@pytest.fixture
+def run(lab: Run, widget: Path, tmp_path: Path) -> Callable[..., RunResult]:
+    """A run that succeeds, in <tmp_path>/<name>: ``run("a", *arguments)``."""
+
+    def go(name: str, *arguments: str) -> RunResult:
+        assert lab(f"hydra.run.dir={tmp_path / name}", *arguments) == 0
+        return RunResult.load(tmp_path / name)
+
+    return go
+
+
+@pytest.fixture
+def refused(lab: Run, widget: Path, tmp_path: Path, capsys) -> Callable[..., str]:
+    """The one line that answers a mistake, which leaves nothing behind."""
+
+    def go(*arguments: str) -> str:
+        capsys.readouterr()
+        assert lab(f"hydra.run.dir={tmp_path / 'refused'}", *arguments) == 2
+        assert not (tmp_path / "refused").exists()
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line
+
+    return go
+
+
+def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> None:
+    found = run("run", *PATCHCORE)
+    assert {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")} == RUN_FILES
+    assert found.method == "patchcore"
+    assert (found.epochs, found.parameters["trained"]) == (0, 0)
+    assert min(found.fit_seconds, found.seconds_per_image, found.peak_mib) > 0
+    assert found.counts == {
+        "train": {"good": 10, "defect": 0}, "val": {"good": 2, "defect": 0}, "test": {"good": 10, "defect": 12},
+    }  # fmt: skip
+    rows = read_csv(tmp_path / "run/predictions.csv")
+    val = [float(row["score"]) for row in rows if row["split"] == "val"]
+    assert found.threshold["rule"] == "quantile"
+    assert found.threshold["value"] == pytest.approx(max(val))  # of two, that is all a quantile of 0.95 can be
+    assert any("the highest of their scores: about one good image in 3 is a false alarm" in w for w in found.warnings)
+    for row in rows:
+        assert row["prediction"] == ("defect" if float(row["score"]) > found.threshold["value"] else "good")
+    metrics = found.metrics["test"]
+    assert metrics["image_auroc"] > 0.9
+    assert metrics["pixel_auroc"] > 0.9
+    assert set(metrics["by_type"]) == {"crack", "hole"}
+    _, about = load_detector(tmp_path / "run/best.ckpt")
+    assert (about["threshold"], about["map_threshold"]) == (found.threshold["value"], found.threshold["map"])
+    assert about["method"] == "patchcore"
+    width, height = Image.open(tmp_path / "run/explanations.jpg").size
+    assert (width, height > 100) == (6 * 170 + 10, True)  # two images a row, each as it is, its map and its outlines
+
+
+@pytest.mark.slow
+def test_the_map_threshold_is_a_quantile_of_the_highest_scores_of_good_maps(run, tmp_path: Path, widget: Path) -> None:
+    found = run("run", *PATCHCORE)
+    detector, about = load_detector(tmp_path / "run/best.ckpt")
+    held_out = [r["path"] for r in read_csv(tmp_path / "run/predictions.csv") if r["split"] == "val"]
+    data = MVTecDataset(
+        widget, [Sample(p, "good") for p in held_out], image_size=SIZE, mean=about["mean"], std=about["std"]
+    )
+    with torch.no_grad():
+        maps = detector(data[list(range(len(data)))]["image"]).map
+    assert found.threshold["map"] == pytest.approx(float(maps.amax()), rel=1e-5)
+
+
+def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patchcore, "LARGEST", 50)
+    remark = "model.coreset=0.5 asks for 720 patches: the bank ends at 50"
+    assert remark in run("run", *PATCHCORE, "model.coreset=0.5").warnings
+    assert (tmp_path / "run/run.log").read_text().count(remark) == 1
+
+
+def test_a_method_without_maps_leaves_no_sheet_of_them(run, tmp_path: Path) -> None:
+    found = run("run", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2")
+    assert found.threshold["map"] is None
+    assert load_detector(tmp_path / "run/best.ckpt")[1]["map_threshold"] is None
+    assert not (tmp_path / "run/explanations.jpg").exists()
+    assert "pixel_auroc" not in found.metrics["test"]
+    assert "AUPRO" not in (tmp_path / "run/run.log").read_text()
+
+
+def test_a_synthetic_threshold_rests_on_good_images_and_pasted_ones(run, tmp_path: Path) -> None:
+    found = run("run", *PATCHCORE, "threshold.rule=synthetic", "split.val=0.5")
+    assert found.threshold["rule"] == "synthetic"
+    assert not [w for w in found.warnings if "threshold" in w and "rests on them" not in w]
+    rows = [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "val"]
+    assert [row["type"] for row in rows] == ["good"] * 6 + [MADE_UP] * 6
+    scores, kinds = [float(row["score"]) for row in rows], [row["type"] for row in rows]
+    val = found.metrics["val"]
+    again = image_metrics(scores, kinds, found.threshold["value"])
+    for name in ("image_auroc", "image_ap", "f1", "false_alarm_rate"):
+        assert val[name] == pytest.approx(again[name])
+    cuts = [np.nextafter(score, -np.inf) for score in scores]
+    assert val["f1"] == pytest.approx(max(image_metrics(scores, kinds, cut)["f1"] for cut in cuts))
+
+
+def test_pasted_defects_are_drawn_by_their_seed_and_leave_torch_as_it_was(widget: Path) -> None:
+    good = MVTecDataset(widget, [Sample(f"test/good/{i:03}.png", "good") for i in range(3)], image_size=SIZE)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = made_up(good, 0)
+    assert torch.equal(torch.rand(3), expected)
+    second, other = made_up(good, 0), made_up(good, 1)
+    assert {s.label for s in first.samples} == {MADE_UP}
+    for i in range(3):
+        assert np.array_equal(first.picture(i), second.picture(i))
+        assert (first.picture(i) != good.picture(i)).any()
+        assert (first.picture(i) == good.picture(i)).all(axis=2).mean() > 0.5  # a patch, not another image
+    assert any((first.picture(i) != other.picture(i)).any() for i in range(3))
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    labels = ("good", "good", "crack", "crack", "good", "crack")
+    images = MVTecDataset("nowhere", [Sample(f"{i}", label) for i, label in enumerate(labels)])
+    scored = Scored(images, np.array([1.0, 4.5, 2.9, 9.0, 3.5, 0.5]), None)
+    assert scored.worst_first(3.0).tolist() == [5, 1, 4, 2, 0, 3]
+
+
+@pytest.mark.slow
+def test_a_threshold_chosen_with_defects_is_marked(run) -> None:
+    found = run("run", *PATCHCORE, "threshold.rule=best_f1")
+    assert any(w.startswith("threshold chosen on the test images, defects included") for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("attempt=autoencoder data.image_size=40", "data.image_size=40 cannot be reconstructed"),
+        ("attempt=patchcore model.layers=[features.relu9]", "unknown layer of tiny_lab_net in model.layers"),
+        ("attempt=patchcore", "tiny_lab_net has no map with cells of 8 pixels"),
+        ("attempt=padim model.layers=[features.relu2] model.dimensions=17", "these layers have 16 channels"),
+        ("attempt=nearest model.layers=[features.relu2] model.neighbours=11", "needs at least 11 good images"),
+        ("attempt=gaussian model.layers=[features.relu2] model.dimensions=9", "needs at least 11 good images"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_anything_is_written(refused, arguments: str, said: str) -> None:
+    assert said in refused(*arguments.split())
+
+
+def test_several_devices_and_folds_are_refused(lab, widget: Path, tmp_path: Path, capsys) -> None:
+    assert lab(*PATCHCORE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "model.method=patchcore runs on one device: give trainer.devices=1" in capsys.readouterr().err
+    assert lab("-m", *PATCHCORE, "cv.folds=2") == 2
+    assert "cv.folds=2 folds the test images, and model.method=patchcore learns from none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, tmp_path: Path, capsys) -> None:
+    assert lab("-m", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2,11") == 2
+    assert "model.neighbours=11 needs at least 11 good images to learn from, and got 10" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_tables_of_settings_are_what_the_methods_take() -> None:
+    taken = {name: import_module(f"mvtec_lab.models.anomaly.{name}").Detector for name in DETECTORS}
+    parameters = {name: set(inspect.signature(made).parameters) for name, made in taken.items()}
+    for knob, methods in KNOBS.items():
+        assert {name for name in DETECTORS if knob in parameters[name]} == set(methods), knob
+    assert {name for name in DETECTORS if not taken[name].trains} == set(FIT_ONCE)
+    assert {name for name in DETECTORS if "backbone" not in parameters[name]} == set(FROM_SCRATCH)
+
+
+def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.read_text
+    little = "MemAvailable:       10 kB\n"
+    monkeypatch.setattr(
+        Path, "read_text", lambda p, *a, **k: little if str(p) == "/proc/meminfo" else whole(p, *a, **k)
+    )
+    # 10 images of 12 x 12 cells with 24 channels of 4 bytes
+    assert "patches of good images take about 0.000138 GB" in refused(*PATCHCORE)
+
+
+def test_no_good_images_too_few_and_no_test_folder(refused, widget: Path) -> None:
+    good = sorted((widget / "train/good").iterdir())
+    for path in good[2:]:
+        path.unlink()
+    assert "train/good has 2 image(s) or group(s), too few for one_class (at least 3)" in refused(*PATCHCORE)
+    shutil.rmtree(widget / "train")
+    assert "train/good has 0 image(s)" in refused(*PATCHCORE)
+    shutil.rmtree(widget / "test")
+    assert "has no test/ folder" in refused(*PATCHCORE)
+
+
+@pytest.mark.slow
+def test_three_good_images_are_enough_and_said_to_be_few(run, widget: Path) -> None:
+    for path in sorted((widget / "train/good").iterdir())[3:]:
+        path.unlink()
+    found = run("run", *PATCHCORE)
+    assert found.counts["val"]["good"] == 1
+    assert "val has 1 image(s): the threshold rests on them" in found.warnings
+    assert any("about one good image in 2 is a false alarm" in w for w in found.warnings)
+
+
+def test_a_test_folder_without_defects_or_without_good_images(run, refused, widget: Path, tmp_path: Path) -> None:
+    shutil.move(widget / "test/good", tmp_path / "good")
+    found = run("defects", *PATCHCORE)
+    assert found.metrics["test"]["image_auroc"] is None
+    assert found.metrics["test"]["recall_of_defects"] is not None
+    assert any(w.startswith("test/ has no good images") for w in found.warnings)
+    shutil.move(tmp_path / "good", widget / "test/good")
+    for kind in ("crack", "hole"):
+        shutil.rmtree(widget / "test" / kind)
+    found = run("good", *PATCHCORE)
+    assert found.metrics["test"]["image_auroc"] is None
+    assert 0 <= found.metrics["test"]["false_alarm_rate"] <= 1
+    assert any(w.startswith("test/ has no defects") for w in found.warnings)
+    assert "threshold.rule=best_f1 needs defects" in refused(*PATCHCORE, "threshold.rule=best_f1")
+
+
+def test_masks_that_are_missing_or_broken_are_left_out_and_said(run, widget: Path) -> None:
+    masks = sorted((widget / "ground_truth/crack").iterdir())
+    masks[0].unlink()
+    masks[1].write_bytes(masks[1].read_bytes()[:45])  # whose header is sound
+    found = run("some", *PATCHCORE)
+    assert found.metrics["test"]["pixel_auroc"] > 0.9
+    assert "2 defect image(s) without a mask count in no pixel metric" in found.warnings
+    shutil.rmtree(widget / "ground_truth")
+    found = run("none", *PATCHCORE)
+    assert "no defect has a mask: pixel metrics are left out" in found.warnings
+    assert "pixel_auroc" not in found.metrics["test"]
+    assert found.metrics["test"]["image_auroc"] > 0.9
+
+
+def test_images_of_different_sizes_are_judged_at_their_own(run, widget: Path) -> None:
+    for folder, suffix in ((widget / "test", ""), (widget / "ground_truth", "_mask")):
+        path = folder / "crack" / f"000{suffix}.png"
+        image = Image.open(path)
+        image.resize((40, 30), Image.Resampling.NEAREST).save(path)
+    good = widget / "test/good/000.png"
+    Image.open(good).resize((31, 50)).save(good)
+    counted = run("run", *PATCHCORE)
+    assert counted.metrics["test"]["pixel_auroc"] > 0.9
+    with np.load(Path(counted.run_dir) / "pixels.npz") as file:
+        pixels = dict(zip(file["names"], file["counts"][:, :2].sum((1, 2)), strict=True))
+    assert pixels["test/crack/000.png"] == 40 * 30
+    assert pixels["test/good/000.png"] == 31 * 50
+    assert pixels["test/good/001.png"] == SIZE * SIZE
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PATCHCORE,
+        pytest.param(("attempt=padim", *PATCHCORE[1:]), marks=pytest.mark.slow),
+        pytest.param(AUTOENCODER, marks=pytest.mark.slow),
+    ],
+)
+def test_constant_images_give_equal_scores_and_that_is_said(run, widget: Path, method: tuple[str, ...]) -> None:
+    for path in [*(widget / "train").rglob("*.png"), *(widget / "test").rglob("*.png")]:
+        Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).save(path)
+    found = run("run", *method)
+    assert found.metrics["test"]["image_auroc"] == 0.5
+    assert np.isfinite(found.threshold["value"])
+    assert "all test images have the same score: nothing tells them apart" in found.warnings
+
+
+def test_scores_that_are_not_finite_are_answered_with_one_line(lab, widget: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    one_step = ("trainer.max_epochs=1", "data.batch_size=10")  # the next one would find its loss infinite, and say so
+    assert lab(*AUTOENCODER, "optimizer=sgd", "optimizer.lr=1e30", *one_step, f"hydra.run.dir={folder}") == 2
+    said = capsys.readouterr().err
+    assert "anomaly scores are not finite: the method has diverged; a lower optimizer.lr may mend it" in said
+    assert "Traceback" not in said
+    found = RunResult.load(folder)
+    assert (found.status, found.error.split(":")[0]) == ("failed", "LabError")
+    assert not (folder / "best.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_a_completed_run_is_skipped_and_a_failed_or_stopped_one_starts_anew(
+    lab, run, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    again = (*AUTOENCODER, f"hydra.run.dir={folder}", "resume=true")
+    whole = Autoencoder.training_step
+    for error, status in ((RuntimeError("no such luck"), 1), (KeyboardInterrupt(), 130)):
+
+        def fail(self, batch, batch_idx, error=error):
+            if self.current_epoch:
+                raise error
+            return whole(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Autoencoder, "training_step", fail)
+            assert lab(*again) == status
+        found = RunResult.load(folder)
+        assert found.status == "failed"
+        assert found.error.startswith(type(error).__name__)
+        assert not {"last.ckpt", "pixels.npz"} & {path.name for path in folder.iterdir()}
+        (folder / "pixels.npz").touch()  # of an earlier start
+    capsys.readouterr()
+    assert lab(*again) == 0
+    assert "was stopped: it starts anew" in capsys.readouterr().err
+    found = RunResult.load(folder)
+    assert (found.status, found.error, found.epochs) == ("completed", None, 2)
+    fresh = run("fresh", *AUTOENCODER)
+    assert fresh.metrics == found.metrics
+    started = found.started
+    assert lab(*again) == 0
+    assert "is completed: nothing to do" in capsys.readouterr().err
+    assert RunResult.load(folder).started == started
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path, monkeypatch) -> None:
+    def stop(self, batches) -> None:
+        if type(next(iter(batches()))) is torch.Tensor:  # not in the rehearsal
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Padim, "prepare", stop)
+    assert lab("attempt=padim", *PATCHCORE[1:], f"hydra.run.dir={tmp_path / 'run'}") == 130
+    found = RunResult.load(tmp_path / "run")
+    assert (found.status, found.error, found.interrupted) == ("failed", "KeyboardInterrupt", True)
+
+
+@pytest.mark.parametrize(
+    ("method", "full"),
+    [
+        (PATCHCORE, False),
+        pytest.param(AUTOENCODER, False, marks=pytest.mark.slow),
+        pytest.param(PATCHCORE, True, marks=pytest.mark.slow),
+        pytest.param((*AUTOENCODER, "augment=standard"), True, marks=pytest.mark.slow),
+        pytest.param(("attempt=draem", "data.image_size=32"), True, marks=pytest.mark.slow),
+    ],
+)
+def test_no_result_depends_on_workers_and_caches(run, method: tuple[str, ...], full: bool) -> None:
+    ways = {"cold": (), "no cache": ("cache.dir=null", "data.num_workers=1")}
+    if full:
+        ways["warm"] = ()
+    found = {name: run(name.replace(" ", "_"), *method, *settings) for name, settings in ways.items()}
+    tables = {(Path(each.run_dir) / "predictions.csv").read_text() for each in found.values()}
+    assert len(tables) == 1
+    assert all(each.metrics == found["cold"].metrics for each in found.values())
+
+
+@pytest.mark.slow
+def test_the_size_of_a_batch_changes_no_decision_of_a_method_that_is_fitted_once(run) -> None:
+    one, other = run("one", *PATCHCORE, "data.batch_size=3"), run("other", *PATCHCORE, "data.batch_size=32")
+    scores = [[float(r["score"]) for r in read_csv(Path(each.run_dir) / "predictions.csv")] for each in (one, other)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sweep_compares_methods(lab, widget: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    methods = ["patchcore", "padim", "spade", "autoencoder"]
+    assert (
+        lab("-m", f"attempt={','.join(methods)}", "data.image_size=32", *PATCHCORE[1:], f"hydra.sweep.dir={sweep}") == 0
+    )
+    assert {each.method for each in find_runs(sweep) if each.completed} == set(methods)
+    assert "<html" in (sweep / "report.html").read_text()
+
+
+def test_groups_are_not_torn_between_good_images_and_the_test_folder(lab, product: Path, capsys) -> None:
+    for i, path in enumerate(sorted((product / "train/good").iterdir())):
+        path.rename(path.with_name(f"part{i}_{path.name}"))
+    path = product / "test/good/000.png"
+    path.rename(path.with_name("part1_000.png"))
+    assert lab(*PATCHCORE, r"split.group_by='(part\d+)_'") == 2
+    assert "'part1' of split.group_by is in train/good" in capsys.readouterr().err
+
+
+def test_a_method_that_fails_stands_among_the_methods(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvtec_lab.tasks.detect.build_data", lambda *_: 1 / 0)
+    assert lab("-m", "attempt=padim", PATCHCORE[1], "hydra.sweep.dir=sweep") == 1
+    assert json.loads((tmp_path / "sweep/comparison.json").read_text())["metric"] == "image_auroc"

@@ -39,6 +39,7 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5, help="of a run, the sweep of four apart")
     parser.add_argument("--grid-epochs", type=int, default=30, help="of the sweep of four attempts")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1_000, 10_000], help="of growth")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has anomalib, for anomaly")
     return parser.parse_args()
 
 

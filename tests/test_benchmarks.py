@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,65 @@ def test_growths_images_are_a_product(tmp_path: Path) -> None:
         "hole": 5,
         "scratch": 5,
     }
+
+
+PEER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+job = json.loads(Path(sys.argv[1]).read_text())
+tested = sorted((Path(job["root"]) / job["category"] / "test").glob("*/*.png"))
+paths = [path.relative_to(Path(job["root"]) / job["category"]).as_posix() for path in tested]
+scores = [float("good" not in path) for path in paths]
+np.savez(job["out"], paths=paths, scores=scores, maps=np.ones((len(paths), 8, 8)))
+found = {"version": "0", "trained": 4, "peak": 1e6, "own_aupro": 0.5, "saving": 0.5}
+found |= {"fit": 1e6 + job["fit_workers"], "image": 9.0 - job["score_workers"]}
+Path(job["out"]).with_suffix(".json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("with_peer", [False, True])
+def test_both_sides_are_judged_on_the_same_images(
+    with_peer: bool,
+    tiny_net: str,
+    product: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from benchmarks import anomaly, common
+
+    product.rename(tmp_path / "bottle")
+    (tmp_path / "peer.py").write_text(PEER)
+    shown: list[list[list[str | float]]] = []
+    noted: list[str] = []
+    monkeypatch.setattr(common, "fresh", lambda function, *args, **kw: common.Measured(function(*args, **kw), 1, 2))
+    monkeypatch.setattr(common, "model", lambda name: (None, []))
+
+    def show(name: str, notes: list[str], header: list[str], rows: list[list[str | float]]) -> None:
+        noted.extend(notes)
+        shown.append([header, *rows])
+
+    monkeypatch.setattr(common, "show", show)
+    monkeypatch.setattr(anomaly, "PEER", tmp_path / "peer.py")
+    monkeypatch.setattr(anomaly, "BACKBONE", tiny_net)
+    sizes = {"layers": ["features.relu1", "features.relu2"], "size": 32, "dimensions": 9}
+    monkeypatch.setattr(anomaly, "SETTINGS", anomaly.SETTINGS | sizes)
+    peer = ["--peer", sys.executable] if with_peer else []
+    monkeypatch.setattr(sys, "argv", ["anomaly", "--data-root", str(tmp_path), "--repeats", "1", *peer])
+    anomaly.main()
+    assert ("anomalib is left out" in capsys.readouterr().err) != with_peer
+    header, *rows = shown[0]
+    sides = ["anomalib", "lab"] if with_peer else ["lab"]
+    assert [row[:2] for row in rows] == [[method, side] for method in ("patchcore", "padim") for side in sides]
+    assert all(len(row) == len(header) for row in rows)
+    ours = rows[-1]
+    assert float(str(ours[2]).split()[0]) > 0.9  # of all defects, which are plain to see
+    assert ("(target 1.000 ± 0.002)" in str(ours[2])) == with_peer
+    if with_peer:
+        assert rows[0][2:5] == ["1.000", "0.500", "0.150"]  # AUPRO of equal scores: half of the limit
+        assert "(target 2)" in str(ours[6])
+        assert any("loader workers: 0 for the fit and 2 for the scores" in note for note in noted)
 
 
 def test_a_table_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

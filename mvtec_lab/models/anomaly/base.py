@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.models.optim import build_optimizer
 
 # Good training images as normalised batches [N, 3, S, S], on the method's device, in the same order each time; asked
 # for as often as a method needs to see them all.
@@ -63,6 +64,14 @@ class AnomalyDetector(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("val/loss", self.loss(batch["image"]), batch_size=len(batch["image"]), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer_of(p for p in self.parameters() if p.requires_grad)
+
+    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        """As the hyperparameters have it, which a trained method saves."""
+        h = self.hparams
+        return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         for name, buffer in list(self.named_buffers()):

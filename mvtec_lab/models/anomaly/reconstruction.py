@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
 from mvtec_lab.models.anomaly.convnets import Reconstructor, check_size, smooth
-from mvtec_lab.models.optim import build_optimizer
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -45,12 +44,3 @@ class ReconstructionDetector(AnomalyDetector):
     def forward(self, images: Tensor) -> Scores:
         residual = smooth(self.network.residual(self.pictures(images)))
         return Scores(residual.amax((1, 2)), residual)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        return self.optimizer_of(self.network)
-
-    def optimizer_of(self, *parts: torch.nn.Module) -> optim.Optimizer:
-        """As the hyperparameters have it."""
-        h = self.hparams
-        parameters = [p for part in parts for p in part.parameters()]
-        return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])

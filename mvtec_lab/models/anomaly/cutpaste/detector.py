@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Batches, Scores
 from mvtec_lab.models.anomaly.cutpaste.model import Density, paste_patch, paste_scar
 from mvtec_lab.models.anomaly.frozen import collect
 from mvtec_lab.models.anomaly.pretext import FineTuned
-from mvtec_lab.models.optim import build_optimizer
 
 
 class Detector(AnomalyDetector):
@@ -61,7 +60,3 @@ class Detector(AnomalyDetector):
         embeddings = self.classifier.embed(images)
         with torch.autocast(images.device.type, enabled=False):  # squares of small differences want float32
             return Scores(self.density(embeddings), None)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        hp, trained = self.hparams, [p for p in self.parameters() if p.requires_grad]
-        return build_optimizer(hp["optimizer"], trained, hp["lr"], hp["weight_decay"], hp["momentum"])

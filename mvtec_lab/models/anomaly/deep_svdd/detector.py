@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Batches, Scores
 from mvtec_lab.models.anomaly.deep_svdd.model import COMPONENTS, Sphere
 from mvtec_lab.models.anomaly.features import FeatureMaps
 from mvtec_lab.models.anomaly.frozen import collect
-from mvtec_lab.models.optim import build_optimizer
 
 
 class Detector(AnomalyDetector):
@@ -70,7 +69,3 @@ class Detector(AnomalyDetector):
 
     def forward(self, images: Tensor) -> Scores:
         return Scores(self._distances(images), None)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        hp = self.hparams
-        return build_optimizer(hp["optimizer"], self.sphere.parameters(), hp["lr"], hp["weight_decay"], hp["momentum"])

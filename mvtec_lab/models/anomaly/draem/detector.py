@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
 from mvtec_lab.models.anomaly.draem.model import Draem, draem_loss, image_score, spoil
-from mvtec_lab.models.optim import build_optimizer
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -41,7 +40,3 @@ class Detector(AnomalyDetector):
     def forward(self, images: Tensor) -> Scores:
         found = self.network(self._pictures(images))[1].float().sigmoid()[:, 0]
         return Scores(image_score(found), found)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        hp = self.hparams
-        return build_optimizer(hp["optimizer"], self.parameters(), hp["lr"], hp["weight_decay"], hp["momentum"])

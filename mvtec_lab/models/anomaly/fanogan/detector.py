@@ -82,10 +82,11 @@ class Detector(ReconstructionDetector):
         optimizer.step()
         return loss.detach()
 
-    def configure_optimizers(self) -> list[optim.Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[optim.Optimizer]:
         n = self.network
-        critic, generator = self.optimizer_of(n.features, n.verdict), self.optimizer_of(n.generator)
+        critic = self.optimizer_of([*n.features.parameters(), *n.verdict.parameters()])
+        generator = self.optimizer_of(n.generator.parameters())
         for group in critic.param_groups + generator.param_groups:
             if "betas" in group:
                 group["betas"] = BETAS
-        return [critic, generator, self.optimizer_of(n.encoder)]
+        return [critic, generator, self.optimizer_of(n.encoder.parameters())]

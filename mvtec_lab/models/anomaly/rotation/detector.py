@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
 from mvtec_lab.models.anomaly.pretext import FineTuned
 from mvtec_lab.models.anomaly.rotation.model import TURNS, doubt, turned
-from mvtec_lab.models.optim import build_optimizer
 
 
 class Detector(AnomalyDetector):
@@ -45,7 +44,3 @@ class Detector(AnomalyDetector):
 
     def forward(self, images: Tensor) -> Scores:
         return Scores(self._doubt(images), None)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        hp, trained = self.hparams, [p for p in self.parameters() if p.requires_grad]
-        return build_optimizer(hp["optimizer"], trained, hp["lr"], hp["weight_decay"], hp["momentum"])

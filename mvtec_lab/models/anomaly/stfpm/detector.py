@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
 from mvtec_lab.models.anomaly.features import FeatureMaps
 from mvtec_lab.models.anomaly.stfpm.model import anomaly_map, matching_loss
-from mvtec_lab.models.optim import build_optimizer
 
 
 class Detector(AnomalyDetector):
@@ -54,7 +53,3 @@ class Detector(AnomalyDetector):
     def forward(self, images: Tensor) -> Scores:
         found = anomaly_map(*self._maps(images))
         return Scores(found.amax((1, 2)), found)
-
-    def configure_optimizers(self) -> optim.Optimizer:
-        hp = self.hparams
-        return build_optimizer(hp["optimizer"], self.student.parameters(), hp["lr"], hp["weight_decay"], hp["momentum"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -279,6 +279,15 @@ class Config:
     dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
 
 
+def settings(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the value of every key, by its dotted name."""
+    found: dict[str, Any] = {}
+    for f in fields(section):
+        value = getattr(section, f.name)
+        found |= settings(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    return found
+
+
 def validate(config: Config) -> None:
     """Check every value that can be checked without looking at data or network.
 
@@ -287,6 +296,9 @@ def validate(config: Config) -> None:
     """
     d, m, o, c, t = config.data, config.model, config.optimizer, config.scheduler, config.trainer
 
+    for key, value in settings(config).items():
+        if value == "":
+            raise LabError(f"{key} is empty: give a value, or leave it out")
     _choice("audit", config.audit, AUDITS)
     _choice("data", d.name, DATA)
     _choice("data.masks", d.masks, MASKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -70,11 +71,13 @@ def grid(config: DictConfig) -> list[DictConfig]:
         raise LabError("a study is a sweep of its own: give one a command")
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
         choices = config.hydra.runtime.choices
+        # A sweep that began under the names of before, head,seed=0, goes on under them.
+        between, equals = ",=" if any(Path(config.hydra.sweep.dir).glob("*,*=*")) else "-_"
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
         for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
-            parts.append(f"{key}=${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
+            parts.append(f"{key}{equals}${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
-        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{','.join(parts)}'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{between.join(parts)}'")
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     return [loader.load_sweep_config(config, list(job)) for job in jobs]
 

@@ -19,13 +19,18 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from mvtec_lab.arguments import override, prepare, text
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
@@ -88,14 +93,17 @@ class _Lab(Callback):
         self.state: _State | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_directory(config, "hydra.run.dir")
         _state.keep = _nearest_folder(Path(config.hydra.run.dir))
         if study := config.hydra.runtime.choices.get("study"):
             raise _Stop(LabError(f"study={study} is a sweep: give -m as well (python -m mvtec_lab -m +study={study})"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_directory(config, "hydra.sweep.dir")
         _state.sweep_dir = Path(config.hydra.sweep.dir)
         _state.keep = _nearest_folder(_state.sweep_dir)
         try:  # Hydra turns an exception of a callback into a warning, so it becomes an exit
+            _quote_params(config)
             cross_validate(config)
             jobs = grid(config)
             share_out(config, len(jobs))
@@ -156,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     global _state
     _state = _State(os.environ.get("HYDRA_FULL_ERROR") == "1")
     try:
-        with _command_line(arguments):
+        with _apart(), _command_line(arguments):
             _hydra_main()
     except _Stop as stop:
         return _complain(stop.error)
@@ -188,8 +196,8 @@ def compose(*overrides: str) -> Config:
         LabError: an unknown name or key, or a value of the wrong type or out of range.
     """
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+        with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose("config", [override(words) for words in overrides], return_hydra_config=True)
             config = _to_config(composed, composed.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
@@ -344,6 +352,22 @@ def _show_run(result: Any) -> None:
     print(f"run: {result.run_dir}   curves: tensorboard --logdir {shlex.quote(result.run_dir)}")
 
 
+def _check_directory(config: DictConfig, key: str) -> None:
+    """Refuse what leaves no run a place: Hydra asks nobody, and turns an exception into a warning here."""
+    if not str(OmegaConf.select(config, key)).strip():
+        raise _Stop(LabError(f"{key} is empty: give {key}=FOLDER, or leave it out"))
+    if config.hydra.job.chdir:
+        raise _Stop(LabError("hydra.job.chdir=true would move every relative path into the run's folder: leave it out"))
+
+
+def _quote_params(config: DictConfig) -> None:
+    """A study's grid is text to Hydra as well, with values as they would stand behind -m."""
+    if params := config.hydra.sweeper.get("params"):
+        OmegaConf.set_readonly(params, False)
+        for key, value in params.items():
+            params[key] = text(str(key), str(value), sweep=True)
+
+
 def _nearest_folder(path: Path) -> Path:
     """The path itself, or the closest of its parents, that exists."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 # as Hydra does: without .. , links untouched
@@ -377,13 +401,26 @@ def _complain(error: LabError) -> int:
 
 
 @contextmanager
+def _apart() -> Iterator[None]:
+    """Set aside a Hydra application that this process may be running, and give it back as it was."""
+    of_application: tuple[type, ...] = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
+    instances = Singleton._instances
+    theirs = {of: instances.pop(of) for of in of_application if of in instances}
+    try:
+        yield
+    finally:
+        for of in of_application:
+            instances.pop(of, None)
+        instances.update(theirs)
+
+
+@contextmanager
 def _command_line(arguments: Sequence[str] | None) -> Iterator[None]:
     """Let Hydra see ``arguments``, and let its exceptions through: it would print them at length and exit with 1."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    if arguments is not None:
-        sys.argv = [argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        sys.argv = [argv[0], *prepare(argv[1:] if arguments is None else arguments)]
         yield
     finally:
         sys.argv = argv

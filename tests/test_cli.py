@@ -84,8 +84,8 @@ def test_a_failing_run_stands_in_the_table_and_the_others_go_on(lab, tmp_path: P
     )
     assert status == 1
     runs = {Path(run.run_dir).name: run for run in find_runs(the_sweep(tmp_path))}
-    assert runs["base,optimizer.lr=0.001"].completed
-    failed = runs["base,optimizer.lr=1e+38"]
+    assert runs["base-optimizer.lr_0.001"].completed
+    failed = runs["base-optimizer.lr_1e+38"]
     assert failed.status == "failed"
     assert "TrainingDivergedError" in (failed.error or "")
     assert "in epoch" in (failed.error or "")
@@ -101,7 +101,7 @@ def test_jobs_of_a_grid_have_directories_of_their_own(lab, tmp_path: Path) -> No
     assert lab("-m", "attempt=base,cosine", "seed=0,1", "optimizer=adam,sgd", "trainer.max_epochs=1") == 0
     names = sorted(Path(run.run_dir).name for run in find_runs(the_sweep(tmp_path)))
     assert len(names) == 8
-    assert "cosine,seed=1,optimizer=sgd" in names
+    assert "cosine-seed_1-optimizer_sgd" in names
 
 
 def test_an_attempt_from_a_directory_of_ones_own(lab, tmp_path: Path) -> None:

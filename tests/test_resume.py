@@ -164,16 +164,16 @@ def test_stopped_after_training(lab, tmp_path: Path, monkeypatch, case: str) -> 
 def test_a_sweep_goes_on(lab, stop, product: Path, tmp_path: Path, capsys) -> None:
     sweep = ["-m", "attempt=base,cosine", "seed=0,1", "split.seed=0", "trainer.max_epochs=4"]
     assert lab(*sweep, "hydra.sweep.dir=whole") == 0
-    stop(*sweep, "hydra.sweep.dir=s", attempt="cosine,seed=0")
-    assert not (tmp_path / "s/cosine,seed=1").exists()
-    finished = (tmp_path / "s/base,seed=1/result.json").read_bytes()
+    stop(*sweep, "hydra.sweep.dir=s", attempt="cosine-seed_0")
+    assert not (tmp_path / "s/cosine-seed_1").exists()
+    finished = (tmp_path / "s/base-seed_1/result.json").read_bytes()
     capsys.readouterr()
     assert lab(*sweep, "hydra.sweep.dir=s", "resume=true", "cache.max_gb=5") == 0
     said = "".join(capsys.readouterr())
-    assert "base,seed=1 is completed: nothing to do" in said
-    assert "cosine,seed=0 goes on after epoch 2 of 4" in said
-    assert (tmp_path / "s/base,seed=1/result.json").read_bytes() == finished
-    for name in ("base,seed=0", "base,seed=1", "cosine,seed=0", "cosine,seed=1"):
+    assert "base-seed_1 is completed: nothing to do" in said
+    assert "cosine-seed_0 goes on after epoch 2 of 4" in said
+    assert (tmp_path / "s/base-seed_1/result.json").read_bytes() == finished
+    for name in ("base-seed_0", "base-seed_1", "cosine-seed_0", "cosine-seed_1"):
         assert what_counts(tmp_path / "s" / name) == what_counts(tmp_path / "whole" / name)
     rows, whole = (read_csv(tmp_path / folder / "summary.csv") for folder in ("s", "whole"))
     for row in (*rows, *whole):

@@ -1,0 +1,116 @@
+"""The words of a command line before Hydra parses them: options in any order, and text as it was typed.
+
+Hydra reads values by a grammar of its own: ``2024_05`` is the number 202405 to it, and a path with ``=`` an error. So
+the value of every key whose type is text is put into Hydra's quotes here, and means itself:
+
+* ``null``, a value in quotes, and ``${...}`` keep their meaning in Hydra. A leading ``~/`` is the home folder, as in a
+  shell, which does not look behind ``key=``.
+* A comma parts values where it can: in a sweep (``-m``), and inside the brackets of a list. There a value with a comma
+  in it takes quotes of its own: ``-m "data.root='/data/a,b'"``. Hydra's own keys are never swept: commas are text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+
+_HYDRA_TEXT = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_ELEMENT = re.compile(rf"\s*({_QUOTED}|(?:\$\{{[^}}]*\}}|[^,])*?)\s*,")
+_LISTS = re.compile(rf"\s*(\[(?:{_QUOTED}|[^\]])*\]|[^,]*?)\s*,")
+_SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")  # Hydra's functions
+# What would run code, or read files that may: callbacks, and directories of configuration that nothing has checked.
+_CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """The same command line for Hydra: options first, whose parser takes them in no other order, and text in quotes.
+
+    Preparing it twice changes nothing: Lightning starts the processes of further devices with it.
+
+    Raises:
+        LabError: an option or a key that could run code from a file.
+        SystemExit: the argument parser's own complaints, and its answer to --version.
+    """
+    given = vars(get_args_parser().parse_intermixed_args(list(arguments)))
+    overrides = given.pop("overrides")
+    for option in ("config_path", "config_name", "experimental_rerun"):
+        if given[option] is not None:
+            raise LabError(
+                f"--{option.replace('_', '-')} would replace the lab's own configuration: leave it out; "
+                "--config-dir=FOLDER adds files of your own"
+            )
+    sweep = given["multirun"] or "hydra.mode=MULTIRUN" in overrides
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in given.items()
+        if value not in (None, False)
+    ]
+    return options + [override(words, sweep) for words in overrides]
+
+
+def override(words: str, sweep: bool = False) -> str:
+    """One ``key=value`` with its value in Hydra's quotes where the key's type is text.
+
+    Raises:
+        LabError: a key that could run code from a file.
+    """
+    key, equals, value = words.partition("=")
+    name = key.lstrip("+~")
+    if _CODE.fullmatch(name):
+        raise LabError(f"{words} is refused, it could run code: --config-dir=FOLDER adds files of your own")
+    return key + equals + text(name, value, sweep)
+
+
+def text(key: str, value: str, sweep: bool = False) -> str:
+    """A key's value as Hydra is to read it, several in a sweep."""
+    known = text_keys()
+    if key not in known or value == "" or (sweep and _SWEEPS.fullmatch(value)):
+        return value
+    if not sweep or key in _HYDRA_TEXT:
+        return _list(value) if known[key] else _quoted(value)
+    parts, each = (_LISTS, _list) if known[key] else (_ELEMENT, _quoted)
+    return ",".join(each(part) for part in parts.findall(value + ","))
+
+
+@cache
+def text_keys() -> dict[str, bool]:
+    """Every key whose values are text, and whether it takes a list of them."""
+    hints = {key: str(hint) for key, hint in _leaves(Config)}
+    lists = {key: "list[str]" in hint for key, hint in hints.items() if re.search(r"\bstr\b", hint)}
+    del lists["attempt"]  # a file's name to Hydra
+    return {**lists, **dict.fromkeys(_HYDRA_TEXT, False)}
+
+
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif not str(hint).startswith("dict"):
+            yield prefix + name, hint
+
+
+def _list(value: str) -> str:
+    """A list in brackets, or the one path that stands for it: ``dirs=outputs/mine``."""
+    if value == "null" or re.fullmatch(r"\$\{.*\}|\[\s*\]", value):
+        return value
+    elements = _ELEMENT.findall(value[1:-1] + ",") if re.fullmatch(r"\[.*\]", value) else [value]
+    return f"[{','.join(map(_quoted, elements))}]"
+
+
+def _quoted(value: str) -> str:
+    if value.lower() == "null" or re.fullmatch(_QUOTED, value):
+        return value
+    if value == "~" or value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    return QuotedString(value, Quote.single).with_quotes()

@@ -1,0 +1,153 @@
+"""What was typed is what is meant: text, paths, options in any order; and nothing of it runs code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import pytest
+from conftest import write_product
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from omegaconf import OmegaConf
+
+from mvtec_lab.arguments import prepare, text_keys
+from mvtec_lab.errors import LabError
+from mvtec_lab.results import RunResult
+from mvtec_lab.sweep import compose, main
+
+ODD = "a b,seed=0 [1] (x) it's $y {z} ~"  # a folder's name that Hydra's grammar refuses, or reads as something else
+
+
+@pytest.mark.parametrize("typed", ["2024_05", "1.50", "1e3", "007", "true", "inf", "[x]", "{a:b}", "C:\\a\\", ODD])
+def test_text_stays_what_was_typed(typed: str) -> None:
+    composed = compose("task=compare", f"data.category={typed}", f"dirs={typed}x")
+    assert composed.data.category == typed
+    assert composed.dirs == [f"{typed}x"]
+
+
+def test_what_hydra_means_by_text_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    monkeypatch.setenv("PLACE", "there")
+    assert compose("model.weights=null").model.weights is None
+    assert compose("model.weights='null'").model.weights == "null"
+    assert compose("data.root='a,b'").data.root == compose('data.root="a,b"').data.root == "a,b"
+    assert compose("data.root=${oc.env:PLACE}/x").data.root == "there/x"
+    assert Path(compose("data.root=~/x").data.root or "") == Path("/home/somebody/x")
+    assert compose("attempt=patchcore", "model.layers=[features.6, '1,5']").model.layers == ["features.6", "1,5"]
+    assert compose("model.layers=null").model.layers is None
+    assert compose("task=compare", "dirs=s/head,seed=0").dirs == ["s/head,seed=0"]  # one needs no brackets
+    assert compose("task=compare", "dirs=[]").dirs == []
+    assert compose("optimizer.lr=1e-2", "trainer.precision=32").trainer.precision == "32"
+    assert {"data.category", "ckpt", "source", "dirs", "split.file", "hydra.run.dir"} <= text_keys().keys()
+    assert not {"attempt", "seed", "model.unfreeze"} & text_keys().keys()
+
+
+def test_a_sweep_parts_text_at_commas_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["2024_05", "1.50", "1e3", "p,q"]
+    for name in names:
+        write_product(tmp_path / "products" / name, {"good": 6, "hole": 6}, size=16)
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "task=describe", "data=folder", "data.root=products", "data.image_size=16", "hydra.sweep.dir=1e3"]
+    assert main([*words, "data.category=2024_05,1.50,1e3,'p,q'"]) == 0
+    described = [json.loads(path.read_text())["folder"] for path in Path("1e3").rglob("dataset.json")]
+    assert sorted(Path(folder).name for folder in described) == sorted(names)
+
+
+def test_a_run_is_found_where_its_path_says(lab, tmp_path: Path) -> None:
+    product = write_product(tmp_path / ODD)
+    assert lab(f"data.root={product}", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/runs/{ODD}") == 0
+    run = tmp_path / "runs" / ODD
+    assert RunResult.load(run).completed
+    assert lab("task=predict", f"ckpt={run}/best.ckpt", f"source={product}/test/hole", "hydra.run.dir=2024_06") == 0
+    assert (tmp_path / "2024_06/predictions.csv").is_file()
+    assert lab("task=compare", f"dirs={run}", "hydra.run.dir=both") == 0
+
+
+def test_names_of_runs_need_no_quotes_and_old_ones_go_on(lab, tmp_path: Path, capsys) -> None:
+    sweep = ["-m", "attempt=base", "seed=0,1", "split.seed=0", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
+    assert lab(*sweep) == 0
+    assert {p.name for p in (tmp_path / "s").iterdir() if p.is_dir()} == {"base-seed_0", "base-seed_1"}
+    for seed in (0, 1):
+        (tmp_path / f"s/base-seed_{seed}").rename(tmp_path / f"s/base,seed={seed}")
+    capsys.readouterr()
+    assert lab(*sweep, "resume=true") == 0
+    assert "is completed: nothing to do" in "".join(capsys.readouterr())
+    assert {p.name for p in (tmp_path / "s").iterdir() if p.is_dir()} == {"base,seed=0", "base,seed=1"}
+    assert lab("task=predict", "ckpt=s/base,seed=0/best.ckpt", "source=products", "hydra.run.dir=out") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=1", "-m", "optimizer=sgd", "--config-dir", "mine", "attempt=base"],
+        ["--config-dir=mine", "seed=1", "optimizer=sgd", "-m", "attempt=base"],
+        ["seed=1", "optimizer=sgd", "attempt=base", "--multirun", "-cd", "mine"],
+    ],
+)
+def test_options_stand_anywhere(words: list[str]) -> None:
+    prepared = prepare(words)
+    assert prepared == ["--multirun", "--config-dir=mine", *(w for w in words if w[0] != "-" and "=" in w)]
+    assert prepare(prepared) == prepared
+
+
+def test_preparing_twice_changes_nothing() -> None:
+    once = prepare(["data.category=1e3", f"ckpt={ODD}", "dirs=[a,1.50]", "hydra.run.dir=${now:%Y,%m}", "source=\\"])
+    assert prepare(once) == once
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+hydra.callbacks.x._target_=torch.hub.load"],
+        ["hydra/callbacks=mine", "--config-dir=mine"],
+        ["+optimizer@hydra.callbacks=mine"],
+        ["hydra={callbacks:{x:{_target_:os.system}}}"],
+        ["hydra.searchpath=[file:///tmp]"],
+        ["--config-name=mine"],
+        ["--config-path=/tmp"],
+        ["--experimental-rerun=config.pickle"],
+    ],
+)
+def test_nothing_on_the_command_line_runs_code(words: list[str], capsys) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "--config-dir=FOLDER adds files of your own" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("hydra.job.chdir=true", "hydra.job.chdir=true would move every relative path"),
+        ("hydra.run.dir= hydra.sweep.dir=", "dir is empty: give hydra."),
+        ("ckpt=", "ckpt is empty: give a value, or leave it out"),
+        ("data.root= data=folder", "data.root is empty: give a value, or leave it out"),
+        ("cache.dir=", "cache.dir is empty"),
+    ],
+)
+def test_what_would_send_files_elsewhere_is_refused(lab, tmp_path: Path, capsys, mode, words: str, said: str) -> None:
+    assert lab(*mode, *words.split()) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert complaint.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} <= {"products"}
+
+
+def test_another_hydra_application_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("a: ${hydra:job.name}\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.2", job_name="their_application"):
+        theirs = GlobalHydra.instance().hydra
+        assert compose("seed=3").seed == 3
+        with pytest.raises(LabError):
+            compose("seed=-3")
+        assert main(["--help"]) == 0
+        assert GlobalHydra.instance().hydra is theirs
+        assert JobRuntime.instance().get("name") == "their_application"
+        assert str(hydra.version.getbase()) == "1.2"
+        composed = hydra.compose("theirs", return_hydra_config=True)
+        assert OmegaConf.select(composed, "hydra.job.name") == "their_application"
+    assert not GlobalHydra.instance().is_initialized()

@@ -12,6 +12,7 @@ the value of every key whose type is text is put into Hydra's quotes here, and m
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
@@ -33,30 +34,24 @@ _SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")  # 
 _CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
 
 
-def prepare(arguments: Sequence[str]) -> list[str]:
-    """The same command line for Hydra: options first, whose parser takes them in no other order, and text in quotes.
-
-    Preparing it twice changes nothing: Lightning starts the processes of further devices with it.
+def parse(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """Hydra's parser, and what it makes of a command line: options anywhere, and text in quotes.
 
     Raises:
         LabError: an option or a key that could run code from a file.
         SystemExit: the argument parser's own complaints, and its answer to --version.
     """
-    given = vars(get_args_parser().parse_intermixed_args(list(arguments)))
-    overrides = given.pop("overrides")
+    parser = get_args_parser()
+    args = parser.parse_intermixed_args(list(arguments))
     for option in ("config_path", "config_name", "experimental_rerun"):
-        if given[option] is not None:
+        if getattr(args, option) is not None:
             raise LabError(
                 f"--{option.replace('_', '-')} would replace the lab's own configuration: leave it out; "
                 "--config-dir=FOLDER adds files of your own"
             )
-    sweep = given["multirun"] or "hydra.mode=MULTIRUN" in overrides
-    options = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, value in given.items()
-        if value not in (None, False)
-    ]
-    return options + [override(words, sweep) for words in overrides]
+    sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    args.overrides = [override(words, sweep) for words in args.overrides]
+    return parser, args
 
 
 def override(words: str, sweep: bool = False) -> str:

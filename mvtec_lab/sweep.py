@@ -8,16 +8,18 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import _run_hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,14 +28,15 @@ from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.version import VersionBase
+from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from mvtec_lab.arguments import override, prepare, text
+from mvtec_lab.arguments import override, parse, text
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
+from mvtec_lab.own import OWN, keys, own_files
 from mvtec_lab.results import CONFIG, RESULT, RunResult
 from mvtec_lab.tasks.resume import earlier_run
 
@@ -133,6 +136,7 @@ class _State:
 
     def __init__(self, full_error: bool = False) -> None:
         self.full_error = full_error  # the user asked for tracebacks
+        self.own: str | None = None  # --config-dir
         self.sweep_dir: Path | None = None
         self.keep: Path | None = None  # the folder that was there before Hydra made ours in it
         self.status = 0
@@ -165,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _state = _State(os.environ.get("HYDRA_FULL_ERROR") == "1")
     try:
         with _apart(), _command_line(arguments):
-            _hydra_main()
+            _run(*parse(sys.argv[1:]))
     except _Stop as stop:
         return _complain(stop.error)
     except LabError as error:
@@ -212,7 +216,13 @@ def _job(cfg: DictConfig) -> _Status:
         config = _to_config(cfg, job.runtime.choices)
         if config.task == "evaluate":
             _take_data_of_run(config, {override.split("=")[0].lstrip("+") for override in job.overrides.task})
+        stand_ins = _stand_ins(job)
+        for line in stand_ins:
+            log.warning(line)
         result = _task(config.task)(config, run_dir)
+        if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
+            result.warnings += new
+            result.save()
         if config.task == "train" and job.mode == RunMode.RUN:
             _show_run(result)
     except (LabError, OmegaConfBaseException) as error:
@@ -232,8 +242,12 @@ def _job(cfg: DictConfig) -> _Status:
     return _Status(_state.status)
 
 
-# Not as a decorator: a launcher finds _job in the module by its name, and sends that alone to its processes.
-_hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)
+def _run(parser: ArgumentParser, args: Namespace) -> None:
+    """Do what hydra.main does, with a directory of the user's own before the lab's."""
+    setbase("1.3")
+    _state.own, args.config_dir = args.config_dir, None
+    with own_files(_state.own):
+        _run_hydra(args, parser, _job, str(CONF), "config")
 
 
 def _take_data_of_run(config: Config, given: set[str]) -> None:
@@ -255,6 +269,17 @@ def _take_data_of_run(config: Config, given: set[str]) -> None:
     elif "split.seed" not in given:
         config.split.seed = config.seed
     config.model.method = run.model.method  # which goes with the split's protocol
+
+
+def _stand_ins(job: Any) -> list[str]:
+    """Say which of the names that were chosen stand for files of the user's, where the lab has its own."""
+    return [
+        f"{group}={choice} is {file}, not the lab's own of that name"
+        for source in job.runtime.config_sources
+        if source.provider == OWN
+        for group, choice in job.runtime.choices.items()
+        if (file := Path(source.path, group, f"{choice}.yaml")).is_file() and (CONF / group / file.name).is_file()
+    ]
 
 
 def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) -> None:
@@ -420,7 +445,7 @@ def _command_line(arguments: Sequence[str] | None) -> Iterator[None]:
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv = [argv[0], *prepare(argv[1:] if arguments is None else arguments)]
+        sys.argv = argv if arguments is None else [argv[0], *arguments]
         yield
     finally:
         sys.argv = argv
@@ -434,16 +459,21 @@ def _explain(error: BaseException) -> LabError:
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException | MissingConfigException):
         cause = cause.__cause__
+    found = re.match("In '(.*?/.*?)': ", str(error))  # a group's file
+    file = Path(_state.own or CONF, f"{found[1]}.yaml") if found else CONF
+    where = f"{file}: " if file.is_file() else ""
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
         group, _, name = str(cause.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and name in _EXTRAS:
             return LabError(f'Hydra\'s {name} launcher is not installed: pip install "mvtec_lab[{_EXTRAS[name]}]"')
-        return unknown(group or "config", name, cause.options or [])
+        known = cause.options or [
+            p.stem for root in (CONF, _state.own or CONF) for p in Path(root, group).glob("*.yaml")
+        ]
+        return LabError(where + str(unknown(group or "config", name, known)))
     if isinstance(cause, OSError) and cause.filename:
         remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
         return LabError(f"{cause.filename} cannot be written ({cause.strerror}): {remedy}")
     key = getattr(cause, "full_key", None)
-    where = f"{str(error).split(':')[0]}: " if str(error).startswith("In '") else ""
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         if str(key).startswith("hydra.runtime.choices."):
             name = str(key).rpartition(".")[2]
@@ -452,18 +482,8 @@ def _explain(error: BaseException) -> LabError:
             return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
         if str(key).startswith("hydra."):
             return LabError(f"{where}unknown key {str(key)!r}: --cfg hydra lists what Hydra has")
-        return LabError(where + str(unknown("key", key, _keys(Config))))
+        return LabError(where + str(unknown("key", key, keys())))
     reason = str(cause).split("\n")[0].rstrip(".")
     if isinstance(cause, ValidationError) and key:
         return LabError(f"{where}{key}: {reason}")
     return LabError(where + reason)
-
-
-def _keys(cls: type, prefix: str = "") -> list[str]:
-    keys = []
-    for f in fields(cls):
-        keys.append(prefix + f.name)
-        section = f.default_factory if isinstance(f.default_factory, type) else None
-        if section is not None and is_dataclass(section):
-            keys += _keys(section, f"{prefix}{f.name}.")
-    return keys

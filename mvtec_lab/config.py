@@ -86,6 +86,8 @@ class DataConfig:
     sha256: str | None = None  # the archive's digest; unverified (and said so) where null
     masks: str = "required"  # optional: an image without a mask is a warning, not an error
     image_size: int = 128  # pixels; images are squeezed into this square, never cropped: a defect may lie at the rim
+    # the value of 16-bit files that becomes 255; null: the largest of the bit depth that the training images use
+    white: int | None = None
     batch_size: int = 32  # of all four reports' figures the most frequent
     # worker processes that decode and augment; null: none, starting them costs more than they save at these sizes, but
     # up to eight where a GPU waits for augmented images
@@ -334,6 +336,7 @@ def validate(config: Config) -> None:
 
     _between("seed", config.seed, 0, MAX_SEED)
     _between("data.image_size", d.image_size, 8)
+    _between("data.white", d.white, 1, 65_535)
     _between("data.batch_size", d.batch_size, 1)
     _between("data.num_workers", d.num_workers, 0)
     _between("model.warmup_epochs", m.warmup_epochs, 0)

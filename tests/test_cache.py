@@ -173,7 +173,7 @@ def images(product: Path, folder: Path, **kwargs: object) -> MVTecDataModule:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     read = transforms.read_image
-    monkeypatch.setattr(transforms, "read_image", lambda path: seen.append(path) or read(path))
+    monkeypatch.setattr(transforms, "read_image", lambda path, *rest: seen.append(path) or read(path, *rest))
     return seen
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -232,6 +233,23 @@ def test_resize_keeps_a_small_defect_visible() -> None:
     assert small.shape == (30, 30, 3)
     assert small.max() > 80  # a nearest neighbour could have missed it
     assert resize(small, 30) is small
+
+
+@pytest.mark.parametrize("size", [192, 224, 250])
+def test_resize_averages_each_axis_that_shrinks(size: int) -> None:
+    """A scratch on a line-scan image, long and narrower than the network's images, keeps its share of the area."""
+    image = np.zeros((2048, 200, 3), np.uint8)
+    image[500:503] = 255  # 3 of 2,048 rows; without averaging they vanish between two sampled ones
+    for long, picture in ((0, resize(image, size)), (1, resize(image.transpose(1, 0, 2).copy(), size))):
+        profile = picture[..., 0].mean(axis=1 - long)
+        assert profile.sum() / 255 == pytest.approx(3 * size / 2048, rel=0.1)
+
+
+def test_resize_of_both_axes_at_once_is_one_of_opencv_s() -> None:
+    """Figures of images that shrink or grow in both axes do not move with the rule for each axis."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    for size, how in ((50, cv2.INTER_AREA), (60, cv2.INTER_AREA), (100, cv2.INTER_CUBIC)):
+        np.testing.assert_array_equal(resize(image, size), cv2.resize(image, (size, size), interpolation=how))
 
 
 def test_normalise() -> None:

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load")  # deprecated
 
 LAYERS = "model.layers=[features.relu1,features.relu2]"
 SIDE = 64  # pixels, the least that all methods take
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 @pytest.fixture
@@ -212,6 +213,50 @@ def test_a_classifier_is_exported_as_well(attempt: str, lab, product: Path, tmp_
         picture = np.array(Image.open(product / row["path"]))
         probabilities = model(torch.from_numpy(picture).movedim(-1, 0)[None].float() / 255)[0]
         assert probabilities.tolist() == pytest.approx([float(row[f"prob_{n}"]) for n in found["classes"]], abs=1e-4)
+
+
+def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_net: str, tmp_path: Path) -> None:
+    """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
+    _, ckpt = made("patchcore", tiny_net, tmp_path)
+    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 0
+    source = tmp_path / "new"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (height, width) in {"tall": (300, 20), "wide": (20, 300), "small": (20, 30), "large": (200, 90)}.items():
+        picture = rng.integers(90, 120, (height, width, 3), dtype=np.uint8)
+        picture[height // 2 : height // 2 + 3] = 250
+        cv2.imwrite(str(source / f"{name}.png"), picture)
+    assert lab("task=predict", f"ckpt={ckpt}", f"source={source}", "hydra.run.dir=predicted") == 0
+    (recipe,) = (block for block in README.read_text().split("```python\n") if "torch.jit.load" in block)
+    for row in read_csv(tmp_path / "predicted/predictions.csv"):
+        code = recipe.split("```")[0].replace("outputs/exported", "out").replace("new.png", row["path"])
+        names: dict[str, object] = {}
+        exec(code.replace(", 224", f", {SIDE}"), names)
+        assert float(names["score"]) == pytest.approx(float(row["score"]), rel=1e-4)
+
+
+def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
+    lab, product: Path, tmp_path: Path, capsys
+) -> None:
+    """12-bit grey levels in 16-bit files: the training images' rule goes with the checkpoint."""
+    for path in [*product.glob("train/*/*.png"), *product.glob("test/*/*.png")]:
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 16).save(path)  # a 12-bit camera
+    assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
+    assert load_detector(tmp_path / "run/best.ckpt")[1]["white"] == 4095
+    known = {row["path"]: float(row["score"]) for row in read_csv(tmp_path / "run/predictions.csv")}
+    Image.fromarray(np.full((30, 30), 60_000, np.uint16)).save(product / "test/hole/zz.png")
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=out") == 0
+    for row in read_csv(tmp_path / "out/predictions.csv")[:-1]:
+        assert float(row["score"]) == pytest.approx(known[Path(row["path"]).relative_to(product).as_posix()], rel=1e-4)
+    assert "zz.png first, have values above 4095: these become white" in capsys.readouterr().err
+    (product / "test/hole/zz.png").unlink()
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=exported") == 0
+    assert json.loads((tmp_path / "exported/export.json").read_text())["white"] == 4095
+    assert lab("task=describe", "hydra.run.dir=described") == 0
+    assert json.loads((tmp_path / "described/dataset.json").read_text())["white"] == 4095
+    assert lab("attempt=base", "hydra.run.dir=classifier") == 0
+    assert load_classifier(tmp_path / "classifier/best.ckpt").hparams["white"] == 4095
 
 
 @pytest.mark.slow

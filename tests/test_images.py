@@ -14,7 +14,15 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mvtec_lab.data import images
-from mvtec_lab.data.images import check_images, image_size, read_image, read_mask
+from mvtec_lab.data.images import (
+    check_images,
+    image_size,
+    odd_masks,
+    read_image,
+    read_mask,
+    too_bright,
+    white_level,
+)
 from mvtec_lab.errors import LabError
 
 GREY = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
@@ -92,10 +100,37 @@ def test_sixteen_bit_grey_keeps_its_scale(tmp_path: Path, extension: str, dtype:
     assert image_size(path) == (3, 2, mode)
 
 
-def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
-    deep = COLOUR.astype(np.uint16) * 256 + 200
-    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])  # Pillow reads such files but does not write them
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize("white", [65_535, 4_095])
+def test_sixteen_bit_colour_is_scaled_like_grey(tmp_path: Path, extension: str, white: int) -> None:
+    deep = np.linspace(0, white, COLOUR.size).astype(np.uint16).reshape(COLOUR.shape)
+    cv2.imwrite(str(tmp_path / f"a.{extension}"), deep[..., ::-1])  # Pillow reads such files but does not write them
+    expected = np.floor(deep * (255 / white) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{extension}", white), expected)
+
+
+def test_twelve_bit_grey_keeps_its_levels(tmp_path: Path) -> None:
+    """Scaled by the full range of 16 bits, 4,096 levels would become 16."""
+    camera = saved(tmp_path / "a.png", np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    dark = saved(tmp_path / "b.png", np.full((4, 4), 700, np.uint16))  # one rule for both
+    eight = saved(tmp_path / "c.png", GREY)
+    white = white_level([dark, camera, eight])
+    assert white == 4095
+    pixels = read_image(camera, white)[..., 0]
+    assert len(np.unique(pixels)) == 256
+    assert pixels[0, 0] == 0
+    assert pixels[-1, -1] == 255
+    assert read_image(dark, white).max() == round(700 * 255 / 4095)
+    np.testing.assert_array_equal(read_image(eight, white), grey_rgb(GREY))
+    assert too_bright([dark, camera, eight], white) == []
+    assert too_bright([dark, camera, eight], white_level([dark]))[0].startswith("1 16-bit image(s), ")
+    assert read_image(camera, white_level([dark])).max() == 255
+
+
+def test_eight_bit_values_in_sixteen_bit_files_keep_their_levels(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", GREY.astype(np.uint16))
+    np.testing.assert_array_equal(read_image(path, white_level([path])), grey_rgb(GREY))
+    assert white_level([saved(tmp_path / "b.png", GREY)]) == images.WHITE
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
@@ -140,20 +175,53 @@ def test_fast_path_is_pillow(tmp_path: Path, array: np.ndarray) -> None:
         np.testing.assert_array_equal(fast, np.asarray(image.convert("RGB")))
 
 
-def test_mask_is_any_nonzero_pixel(tmp_path: Path) -> None:
+def test_mask_is_the_brighter_half_of_its_range(tmp_path: Path) -> None:
+    """Grey edges and JPEG's ringing are no defect; label numbers and alpha channels are."""
     expected = np.array([[False, True, True]])
     values = {
-        "grey.png": np.array([[0, 1, 255]], dtype=np.uint8),
-        "deep.png": np.array([[0, 1, 65535]], dtype=np.uint16),  # 1 must not be scaled to 0
+        "grey.png": np.array([[0, 200, 255]], dtype=np.uint8),
+        "smooth.png": np.array([[100, 200, 255]], dtype=np.uint8),
+        "deep.png": np.array([[20_000, 50_000, 65_535]], dtype=np.uint16),
+        "binary.png": np.array([[0, 1, 1]], dtype=np.uint8),
+        "labels.png": np.array([[0, 1, 12]], dtype=np.uint8),
         "label.tif": np.array([[0, 7, 70_000]], dtype=np.int32),
-        "float.tif": np.array([[0, 0.001, 1]], dtype=np.float32),
-        "colour.png": np.array([[[0, 0, 0], [0, 0, 1], [255, 0, 0]]], dtype=np.uint8),
-        "alpha.png": np.array([[[0, 0, 0, 255], [1, 0, 0, 0], [9, 9, 9, 255]]], dtype=np.uint8),
+        "float.tif": np.array([[0.3, 0.8, 1]], dtype=np.float32),
+        "colour.png": np.array([[[0, 0, 99], [0, 0, 200], [255, 0, 0]]], dtype=np.uint8),
+        "colour_and_alpha.png": np.array([[[0, 0, 0, 255], [255, 0, 0, 0], [255, 9, 9, 255]]], dtype=np.uint8),
+        "shape_in_alpha.png": np.array([[[255, 255, 255, a] for a in (0, 200, 255)]], dtype=np.uint8),
+        "black_in_alpha.png": np.array([[[0, 0, 0, a] for a in (60, 200, 255)]], dtype=np.uint8),
+        "grey_and_alpha.png": np.array([[[255, a] for a in (0, 200, 255)]], dtype=np.uint8),
     }
     for name, array in values.items():
         mask = read_mask(saved(tmp_path / name, array))
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, expected, err_msg=name)
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 40, 0, 0, 255, 0, 0])  # a dark colour is a label nevertheless
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "palette.png", palette)), expected)
+    for level, all_of_it in ((0, False), (9, True)):
+        flat = saved(tmp_path / "flat.png", np.full((2, 2), level, np.uint8))
+        assert (read_mask(flat) == all_of_it).all()
+
+
+def test_a_jpeg_mask_is_the_mask_that_was_saved(tmp_path: Path) -> None:
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
+    mask = read_mask(saved(tmp_path / "a.jpg", (disc * 255).astype(np.uint8), quality=75))
+    assert (mask ^ disc).sum() <= 0.02 * disc.sum()  # any value but 0 would mark 1.3 times its area
+
+
+def test_masks_that_cannot_be_right_are_named(tmp_path: Path) -> None:
+    disc = np.hypot(*np.mgrid[-16:16, -16:16]) < 6
+    sound = saved(tmp_path / "a.png", (disc * 255).astype(np.uint8))
+    inverted = saved(tmp_path / "b.png", (~disc * 255).astype(np.uint8))
+    empty = saved(tmp_path / "c.png", np.zeros((4, 4), np.uint8))
+    broken = tmp_path / "d.png"
+    broken.write_bytes(sound.read_bytes()[:60])
+    lines = odd_masks([sound, inverted, empty, broken])
+    assert [Path(line.split()[0]).name for line in lines] == ["b.png", "c.png", "d.png"]
+    assert "marks 89% of its image: invert it" in lines[0]
+    assert "marks nothing" in lines[1]
+    assert "cannot be read" in lines[2]
 
 
 def test_image_size_reads_the_header_alone(tmp_path: Path) -> None:
@@ -170,6 +238,22 @@ def test_truncated(tmp_path: Path, extension: str, capfd: pytest.CaptureFixture[
     with pytest.raises(LabError, match=rf"a\.{extension} cannot be read \(.+\): replace or remove it$"):
         read_image(path)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_one_flipped_bit_in_a_png_is_damage(tmp_path: Path, mode: str) -> None:
+    """Pillow does not look at checksums when it decodes: a flipped bit then becomes wrong pixels without a word."""
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)  # smooth, as photographs of products are
+    image = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    path = saved(tmp_path / "a.png", image)
+    data = path.read_bytes()
+    read_image(path)
+    start = data.index(b"IDAT") + 4
+    for place in range(start, data.index(b"IEND") - 8, 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        for read in (read_image, read_mask):
+            with pytest.raises(LabError, match=r"a\.png cannot be read \(.+\): replace or remove it$"):
+                read(path)
 
 
 def test_not_an_image(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import SIZE
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
@@ -224,6 +224,11 @@ def _empty_masks(folder: Path) -> None:
         Image.new("L", (SIZE, SIZE)).save(path)
 
 
+def _inverted_masks(folder: Path) -> None:
+    for path in (folder / "ground_truth/crack").iterdir():
+        ImageOps.invert(Image.open(path).convert("L")).save(path)
+
+
 def _no_good(folder: Path) -> None:
     (folder / "test/good").rename(folder / "test/fine")
     for i in range(10):
@@ -234,7 +239,8 @@ def _no_good(folder: Path) -> None:
     ("spoil", "said"),
     [
         (_no_masks, r"augment.paste cuts defects out by their masks, but test/hole/\d+.png has none .and 3 more."),
-        (_empty_masks, r"_mask.png marks nothing, and augment.paste cuts defects out by their masks"),
+        (_empty_masks, r"augment.paste cuts defects out by their masks, but .*_mask.png marks nothing"),
+        (_inverted_masks, r"augment.paste cuts defects out by their masks, but .*_mask.png marks \d+% of its image"),
         (_no_good, "of the class 'good', but there is none: give split.pool=all"),
     ],
 )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import digests, each_image
+from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TINY = 10  # validation images; with fewer, one image is more than ten points of accuracy
 LEAKS = (("train", "test"), ("train", "val"), ("val", "test"))  # the worst first
+SHOWN = 3  # odd masks named; where a whole folder is inverted, one line for each would bury the rest
 SAME, NEARLY = "the same file as", "nearly the same picture as"
 
 SIDE = 64  # pixels: a shift by two of 900 becomes a seventh of one, and grain is averaged away
@@ -53,7 +54,9 @@ def audit(dataset: MVTecDataset) -> list[str]:
         place = {path: k for k, path in enumerate(paths)}
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))
     near = [(i, j) for i, j in _known[key] if files[i] != files[j]]
-    return same_files(samples, files) + _leaks(samples, near, NEARLY) + thin_splits(samples)
+    findings = same_files(samples, files) + _leaks(samples, near, NEARLY) + thin_splits(samples)
+    odd = odd_masks([dataset.folder / s.mask for s in samples if s.mask])
+    return findings + odd[:SHOWN] + ([f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else [])
 
 
 def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:

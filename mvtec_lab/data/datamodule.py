@@ -20,7 +20,7 @@ from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import MIXES, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import RULES, check_images, digests, each_image
+from mvtec_lab.data.images import RULES, WHITE, check_images, digests, each_image, too_bright, white_level
 from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, class_weights
@@ -69,6 +69,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         samples: which of its images; None: all of them.
         classes: the class names in the order of their index; None: those of ``samples``, good first.
         image_size: S, pixels.
+        white: the value of 16-bit files that becomes 255.
         augmentation: random transforms, or None.
         paste: makes defect images anew, before they are augmented; None: never.
         mean, std: of RGB in [0, 1].
@@ -82,6 +83,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         *,
         classes: Sequence[str] | None = None,
         image_size: int = 224,
+        white: int = WHITE,
         augmentation: Augmentation | None = None,
         paste: Paste | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -92,7 +94,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.samples = list(scan(self.folder).samples if samples is None else samples)
         self.classes = list(classes_of(self.samples) if classes is None else classes)
         self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
-        self.pictures, self.paste = pictures, paste
+        self.white, self.pictures, self.paste = white, pictures, paste
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
 
@@ -108,7 +110,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         """The image itself, resized: [S, S, 3] uint8."""
         if self.pictures is not None:
             return self.pictures[[place]][0].cpu().numpy()
-        return read_picture(self.folder / self.samples[place].path, self.image_size)
+        return read_picture(self.folder / self.samples[place].path, self.image_size, self.white)
 
     def __getitem__(self, key: int | tuple[int, int] | list[int] | list[tuple[int, int]]) -> dict[str, Any]:
         if not isinstance(key, list):
@@ -119,7 +121,8 @@ class MVTecDataset(Dataset[dict[str, Any]]):
             images = self.pictures[places]
         elif not self.drawn_anew:
             paths = [self.folder / self.samples[place].path for place in places]
-            images = torch.from_numpy(np.stack(list(each_image(paths, partial(read_picture, size=self.image_size)))))
+            read = partial(read_picture, size=self.image_size, white=self.white)
+            images = torch.from_numpy(np.stack(list(each_image(paths, read))))
         else:
             images = torch.from_numpy(np.stack([self.seen(k) for k in key]))
         index = torch.tensor(places)
@@ -166,7 +169,7 @@ class MVTecDataModule(pl.LightningDataModule):
     Args:
         root: the folder that holds the category folders, or the product folder itself (``category=None``).
         category: the product, ``bottle``.
-        image_size, batch_size: as in DataConfig.
+        image_size, white, batch_size: as in DataConfig.
         num_workers: processes that decode and augment; None: none, but up to eight where a GPU waits for them.
         sampler, sampler_beta: draw training images by class, as in DataConfig.
         augment: albumentations names with their arguments, for training images.
@@ -191,6 +194,7 @@ class MVTecDataModule(pl.LightningDataModule):
         category: str | None = None,
         *,
         image_size: int = 224,
+        white: int | None = None,
         batch_size: int = 32,
         num_workers: int | None = None,
         sampler: str = "none",
@@ -234,6 +238,7 @@ class MVTecDataModule(pl.LightningDataModule):
         self.std: Sequence[float] = IMAGENET_STD
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
+        self._white = white
         self._pool: list[Sample] = []  # those that took part before training was thinned out
         self._paste: Paste | None = None
         self._row: dict[str, int] = {}  # path -> place among the images that take part
@@ -278,7 +283,15 @@ class MVTecDataModule(pl.LightningDataModule):
         if not self._row:
             if self.paste:
                 self._paste = Paste(self.paste, self.folder, self.of_split("train"), self.image_size)
+            self.warnings += too_bright([self.folder / s.path for s in self._pool], self.white)
             self._decode(self._pool)
+
+    @property
+    def white(self) -> int:
+        """The value of 16-bit files that becomes 255: declared, or by the bit depth of the training images."""
+        if self._white is None:
+            self._white = white_level([self.folder / s.path for s in self.of_split("train")])
+        return self._white
 
     def _decode(self, used: Sequence[Sample]) -> None:
         paths = [self.folder / s.path for s in used]
@@ -288,7 +301,9 @@ class MVTecDataModule(pl.LightningDataModule):
                 self.content(used),
                 len(used),
                 "|u1",
-                lambda: (p[None] for p in each_image(paths, partial(read_picture, size=self.image_size))),
+                lambda: (
+                    p[None] for p in each_image(paths, partial(read_picture, size=self.image_size, white=self.white))
+                ),
             )
             self._pictures = None if pictures is None else torch.from_numpy(pictures)
         if self._pictures is None:
@@ -297,7 +312,8 @@ class MVTecDataModule(pl.LightningDataModule):
 
     def content(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """What the pixels of these samples depend on: a part of a cache's key."""
-        return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": RULES}
+        rules = {**RULES, "white": self.white}
+        return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": rules}
 
     def findings(self) -> list[str]:
         """What ``audit`` finds in the images that take part, after ``setup``; not among ``warnings``."""
@@ -331,6 +347,7 @@ class MVTecDataModule(pl.LightningDataModule):
             samples,
             classes=self.classes,
             image_size=self.image_size,
+            white=self.white,
             augmentation=augmentation,
             paste=paste,
             mean=self.mean,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 from collections import deque
@@ -22,25 +23,33 @@ from rich.progress import Progress
 from mvtec_lab.errors import LabError
 
 # What pixels depend on beside the file: counted up when read_image or resize changes what it returns.
-RULES = {"version": 1, "opencv": cv2.__version__, "pillow": pillow_version}
+RULES = {"version": 2, "opencv": cv2.__version__, "pillow": pillow_version}
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): up to it, no decoder of Pillow's complains
+WHITE = 65_535  # the brightest value that a 16-bit file can hold
+DEPTHS = (8, 10, 12, 14, 16)  # bits of the cameras whose values such files hold
+LABELS = 64  # a mask whose values span less holds label numbers; anti-aliased and JPEG masks span a whole image's range
 
 _WORKERS = min(4, os.cpu_count() or 1)  # each holds one decoded image; decoders release the GIL
 _limit_lock = threading.Lock()
 _Stamp = tuple[str, int, int, int]  # of a file, a new one whenever it is replaced: path, size, and two times
 _checked: set[_Stamp] = set()  # the files that could be decoded
 _digests: dict[_Stamp, str] = {}
+_peaks: dict[_Stamp, int] = {}
+_shares: dict[_Stamp, float] = {}
 
 T = TypeVar("T")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, white: int = WHITE) -> np.ndarray:
     """Read an image as HxWx3 uint8 RGB, turned upright by its EXIF orientation.
 
-    8-bit grey is repeated over the channels, 16-bit grey is first divided by 257 (full range to full range: stretching
-    each image would make images incomparable), 1-bit becomes 0 and 255, palettes are expanded, alpha is dropped,
-    the rest is Pillow's conversion to RGB. Of a multi-page file the first page counts.
+    8-bit grey is repeated over the channels, 16-bit files are scaled so that ``white`` becomes 255 (one value for a
+    whole data set: stretching each image would make images incomparable), 1-bit becomes 0 and 255, palettes are
+    expanded, alpha is dropped, the rest is Pillow's conversion to RGB. The first page of a multi-page file counts.
+
+    Args:
+        white: the value of a 16-bit file that becomes 255; brighter values do as well.
 
     Raises:
         LabError: the file is missing, damaged, no image, larger than ``MAX_PIXELS``, or has 32-bit pixels.
@@ -48,28 +57,93 @@ def read_image(path: Path) -> np.ndarray:
     with _opened(path) as image:
         if image.mode in ("I", "F"):
             raise LabError(f"{path} has 32-bit pixels (mode {image.mode}): convert it to 8 or 16 bits, or remove it")
+        if _is_deep(image):
+            deep = _read_deep(path, image).astype(np.uint32)
+            levels = ((deep.clip(max=white) * 510 + white) // (2 * white)).astype(np.uint8)  # to the nearest level
+            return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
         if image.format == "PNG" and image.mode in ("L", "RGB"):
             pixels = _read_plain_png(path)
             if pixels is not None:
                 return pixels
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):
-            grey = (np.asarray(image, dtype=np.uint32) + 128) // 257  # 128: to the nearest level
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         return np.array(_to_rgb(image))
 
 
+def white_level(paths: Sequence[Path]) -> int:
+    """Return the brightest value of the bit depth (8, 10, 12, 14 or 16) that the 16-bit files among these images use.
+
+    12-bit cameras write values up to 4,095 into 16-bit files: scaled by 65,535 they would keep 16 grey levels. The bit
+    depth stands for the largest value itself, so that one brighter image does not change the rule.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    largest = max(peaks(paths), default=0)
+    return next(2**bits - 1 for bits in DEPTHS if largest < 2**bits) if largest else WHITE
+
+
+def too_bright(paths: Sequence[Path], white: int) -> list[str]:
+    """Return a warning, in a list, where 16-bit images hold values above ``white``; an empty list where none does.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    brighter = [path for path, peak in zip(paths, peaks(paths), strict=True) if peak > white]
+    if not brighter:
+        return []
+    return [f"{len(brighter)} 16-bit image(s), {brighter[0]} first, have values above {white}: these become white"]
+
+
+def odd_masks(paths: Sequence[Path]) -> list[str]:
+    """Return a line for each mask that marks nothing, or more than half of its image as an inverted one does, or that
+    cannot be read."""
+    return [line for line in each_image(paths, _oddity) if line]
+
+
+def mask_share(path: Path) -> float:
+    """Return the share of a mask's pixels that it marks, in [0, 1].
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    stamp = _stamp(path)
+    if stamp not in _shares:
+        _shares[stamp] = float(read_mask(path).mean())
+    return _shares[stamp]
+
+
+def peaks(paths: Sequence[Path]) -> list[int]:
+    """Return the largest value of each 16-bit file, 0 for any other file, which is not decoded.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    return list(each_image(paths, _peak))
+
+
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask as HxW bool: True where any colour channel is not zero, whatever the bit depth; alpha is ignored.
+    """Read a mask as HxW bool: True where it is brighter than the middle of its own range.
+
+    So grey edges and JPEG's ringing count as half a pixel would. Masks that hold label numbers (palettes, 32-bit
+    integers, and values that span less than ``LABELS``) are True where the label is not 0. The alpha channel is the
+    mask where the colours do not vary. A mask of a single value is all True, or all False where that value is 0.
 
     Raises:
         LabError: the file is missing, damaged, no image, or larger than ``MAX_PIXELS``.
     """
     with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
-            return np.asarray(image).astype(bool)
-        return np.asarray(_to_rgb(image)).max(axis=2) > 0
+        labels = image.mode in ("1", "P", "I")
+        if image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image)
+        else:
+            values = np.asarray(_to_rgb(image.copy())).max(axis=2)
+            if image.has_transparency_data and values.min() == values.max():
+                values = np.asarray(image.convert("RGBA"))[..., 3]
+        low, high = float(values.min()), float(values.max())
+        if labels or low == high or (values.dtype.kind != "f" and high - low < LABELS):
+            return values != 0
+        return values > (low + high) / 2
 
 
 def image_size(path: Path) -> tuple[int, int, str]:
@@ -78,7 +152,7 @@ def image_size(path: Path) -> tuple[int, int, str]:
     Raises:
         LabError: the header is missing or damaged, or says more than ``MAX_PIXELS``.
     """
-    with _opened(path) as image:
+    with _opened(path, verify=False) as image:
         width, height = image.size
         # Asked without its header's EXIF, a PNG would be decoded to look for one behind the pixels.
         if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
@@ -149,14 +223,36 @@ def _digest(path: Path) -> str:
     return _digests[stamp]
 
 
+def _peak(path: Path) -> int:
+    stamp = _stamp(path)
+    if stamp not in _peaks:
+        with _opened(path, verify=False) as image:
+            _peaks[stamp] = int(_read_deep(path, image).max()) if _is_deep(image) else 0
+    return _peaks[stamp]
+
+
+def _oddity(path: Path) -> str:
+    try:
+        share = mask_share(path)
+    except LabError as error:
+        return str(error)
+    if share > 0.5:
+        return f"{path} marks {share:.0%} of its image: invert it, if background and defect are exchanged"
+    return "" if share else f"{path} marks nothing: draw the defect, or remove the file"
+
+
 def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
     return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime: cp -p keeps the other
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image with its header read; whatever goes wrong with it, then or in the body, is a LabError."""
+def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
+    """Open an image with its header read; anything that fails with it, here or in the body, becomes a LabError.
+
+    Args:
+        verify: check the checksums of a PNG first. Pillow decodes damaged pixels without a word.
+    """
     try:
         # Opened by name, an uncompressed TIFF that has to be turned comes out scrambled (Pillow 11 to 13).
         with path.open("rb") as file:
@@ -169,6 +265,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise LabError(f"{path} has {size} pixels, more than {MAX_PIXELS:,}: scale it down or remove it")
+            if verify and image.format == "PNG":
+                with Image.open(io.BytesIO(path.read_bytes())) as whole:
+                    whole.verify()
             yield image
     except LabError:
         raise
@@ -189,6 +288,23 @@ def _unreadable(path: Path, error: Exception) -> LabError:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.info.pop("transparency", None)  # else Pillow warns that converting a palette drops it
     return image.convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell from the header whether an image has 16 bits for each grey or colour value."""
+    return image.format in ("PNG", "TIFF") and ";16" in str(getattr(image, "tile", ""))
+
+
+def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
+    """Return the values of a 16-bit image: uint16 [H, W] or RGB [H, W, 3], turned upright."""
+    if image.mode.startswith("I;16"):
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image)
+    # Pillow keeps the high byte of a colour value alone.
+    values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    if values is None:
+        raise LabError(f"{path} cannot be read (no decoder for its 16-bit values): save it with 8 bits, or remove it")
+    return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
 def _read_plain_png(path: Path) -> np.ndarray | None:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import digests, each_image, read_mask
+from mvtec_lab.data.images import digests, each_image, odd_masks, read_mask
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.errors import LabError
 
@@ -117,12 +117,10 @@ def feathered(region: np.ndarray, width: float) -> np.ndarray:
 
 def _region(path: Path, size: int) -> _Region:
     # Every pixel of which the mask covers a part: a scratch of one pixel survives.
+    if odd := odd_masks([path]):
+        raise LabError(f"augment.paste cuts defects out by their masks, but {odd[0]}; or give augment.paste=0")
     part = cv2.resize(read_mask(path).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not len(rows):
-        raise LabError(
-            f"{path} marks nothing, and augment.paste cuts defects out by their masks: mend it, or augment.paste=0"
-        )
     top, left = int(rows[0]), int(columns[0])
     return top, left, part[top : rows[-1] + 1, left : columns[-1] + 1].copy()
 

@@ -15,23 +15,27 @@ import cv2
 import numpy as np
 import torch
 
-from mvtec_lab.data.images import read_image
+from mvtec_lab.data.images import WHITE, read_image
 from mvtec_lab.errors import LabError, unknown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Squeeze an [H, W, ...] uint8 image into [size, size, ...]; area averaging where it shrinks keeps fine defects."""
+    """Squeeze an [H, W, ...] uint8 image into [size, size, ...], each axis on its own.
+
+    Area averaging along an axis that shrinks keeps fine defects; an axis that grows is interpolated (cubic).
+    """
     if image.shape[:2] == (size, size):
         return image
-    shrinks = min(image.shape[:2]) > size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    smaller = min(image.shape[1], size), min(image.shape[0], size)
+    image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """An image file as the data set has it: [size, size, 3] uint8."""
-    return resize(read_image(path), size)
+def read_picture(path: Path, size: int, white: int = WHITE) -> np.ndarray:
+    """Return an image file as the data set has it: [size, size, 3] uint8; ``white`` as in ``read_image``."""
+    return resize(read_image(path, white), size)
 
 
 class Augmentation:

@@ -79,7 +79,7 @@ class DefectClassifier(pl.LightningModule):
         generate: as in ModelConfig.
         optimizer, lr, weight_decay, momentum: as in OptimizerConfig.
         scheduler, step_size, gamma, scheduler_patience: as in SchedulerConfig.
-        image_size: S; a checkpoint carries it for prediction.
+        image_size, white: of the images, as in DataConfig; a checkpoint carries them for prediction.
         mean, std: of RGB in [0, 1]; None: what the weights were trained with.
 
     Raises:
@@ -117,6 +117,7 @@ class DefectClassifier(pl.LightningModule):
         gamma: float = 0.1,
         scheduler_patience: int = 3,
         image_size: int = 224,
+        white: int = 65_535,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:

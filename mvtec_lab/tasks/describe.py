@@ -17,11 +17,11 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
-from mvtec_lab.data.images import check_images, image_size, read_image, read_mask
+from mvtec_lab.data.images import check_images, image_size, mask_share, peaks, read_mask, too_bright, white_level
 from mvtec_lab.data.samples import Sample, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
-from mvtec_lab.data.transforms import resize
+from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.tasks.outcome import write_picture
@@ -49,10 +49,14 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         samples = split_samples(found.samples, data.split)
         warnings += describe_oddities(found, samples)
         sound_used = [s for s in samples if s.split and found.folder / s.path not in broken]
-        warnings += audit(MVTecDataset(found.folder, sound_used, image_size=data.image_size)) + config_findings(config)
+        white = config.data.white or white_level([found.folder / s.path for s in sound_used if s.split == "train"])
+        warnings += too_bright([found.folder / s.path for s in sound_used], white)
+        pictures = MVTecDataset(found.folder, sound_used, image_size=data.image_size, white=white)
+        warnings += audit(pictures) + config_findings(config)
     except LabError as error:
         warnings.append(f"no split: {error}")
         samples = [s for s in found.samples if config.split.pool == "all" or s.path.startswith("test/")]
+        white = config.data.white or white_level([found.folder / s.path for s in sound])
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
     by_split = {
@@ -63,7 +67,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     train = by_split.get("train") or {name: sum(s.label == name for s in used) for name in classes}
     sizes = Counter(image_size(found.folder / s.path) for s in sound)
     coverage = {
-        name: [read_mask(found.folder / s.mask).mean() for s in sound if s.label == name and s.mask] for name in classes
+        name: [mask_share(found.folder / s.mask) for s in sound if s.label == name and s.mask] for name in classes
     }
     official = CATEGORIES.get(found.folder.name) if config.data.name == "mvtec" else None
     facts = {
@@ -82,6 +86,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         else None,
         "imbalance_ratio": max(train.values()) / min(train.values()),
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
+        "white": white if any(peaks([found.folder / s.path for s in sound])) else None,
         "mask_coverage": {
             name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
             for name, c in coverage.items()
@@ -91,7 +96,9 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     }
     run_dir = claim(run_dir, DATASET)
     (run_dir / DATASET).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_picture(run_dir / "dataset.jpg", _examples(found.folder, [s for s in sound if s.label in classes], classes))
+    write_picture(
+        run_dir / "dataset.jpg", _examples(found.folder, [s for s in sound if s.label in classes], classes, white)
+    )
     _print(facts, run_dir)
     return facts
 
@@ -111,14 +118,14 @@ def _broken(paths: list[Path]) -> dict[Path, str]:
         return found
 
 
-def _examples(folder: Path, samples: list[Sample], classes: list[str]) -> Any:
+def _examples(folder: Path, samples: list[Sample], classes: list[str], white: int) -> Any:
     """An example of each class, the rim of its defect drawn where there is a mask."""
     pictures = []
     examples = {s.label: s for s in reversed(samples)}  # the first of each class
     shown = [name for name in classes if name in examples]  # not a class of broken files alone
     for name in shown:
         example = examples[name]
-        picture = resize(read_image(folder / example.path), TILE).copy()
+        picture = read_picture(folder / example.path, TILE, white).copy()
         if example.mask:
             mask = cv2.resize(
                 read_mask(folder / example.mask).astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_AREA
@@ -159,6 +166,8 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     lines["images"] = ", ".join(f"{d['width']} x {d['height']} {d['mode']} ({d['images']})" for d in sizes[:5])
     if len(sizes) > 5:
         lines["images"] += f" and {len(sizes) - 5} more sizes"
+    if facts["white"]:
+        lines["16 bits"] = f"{facts['white']:,} becomes 255: the bit depth that the training images use, or data.white"
     lines["imbalance"] = f"{facts['imbalance_ratio']:.2f}, the most frequent class of train over the rarest"
     for name, line in lines.items():
         console.print(f"{name:<10}{line}", highlight=False, markup=False)

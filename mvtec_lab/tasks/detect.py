@@ -228,6 +228,7 @@ def made_up(dataset: MVTecDataset, seed: int) -> MVTecDataset:
         dataset.folder,
         [replace(sample, label=MADE_UP) for sample in dataset.samples],
         image_size=dataset.image_size,
+        white=dataset.white,
         mean=dataset.mean,
         std=dataset.std,
         pictures=Rows(pictures, range(len(pictures))),
@@ -269,6 +270,7 @@ def _judge(config: Config, detector: AnomalyDetector, result: RunResult, scored:
         threshold=value,
         map_threshold=on_map,
         image_size=config.data.image_size,
+        white=test.dataset.white,
         mean=list(detector.mean),
         std=list(detector.std),
     )

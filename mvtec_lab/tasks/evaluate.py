@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
+from mvtec_lab.data.images import WHITE, odd_masks, too_bright
 from mvtec_lab.data.samples import scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.errors import LabError
@@ -63,7 +64,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     classifier, about = the_model(config, "evaluate")
     if isinstance(classifier, AnomalyDetector):
         return _evaluate_detector(config, run_dir, classifier, about)
-    config.data.image_size = about["image_size"]
+    config.data.image_size, config.data.white = about["image_size"], about["white"]
     data = build_data(config)
     if data.classes != classifier.classes:
         raise LabError(
@@ -117,13 +118,15 @@ def _evaluate_detector(
     samples = [replace(s, split="test") for s in found.samples if s.path.startswith("test/")]
     if not samples:
         raise LabError(f"{folder} has no test folder: MVTec's layout is test/good and test/<defect type>")
-    dataset = MVTecDataset(folder, samples, image_size=about["image_size"], mean=about["mean"], std=about["std"])
+    dataset = MVTecDataset(folder, samples, **{key: about[key] for key in ("image_size", "white", "mean", "std")})
     scores, maps = score(detector, dataset, d.batch_size, torch.device("cpu"))
     judged = RunResult(config.attempt, config.seed, d.name, folder.name, "", str(claim(run_dir, METRICS)))
     judged.threshold = {"value": about["threshold"], "map": about["map_threshold"]}
     judge_again(dataset, scores, maps, judged)
     further = [SAMPLE_MARK] if d.name == "sample" else []
     further += [f"mask: {problem}" for problem in found.mask_problems] + describe_oddities(found, samples)
+    further += too_bright([folder / s.path for s in samples], about["white"])
+    further += odd_masks([folder / s.mask for s in samples if s.mask])
     further += _seen_before(Path(config.ckpt or ""), [folder / s.path for s in samples])
     for warning in further:
         log.warning(warning)
@@ -162,7 +165,7 @@ def _evaluate_detector(
 
 
 def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDetector, dict[str, Any]]:
-    """The model of a checkpoint, a classifier or a one-class method, and what is known of it: image_size, mean, std; of
+    """The model of a checkpoint, a classifier or a one-class method, and its image_size, white, mean and std; of
     the latter, method, threshold and map_threshold as well.
 
     Raises:
@@ -172,10 +175,11 @@ def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDete
         raise LabError(f"task={task} needs ckpt=FILE: a run's best.ckpt")
     found = load_file(config.ckpt)
     if isinstance(found, dict) and "method" in found:
-        return load_detector(config.ckpt)
+        detector, about = load_detector(config.ckpt)
+        return detector, {"white": WHITE, **about}  # which older checkpoints lack
     classifier = load_classifier(config.ckpt)
-    size = classifier.hparams["image_size"]
-    return classifier, {"image_size": size, "mean": classifier.mean, "std": classifier.std}
+    about = {key: classifier.hparams[key] for key in ("image_size", "white")}
+    return classifier, {**about, "mean": classifier.mean, "std": classifier.std}
 
 
 def run_of(ckpt: Path) -> dict[Path, str] | None:

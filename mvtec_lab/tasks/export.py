@@ -79,21 +79,22 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     validate(config)
     model, about = the_model(config, "export")
     assert config.ckpt is not None
-    size = about["image_size"]
+    size, white = about["image_size"], about["white"]
     meta: dict[str, Any] = {
         "method": about.get("method", "classifier"),
         "classes": CLASSES if isinstance(model, AnomalyDetector) else model.classes,
         "image_size": size,
         "input": f"float32 [N, 3, {size}, {size}], RGB in [0, 1]",
         # Another one moves scores across the threshold: OpenCV's default gave 7 false alarms in 20 good bottles, not 0.
-        "resize": "squeezed into the square by cv2.INTER_AREA, or cv2.INTER_CUBIC where a side is not longer than it",
+        "resize": "squeezed into the square by cv2.INTER_AREA where a side shrinks, cv2.INTER_CUBIC where it grows",
+        "white": white,  # of 16-bit files, which are divided by it; of 8-bit ones it is 255
     }
     if isinstance(model, AnomalyDetector):
         meta["output"] = "score [N], a defect above threshold; map [N, h, w] or None, which covers the whole image"
         meta |= {"threshold": about["threshold"], "map_threshold": about["map_threshold"]}
     else:
         meta["output"] = "probabilities [N, classes]"
-    pictures, source = _pictures(Path(config.ckpt), size)
+    pictures, source = _pictures(Path(config.ckpt), size, white)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a trace holds still: the check below is of just that
         file = io.BytesIO()
@@ -164,14 +165,16 @@ def _difference(wanted: Outputs, exported: torch.jit.ScriptModule, images: Tenso
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in zip(wanted, found, strict=True))
 
 
-def _pictures(ckpt: Path, size: int) -> tuple[np.ndarray, str]:
+def _pictures(ckpt: Path, size: int, white: int) -> tuple[np.ndarray, str]:
     """Images [N, S, S, 3] uint8 to check with, and what they are."""
     run = run_of(ckpt)
     paths = [path for path, split in run.items() if split == "test"] if run else []
     try:
         shown = [paths[i] for i in np.linspace(0, len(paths) - 1, CHECKED).astype(int)] if paths else []
         if shown:
-            return np.stack(list(each_image(shown, lambda path: read_picture(path, size)))), "the run's test images"
+            return np.stack(
+                list(each_image(shown, lambda path: read_picture(path, size, white)))
+            ), "the run's test images"
     except LabError as error:
         log.info("checked without the run's images: %s", error)
     return np.random.default_rng(0).integers(0, 256, (CHECKED, size, size, 3), np.uint8), "noise, the run's not at hand"

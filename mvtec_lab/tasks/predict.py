@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.images import EXTENSIONS, check_images, each_image, read_image
+from mvtec_lab.data.images import EXTENSIONS, check_images, each_image, read_image, too_bright
 from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector
@@ -27,6 +28,8 @@ from mvtec_lab.tasks.evaluate import the_model
 from mvtec_lab.tasks.outcome import SHOWN, write_picture
 from mvtec_lab.tasks.scores import CLASSES, DEFECT
 from mvtec_lab.tasks.setup import claim
+
+log = logging.getLogger(__name__)
 
 MAPS = "maps"
 COOL, HOT = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
@@ -49,12 +52,14 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     validate(config)
     classifier, about = the_model(config, "predict")
     paths = _paths(config)
+    for warning in too_bright(paths, about["white"]):
+        log.warning(warning)
     if isinstance(classifier, AnomalyDetector):
         return _predict_detector(config, run_dir, classifier, about, paths)
     shown: list[np.ndarray] = []
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        pictures = each_image(paths, partial(read_picture, size=about["image_size"]))
+        pictures = each_image(paths, partial(read_picture, size=about["image_size"], white=about["white"]))
         while batch := list(islice(pictures, config.data.batch_size)):
             shown.extend(batch[: SHOWN - len(shown)])
             yield {"image": normalise(np.stack(batch), classifier.mean, classifier.std)}
@@ -112,7 +117,7 @@ def _predict_detector(
                 target = run_dir / MAPS / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(heat).save(f"{target}.tiff")
-                drawn = _map_over(read_image(path), heat, about["map_threshold"])
+                drawn = _map_over(read_image(path, about["white"]), heat, about["map_threshold"])
                 write_picture(Path(f"{target}.jpg"), drawn)
                 shown[f"map, outlined where above {about['map_threshold']:.3g}"] = drawn
             if len(tiles) < SHOWN:
@@ -136,7 +141,7 @@ def _scores(
     config: Config, detector: AnomalyDetector, about: dict[str, Any], paths: list[Path]
 ) -> Iterator[tuple[np.ndarray, np.float32, np.ndarray | None]]:
     """Of each image: as the method sees it, its score, its map."""
-    pictures = each_image(paths, partial(read_picture, size=about["image_size"]))
+    pictures = each_image(paths, partial(read_picture, size=about["image_size"], white=about["white"]))
     while batch := list(islice(pictures, config.data.batch_size)):
         with torch.no_grad():
             found = detector(normalise(np.stack(batch), about["mean"], about["std"]))

@@ -48,6 +48,7 @@ def data_module(config: Config) -> MVTecDataModule:
     return MVTecDataModule(
         folder,
         image_size=d.image_size,
+        white=d.white,
         batch_size=d.batch_size,
         num_workers=d.num_workers,
         sampler=d.sampler,
@@ -165,6 +166,7 @@ def _classifier(config: Config, data: MVTecDataModule) -> partial[DefectClassifi
         gamma=c.gamma,
         scheduler_patience=c.patience,
         image_size=config.data.image_size,
+        white=data.white,
     )
 
 

@@ -23,7 +23,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, is_text, printable
 
 _HYDRA_TEXT = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
@@ -38,9 +38,12 @@ def parse(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """Hydra's parser, and what it makes of a command line: options anywhere, and text in quotes.
 
     Raises:
-        LabError: an option or a key that could run code from a file.
+        LabError: an option or a key that could run code from a file, or a name that is no text.
         SystemExit: the argument parser's own complaints, and its answer to --version.
     """
+    for words in arguments:
+        if not is_text(words):  # a run writes down its configuration
+            raise LabError(f"{printable(words)} cannot be used (it is no UTF-8): rename the file or folder")
     parser = get_args_parser()
     args = parser.parse_intermixed_args(list(arguments))
     for option in ("config_path", "config_name", "experimental_rerun"):

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake becomes, and the near misses that answer a typo."""
+"""The one exception that a user's mistake becomes, the near misses that answer a typo, and names on one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Iterable
 
 class LabError(Exception):
     """A mistake that the user can mend: one line that names the value, the file and the remedy (exit status 2)."""
+
+    status = 2
+
+
+class IncompleteError(LabError):
+    """A part of the input could not be used; the rest was done and is written (exit status 1)."""
+
+    status = 1
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LabError:
@@ -22,3 +30,17 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LabError:
         return LabError(f"unknown {what} {str(name)!r}: did you mean {', '.join(near)}?")
     shown = ", ".join(known[:20]) + (f" ... ({len(known)} in all)" if len(known) > 20 else "")
     return LabError(f"unknown {what} {str(name)!r}: known are {shown}")
+
+
+def is_text(text: str) -> bool:
+    """Whether a name can be written into a file as UTF-8: on Linux file names may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes where it is none."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

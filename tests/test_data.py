@@ -18,6 +18,7 @@ from mvtec_lab.config import SplitConfig
 from mvtec_lab.data import datamodule, splits
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
+from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.samples import Sample, scan
 from mvtec_lab.data.sampling import EpochSampler, class_weights
 from mvtec_lab.data.source import locate
@@ -45,7 +46,11 @@ def test_scan_finds_images_masks_and_oddities(product: Path) -> None:
     Image.new("L", (5, 5)).save(product / "ground_truth/hole/002_mask.png")
     found = scan(product)
     assert Counter(s.label for s in found.samples) == {"good": 14, "crack": 6, "hole": 6}
-    assert found.ignored == ["test/.ipynb_checkpoints", "test/crack/notes.txt", "test/loose.png"]
+    assert name_left_out(found.left_out, product) == [
+        "left out: 1 hidden file(s) or folder(s) (test/.ipynb_checkpoints)",
+        "left out: 1 image(s) in no class folder (test/loose.png)",
+        "left out: 1 file(s) that are no images (test/crack/notes.txt)",
+    ]
     assert "003_mask.png" in found.mask_problems.pop()
     assert found.mask_problems == [
         "test/hole/001.png has no mask in ground_truth/hole/",

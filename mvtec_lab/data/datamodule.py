@@ -21,6 +21,7 @@ from mvtec_lab.config import MIXES, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import RULES, WHITE, check_images, digests, each_image, too_bright, white_level
+from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, class_weights
@@ -436,10 +437,7 @@ class MVTecDataModule(pl.LightningDataModule):
 
 def describe_oddities(found: Scan, samples: Sequence[Sample]) -> list[str]:
     """What a reader of the figures should know of these samples, a line each."""
-    messages = []
-    if found.ignored:
-        shown = ", ".join(found.ignored[:3]) + (" ..." if len(found.ignored) > 3 else "")
-        messages.append(f"{len(found.ignored)} file(s) or folder(s) that are no images were passed over: {shown}")
+    messages = name_left_out(found.left_out, found.folder)
     if not any(s.label == GOOD for s in samples if s.split):
         messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
     return messages

@@ -24,7 +24,6 @@ from mvtec_lab.errors import LabError
 
 # What pixels depend on beside the file: counted up when read_image or resize changes what it returns.
 RULES = {"version": 2, "opencv": cv2.__version__, "pillow": pillow_version}
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): up to it, no decoder of Pillow's complains
 WHITE = 65_535  # the brightest value that a 16-bit file can hold
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the cameras whose values such files hold
@@ -168,7 +167,7 @@ def check_images(paths: Sequence[Path]) -> None:
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
-        deque(progress.track(each_image(paths, _check), len(paths), description="checking images"), maxlen=0)
+        deque(progress.track(each_image(paths, check_image), len(paths), description="checking images"), maxlen=0)
 
 
 def digests(paths: Sequence[Path]) -> list[str]:
@@ -186,6 +185,20 @@ def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
     Raises:
         LabError: after the last file, the first one whose ``work`` raised it, and how many more did.
     """
+    errors: list[LabError] = []
+    for result in attempts(paths, work):
+        if isinstance(result, LabError):
+            errors.append(result)
+        elif not errors:
+            yield result
+    if len(errors) > 1:
+        raise LabError(f"{errors[0]} (and {len(errors) - 1} more cannot be used)") from errors[0]
+    if errors:
+        raise errors[0]
+
+
+def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | LabError]:
+    """Yield for each file, in order, what ``work`` makes of it, or why it cannot; otherwise as ``each_image``."""
 
     def attempt(path: Path) -> T | LabError:
         try:
@@ -195,21 +208,17 @@ def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
         except LabError as error:
             return error
 
-    errors: list[LabError] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
         for start in range(0, len(paths), 64):  # so many results may wait: 10 MB at 224 x 224
-            for result in pool.map(attempt, paths[start : start + 64]):
-                if isinstance(result, LabError):
-                    errors.append(result)
-                elif not errors:
-                    yield result
-    if len(errors) > 1:
-        raise LabError(f"{errors[0]} (and {len(errors) - 1} more cannot be used)") from errors[0]
-    if errors:
-        raise errors[0]
+            yield from pool.map(attempt, paths[start : start + 64])
 
 
-def _check(path: Path) -> None:
+def check_image(path: Path) -> None:
+    """Decode a file, unless it was found good before and is unchanged since.
+
+    Raises:
+        LabError: ``read_image`` cannot read it.
+    """
     stamp = _stamp(path)
     if stamp not in _checked:
         read_image(path)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import EXTENSIONS, image_size
+from mvtec_lab.data.images import image_size
+from mvtec_lab.data.listing import EXTENSIONS, LeftOut, Listing, list_images, name_left_out
 from mvtec_lab.errors import LabError
 
-LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a word
+PARTS = ("train", "test", "ground_truth")
+
+# Why something is left out of a product folder, beside what a listing leaves out.
+LOOSE = "image(s) in no class folder"
+NESTED = "image(s) in a folder inside a class folder, where none is looked for"
+OTHER = f"folder(s) of train/ beside train/{GOOD}"
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,16 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What lies in a product folder: samples in the order of their paths, and what was passed over."""
+    """What lies in a product folder: samples in the order of their paths, and what was left out."""
 
     folder: Path
-    samples: list[Sample]
-    ignored: list[str] = field(default_factory=list)  # files that are no images
+    samples: list[Sample] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=dict)
     mask_problems: list[str] = field(default_factory=list)
+
+    def leave_out(self, left_out: LeftOut) -> None:
+        for reason, paths in left_out.items():
+            self.left_out.setdefault(reason, []).extend(paths)
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:
@@ -46,64 +56,128 @@ def scan(folder: Path) -> Scan:
     Masks are looked for only where the folder has ``ground_truth/``; each is compared with its image's size.
 
     Raises:
-        LabError: no ``test/``, or a class folder without an image.
+        LabError: no ``test/``, a class folder without an image, a folder whose name differs from the layout's by case
+            alone, a file name that cannot be written down, or a mask of two images.
     """
+    _check_case(folder, PARTS)
     if not (folder / "test").is_dir():
-        raise LabError(f"{folder} has no test/ folder: MVTec's layout is test/<defect type>/*.png")
-    result = Scan(folder, [])
+        raise LabError(f"{folder} has no test/ folder: {_layout(folder)}")
+    result = Scan(folder)
     for part in ("train", "test"):
-        for class_folder in sorted(p for p in (folder / part).glob("*") if p.name not in LITTER):
-            hidden = class_folder.name.startswith(".")  # .ipynb_checkpoints and the like
-            if not class_folder.is_dir() or hidden or (part == "train" and class_folder.name != GOOD):
-                result.ignored.append(f"{part}/{class_folder.name}")
-                continue
-            images = _images(class_folder, result)
-            if not images:
-                raise LabError(f"{class_folder} holds no image ({', '.join(EXTENSIONS)}): fill it or remove it")
-            result.samples += [_sample(path, class_folder.name, result) for path in images]
+        if not (folder / part).is_dir():
+            continue
+        _check_case(folder / part, [GOOD])
+        top = _list(folder / part, result)
+        if top.images:
+            result.leave_out({LOOSE: [str(path) for path in top.images]})
+        for class_folder in sorted(top.folders):
+            if part == "train" and class_folder.name != GOOD:
+                result.leave_out({OTHER: [str(class_folder)]})
+            else:
+                result.samples += _samples(class_folder, result)
     if not result.samples:
         raise LabError(f"{folder / 'test'} has no class folders: MVTec's layout is test/<defect type>/*.png")
     return result
 
 
-def _images(folder: Path, result: Scan) -> list[Path]:
-    files = sorted((p for p in folder.iterdir() if p.name not in LITTER), key=lambda p: _natural(p.name))
-    images = [p for p in files if p.is_file() and p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
-    result.ignored += [p.relative_to(result.folder).as_posix() for p in files if p not in images]
-    return images
+def _check_case(folder: Path, names: Collection[str]) -> None:
+    """A folder Good where good is meant would be passed over, or taken for a defect type."""
+    present = [path.name for path in folder.iterdir() if path.is_dir()]
+    meant = {name.lower(): name for name in names if name not in present}
+    for name in sorted(present):
+        if name not in names and name.strip().lower() in meant:
+            raise LabError(f"{folder / name} has to be called {meant[name.strip().lower()]}: rename it")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort 2.png before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _layout(folder: Path) -> str:
+    found = list_images(folder)
+    classes = [path.name for path in sorted(found.folders) if list_images(path).images]
+    if classes:
+        shown = ", ".join(f"{name}/" for name in classes[:3]) + (" ..." if len(classes) > 3 else "")
+        return f"move its class folders ({shown}) into {folder / 'test'}"
+    products = [path.name for path in sorted(found.folders) if (path / "test").is_dir()]
+    if products:
+        return f"give data.category=NAME for one of its products ({', '.join(products[:15])})"
+    return "MVTec's layout is test/<defect type>/*.png"
 
 
-def _sample(image: Path, label: str, result: Scan) -> Sample:
-    path = image.relative_to(result.folder).as_posix()
-    masks = result.folder / "ground_truth"
-    if label == GOOD or not masks.is_dir():
-        return Sample(path, label, None, path)
-    found = [m for stem in (f"{image.stem}_mask", image.stem) for m in (masks / label).glob(f"{_escape(stem)}.*")]
-    found = [m for m in found if m.suffix.lower() in EXTENSIONS]
-    if not found:
-        result.mask_problems.append(f"{path} has no mask in ground_truth/{label}/")
-        return Sample(path, label, None, path)
-    mask = found[0].relative_to(result.folder).as_posix()
-    try:
-        of_mask = image_size(found[0])[:2]
-    except LabError as error:
-        result.mask_problems.append(str(error))
-        return Sample(path, label, None, path)
-    try:
-        size = image_size(image)[:2]
-    except LabError:  # whoever decodes the image will name it
-        return Sample(path, label, mask, path)
-    if size != of_mask:
-        result.mask_problems.append(f"{mask} is {of_mask[0]} x {of_mask[1]} but {path} is {size[0]} x {size[1]}")
-        return Sample(path, label, None, path)
-    return Sample(path, label, mask, path)
+def _list(folder: Path, result: Scan) -> Listing:
+    found = list_images(folder)
+    if found.unusable:
+        more = f" (and {len(found.unusable) - 1} more)" if len(found.unusable) > 1 else ""
+        raise LabError(found.unusable[0] + more)
+    result.leave_out(found.left_out)
+    return found
 
 
-def _escape(stem: str) -> str:
-    """A file name may hold glob characters."""
-    return re.sub(r"([*?[])", r"[\1]", stem)
+def _samples(class_folder: Path, result: Scan) -> list[Sample]:
+    here = Scan(result.folder)
+    found = _list(class_folder, here)
+    for inner in (list_images(path, deep=True) for path in found.folders):
+        here.leave_out(inner.left_out)
+        if inner.images:
+            here.leave_out({NESTED: [str(path) for path in inner.images]})
+    if not found.images:
+        instead = "".join(f"; {line}" for line in name_left_out(here.left_out, result.folder))
+        raise LabError(f"{class_folder} holds no image ({', '.join(EXTENSIONS)}): fill it or remove it{instead}")
+    result.leave_out(here.left_out)
+    label = class_folder.name
+    masks = _masks(label, found.images, result) if label != GOOD else {}
+    paths = ((path, path.relative_to(result.folder).as_posix()) for path in found.images)
+    return [Sample(name, label, masks.get(path), name) for path, name in paths]
+
+
+def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
+    """The mask of each image that has one: the file that is called as the image, with or without _mask."""
+    folder = result.folder / "ground_truth"
+    if not folder.is_dir():
+        return {}
+    _check_case(folder, [label])
+    listing = list_images(folder / label) if (folder / label).is_dir() else Listing()
+    by_stem = defaultdict(list)
+    for path in listing.images:
+        by_stem[path.stem].append(path)
+
+    def name(path: Path) -> str:
+        return path.relative_to(result.folder).as_posix()
+
+    masks: dict[Path, str] = {}
+    owner: dict[Path, Path] = {}
+    missing, unreadable, unfit = [], [], []
+    for image in images:
+        candidates = [mask for stem in (f"{image.stem}_mask", image.stem) for mask in by_stem[stem]]
+        if len(candidates) > 1:
+            first, second = map(name, candidates[:2])
+            raise LabError(f"{result.folder}: {name(image)} has two masks, {first} and {second}: remove one")
+        if not candidates:
+            missing.append(f"{name(image)} has no mask in ground_truth/{label}/")
+            continue
+        mask = candidates[0]
+        if mask in owner:
+            raise LabError(
+                f"{result.folder}: {name(owner[mask])} and {name(image)} share the mask {name(mask)}: give each image "
+                "a name and a mask of its own"
+            )
+        owner[mask] = image
+        try:
+            of_mask = image_size(mask)[:2]
+        except LabError as error:
+            unreadable.append(str(error))
+            continue
+        try:
+            size = image_size(image)[:2]
+        except LabError:  # whoever decodes the image will name it
+            size = of_mask
+        if size == of_mask:
+            masks[image] = name(mask)
+        else:
+            sizes = "{} x {}".format(*of_mask), "{} x {}".format(*size)
+            unfit.append(f"{name(mask)} is {sizes[0]} but {name(image)} is {sizes[1]}")
+    if missing and listing.folders:
+        inner = name(sorted(listing.folders)[0])
+        missing[0] += f", but {inner}/: masks are one file an image, <name>_mask.png, so merge those of a folder"
+    for problems in (missing, unfit, unreadable):
+        if problems:
+            more = f" (and {len(problems) - 1} more of {label})" if len(problems) > 1 else ""
+            result.mask_problems.append(problems[0] + more)
+    return masks

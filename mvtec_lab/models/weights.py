@@ -90,6 +90,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     Raises:
         LabError: the file is missing, damaged, no file of PyTorch's, or holds more than tensors and plain values.
     """
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe might wait for ever
+        raise LabError(f"{path} is a folder, a pipe or another special file: give a file that torch.save wrote")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

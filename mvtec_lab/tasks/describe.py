@@ -17,17 +17,28 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
-from mvtec_lab.data.images import check_images, image_size, mask_share, peaks, read_mask, too_bright, white_level
+from mvtec_lab.data.images import (
+    attempts,
+    check_image,
+    image_size,
+    mask_share,
+    peaks,
+    read_mask,
+    too_bright,
+    white_level,
+)
 from mvtec_lab.data.samples import Sample, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.errors import LabError
+from mvtec_lab.models.anomaly.frozen import bar
 from mvtec_lab.reporting.figures import sheet
 from mvtec_lab.tasks.outcome import write_picture
 from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, config_findings, data_module
 
 DATASET = "dataset.json"
+WARNINGS = 30  # in the terminal, where broken files would push the table out of sight; all are in dataset.json
 TILE = 224  # pixels of an example on dataset.jpg
 
 
@@ -35,8 +46,8 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
 
     Mask coverage is the share of an image's pixels that its mask marks. The imbalance ratio is the training images of
-    the most frequent class over those of the rarest. What would stop a training, a broken file or a class with too few
-    images for the split, stands among the warnings.
+    the most frequent class over those of the rarest one that trains. What would stop a training, a broken file or a
+    class with too few images for the split, stands among the warnings. No image that can be read: no dataset.jpg.
     """
     validate(config)
     data = data_module(config)
@@ -65,6 +76,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         if (part := [s for s in used if s.split == ("test" if split == "val" and data.split.val_is_test else split)])
     }
     train = by_split.get("train") or {name: sum(s.label == name for s in used) for name in classes}
+    trained = [count for count in train.values() if count]  # a one-class method trains on good alone
     sizes = Counter(image_size(found.folder / s.path) for s in sound)
     coverage = {
         name: [mask_share(found.folder / s.mask) for s in sound if s.label == name and s.mask] for name in classes
@@ -84,7 +96,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "official": {"train/good": official.train, **{f"test/{k}": v for k, v in official.test.items()}}
         if official
         else None,
-        "imbalance_ratio": max(train.values()) / min(train.values()),
+        "imbalance_ratio": max(trained) / min(trained),
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
         "white": white if any(peaks([found.folder / s.path for s in sound])) else None,
         "mask_coverage": {
@@ -96,26 +108,17 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     }
     run_dir = claim(run_dir, DATASET)
     (run_dir / DATASET).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_picture(
-        run_dir / "dataset.jpg", _examples(found.folder, [s for s in sound if s.label in classes], classes, white)
-    )
+    if examples := [s for s in sound if s.label in classes]:
+        write_picture(run_dir / "dataset.jpg", _examples(found.folder, examples, classes, white))
     _print(facts, run_dir)
     return facts
 
 
 def _broken(paths: list[Path]) -> dict[Path, str]:
     """The files that cannot be read, with the reason."""
-    try:
-        check_images(paths)
-        return {}
-    except LabError:  # the first one: look at each
-        found = {}
-        for path in paths:
-            try:
-                check_images([path])
-            except LabError as error:
-                found[path] = str(error)
-        return found
+    with bar() as progress:
+        results = progress.track(attempts(paths, check_image), len(paths), description="checking images")
+        return {path: str(error) for path, error in zip(paths, results, strict=True) if isinstance(error, LabError)}
 
 
 def _examples(folder: Path, samples: list[Sample], classes: list[str], white: int) -> Any:
@@ -171,6 +174,9 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     lines["imbalance"] = f"{facts['imbalance_ratio']:.2f}, the most frequent class of train over the rarest"
     for name, line in lines.items():
         console.print(f"{name:<10}{line}", highlight=False, markup=False)
-    for warning in facts["warnings"]:
+    warnings = facts["warnings"]
+    if len(warnings) > WARNINGS:
+        warnings = [*warnings[:WARNINGS], f"... and {len(warnings) - WARNINGS} more in {DATASET}"]
+    for warning in warnings:
         console.print(f"{'warning':<10}{warning}", style="yellow", highlight=False, markup=False)
-    print(f"{'written':<10}{run_dir / DATASET}, {run_dir / 'dataset.jpg'}")
+    print(f"{'written':<10}{run_dir}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.images import EXTENSIONS, check_images, each_image, read_image, too_bright
+from mvtec_lab.data.images import attempts, read_image, too_bright
+from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
 from mvtec_lab.data.transforms import normalise, read_picture
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.frozen import bar
+from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.figures import INK, PALETTE, PAPER, sheet
 from mvtec_lab.results import PREDICTIONS, write_csv
 from mvtec_lab.tasks.evaluate import the_model
@@ -32,8 +33,77 @@ from mvtec_lab.tasks.setup import claim
 log = logging.getLogger(__name__)
 
 MAPS = "maps"
+NAMED = 20  # broken images that are named in the terminal, a line each; run.log names all of them
 COOL, HOT = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
 SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the one, a screen shows the other
+
+
+class Source:
+    """The images of ``source``, an image or every image below a folder, and those of them that cannot be read.
+
+    Raises:
+        LabError: none is given, or there is no image.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        if source is None:
+            raise LabError("task=predict needs source=FILE_OR_FOLDER")
+        self.path = Path(source)
+        self.left_out: LeftOut = {}
+        self.broken: list[str] = []  # why each of them cannot be read, a line each
+        self.images = [self.path]
+        if self.path.is_dir():
+            found = list_images(self.path, deep=True)
+            self.images, self.left_out, self.broken = found.images, found.left_out, found.unusable
+            if not self.images and not self.broken:
+                left_out = "".join(f"; {line}" for line in name_left_out(self.left_out, self.path))
+                raise LabError(
+                    f"source={source} holds no image: give an image or a folder of {', '.join(EXTENSIONS)}{left_out}"
+                )
+        elif not self.path.is_file():
+            what = "is a pipe or another special file" if self.path.exists() else "does not exist"
+            raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
+
+    def pictures(self, read: Callable[[Path], np.ndarray]) -> Iterator[tuple[Path, np.ndarray]]:
+        """Read every image that can be read, one after another.
+
+        Raises:
+            LabError: none can be read; raised at once.
+        """
+        pictures = self._readable(read)
+        first = next(pictures, None)
+        if first is None:
+            more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""
+            raise LabError(f"source={self.path} has no image that can be read: {self.broken[0]}{more}")
+        return chain([first], pictures)
+
+    def _readable(self, read: Callable[[Path], np.ndarray]) -> Iterator[tuple[Path, np.ndarray]]:
+        for path, result in zip(self.images, attempts(self.images, read), strict=True):
+            if isinstance(result, LabError):
+                self.broken.append(str(result))
+            else:
+                yield path, result
+
+    def name(self, path: Path) -> str:
+        """An image's path below the source."""
+        return path.name if path == self.path else path.relative_to(self.path).as_posix()
+
+    def report(self, predicted: int) -> None:
+        """Name what was left out.
+
+        Raises:
+            IncompleteError: an image cannot be read.
+        """
+        for line in name_left_out(self.left_out, self.path):
+            log.warning(line)
+        for i, line in enumerate(self.broken):
+            log.log(logging.WARNING if i < NAMED else logging.DEBUG, line)
+        if self.broken:
+            more = f", {len(self.broken) - NAMED} of them in run.log alone" if len(self.broken) > NAMED else ""
+            raise IncompleteError(
+                f"{len(self.broken)} image(s) or folder(s) cannot be read (named above{more}), "
+                f"{predicted} image(s) are predicted"
+            )
 
 
 def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
@@ -47,22 +117,37 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         prob_<class>. Of a one-class method: path, prediction (good or defect), score, threshold.
 
     Raises:
-        LabError: no checkpoint or source, or an image that cannot be read; raised before anything is written.
+        LabError: no checkpoint or source, or no image that can be read; raised before anything is written.
+        IncompleteError: some images cannot be read; raised when the others are predicted and written.
     """
     validate(config)
-    classifier, about = the_model(config, "predict")
-    paths = _paths(config)
-    for warning in too_bright(paths, about["white"]):
+    model, about = the_model(config, "predict")
+    source = Source(config.source)
+    pictures = source.pictures(partial(read_picture, size=about["image_size"], white=about["white"]))
+    run_dir = claim(run_dir, PREDICTIONS)
+    if isinstance(model, AnomalyDetector):
+        rows = _predict_detector(config, run_dir, model, about, source, pictures)
+    else:
+        rows = _predict_classifier(config, run_dir, model, pictures)
+    print(f"written to {run_dir}")
+    for warning in too_bright([Path(row["path"]) for row in rows], about["white"]):
         log.warning(warning)
-    if isinstance(classifier, AnomalyDetector):
-        return _predict_detector(config, run_dir, classifier, about, paths)
+    source.report(len(rows))
+    return rows
+
+
+def _predict_classifier(
+    config: Config, run_dir: Path, classifier: DefectClassifier, pictures: Iterator[tuple[Path, np.ndarray]]
+) -> list[dict[str, Any]]:
     shown: list[np.ndarray] = []
+    paths: list[Path] = []
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        pictures = each_image(paths, partial(read_picture, size=about["image_size"], white=about["white"]))
         while batch := list(islice(pictures, config.data.batch_size)):
-            shown.extend(batch[: SHOWN - len(shown)])
-            yield {"image": normalise(np.stack(batch), classifier.mean, classifier.std)}
+            paths.extend(path for path, _ in batch)
+            images = [picture for _, picture in batch]
+            shown.extend(images[: SHOWN - len(shown)])
+            yield {"image": normalise(np.stack(images), classifier.mean, classifier.std)}
 
     probabilities = classifier.probabilities(batches())
     rows = [
@@ -74,7 +159,6 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         }
         for path, scores in zip(paths, probabilities, strict=True)
     ]
-    run_dir = claim(run_dir, PREDICTIONS)
     write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
     captions = [f"{row['prediction']} ({float(row['confidence']):.2f})" for row in rows[:SHOWN]]
     write_picture(run_dir / "predictions.jpg", sheet(shown, captions, [None] * len(shown)))
@@ -82,39 +166,32 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         print(f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}")
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN} more")
-    print(f"written to {run_dir}")
     return rows
 
 
-def _paths(config: Config) -> list[Path]:
-    if config.source is None:
-        raise LabError("task=predict needs source=FILE_OR_FOLDER")
-    source = Path(config.source)
-    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if not paths:
-        what = "holds no image" if source.is_dir() else "does not exist"
-        raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
-    return paths
-
-
 def _predict_detector(
-    config: Config, run_dir: str | Path, detector: AnomalyDetector, about: dict[str, Any], paths: list[Path]
+    config: Config,
+    run_dir: Path,
+    detector: AnomalyDetector,
+    about: dict[str, Any],
+    source: Source,
+    pictures: Iterator[tuple[Path, np.ndarray]],
 ) -> list[dict[str, Any]]:
-    check_images(paths)  # maps are written as they come: those of a day's production do not fit into memory
-    run_dir, threshold = claim(run_dir, PREDICTIONS), about["threshold"]
+    """Maps are written as they come: those of a day's production do not fit into memory."""
+    threshold = about["threshold"]
     rows: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []
     captions: list[str] = []
-    scored = zip(paths, _names(paths, Path(config.source or "")), _scores(config, detector, about, paths), strict=True)
+    scored = _scores(config, detector, about, pictures)
     with bar() as progress:
-        for path, name, (picture, score, heat) in progress.track(scored, len(paths), description="scoring images"):
+        for path, picture, score, heat in progress.track(scored, len(source.images), description="scoring images"):
             found = CLASSES[int(score > threshold)]
             rows.append(
                 {"path": str(path), "prediction": found, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
             )
             shown = {f"{found} ({score:.3g}; threshold {threshold:.3g})": picture}
             if heat is not None:
-                target = run_dir / MAPS / name
+                target = run_dir / MAPS / source.name(path)  # with its suffix: a.png and a.jpg have two maps
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(heat).save(f"{target}.tiff")
                 drawn = _map_over(read_image(path, about["white"]), heat, about["map_threshold"])
@@ -133,27 +210,19 @@ def _predict_detector(
     print(f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {threshold:.4g}")
     if heat is None:
         print(f"{about['method']} does not localise: no maps")
-    print(f"written to {run_dir}")
     return rows
 
 
 def _scores(
-    config: Config, detector: AnomalyDetector, about: dict[str, Any], paths: list[Path]
-) -> Iterator[tuple[np.ndarray, np.float32, np.ndarray | None]]:
-    """Of each image: as the method sees it, its score, its map."""
-    pictures = each_image(paths, partial(read_picture, size=about["image_size"], white=about["white"]))
+    config: Config, detector: AnomalyDetector, about: dict[str, Any], pictures: Iterator[tuple[Path, np.ndarray]]
+) -> Iterator[tuple[Path, np.ndarray, np.float32, np.ndarray | None]]:
+    """Of each image: its path, how the method sees it, its score, its map."""
     while batch := list(islice(pictures, config.data.batch_size)):
+        paths, images = zip(*batch, strict=True)
         with torch.no_grad():
-            found = detector(normalise(np.stack(batch), about["mean"], about["std"]))
+            found = detector(normalise(np.stack(images), about["mean"], about["std"]))
         maps = repeat(None) if found.map is None else found.map.numpy()
-        yield from zip(batch, found.image.numpy(), maps)  # noqa: B905 # repeat has no end
-
-
-def _names(paths: list[Path], source: Path) -> list[Path]:
-    """Below the source, without suffix, unless a.png and a.jpg would have one name."""
-    names = [path.relative_to(source) if path != source else Path(path.name) for path in paths]
-    stems = Counter(name.with_suffix("") for name in names)
-    return [stem if stems[stem := name.with_suffix("")] == 1 else name for name in names]
+        yield from zip(paths, images, found.image.numpy(), maps)  # noqa: B905 # repeat has no end
 
 
 def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:

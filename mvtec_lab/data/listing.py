@@ -1,0 +1,108 @@
+"""Which files of a folder are images: one answer for training, describing and predicting."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from pathlib import Path
+
+from mvtec_lab.errors import is_text, printable
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a word
+
+# Why something is left out, as it reads behind a number.
+HIDDEN = "hidden file(s) or folder(s)"  # .ipynb_checkpoints, ._000.png of macOS
+NO_IMAGES = "file(s) that are no images"
+SPECIAL = "pipe(s) or other special file(s)"  # reading one may wait for ever
+LISTED = "folder(s) that are listed already"  # a link that leads there again, or back to where it lies
+
+LeftOut = dict[str, list[str]]  # reason -> paths
+
+
+@dataclass
+class Listing:
+    """The images of a folder in natural order, and everything else in it."""
+
+    images: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)  # that were not looked into
+    left_out: LeftOut = field(default_factory=dict)
+    unusable: list[str] = field(default_factory=list)  # why an image or a folder cannot be used, a line each
+
+
+def list_images(folder: Path, deep: bool = False) -> Listing:
+    """List the image files of a folder and, where ``deep``, of all folders below it.
+
+    Linked folders are followed, each folder is listed once. Only names are looked at: an image may still be broken.
+    """
+    found = Listing()
+    folders, links = [folder], list[Path]()  # links last: a folder is listed by its own name where it has one below
+    seen: set[Path] = set()
+    while folders or links:
+        current = folders.pop() if folders else heappop(links)
+        try:
+            if (real := current.resolve()) in seen:
+                found.left_out.setdefault(LISTED, []).append(str(current))
+                continue
+            seen.add(real)
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    inner = _sort_in(current, entry, found)
+                    if inner is None:
+                        continue
+                    if not deep:
+                        found.folders.append(inner)
+                    elif entry.is_symlink():
+                        heappush(links, inner)
+                    else:
+                        folders.append(inner)
+        except OSError as error:
+            found.unusable.append(f"{current} cannot be listed ({error.strerror}): make it readable or remove it")
+    for paths in (found.images, found.folders):
+        paths.sort(key=lambda path: natural(str(path)))
+    for names in (found.unusable, *found.left_out.values()):
+        names.sort(key=natural)
+    return found
+
+
+def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | None:
+    """Put a file where it belongs; a folder is returned."""
+    path, link = folder / entry.name, entry.is_symlink()
+    if entry.name in LITTER:
+        return None
+    if entry.name.startswith("."):
+        reason = HIDDEN
+    # os.path, where pathlib raises for a link into a forbidden folder
+    elif os.path.isdir(path) if link else entry.is_dir():  # noqa: PTH112
+        return path
+    elif path.suffix.lower() not in EXTENSIONS:
+        reason = NO_IMAGES
+    elif (os.path.isfile(path) or not os.path.exists(path)) if link else entry.is_file():  # noqa: PTH110, PTH113
+        if is_text(str(path)):
+            found.images.append(path)  # a link that leads nowhere as well: whoever reads it will name it
+        else:
+            found.unusable.append(f"{printable(str(path))} cannot be used (its name is no UTF-8): rename it")
+        return None
+    else:
+        reason = SPECIAL
+    found.left_out.setdefault(reason, []).append(str(path))
+    return None
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort 2.png before 10.png, folder by folder."""
+    parts = re.split(r"(\d+)", name.replace(os.sep, "\0"))  # \0: before every other character, so a folder stays whole
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def name_left_out(left_out: LeftOut, folder: Path) -> list[str]:
+    """A line for each reason: how many, and the first three by their names below ``folder``."""
+    return [f"left out: {len(paths)} {reason} ({_few(paths, folder)})" for reason, paths in left_out.items()]
+
+
+def _few(paths: Iterable[str], folder: Path) -> str:
+    names = [printable(Path(path).relative_to(folder).as_posix()) for path in paths]
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -69,6 +69,7 @@ _FILE = {
     "formatter": "full",
     "filename": "${hydra.runtime.output_dir}/run.log",
     "delay": True,  # a run that cannot begin leaves no file
+    "encoding": "utf-8",  # not the system's, which on Windows lacks most letters
 }
 
 

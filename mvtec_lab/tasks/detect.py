@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -310,18 +309,22 @@ def _show(config: Config, trainer: pl.Trainer, result: RunResult, scored: dict[s
     logger.finalize("success")
 
 
-def _peak_memory(device: torch.device) -> Callable[[], float]:
-    """From now on the most memory held at once, in MiB, once it is called."""
+def _peak_memory(device: torch.device) -> Callable[[], float | None]:
+    """Return a function that gives the most memory held at once from now on, in MiB; None where nobody counts it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     give_back_memory()  # what an earlier run of this process was let to keep is none of this one's
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-        if "VmHWM" not in status.read_text():
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the high-water mark starts anew
+        if b"VmHWM" not in status.read_bytes():
             raise OSError
     except OSError:  # elsewhere that of the whole process, in bytes on a Mac
+        try:
+            import resource
+        except ImportError:  # Windows
+            return lambda: None
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return lambda: int(status.read_bytes().split(b"VmHWM:")[1].split()[0]) / 2**10

@@ -1,0 +1,61 @@
+"""Linux, macOS and Windows: what only one of them has is imported where it is used, and something stands in for it."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mvtec_lab
+from mvtec_lab.sweep import _FILE
+from mvtec_lab.tasks import detect
+
+# What Python has on POSIX systems alone, by its documentation.
+POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+PACKAGE = Path(mvtec_lab.__file__).parent
+MODULES = [m.name for m in pkgutil.walk_packages(mvtec_lab.__path__, "mvtec_lab.") if not m.name.endswith("__main__")]
+
+
+@pytest.fixture
+def no_posix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows for the lab's modules; libraries import here what they need here."""
+    whole = builtins.__import__
+
+    def found(name: str, of: Any = None, *rest: Any, **options: Any) -> Any:
+        if name in POSIX and str((of or {}).get("__name__", "")).startswith("mvtec_lab"):
+            raise ImportError(f"no module named {name}")
+        return whole(name, of, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", found)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_imported_without_posix(no_posix, name: str) -> None:
+    importlib.import_module(name)  # as the others find it
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # a second time, and nobody else sees it
+
+
+def test_memory_that_nobody_counts_is_none(no_posix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "Path", lambda name: Path(f"/none{name}"))  # no /proc
+    assert detect._peak_memory(torch.device("cpu"))() is None
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_text_files_name_their_encoding(path: Path) -> None:
+    """Elsewhere it would be the system's, which on Windows lacks most letters."""
+    for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+            assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{path}, line {call.lineno}"
+
+
+def test_the_log_names_its_encoding() -> None:
+    assert _FILE["encoding"] == "utf-8"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.locks import in_use
 
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
@@ -39,7 +40,7 @@ class RunResult:
     backbone: str
     run_dir: str
     started: str = ""  # ISO 8601, UTC
-    status: str = "failed"  # or "completed"
+    status: str = "failed"  # or "completed"; "running" where it is read while a process works on it
     fold: int | None = None
     weights: str | None = None  # the weights really used: "IMAGENET1K_V1", a file, "random"
     classes: list[str] = field(default_factory=list)
@@ -75,6 +76,10 @@ class RunResult:
         return self.status == "completed"
 
     @property
+    def running(self) -> bool:
+        return self.status == "running"
+
+    @property
     def interrupted(self) -> bool:
         """Ended from outside: killed, so that nothing was recorded, or by Ctrl-C or SIGTERM."""
         return not self.completed and (self.error is None or self.error.startswith("KeyboardInterrupt"))
@@ -98,6 +103,8 @@ class RunResult:
             kinds = ((run.seed, int), (run.started, str), (run.metrics, dict), (run.counts, dict), (run.classes, list))
             if wrong := [value for value, kind in kinds if not isinstance(value, kind)]:
                 raise TypeError(f"{wrong[0]!r} is not what belongs there")
+            if not run.completed and in_use(path.parent):
+                run.status = "running"
             return run
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error

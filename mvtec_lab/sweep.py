@@ -326,12 +326,15 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
 def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
     """Find what is wrong with any job before the first one trains."""
     taken: set[Path] = set()
-    configs = [_to_config(job, job.hydra.runtime.choices) for job in jobs]  # all of them before torch is imported
+    configs = []
+    for job in jobs:  # all of them before torch is imported
+        with _of_job(job, len(jobs)):
+            configs.append(_to_config(job, job.hydra.runtime.choices))
     if jobs and not _nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
     for job, config in zip(jobs, configs, strict=True):
         _task(config.task)
-        if "job.num" not in str(OmegaConf.to_container(job.hydra.sweep, resolve=False)):
+        if not _numbered(job):
             directory = sweep_dir / job.hydra.sweep.subdir
             if directory in taken:
                 raise LabError(f"two jobs of this sweep are called {directory.name}: give each value once")
@@ -347,7 +350,24 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
         if config.task == "train":
             from mvtec_lab.tasks.setup import check
 
-            check(config, here=launcher_of(job) in _HERE)
+            with _of_job(job, len(jobs)):
+                check(config, here=launcher_of(job) in _HERE)
+
+
+@contextmanager
+def _of_job(job: DictConfig, jobs: int) -> Iterator[None]:
+    """Let an error say which job of several has it."""
+    try:
+        yield
+    except LabError as error:
+        if jobs == 1 or _numbered(job):
+            raise
+        raise type(error)(f"job {job.hydra.sweep.subdir}: {error}") from error
+
+
+def _numbered(job: DictConfig) -> bool:
+    """Tell whether a job's directory has its number in its name, which is not known before it starts."""
+    return "job.num" in str(OmegaConf.to_container(job.hydra.sweep, resolve=False))
 
 
 def _sum_up(sweep_dir: Path) -> int:

@@ -18,6 +18,7 @@ import torch
 from conftest import SIZE, others_slow
 from PIL import Image
 
+from mvtec_lab import locks
 from mvtec_lab.config import Config
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, read_csv
@@ -285,10 +286,10 @@ def test_stopped_before_anything_was_recorded(lab, tmp_path: Path) -> None:
     assert RunResult.load(tmp_path / "run").completed
 
 
-@pytest.mark.skipif(resume.fcntl is None, reason="no locks here")
+@pytest.mark.skipif(locks.fcntl is None, reason="no locks here")
 def test_a_run_that_goes_on_elsewhere_is_left_to_it(lab, stop, tmp_path: Path, capsys) -> None:
     stop(*TUNED, "hydra.run.dir=run")
-    with resume.held(tmp_path / "run"):
+    with locks.held(tmp_path / "run"):
         refused(lab, capsys, "in use by another process", *TUNED, "hydra.run.dir=run")
     assert lab(*TUNED, "hydra.run.dir=run", "resume=true") == 0
 

@@ -259,18 +259,28 @@ class MVTecDataModule(pl.LightningDataModule):
             return
         self.folder = product_folder(self.root, self.category)
         found = scan(self.folder)
-        samples = split_samples(found.samples, self.split)
-        self._pool = [s for s in samples if s.split]
-        self.classes = classes_of(self._pool)
-        self.warnings = self._check_masks(found) + describe_oddities(found, samples)
+        self.warnings = self._check_masks(found)
+        try:
+            samples = self._divided(found.samples)
+        except LabError as error:  # of several products, which one
+            raise LabError(f"{self.folder}: {error}") from error
+        self.warnings += describe_oddities(found, samples)
         if self.imbalance is not None:
-            samples = thin_out(samples, self.imbalance, self.split.seed)
             kept = Counter(s.label for s in samples if s.split == "train").most_common()
             counts = ", ".join(f"{label} {count}" for label, count in kept)
             self.warnings.append(f"data.imbalance={self.imbalance:g}: training thinned out to {counts}")
+        self.samples = samples
+
+    def _divided(self, found: list[Sample]) -> list[Sample]:
+        """Split the samples and thin training out, as the settings say."""
+        samples = split_samples(found, self.split)
+        self._pool = [s for s in samples if s.split]
+        self.classes = classes_of(self._pool)
+        if self.imbalance is not None:
+            samples = thin_out(samples, self.imbalance, self.split.seed)
         if self.paste:
             check_sources([s for s in samples if s.split == "train"])
-        self.samples = samples
+        return samples
 
     def setup(self, stage: str | None = None) -> None:
         """Scan and split the folder, once; every image that takes part is decoded, now or for an earlier cache.

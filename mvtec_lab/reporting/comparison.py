@@ -130,7 +130,9 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     judged = [pair for pair in result.pairs if pair.p is not None]
     for pair, p in zip(judged, statistics.holm([pair.p for pair in judged if pair.p is not None]), strict=True):
         pair.p_holm = p
-    result.verdict = [*sentences(result), *filter(None, (metric_note, note))]
+    going_on = [attempt.name for attempt in attempts if any(run.running for run in attempt.runs)]
+    still = f"Still running, and no part of this yet: {', '.join(going_on)}." if going_on else None
+    result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
     return result
 
 

@@ -97,7 +97,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         attempts=list(groups),
         differences=_differences(groups, settings),
         details=[_detail(attempt) for attempt in comparison.attempts if attempt.done],
-        failures=[(run, failure(run)) for run in runs if not run.completed],
+        failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
         logdir=shlex.quote(common_folder(directory, runs)),
         versions=_merged([run.versions for run in runs]),
         revisions=sorted({run.git_revision for run in runs if run.git_revision}),

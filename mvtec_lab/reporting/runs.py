@@ -12,6 +12,7 @@ import yaml
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.locks import fcntl
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, read_csv
 
 # Tell runs of one attempt apart, not attempts: which repeat, and where and how it ran.
@@ -131,4 +132,5 @@ def damaged(path: Path, reason: object) -> LabError:
 
 def failure(run: RunResult) -> str:
     """Why a run failed, on one line."""
-    return " ".join((run.error or "no reason recorded: the process was ended from outside").split())
+    ended = "ended from outside" if fcntl else "ended from outside, or is still running"
+    return " ".join((run.error or f"no reason recorded: the process was {ended}").split())

@@ -49,6 +49,7 @@ COLUMNS = (
     "runs",
     "completed",
     "failed",
+    "running",
     "test_accuracy",
     "test_accuracy_low",
     "test_accuracy_high",
@@ -112,7 +113,7 @@ def parts(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _row(attempt: Attempt) -> Row:
     metric, runs, done = attempt.metric, attempt.runs, attempt.done
-    failed = [run for run in runs if not run.completed]
+    failed = [run for run in runs if not (run.completed or run.running)]
 
     def values(split: str, key: str) -> list[float]:
         found = (run.metrics.get(split, {}).get(key) for run in done)
@@ -150,6 +151,7 @@ def _row(attempt: Attempt) -> Row:
         "runs": len(runs),
         "completed": len(done),
         "failed": len(failed),
+        "running": sum(run.running for run in runs),
         "detects": attempt.detects,
         "metric": metric,
         **estimates,
@@ -211,6 +213,8 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 def judged(row: Row) -> str:
     """The verdict's metric."""
+    if row["running"] and not row["completed"]:
+        return "still running"
     return interval(*(row[f"test_{row['metric']}{bound}"] for bound in ("", "_low", "_high")))
 
 
@@ -247,7 +251,7 @@ def reproduced(row: Row) -> str:
 
 def counted(row: Row) -> str:
     """How many runs, and how many of them were completed where not all were."""
-    return f"{row['completed']}/{row['runs']}" if row["failed"] else str(row["runs"])
+    return str(row["runs"]) if row["completed"] == row["runs"] else f"{row['completed']}/{row['runs']}"
 
 
 def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | None = None) -> None:
@@ -272,7 +276,7 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
             for row in part
         ]
         headers = "|".join(("runs", f"test {metric}", *shown.values(), *costs))
-        _print(console, headers, cells, [not row["completed"] for row in part], folder)
+        _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in part], folder)
     stated = [row for row in rows if row["reported_accuracy"] is not None]
     if stated:
         headers = "reported|on|measured there|the report's\nfigure lies"

@@ -26,13 +26,14 @@ from mvtec_lab.evaluation.anomaly import (
     quantile_threshold,
 )
 from mvtec_lab.evaluation.metrics import majority_baseline
+from mvtec_lab.locks import held
 from mvtec_lab.models.anomaly import save_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.cutpaste.model import paste_patch
 from mvtec_lab.reporting.callbacks import History
 from mvtec_lab.results import BEST, CONFIG, EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RunResult, write_csv
 from mvtec_lab.tasks.outcome import log_picture, write_picture
-from mvtec_lab.tasks.resume import clear, earlier_run, held
+from mvtec_lab.tasks.resume import clear, earlier_run
 from mvtec_lab.tasks.scores import (
     CLASSES,
     DEFECT,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +23,6 @@ from mvtec_lab.results import (
     RunResult,
     flatten,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are
 # not free: they change the last digits of every step.
@@ -82,38 +74,6 @@ def _settings(config: Any) -> dict[str, str]:
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
     return flatten(values)  # type: ignore[arg-type]
-
-
-@contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run's directory while it goes on: to them it looks like one that was killed.
-
-    The lock is the system's: no file, and gone with this process, however that ends. Where there are none (Windows,
-    some network file systems) nobody is kept out.
-
-    Raises:
-        LabError: another process is at it, or the directory cannot be made.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LabError(f"{run_dir} is in use by another process: wait for it, or give another directory") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: worker processes share the descriptor
-        os.close(descriptor)
 
 
 def clear(run_dir: Path) -> None:

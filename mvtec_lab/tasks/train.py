@@ -29,6 +29,7 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline
+from mvtec_lab.locks import held
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.callbacks import History
 from mvtec_lab.reporting.figures import confusion_figure, sheet
@@ -49,7 +50,7 @@ from mvtec_lab.tasks.checkpoints import Checkpoints, read_last
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.features import teach, use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
-from mvtec_lab.tasks.resume import clear, earlier_run, held
+from mvtec_lab.tasks.resume import clear, earlier_run
 from mvtec_lab.tasks.setup import (
     build_classifier,
     build_data,

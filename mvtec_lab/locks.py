@@ -1,0 +1,74 @@
+"""The lock on a run's directory: one process works there, and others can see that it does.
+
+The lock is the system's: no file, and gone with its process, however that ends. Windows and some network file systems
+have none: there nobody is kept out, and nobody is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mvtec_lab.errors import LabError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOOK = 0.05  # seconds; a look by in_use is over in microseconds
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory while it goes on: to them it looks like one that was killed.
+
+    Raises:
+        LabError: another process is at it, or the directory cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        if not _locked(descriptor, fcntl.LOCK_EX):
+            time.sleep(LOOK)
+            if not _locked(descriptor, fcntl.LOCK_EX):
+                raise LabError(f"{run_dir} is in use by another process: wait for it, or give another directory")
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: worker processes share the descriptor
+        os.close(descriptor)
+
+
+def in_use(run_dir: Path) -> bool:
+    """Tell whether a process works in a run's directory."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(run_dir, os.O_RDONLY)
+    except OSError:  # it is not there, or is not ours to read
+        return False
+    try:
+        return not _locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Take a lock unless another process has one; where the file system has no locks, everybody has it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

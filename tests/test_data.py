@@ -281,11 +281,30 @@ def test_augmentation_is_its_seed() -> None:
         ({"Rotat": {}}, "did you mean Rotate"),
         ({"Rotate": {"limt": 3}}, "augment.transforms.Rotate does not take .*limt"),
         ({"Rotate": {"p": "often"}}, "augment.transforms.Rotate does not take"),
+        # what is no picture any more, or one of another size
+        ({"Normalize": {"p": 0.1}}, r"augment.transforms.Normalize makes an array \[24, 24, 3\] float32 of an array"),
+        ({"ToFloat": {}, "HorizontalFlip": {}}, r"augment.transforms.ToFloat makes an array \[24, 24, 3\] float32"),
+        ({"ToTensorV2": {}}, r"augment.transforms.ToTensorV2 makes a tensor \[3, 24, 24\] torch.uint8 of an array"),
+        ({"ToTensorV2": {}, "Rotate": {}}, "augment.transforms.ToTensorV2 cannot be applied .Rotate of a tensor"),
+        ({"ToGray": {"num_output_channels": 1}}, r"augment.transforms.ToGray makes an array \[24, 24\] uint8"),
+        ({"RandomCrop": {"height": 9, "width": 9}}, r"augment.transforms.RandomCrop makes an array \[9, 9, 3\]"),
+        ({"RandomCrop": {"height": 99, "width": 99}}, "augment.transforms.RandomCrop cannot be applied .*99"),
+        ({"RandomScale": {}}, "augment.transforms.RandomScale makes"),
+        ({"MaskDropout": {}}, "augment.transforms.MaskDropout cannot be applied .*mask"),
     ],
 )
 def test_a_wrong_transform_is_refused(transforms: dict, said: str) -> None:
     with pytest.raises(LabError, match=said):
-        Augmentation(transforms)
+        Augmentation(transforms, SIZE)
+
+
+def test_a_later_transform_may_restore_the_image() -> None:
+    image = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+    Augmentation({"RandomScale": {}, "Resize": {"height": SIZE, "width": SIZE}}, SIZE)(image, 0)
+    resize = {"height": SIZE, "width": SIZE, "p": 0.5}
+    rarely = Augmentation({"CenterCrop": {"height": 9, "width": 9}, "Resize": resize}, SIZE)
+    with pytest.raises(LabError, match=r"augment.transforms .CenterCrop, Resize. made an array \[9, 9, 3\] uint8"):
+        [rarely(image, seed) for seed in range(20)]
 
 
 def test_dataset_alone(product: Path) -> None:

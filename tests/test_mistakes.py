@@ -43,6 +43,10 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             ["+augment.transforms.Rotat.p=1"],
             "unknown albumentations transform 'Rotat': did you mean Rotate?",
         ),
+        "no picture": (
+            ["+augment.transforms.ToTensorV2.p=1"],
+            "ToTensorV2 makes a tensor [3, 24, 24]",
+        ),
         "precision": (["trainer.precision=16-mixed"], "trainer.precision=16-mixed is not to be had on this device"),
         "precision name": (["trainer.precision=float8"], "unknown trainer.precision 'float8'"),
         "device": (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
@@ -65,8 +69,9 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 
 BAD = [
     "category", "attempt", "backbone", "stage", "stages", "optimizer", "type", "range", "epochs", "fractions", "key",
-    "task", "root", "split file", "too few", "transform", "precision", "precision name", "device", "output",
-    "weights file", "ckpt", "no ckpt", "group", "devices", "unknown section", "no archive", "sample folder", "attempts",
+    "task", "root", "split file", "too few", "transform", "no picture", "precision", "precision name", "device",
+    "output", "weights file", "ckpt", "no ckpt", "group", "devices", "unknown section", "no archive", "sample folder",
+    "attempts",
     "source",
 ]  # fmt: skip
 

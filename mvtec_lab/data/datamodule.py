@@ -227,7 +227,7 @@ class MVTecDataModule(pl.LightningDataModule):
         self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
         self.sampler, self.sampler_beta, self.seed = sampler, sampler_beta, seed
         self.masks, self.val_is_test = masks, val_is_test
-        self.augmentation, self.views = Augmentation(augment) if augment else None, views
+        self.augmentation, self.views = Augmentation(augment, image_size) if augment else None, views
         if mix not in MIXES:
             raise unknown("augment.mix", mix, MIXES)
         if not (0 <= paste <= 1 and mix_alpha > 0):

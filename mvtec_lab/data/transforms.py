@@ -43,19 +43,60 @@ class Augmentation:
 
     Args:
         transforms: albumentations names with their arguments, ``{"Rotate": {"limit": 15}}``, applied in this order.
+        size: S of the images; all transforms are tried on one.
 
     Raises:
-        LabError: a name that albumentations does not have, or arguments that it does not take.
+        LabError: a name that albumentations does not have, arguments that it does not take, or a result that is no
+            uint8 image of the same size: training normalises images itself.
     """
 
-    def __init__(self, transforms: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def __init__(self, transforms: Mapping[str, Mapping[str, Any] | None], size: int = 224) -> None:
         # what its output depends on beside image and seed: a part of a cache's key
         self.key = [A.__version__, [[name, dict(arguments or {})] for name, arguments in transforms.items()]]
-        self._compose = A.Compose([_transform(name, arguments or {}) for name, arguments in transforms.items()])
+        built = {name: _transform(name, arguments or {}) for name, arguments in transforms.items()}
+        _rehearse(built, size)
+        self._compose = A.Compose(list(built.values()))
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         self._compose.set_random_seed(seed)
-        return self._compose(image=image)["image"]
+        result = self._compose(image=image)["image"]
+        if not _is_like(result, image):  # what is applied by chance alone, so that the next does not restore the size
+            names = ", ".join(name for name, _ in self.key[1])
+            raise LabError(f"augment.transforms ({names}) made {_kind(result)} of {_kind(image)}: {_NEEDED}")
+        return result
+
+
+_NEEDED = "training needs uint8 RGB images of one size, and normalises them itself: leave it out"
+
+
+def _rehearse(transforms: Mapping[str, A.BasicTransform], size: int) -> None:
+    """Apply all transforms, whatever their chance, to an image; the last one that leaves no image is named."""
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    for seed in range(3):  # a random size may happen to be the right one
+        result, culprit = image, None
+        for name, transform in transforms.items():
+            transform.set_random_seed(seed)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    result = transform(force_apply=True, image=result)["image"]
+            except Exception as error:  # of any kind: it asks for masks, for boxes, or for another image
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise LabError(
+                    f"augment.transforms.{culprit or name} cannot be applied ({name} of {_kind(result)}: {reason}): "
+                    f"{_NEEDED}"
+                ) from error
+            culprit = None if _is_like(result, image) else culprit or name
+        if culprit is not None:
+            raise LabError(f"augment.transforms.{culprit} makes {_kind(result)} of {_kind(image)}: {_NEEDED}")
+
+
+def _is_like(result: Any, image: np.ndarray) -> bool:
+    return isinstance(result, np.ndarray) and (result.dtype, result.shape) == (image.dtype, image.shape)
+
+
+def _kind(image: Any) -> str:
+    return f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} {list(image.shape)} {image.dtype}"
 
 
 def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:

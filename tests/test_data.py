@@ -346,6 +346,7 @@ def test_a_last_batch_of_one_is_left_out(tmp_path: Path) -> None:
     assert len(data.of_split("train")) == 9
     assert [len(b["label"]) for b in data.train_dataloader()] == [4, 4]
     assert sum(len(b["label"]) for b in data.test_dataloader()) == 3
+    assert data.smallest_batch == 2
 
 
 @pytest.mark.parametrize(

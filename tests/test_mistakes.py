@@ -33,6 +33,14 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "type": (["trainer.max_epochs=many"], "trainer.max_epochs: Value 'many'"),
         "range": (["data.batch_size=0"], "data.batch_size=0 is out of range"),
         "epochs": (["trainer.max_epochs=-1"], "trainer.max_epochs=-1 is out of range"),
+        "batch": (
+            ["attempt=finetune", "model.backbone=mobilenet_v2", "data.image_size=32", "data.batch_size=1"],
+            "data.batch_size=1 gives batches of a single training image, which cannot train here (Expected more than 1",
+        ),
+        "one-class batch": (
+            ["attempt=stfpm", "model.backbone=resnet18", "data.image_size=16", "data.batch_size=1"],
+            "data.batch_size=1 gives batches of a single training image",
+        ),
         "fractions": (["split.val=0.5", "split.test=0.5"], "nothing is left to train on"),
         "key": (["data.bach_size=4"], "unknown key 'data.bach_size': did you mean data.batch_size"),
         "task": (["task=trane"], "unknown task 'trane': did you mean train?"),
@@ -68,7 +76,8 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 
 
 BAD = [
-    "category", "attempt", "backbone", "stage", "stages", "optimizer", "type", "range", "epochs", "fractions", "key",
+    "category", "attempt", "backbone", "stage", "stages", "optimizer", "type", "range", "epochs", "batch",
+    "one-class batch", "fractions", "key",
     "task", "root", "split file", "too few", "transform", "no picture", "precision", "precision name", "device",
     "output", "weights file", "ckpt", "no ckpt", "group", "devices", "unknown section", "no archive", "sample folder",
     "attempts",
@@ -109,6 +118,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(lab, product: Path, tmp_path: 
         "range",
         "root",
         "too few",
+        "batch",
         "weights file",
         "output",
         "unknown section",

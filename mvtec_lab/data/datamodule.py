@@ -390,6 +390,11 @@ class MVTecDataModule(pl.LightningDataModule):
             weights = [float(by_class[s.label]) for s in self.of_split("train")]
         return EpochSampler(len(self.of_split("train")), weights, self.seed, self.views)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Return 1 where training sees a batch of a single image, 2 where it sees none so small."""
+        return 1 if 1 in (self.batch_size, len(self.of_split("train"))) else 2
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         sampler = self.train_sampler()
         if self.trainer is not None:  # Lightning asks for the first batches of a resumed run before it calls set_epoch

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -173,6 +174,8 @@ def _classifier(config: Config, data: MVTecDataModule) -> partial[DefectClassifi
 def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClassifier, list[str]]:
     """The classifier, and a warning where its weights are not those asked for: only the sample takes random ones."""
     make = _classifier(config, data)
+    if data.smallest_batch == 1:
+        rehearse_classifier(config, data)
     try:
         classifier = make(weights=config.model.weights)
         notes = [classifier.weights_note] if classifier.weights_note else []
@@ -184,6 +187,36 @@ def build_classifier(config: Config, data: MVTecDataModule) -> tuple[DefectClass
         notes = [f"{RANDOM_MARK}, as asked for"]
     data.mean, data.std = classifier.mean, classifier.std
     return classifier, notes
+
+
+def rehearse_classifier(config: Config, data: MVTecDataModule) -> None:
+    """Refuse ahead an architecture that cannot be built, or cannot train on the smallest batch; it gets no values.
+
+    Raises:
+        LabError: what building the classifier would raise, or a batch of one image before a batch normalisation.
+    """
+    with torch.device("meta"), isolate_rng():
+        classifier = _classifier(config, data)(weights=None)
+        _rehearse_batch(config, data, classifier.train().model)
+
+
+def _rehearse_batch(config: Config, data: MVTecDataModule, step: Callable[[torch.Tensor], object]) -> None:
+    """Refuse a batch of a single image that training would fail on: where batch normalisation meets a 1 x 1 map.
+
+    Args:
+        step: what training does with images [N, 3, S, S].
+    """
+    if data.smallest_batch > 1:
+        return
+    size = config.data.image_size
+    try:
+        with suppress(RuntimeError):  # it asked for a value: training will tell
+            step(torch.empty(1, 3, size, size))
+    except ValueError as error:
+        raise LabError(
+            f"data.batch_size={config.data.batch_size} gives batches of a single training image, which cannot train "
+            f"here ({error}): give data.batch_size=2 or more and two images, or a larger data.image_size"
+        ) from error
 
 
 def one_class_method(config: Config) -> tuple[AnomalyDetector, list[str]]:
@@ -222,6 +255,11 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
     with isolate_rng(), FakeTensorMode(), device, torch.no_grad(), suppress(RuntimeError):
         detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
         detector.eval().prepare(lambda: [torch.empty(images, 3, size, size)])
+    if data.smallest_batch == 1:
+        with isolate_rng(), FakeTensorMode(), device, torch.no_grad(), suppress(RuntimeError):
+            detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
+            if detector.trains:
+                _rehearse_batch(config, data, detector.train().loss)
 
 
 def precision(config: Config) -> str:
@@ -318,13 +356,11 @@ def check(config: Config, here: bool = True) -> None:
     if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
     data, m = build_data(config), config.model
-    network = repr(
-        (m, config.loss, config.threshold, config.data.image_size, data.classes, len(data.of_split("train")))
-    )
+    images = len(data.of_split("train")), data.smallest_batch
+    network = repr((m, config.loss, config.threshold, config.data.image_size, data.classes, images))
     if network not in _checked:
         if m.method == "classifier":
-            with torch.device("meta"), isolate_rng():  # the architecture alone, without values
-                _classifier(config, data)(weights=None)
+            rehearse_classifier(config, data)
         else:
             rehearse(config, data)
         try:

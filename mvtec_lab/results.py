@@ -22,6 +22,7 @@ SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 PIXELS = "pixels.npz"  # histograms of a one-class run's maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
+IN_TABLE = {"in_table": True}  # of a log line that result.warnings holds: the command line says it once, not twice
 
 
 @dataclass
@@ -55,7 +56,7 @@ class RunResult:
     val_is_test: bool = False
     reported: dict[str, Any] | None = None  # a published figure of this attempt: accuracy, and the split it is of
     epochs: int = 0  # epochs trained
-    best_epoch: int | None = None  # the epoch (from 0) whose weights best.ckpt holds
+    best_epoch: int | None = None  # whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
     resumed: int = 0  # how often it was stopped and gone on with
     seconds: float = 0.0  # training and validation epochs
     method: str | None = None  # of a one-class run, as the next four

@@ -37,7 +37,7 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
-from mvtec_lab.results import CONFIG, RESULT, RunResult
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult
 from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ TASKS = {
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs run on this very machine
 
-_CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO"}
+_CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO", "filters": ["once"]}
 _FILE = {
     "class": "logging.FileHandler",
     "formatter": "full",
@@ -81,6 +81,7 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
             "plain": {"format": "%(message)s"},
             "full": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
         },
+        "filters": {"once": {"()": f"{__name__}._Once"}},
         "handlers": handlers,
         "loggers": {
             "mvtec_lab": {"level": "DEBUG"},  # tracebacks go to the file alone
@@ -88,6 +89,16 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
         },
         "root": {"handlers": list(handlers), "level": "INFO"},
     }
+
+
+class _Once(logging.Filter):
+    """Print a run's warnings once: a sweep's stand below its table, a single run's when they are found."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "in_table"):
+            return True
+        _state.said.add(record.getMessage())
+        return not _state.table
 
 
 class _Lab(Callback):
@@ -105,6 +116,7 @@ class _Lab(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_directory(config, "hydra.sweep.dir")
         _state.sweep_dir = Path(config.hydra.sweep.dir)
+        _state.table = config.task == "train"
         _state.keep = _nearest_folder(_state.sweep_dir)
         try:  # Hydra turns an exception of a callback into a warning, so it becomes an exit
             _quote_params(config)
@@ -140,6 +152,8 @@ class _State:
         self.own: str | None = None  # --config-dir
         self.sweep_dir: Path | None = None
         self.keep: Path | None = None  # the folder that was there before Hydra made ours in it
+        self.table = False  # a sweep of trainings ends with one
+        self.said: set[str] = set()  # warnings of the runs of this process
         self.status = 0
 
 
@@ -219,7 +233,7 @@ def _job(cfg: DictConfig) -> _Status:
             _take_data_of_run(config, {override.split("=")[0].lstrip("+") for override in job.overrides.task})
         stand_ins = _stand_ins(job)
         for line in stand_ins:
-            log.warning(line)
+            log.warning(line, extra=IN_TABLE)
         result = _task(config.task)(config, run_dir)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new
@@ -394,7 +408,7 @@ def _show_run(result: Any) -> None:
     from mvtec_lab.reporting.summary import print_table, summarise
 
     comparison = compare([result])
-    print_table(summarise(comparison), comparison.verdict)
+    print_table(summarise(comparison), comparison.verdict, said=_state.said)
     print(f"run: {result.run_dir}   curves: tensorboard --logdir {shlex.quote(result.run_dir)}")
 
 

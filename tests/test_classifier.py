@@ -65,7 +65,7 @@ def test_nan_stops_and_says_where(tiny_net: str) -> None:
     model = make(tiny_net)
     data = batch()
     data["image"][0] = float("nan")
-    with pytest.raises(TrainingDivergedError, match="nan in epoch 0, batch 3"):
+    with pytest.raises(TrainingDivergedError, match="nan in epoch 1, batch 4"):
         model.training_step(data, 3)
 
 

@@ -306,3 +306,18 @@ def test_summary_is_csv_that_others_read(lab, tmp_path: Path) -> None:
         "val_accuracy majority_baseline epochs seconds weights data"
     )
     assert [c for c in wanted.split() if c not in columns] == []
+
+
+def test_a_warning_is_printed_once(lab, tmp_path: Path, capfd) -> None:
+    """Each run logged its warnings, and the table said them again."""
+    warning = "random weights, as asked for"
+    assert lab("hydra.run.dir=run") == 0
+    shown = "".join(capfd.readouterr())
+    assert shown.count(warning) == 1
+    assert lab("hydra.run.dir=run", "resume=true") == 0  # no run logs it now, so the table does
+    shown = "".join(capfd.readouterr())
+    assert shown.count(warning) == 1
+    assert lab("-m", "attempt=base,cosine", "hydra.sweep.dir=sweep") == 0
+    shown = "".join(capfd.readouterr())
+    assert shown.count(warning) == 1
+    assert warning in (tmp_path / "sweep/base/run.log").read_text(encoding="utf-8")

@@ -360,8 +360,50 @@ def test_curves_share_a_colour_within_an_attempt_and_scale_to_twelve() -> None:
     first, second = figure.axes[:2]
     thin, short, mean, other = first.lines[:4]
     assert thin.get_color() == short.get_color() == mean.get_color() != other.get_color()
-    assert np.array_equal(mean.get_xdata(), [0, 1])  # as far as both runs went
+    assert np.array_equal(mean.get_xdata(), [1, 2])  # as far as both runs went
     assert not second.lines  # empty cells alone
     styles = {(line.get_color(), line.get_linestyle()) for line in first.lines}
     assert len(styles) == 11
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["several", *(f"a{i}" for i in range(10))]
+
+
+def test_many_classes_are_a_table_and_every_figure_is_bounded(tmp_path: Path) -> None:
+    """250 classes were a figure 112 inches wide, drawn twice: 135 seconds and 6 GiB."""
+    classes = ["good", *(f"defect_{i:03}" for i in range(249))]
+    many = fabricate(tmp_path / "many", "base", classes=classes, per_class=[1, 2] + [0] * 247 + [3], right=4)
+    confused = text_of(page(tmp_path / "many"))
+    assert "Most frequent mistakes" in confused
+    assert "defect_000 defect_001 1 2" in confused  # taken for it once, of two images
+    with pytest.raises(ValueError, match="250 classes"):
+        figures.confusion_figure(np.eye(250), many.classes)
+    rows = summary.summarise(compare([many]))
+    figure = figures.verdict_figure([dict(rows[0], test_accuracy=i / 100) for i in range(80)], "accuracy")
+    assert len(figure.axes[0].get_yticks()) == figures.MOST
+    assert figure.axes[0].get_xlabel() == "test accuracy, the best 30 of 80 attempts"
+    figure = figures.scores_figure({"good": [0.0], **{f"d{i}": [i] for i in range(99)}}, 1.0, ["good"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][-1] == "69 further types (69)"
+    history = [{"epoch": "0", "train/loss": "1", "val/loss": "1"}]
+    figure = figures.curves_figure({f"a{i}": [history] for i in range(80)})
+    assert len(figure.axes[0].lines) == figures.MOST
+    assert all(max(f.get_size_inches()) < 16 for f in (figure, figures.confusion_figure(np.eye(30), classes[:30])))
+
+
+def test_long_names_are_cut_in_figures() -> None:
+    figure = figures.confusion_figure(np.eye(2), ["good", "scratch_" * 30])
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert labels[1].get_text().endswith("…")
+        assert len(labels[1].get_text()) < 50
+
+
+def test_a_defect_type_that_begins_like_good_has_a_defects_colour() -> None:
+    kinds = {"good": [0.1], "goods_missing": [0.9]}
+    good, missing = figures.scores_figure(kinds, 0.5, good=["good"]).axes[0].lines[:2]
+    assert good.get_color() != missing.get_color()
+
+
+def test_epochs_are_counted_from_one_for_people(tmp_path: Path) -> None:
+    """The terminal said 14 of 30 of the epoch that the report called 13."""
+    fabricate(tmp_path / "0", "base", epochs=30, best_epoch=13)
+    assert "best epoch 14 of 30" in text_of(page(tmp_path))
+    history = [{"epoch": str(e), "train/loss": "1", "val/loss": "1"} for e in range(4)]
+    assert list(figures.curves_figure({"base": [history]}).axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mvtec_lab.data.datamodule import MVTecDataset
 
 TINY = 10  # validation images; with fewer, one image is more than ten points of accuracy
+MANY = 8  # classes of one line each, as many as MVTec has defect types; more are named together
 LEAKS = (("train", "test"), ("train", "val"), ("val", "test"))  # the worst first
 SHOWN = 3  # odd masks named; where a whole folder is inverted, one line for each would bury the rest
 SAME, NEARLY = "the same file as", "nearly the same picture as"
@@ -94,12 +95,17 @@ def thin_splits(samples: Sequence[Sample]) -> list[str]:
             findings.append(f"val has {total} image(s): {'the threshold rests on them' if one_class else share}")
         # with validation = test there is no val; a one-class method validates on the class that it learns
         judged = [s for s in samples if split == "test" or s.split == "train"]
-        for name in classes_of(judged) if total else []:
-            if counts[name] == 1:
-                findings.append(f"class {name!r} has a single image in {split}: its recall is 0 or 1")
-            elif not counts[name]:
-                findings.append(f"class {name!r} has no image in {split}")
+        names = classes_of(judged) if total else []
+        findings += _each_class([n for n in names if counts[n] == 1], f"a single image in {split}", "recall is 0 or 1")
+        findings += _each_class([n for n in names if not counts[n]], f"no image in {split}")
     return findings
+
+
+def _each_class(names: list[str], what: str, so: str = "") -> list[str]:
+    """A line for each class, or one for all where they are too many to read."""
+    if len(names) > MANY:
+        return [f"{len(names)} classes have {what}, {names[0]!r} is one" + (f": their {so}" if so else "")]
+    return [f"class {name!r} has {what}" + (f": its {so}" if so else "") for name in names]
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:

@@ -35,6 +35,14 @@ def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: in
     return matrix
 
 
+def top_confusions(matrix: np.ndarray, classes: Sequence[str], most: int = 20) -> list[tuple[str, str, int, int]]:
+    """Return the most frequent mistakes of a confusion matrix: truth, prediction, how often, of how many images."""
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    places = zip(*np.unravel_index(order, matrix.shape), strict=True)
+    return [(classes[i], classes[j], int(wrong[i, j]), int(matrix[i].sum())) for i, j in places if wrong[i, j]]
+
+
 def classification_metrics(
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,

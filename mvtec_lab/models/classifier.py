@@ -317,7 +317,7 @@ class DefectClassifier(pl.LightningModule):
     def _require_finite(self, loss: Tensor, what: str, batch_idx: int) -> None:
         if not torch.isfinite(loss):
             raise TrainingDivergedError(
-                f"the {what} loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
+                f"the {what} loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
                 f"try a smaller optimizer.lr than {self.hparams['lr']:g}"
             )
 

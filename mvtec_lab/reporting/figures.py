@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,17 @@ RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps ap
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
 SIDE = 320  # pixels of a drawn tile: twice as large as that of a sheet, which makes its lines smooth
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
+MOST = 30  # classes, kinds or attempts in one figure: so many are drawn in a second, on a page that a screen shows
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | None = None) -> Figure:
-    """Draw a confusion matrix [C, C] (rows truth): counts as text, each row's shares as shading."""
+    """Draw a confusion matrix [C, C] (rows truth): counts as text, each row's shares as shading.
+
+    Raises:
+        ValueError: more than MOST classes; ``metrics.top_confusions`` says in a table what matters of them.
+    """
+    if len(classes) > MOST:
+        raise ValueError(f"{len(classes)} classes are too many to draw, at most {MOST}")
     from matplotlib.figure import Figure
 
     size = 1.7 + 0.44 * len(classes)  # inches: room for the labels, and a cell that holds three digits
@@ -41,7 +49,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
             weight = "bold" if row == column else "normal"
             ax.text(column, row, str(count), ha="center", va="center", color=colour, weight=weight)
     ticks = range(len(classes))
-    oblique = [_label(name, 26) for name in classes]  # two lines of oblique text would run into the next label
+    oblique = [_label(name, 26, 1) for name in classes]  # two lines of oblique text would run into the next label
     ax.set_xticks(ticks, oblique, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
     ax.set_yticks(ticks, [_label(name) for name in classes], fontsize=9)
     ax.set_xlabel("predicted", color=GREY)
@@ -63,10 +71,13 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
         histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
             runs are thin lines beside their mean, which goes as far as the shortest of them. An attempt without runs
             is left out but keeps its colour. Without accuracies, as of one-class methods, the losses alone are shown.
+            Of more than MOST attempts the first ones are drawn. Epochs are counted from 1 here, from 0 in the file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    histories = dict(islice(histories.items(), MOST))
+    thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
     drawn = [name for name, runs in histories.items() if any(runs)]
     each = [rows for runs in histories.values() for rows in runs]
     panels = PANELS if any(_series(rows, key) for rows in each for key in PANELS[2:]) else PANELS[:2]
@@ -78,7 +89,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
             colour, dash = _style(index)
             lines = [line for line in (_series(rows, key) for rows in runs) if line]
             if len(lines) > 1:
-                for line in lines:
+                for line in lines if thin else ():
                     ax.plot(list(line), list(line.values()), color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
                 common = sorted(set.intersection(*map(set, lines)))
                 lines = [{epoch: float(np.mean([line[epoch] for line in lines])) for epoch in common}]
@@ -108,11 +119,14 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
     """Draw the verdict's metric of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the
     test sets where there are several; a diamond for a reported accuracy; dashed, the majority baseline or chance.
 
-    ``name`` is the metric's in words.
+    ``name`` is the metric's in words. Of more than MOST rows the best are drawn.
     """
     from matplotlib.figure import Figure
 
-    key = f"test_{rows[0]['metric']}"
+    key, total = f"test_{rows[0]['metric']}", len(rows)
+    if total > MOST:
+        best = sorted(range(total), key=lambda i: -1 if rows[i][key] is None else rows[i][key], reverse=True)
+        rows = [rows[i] for i in sorted(best[:MOST])]
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
@@ -135,7 +149,7 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
     ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(0, 1)
-    ax.set_xlabel(f"test {name}", color=GREY)
+    ax.set_xlabel(f"test {name}" + (f", the best {MOST} of {total} attempts" if total > MOST else ""), color=GREY)
     _quiet(ax)
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
@@ -143,15 +157,23 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
     return figure
 
 
-def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float) -> Figure:
-    """Draw anomaly scores, a dot an image, in a row for each kind of image; dashed, the threshold."""
+def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
+    """Draw anomaly scores, a dot an image, in a row for each kind of image; dashed, the threshold.
+
+    ``good``: the kinds without a defect, which have a colour of their own. Of more than MOST other kinds those with the
+    lowest scores are drawn, which are the hardest to find, and the rest in one row.
+    """
     from matplotlib.figure import Figure
 
+    defects = sorted((name for name in scores if name not in good), key=lambda name: float(np.median(scores[name])))
+    if further := defects[MOST:]:
+        rest = [value for name in further for value in scores[name]]
+        scores = {k: v for k, v in scores.items() if k not in further} | {f"{len(further)} further types": rest}
     figure = Figure(figsize=(5.6, 0.9 + 0.34 * len(scores)), layout="constrained")
     ax = figure.add_subplot()
     for y, (name, values) in enumerate(scores.items()):
         shift = 0.22 * np.linspace(-1, 1, len(values))[np.random.default_rng(0).permutation(len(values))]
-        colour = PALETTE[0] if name.startswith("good") else PALETTE[1]
+        colour = PALETTE[0] if name in good else PALETTE[1]
         ax.plot(values, y + shift, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
     ax.axvline(threshold, color=INK, linestyle=(0, (3, 3)), linewidth=1, label="threshold")
     ax.set_yticks(range(len(scores)), [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()])
@@ -269,8 +291,8 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """One column of a history by epoch, without its empty cells."""
-    return {int(row["epoch"]): float(row[key]) for row in rows if row.get(key) not in (None, "")}
+    """One column of a history by epoch, counted from 1, without its empty cells."""
+    return {int(row["epoch"]) + 1: float(row[key]) for row in rows if row.get(key) not in (None, "")}
 
 
 def _wrap(text: str, width: int, most: int | None = None) -> list[str]:
@@ -283,8 +305,8 @@ def _wrap(text: str, width: int, most: int | None = None) -> list[str]:
     return lines
 
 
-def _label(name: str, width: int = 14) -> str:
-    return "\n".join(_wrap(name, width)).replace("$", r"\$")  # a bare $ would start a formula
+def _label(name: str, width: int = 14, most: int = 3) -> str:
+    return "\n".join(_wrap(name, width, most)).replace("$", r"\$")  # a bare $ would start a formula
 
 
 def _quiet(ax: Axes) -> None:

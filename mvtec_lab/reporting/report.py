@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from mvtec_lab.config import VerdictConfig
-from mvtec_lab.evaluation.metrics import GROUPS
+from mvtec_lab.evaluation.metrics import GROUPS, top_confusions
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.comparison import Comparison, Pair, compare
@@ -139,6 +140,7 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
     first, each = attempt.done[0], attempt.confusions()
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
+    many = len(first.classes) > figures.MOST
     pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     return {
         "attempt": attempt.name,
@@ -146,7 +148,10 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
         "first": first,
         "runs": len(attempt.done),
         "counted": sum(map(len, attempt.tests.values())),
-        "confusion": None if matrix is None else figures.to_data_uri(figures.confusion_figure(matrix, first.classes)),
+        "judged": matrix is not None,
+        "confusion": None if matrix is None or many else _confusion(matrix, first.classes),
+        "confusions": top_confusions(matrix, first.classes) if matrix is not None and many else [],
+        "many": many,
         "recall": [(name, right, images, attempt.recall.get(name)) for name, right, images in counts],
         "together": [(NAMES[metric], estimate) for metric, estimate in attempt.together.items()],
         "images": 0 if each is None else len(each),
@@ -182,6 +187,10 @@ def _detector_detail(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    return figures.to_data_uri(figures.confusion_figure(matrix, classes))
+
+
 def _scores(run: RunResult) -> str | None:
     """The scores of a run's images, a row for validation's, the good ones' and each defect type's."""
     path = Path(run.run_dir) / PREDICTIONS
@@ -191,7 +200,8 @@ def _scores(run: RunResult) -> str | None:
     for row in sorted(read_csv(path), key=lambda row: (row["split"] != "val", row["type"] != GOOD, row["type"])):
         kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
         scores.setdefault(kind, []).append(float(row["score"]))
-    return figures.to_data_uri(figures.scores_figure(scores, run.threshold["value"]))
+    good = (GOOD, f"{GOOD}, validation")
+    return figures.to_data_uri(figures.scores_figure(scores, run.threshold["value"], good))
 
 
 def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:

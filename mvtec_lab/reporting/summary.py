@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,8 +254,11 @@ def counted(row: Row) -> str:
     return str(row["runs"]) if row["completed"] == row["runs"] else f"{row['completed']}/{row['runs']}"
 
 
-def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | None = None) -> None:
-    """Print the rows of ``summarise`` as a table, and below it the verdict, marks, warnings and failures."""
+def print_table(
+    rows: Sequence[Row], verdict: Sequence[str], console: Console | None = None, said: Collection[str] = ()
+) -> None:
+    """Print the rows of ``summarise`` as a table, and below it the verdict, marks, warnings and failures, but for the
+    warnings that were ``said`` before."""
     from rich.console import Console
     from rich.text import Text
 
@@ -297,7 +300,7 @@ def print_table(rows: Sequence[Row], verdict: Sequence[str], console: Console | 
     for line in remarks(rows, "marks"):
         if not any(warning.startswith(line.split(":")[0].split(" (")[0]) for warning in warned):  # it says more
             console.print(Text(line, style="yellow"))
-    for line in warned:
+    for line in (line for line in warned if line not in {" ".join(text.split()) for text in said}):
         console.print(Text(f"warning: {line}", style="yellow"))
     for row in rows:
         if row["failed"]:

@@ -31,7 +31,7 @@ from mvtec_lab.models.anomaly import save_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.cutpaste.model import paste_patch
 from mvtec_lab.reporting.callbacks import History
-from mvtec_lab.results import BEST, CONFIG, EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RunResult, write_csv
+from mvtec_lab.results import BEST, CONFIG, EXPLANATIONS, HISTORY, IN_TABLE, MISTAKES, PREDICTIONS, RunResult, write_csv
 from mvtec_lab.tasks.outcome import log_picture, write_picture
 from mvtec_lab.tasks.resume import clear, earlier_run
 from mvtec_lab.tasks.scores import (
@@ -110,7 +110,7 @@ def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
         claim(run_dir, CONFIG)
         result.save()
         for warning in result.warnings:
-            log.warning(warning)
+            log.warning(warning, extra=IN_TABLE)
         try:
             write_inputs(config, data, result)
             _fit_and_judge(config, data, detector, result, began)

@@ -88,7 +88,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     run_dir = claim(run_dir, METRICS)
     (run_dir / METRICS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_predictions(run_dir / PREDICTIONS, outcomes)
-    write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
+    write_picture(run_dir / MISTAKES, outcomes["test"].page)
     if explanations is not None:
         write_picture(run_dir / EXPLANATIONS, explanations)
     for warning in warnings:

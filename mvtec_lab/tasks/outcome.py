@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ class Outcome:
             return classes[label]
         return f"{classes[label]}, taken for {classes[prediction]} ({self.probabilities[place].max():.2f})"
 
-    def sheet(self) -> np.ndarray:
-        """The first images of that order, [H, W, 3] uint8."""
+    @cached_property
+    def page(self) -> np.ndarray:
+        """The first images of that order on a sheet, [H, W, 3] uint8."""
         shown, right = self.order()[:SHOWN], self.predictions == self.labels
         pictures = [self.dataset.picture(i) for i in shown]
         return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown])

@@ -23,7 +23,7 @@ from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.frozen import bar
 from mvtec_lab.reporting.figures import SIDE, heat_over, outlined, sheet
-from mvtec_lab.results import EXPLANATIONS, MISTAKES, PIXELS, PREDICTIONS, RunResult, write_csv
+from mvtec_lab.results import EXPLANATIONS, IN_TABLE, MISTAKES, PIXELS, PREDICTIONS, RunResult, write_csv
 from mvtec_lab.tasks.explain import mask_of
 from mvtec_lab.tasks.outcome import write_picture
 
@@ -163,7 +163,7 @@ def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]
 
 def warn(result: RunResult, text: str) -> None:
     result.warnings.append(text)
-    log.warning(text)
+    log.warning(text, extra=IN_TABLE)
 
 
 def sheets(scored: dict[str, Scored], threshold: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -28,15 +28,16 @@ from rich.console import Console
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.metrics import confusion, majority_baseline
+from mvtec_lab.evaluation.metrics import confusion, majority_baseline, top_confusions
 from mvtec_lab.locks import held
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.callbacks import History
-from mvtec_lab.reporting.figures import confusion_figure, sheet
+from mvtec_lab.reporting.figures import MOST, confusion_figure, sheet
 from mvtec_lab.results import (
     CONFIG,
     EXPLANATIONS,
     HISTORY,
+    IN_TABLE,
     LAST,
     MISTAKES,
     PREDICTIONS,
@@ -126,7 +127,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
             claim(run_dir, CONFIG)
         result.save()  # a run that is killed is found as one that failed
         for warning in result.warnings:
-            log.warning(warning)
+            log.warning(warning, extra=IN_TABLE)
         try:
             if step is None:
                 write_inputs(config, data, result)
@@ -282,7 +283,7 @@ def _judge(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         np.array([index[s.label] for s in data.of_split("train")]), outcomes["test"].labels
     )
     write_predictions(run_dir / PREDICTIONS, outcomes)
-    write_picture(run_dir / MISTAKES, outcomes["test"].sheet())
+    write_picture(run_dir / MISTAKES, outcomes["test"].page)
     result.explained, picture = explain(classifier, outcomes["test"], data.batch_size)
     if picture is not None:
         write_picture(run_dir / EXPLANATIONS, picture)
@@ -311,9 +312,17 @@ def _log_outcomes(
     writer, step = logger.experiment, classifier.trainer.global_step
     classes = classifier.classes
     for split, outcome in outcomes.items():
+        if split == "val" and outcome.dataset is outcomes["test"].dataset:  # validation = test: drawn once
+            continue
         matrix = confusion(outcome.labels, outcome.predictions, len(classes))
-        writer.add_figure(f"confusion/{split}", confusion_figure(matrix, classes, f"{config.attempt}, {split}"), step)
-        log_picture(writer, f"pictures/{split}_mistakes_first", outcome.sheet(), step)
+        title = f"{config.attempt}, {split}"
+        if len(classes) > MOST:
+            table = [f"| {title}: class | taken for | how often | of |", "|---|---|---|---|"]
+            table += ["| {} | {} | {} | {} |".format(*mistake) for mistake in top_confusions(matrix, classes)]
+            writer.add_text(f"confusion/{split}", "\n".join(table), step)
+        else:
+            writer.add_figure(f"confusion/{split}", confusion_figure(matrix, classes, title), step)
+        log_picture(writer, f"pictures/{split}_mistakes_first", outcome.page, step)
     if explanations is not None:
         log_picture(writer, "pictures/explanations", explanations, step)
     plain = OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -306,6 +306,25 @@ def test_views_are_marked(lab, tmp_path: Path) -> None:
     assert "augment.views=2" in " ".join(json.loads((tmp_path / "run/result.json").read_text())["warnings"])
 
 
+@pytest.mark.parametrize("trouble", ["no room", "a full disk"])
+def test_a_cache_without_room_changes_no_result(trouble: str, lab, tmp_path: Path, monkeypatch) -> None:
+    """The features' making is broken off in the middle: the network must train in train mode nevertheless."""
+    settings = ["attempt=finetune", "cache.dir=null", "hydra.run.dir=without"]
+    assert lab(*settings) == 0
+    room = ["cache.max_gb=0.000045"]  # for the 22 images of 24 x 24 x 3 bytes, not for their features
+    if trouble == "a full disk":
+        room, header = [], np.lib.format.write_array_header_1_0
+
+        def write(file, of: dict) -> None:
+            if of["descr"] != "|u1":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            header(file, of)
+
+        monkeypatch.setattr(np.lib.format, "write_array_header_1_0", write)
+    assert lab("attempt=finetune", *room, "hydra.run.dir=with") == 0
+    same(tmp_path / "with", tmp_path / "without", tolerance=1e-6)
+
+
 @pytest.mark.slow
 def test_trouble_with_the_cache_changes_no_result(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("no folder")

@@ -30,6 +30,7 @@ from mvtec_lab.models.backbones import (
 )
 from mvtec_lab.models.generator import balance
 from mvtec_lab.models.losses import Criterion, GroupSoftmax
+from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
 from mvtec_lab.models.retrieval import Retrieval
 from mvtec_lab.models.weights import load_file, load_weights
@@ -348,13 +349,11 @@ class DefectClassifier(pl.LightningModule):
     @torch.inference_mode()
     def probabilities(self, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
         """Class probabilities of every image of all batches, in their order: float32 [N, C], in full precision."""
-        was_training = self.training
-        self.eval()
         parts = []
-        for batch in batches:
-            on_device = {name: value.to(self.device) for name, value in batch.items()}
-            parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
-        self.train(was_training)
+        with evaluating(self):
+            for batch in batches:
+                on_device = {name: value.to(self.device) for name, value in batch.items()}
+                parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
         return torch.cat(parts).numpy()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvtec_lab.models.modes import evaluating
+
 if TYPE_CHECKING:
     from mvtec_lab.models.classifier import DefectClassifier
 
@@ -38,10 +40,8 @@ def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tenso
     """
     if classifier.hparams["head"] in ("retrieval", "knn"):  # what predicts there sees no map
         return None
-    was_training = classifier.training
-    classifier.eval()
     size, values, last = images.shape[-1], images.to(classifier.device), None
-    with torch.enable_grad():
+    with evaluating(classifier), torch.enable_grad():
         for child in classifier.model:
             values = child(values)
             if _side(values) > 1 and (last is None or size <= CELL * _side(values)):
@@ -49,7 +49,6 @@ def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tenso
         if last is not None:
             of_class = classifier.criterion.scores(values).gather(1, classes.to(values.device)[:, None])
             (slopes,) = torch.autograd.grad(of_class.sum(), last)  # of the map alone: parameters keep their gradients
-    classifier.train(was_training)
     if last is None:
         return None
     side, channels = _side(last), 1 if last.shape[2] == last.shape[3] else 3

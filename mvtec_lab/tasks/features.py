@@ -12,6 +12,7 @@ import torch
 
 from mvtec_lab.data.datamodule import FeatureDataset, MVTecDataModule, MVTecDataset, Rows
 from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.models.modes import evaluating
 
 BATCH = 32  # images; fixed, because it touches the last digits of what is kept
 
@@ -41,7 +42,8 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
 
         name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
         key = {"images": data.content(dataset.samples), "views": views, **made_by}
-        array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
+        with evaluating(classifier):  # here, as the cache may read only a part of the blocks
+            array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
         return None if array is None else torch.from_numpy(array)
 
     still = ("val", "test") if data.drawn_anew else ("train", "val", "test")
@@ -79,24 +81,22 @@ def teach(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Train
         images = data.images(data.of_split("train"))
         parts = _extracted(classifier, trainer, images, range(len(images)))
     device = trainer.strategy.root_device
-    with torch.no_grad():
-        embeddings = torch.cat([classifier.to(device).eval().embed(part.to(device)).float().cpu() for part in parts])
-    classifier.train()
+    with evaluating(classifier), torch.no_grad():
+        embeddings = torch.cat([classifier.to(device).embed(part.to(device)).float().cpu() for part in parts])
     return classifier.learn(embeddings, data.dataset("train").labels, seed)
 
 
 def _extracted(
     classifier: DefectClassifier, trainer: pl.Trainer, dataset: MVTecDataset, keys: Sequence[Any]
 ) -> Iterator[torch.Tensor]:
-    """The features of some images, ``BATCH`` at a time: float32 on the CPU."""
+    """Yield the features of some images, ``BATCH`` at a time: float32 on the CPU. The classifier is in eval mode."""
     device = trainer.strategy.root_device
-    classifier.to(device).eval()
+    classifier.to(device)
     for start in range(0, len(keys), BATCH):
         images = dataset[list(keys[start : start + BATCH])]["image"].to(device)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             features = classifier.extract(images).float().cpu()
         yield features
-    classifier.train()
 
 
 def _digest(network: torch.nn.Module) -> str:

@@ -45,7 +45,14 @@ def test_an_array_is_made_once_for_each_key(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, first)
     assert isinstance(again, np.memmap)
     numbers(cache, {"other": 1})
-    assert [(e.shape, e.dtype, e.bytes) for e in cache.entries()] == [((6, 4), "float32", 96 + 128)] * 2
+    assert [(e.shape, e.dtype, e.bytes) for e in cache.entries()] == [((6, 4), "float32", 96 + 128 + 4)] * 2
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of a file, which keeps its size."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +64,12 @@ def test_an_array_is_made_once_for_each_key(tmp_path: Path) -> None:
         lambda path: np.save(path, np.load(path).astype(">f4")),  # another machine's byte order
         lambda path: np.save(path, np.load(path)[:5]),
         lambda path: np.save(path, np.load(path).astype(np.float64)),  # an older version's
+        lambda path: np.save(path, np.load(path)[:, :2]),
+        lambda path: flip(path, 140),  # in the first row: behind 128 bytes of header
+        lambda path: flip(path, 130 - 128),  # in the header
+        lambda path: path.write_bytes(path.read_bytes()[:170].ljust(path.stat().st_size, b"\0")),
     ],
-    ids=["truncated", "empty", "garbage", "byte order", "rows", "type"],
+    ids=["truncated", "empty", "garbage", "byte order", "rows", "type", "shape", "bit", "header", "zeros"],
 )
 def test_a_damaged_entry_is_made_anew_and_said_once(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = ArrayCache(tmp_path)
@@ -68,7 +79,24 @@ def test_a_damaged_entry_is_made_anew_and_said_once(damage, tmp_path: Path, capl
         damage(path)
         np.testing.assert_array_equal(numbers(cache), np.arange(24, dtype="<f4").reshape(6, 4))
     assert len(caplog.messages) == 1
-    assert "made anew" in caplog.text
+    assert "made again" in caplog.text
+
+
+def test_an_entry_is_verified_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers(ArrayCache(tmp_path))
+    monkeypatch.setattr("mvtec_lab.cache.zlib.crc32", lambda *_: pytest.fail("read again"))
+    assert numbers(ArrayCache(tmp_path)) is not None
+
+
+def test_a_run_on_damaged_entries_is_the_run_without(lab, tmp_path: Path) -> None:
+    assert lab("attempt=finetune", "cache.dir=null", "hydra.run.dir=without") == 0
+    assert lab("attempt=finetune", "hydra.run.dir=first") == 0
+    features, images_ = sorted((tmp_path / "cache").iterdir(), key=lambda path: "images" in path.name)
+    content = features.read_bytes()
+    features.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    np.save(images_, np.load(images_)[:, :1])
+    assert lab("attempt=finetune", "hydra.run.dir=second") == 0
+    same(tmp_path / "second", tmp_path / "without", tolerance=1e-6)
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -105,7 +133,7 @@ def test_a_folder_of_somebody_else_is_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_was_used_least_recently_makes_room(tmp_path: Path) -> None:
-    size = 96 + 128
+    size = 96 + 128 + 4
     cache = ArrayCache(tmp_path, max_gb=2.5 * size / 1e9)
     mine = tmp_path / "my_own.npy"
     np.save(mine, np.zeros(1000))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,19 @@ def test_a_failed_run_starts_anew(lab, stop, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("spoilt", others_slow(["last.ckpt", "best.ckpt"], "last.ckpt"))
-@pytest.mark.parametrize("how", others_slow(["damaged", "missing"], "damaged"))
+@pytest.mark.parametrize("how", others_slow(["damaged", "missing", "a bit"], "a bit"))
 def test_checkpoints_that_are_of_no_use(lab, stop, tmp_path: Path, capsys, spoilt: str, how: str) -> None:
     stop(*TUNED, "hydra.run.dir=run")
     path = tmp_path / "run" / spoilt
     if how == "damaged":
         path.write_bytes(path.read_bytes()[:1000])
+    elif how == "a bit":
+        with zipfile.ZipFile(path) as archive:
+            values = [part for part in archive.infolist() if "/data/" in part.filename]
+        largest = max(values, key=lambda part: part.file_size)
+        content = bytearray(path.read_bytes())
+        content[largest.header_offset + largest.file_size // 2 + 64] ^= 1  # 64: behind its header
+        path.write_bytes(content)
     else:
         path.unlink()
     assert lab(*TUNED, "hydra.run.dir=run", "resume=true") == 0

@@ -182,6 +182,13 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
 
 
+def flipped(path: Path) -> None:
+    torch.save(state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # in the values, which are nearly all of it
+    path.write_bytes(content)
+
+
 def with_nan(path: Path) -> None:
     state = state_dict()
     state["features.3.squeeze.bias"][0] = float("nan")
@@ -197,6 +204,7 @@ def with_nan(path: Path) -> None:
         (lambda path: path.write_text("these are no weights"), "mine.pth is damaged or not a file of PyTorch's"),
         (lambda path: path.write_text("text, again"), "mine.pth is damaged or not a file of PyTorch's"),
         (truncated, "mine.pth is damaged or not a file of PyTorch's"),
+        (flipped, "mine.pth is damaged .*the checksum of .* does not match.*: copy or fetch it again, or train"),
         (lambda path: torch.save(models.squeezenet1_1(), path), "would run torchvision.models.squeezenet.SqueezeNet"),
         (lambda path: torch.save([1], path), "mine.pth is no state dict"),
         (lambda path: torch.save({1: 2}, path), "mine.pth is no state dict"),

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,9 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:
-    """What ``torch.save`` wrote, on the CPU: tensors and plain values only, code is refused unexecuted.
+    """Return what ``torch.save`` wrote, on the CPU: tensors and plain values only, code is refused unexecuted.
+
+    The file's checksums are compared first, as PyTorch writes them and does not look at them.
 
     Raises:
         LabError: the file is missing, damaged, no file of PyTorch's, or holds more than tensors and plain values.
@@ -93,11 +96,25 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     if Path(path).exists() and not Path(path).is_file():  # reading a pipe might wait for ever
         raise LabError(f"{path} is a folder, a pipe or another special file: give a file that torch.save wrote")
     try:
+        _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise LabError(f"{path} cannot be read ({error.strerror}): give a file that torch.save wrote") from error
+        reason = error.strerror or error
+        raise LabError(f"{path} cannot be read ({reason}): give a file that torch.save wrote") from error
     except Exception as error:  # its unpickler reads garbage as instructions, which fail in any way there is
         raise _unreadable(path, error) from error
+
+
+def _verify(path: str | os.PathLike[str]) -> None:
+    """Compare a file's parts with their checksums; files of before PyTorch 1.6 have none.
+
+    Raises:
+        BadZipFile: one does not match.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {part} does not match")
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> LabError:
@@ -105,7 +122,10 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> LabError:
     if foreign:
         found = foreign[1] or foreign[2]
         return LabError(f"{path} was refused, it would run {found}: save tensors alone, torch.save(model.state_dict())")
-    return LabError(f"{path} is damaged or not a file of PyTorch's ({type(error).__name__}): fetch or save it again")
+    reason = error if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+    return LabError(
+        f"{path} is damaged or not a file of PyTorch's ({reason}): copy or fetch it again, or train that run again"
+    )
 
 
 def _entries(backbone: str) -> dict[str, WeightsEnum]:
@@ -137,6 +157,7 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
     socket.setdefaulttimeout(SILENCE)
     try:
         if path.is_file():
+            _verify(path)
             _warn_of_another_file(path)  # TorchVision checks only what it fetches
         elif entry.url in _unreachable:
             raise _unreachable[entry.url]

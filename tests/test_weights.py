@@ -199,7 +199,7 @@ def with_nan(path: Path) -> None:
     ("write", "answer"),
     [
         (lambda path: None, "mine.pth cannot be read .No such file or directory."),
-        (lambda path: path.mkdir(), "mine.pth cannot be read .Is a directory."),
+        (lambda path: path.mkdir(), "mine.pth is a folder, a pipe or another special file"),
         (lambda path: path.touch(), "mine.pth is damaged or not a file of PyTorch's"),
         (lambda path: path.write_text("these are no weights"), "mine.pth is damaged or not a file of PyTorch's"),
         (lambda path: path.write_text("text, again"), "mine.pth is damaged or not a file of PyTorch's"),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mvtec_lab.effects import RETRIEVING, idle
 from mvtec_lab.errors import LabError, unknown
 
 DATA = ("sample", "mvtec", "folder")
@@ -26,9 +28,9 @@ BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
 LOSSES = ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
 BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those that favour rare classes
 HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
-RETRIEVING = ("fused", "retrieval", "knn")  # heads that look up training images
 MIXES = ("none", "mixup", "cutmix")
-# One-class methods: each is the folder models/anomaly/<name>, whose Detector takes the knobs of ModelConfig by name.
+# One-class methods: each is the folder models/anomaly/<name>, whose Detector takes the knobs of ModelConfig by name;
+# effects.py says which.
 DETECTORS = (
     "patchcore",
     "padim",
@@ -47,24 +49,6 @@ DETECTORS = (
     "rotation",
     "stfpm",
 )
-# The knobs of ModelConfig that are some methods' own; model.layers goes with model.backbone, for whoever has one.
-KNOBS = {
-    "neighbours": ("nearest", "spade"),
-    "coreset": ("patchcore",),
-    "dimensions": ("padim", "gaussian", "deep_svdd", "ocsvm"),
-    "clusters": ("kmeans",),
-    "latent": ("autoencoder", "vae", "memae", "fanogan"),
-    "slots": ("memae",),
-    "reconstruction": ("autoencoder",),
-}
-FROM_SCRATCH = ("autoencoder", "vae", "memae", "fanogan", "draem")  # without model.backbone
-FIT_ONCE = ("patchcore", "padim", "spade", "nearest", "kmeans", "gaussian", "ocsvm")  # trained by no gradient
-# What means nothing to a one-class method: classes, or a network's fresh head.
-OF_CLASSIFIERS = (
-    *("data.sampler", "data.imbalance", "augment.paste", "augment.mix", "scheduler.name", "trainer.compile"),
-    *("loss.name", "loss.class_weights", "loss.defer", "loss.posthoc"),
-    *("model.unfreeze", "model.warmup_epochs", "model.head", "model.generate"),
-)
 THRESHOLDS = ("quantile", "synthetic", "best_f1")
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 SCORE_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")  # of one-class methods
@@ -72,6 +56,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 AUDITS = ("warn", "strict")
+# Those that leave weights and images in 32 bits: what is cached, and what a method keeps, is.
+PRECISIONS = ("auto", "32", "32-true", "16-mixed", "bf16-mixed")
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 
@@ -290,8 +276,18 @@ def settings(section: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def validate(config: Config) -> None:
+def _parts(value: Any) -> list[Any]:
+    """What a value holds, through lists and mappings."""
+    if isinstance(value, dict | list):
+        return [part for inner in (value.values() if isinstance(value, dict) else value) for part in _parts(inner)]
+    return [value]
+
+
+def validate(config: Config, typed: Collection[str] = frozenset()) -> None:
     """Check every value that can be checked without looking at data or network.
+
+    Args:
+        typed: the keys that somebody typed, which are to have an effect even where they say the default.
 
     Raises:
         LabError: the first value found wrong, with its key and what it may be.
@@ -301,6 +297,8 @@ def validate(config: Config) -> None:
     for key, value in settings(config).items():
         if value == "":
             raise LabError(f"{key} is empty: give a value, or leave it out")
+        if any(isinstance(number, float) and not isfinite(number) for number in _parts(value)):
+            raise LabError(f"{key}={value} is out of range: give finite numbers")
     _choice("audit", config.audit, AUDITS)
     _choice("data", d.name, DATA)
     _choice("data.masks", d.masks, MASKS)
@@ -330,6 +328,7 @@ def validate(config: Config) -> None:
     _choice("optimizer", o.name, OPTIMIZERS)
     _choice("scheduler", c.name, SCHEDULERS)
     _choice("trainer.monitor", t.monitor, MONITORS)
+    _choice("trainer.precision", t.precision, PRECISIONS)
     backbones = torchvision_models()
     if backbones and m.backbone not in backbones:
         raise unknown("backbone", m.backbone, backbones)
@@ -388,7 +387,9 @@ def validate(config: Config) -> None:
     if config.resume and config.task != "train":
         raise LabError(f"resume=true goes on with a training: leave it out of task={config.task}")
     validate_split(config.split)
-    _validate_method(config)
+    for reason in idle(settings(config), settings(Config()), typed).values():
+        raise LabError(reason)
+    _validate_fanogan(config)
     _choice("reported.split", config.reported.split, ("val", "test"))
     if config.reported.accuracy is not None and not 0 <= config.reported.accuracy <= 1:
         raise LabError(f"reported.accuracy={config.reported.accuracy} is out of range: give a fraction, 0.7 for 70%")
@@ -442,34 +443,11 @@ def _validate_loss(config: Config) -> None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 
 
-def _validate_method(config: Config) -> None:
-    """Settings that this method passes over: whoever gave them expects something of them."""
-    method, default = config.model.method, Config()
-    for knob, methods in KNOBS.items():
-        if method not in methods and not (knob == "neighbours" and method == "classifier"):  # its heads' as well
-            _unused(config, default, f"model.{knob}", f"it is a knob of {', '.join(methods)}")
-    if method == "classifier":
-        for key in ("model.layers", "threshold.rule", "threshold.quantile"):
-            _unused(config, default, key, "it is for one-class methods")
-        return
-    for key in OF_CLASSIFIERS:
-        _unused(config, default, key, "it learns good images alone, and has no classes")
-    if method in FIT_ONCE and (config.augment.transforms or config.augment.views is not None):
-        raise LabError(
-            f"augment does nothing for model.method={method}, which is fitted once, to the images as they are: "
-            "leave it out"
-        )
-    if method == "fanogan" and config.trainer.patience is not None:
+def _validate_fanogan(config: Config) -> None:
+    if config.model.method == "fanogan" and config.trainer.patience is not None:
         raise LabError("trainer.patience might stop fanogan before its encoder, which trains last: leave it out")
-    if method == "fanogan" and config.trainer.max_epochs < 2:
+    if config.model.method == "fanogan" and config.trainer.max_epochs < 2:
         raise LabError("trainer.max_epochs=1 leaves none to fanogan's encoder, which trains last: give 2 or more")
-
-
-def _unused(config: Config, default: Config, key: str, reason: str) -> None:
-    section, name = key.split(".")
-    value = getattr(getattr(config, section), name)
-    if value != getattr(getattr(default, section), name):
-        raise LabError(f"{key}={value} does nothing for model.method={config.model.method}: {reason}: leave it out")
 
 
 def validate_split(s: SplitConfig) -> None:

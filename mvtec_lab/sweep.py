@@ -33,7 +33,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from mvtec_lab.arguments import override, parse, text
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, settings, validate
+from mvtec_lab.effects import idle, typed_keys
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
@@ -218,6 +219,7 @@ def compose(*overrides: str) -> Config:
         with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra.compose("config", [override(words) for words in overrides], return_hydra_config=True)
             config = _to_config(composed, composed.hydra.runtime.choices)
+            validate(config, typed_keys(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
     return config
@@ -228,9 +230,12 @@ def _job(cfg: DictConfig) -> _Status:
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
     try:
-        config = _to_config(cfg, job.runtime.choices)
+        config, typed = _to_config(cfg, job.runtime.choices), typed_keys(job.overrides.task)
+        if job.mode == RunMode.MULTIRUN:
+            typed = _settle(config, typed)
+        validate(config, typed)
         if config.task == "evaluate":
-            _take_data_of_run(config, {override.split("=")[0].lstrip("+") for override in job.overrides.task})
+            _take_data_of_run(config, {words.split("=")[0].lstrip("+") for words in job.overrides.task})
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
@@ -333,17 +338,45 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     # Merged anew into the classes, because +key=value slips past their check when Hydra composes.
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
-    validate(config)
     return config
+
+
+def _settle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Take back what was typed for a sweep's other jobs and has no effect in this one; what remains as typed."""
+    default, left = Config(), dict(typed)
+    while idle_keys := idle(settings(config), settings(default), left).keys() & left:  # one may lean on another
+        for key in idle_keys:
+            del left[key]
+            section, _, name = key.rpartition(".")
+            if name == "name" and section in ("optimizer", "scheduler"):  # with all that its group's file said
+                setattr(config, section, getattr(default, section))
+            elif section:
+                setattr(getattr(config, section), name, getattr(getattr(default, section), name))
+    return left
+
+
+def _refuse_idle(configs: list[Config], typed: list[dict[str, str]]) -> None:
+    """Refuse what was typed for a sweep and has an effect in none of its jobs, or makes several of one."""
+    default = settings(Config())
+    found = [idle(settings(config), default, given) for config, given in zip(configs, typed, strict=True)]
+    for key in {key: None for reasons in found for key in reasons}:
+        reason = next(reasons[key] for reasons in found if key in reasons)
+        varied = len({given.get(key) for given in typed}) > 1
+        if key in typed[0] and (varied or all(key in reasons for reasons in found)):
+            raise LabError(reason)
 
 
 def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
     """Find what is wrong with any job before the first one trains."""
     taken: set[Path] = set()
-    configs = []
-    for job in jobs:  # all of them before torch is imported
+    configs, typed = [], [typed_keys(job.hydra.overrides.task) for job in jobs]
+    for job in jobs:
         with _of_job(job, len(jobs)):
             configs.append(_to_config(job, job.hydra.runtime.choices))
+    _refuse_idle(configs, typed)
+    for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
+        with _of_job(job, len(jobs)):
+            validate(config, _settle(config, given))
     if jobs and not _nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
     for job, config in zip(jobs, configs, strict=True):

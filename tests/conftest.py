@@ -93,26 +93,42 @@ def tiny_net() -> str:
     return "tiny_lab_net"
 
 
+# Of what the fixture lab gives, all that other tasks than train read.
+READ = {
+    "describe": ("data", "model", "cache"),
+    "evaluate": ("data=", "data.root", "data.batch_size", "cache"),
+    "predict": ("data.batch_size",),
+    "cache": ("cache",),
+    "clear_cache": ("cache",),
+}
+
+
 @pytest.fixture
 def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
+    from mvtec_lab.effects import FIT_ONCE, FROM_SCRATCH
     from mvtec_lab.sweep import main
 
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> int:
+        task = next((a[5:] for a in arguments if a.startswith("task=")), "train")
+        attempt = next((a[8:] for a in arguments if a.startswith("attempt=")), "base")
+        small = [
+            "data=folder",
+            f"data.root={product}",
+            f"data.image_size={SIZE}",
+            "data.batch_size=8",
+            *([] if attempt.startswith(FROM_SCRATCH) else [f"model.backbone={tiny_net}"]),
+            "model.weights=null",
+            *([] if attempt in FIT_ONCE else ["trainer.max_epochs=2"]),
+            "trainer.accelerator=cpu",
+            f"cache.dir={tmp_path / 'cache'}",
+        ]
         return main(
             [
                 *(a for a in arguments if a.startswith("-")),
-                "data=folder",
-                f"data.root={product}",
-                f"data.image_size={SIZE}",
-                "data.batch_size=8",
-                f"model.backbone={tiny_net}",
-                "model.weights=null",
-                "trainer.max_epochs=2",
-                "trainer.accelerator=cpu",
-                f"cache.dir={tmp_path / 'cache'}",
+                *(word for word in small if task == "train" or word.startswith(READ.get(task, "-"))),
                 *(a for a in arguments if not a.startswith("-")),
             ]
         )

@@ -15,9 +15,10 @@ import torch
 from conftest import SIZE, write_product
 from PIL import Image
 
-from mvtec_lab.config import DETECTORS, FIT_ONCE, FROM_SCRATCH, KNOBS
+from mvtec_lab.config import DETECTORS
 from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.data.samples import Sample
+from mvtec_lab.effects import FIT_ONCE, FROM_SCRATCH, KNOBS
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
 from mvtec_lab.models.anomaly import load_detector

@@ -200,9 +200,11 @@ def test_every_method_is_exported_for_any_batch(method: str, lab, tiny_net: str,
     assert beside["check"]["of"].startswith("noise")
 
 
-@pytest.mark.parametrize("attempt", others_slow(["model.head=linear", "model.head=knn"], "model.head=linear"))
+@pytest.mark.parametrize(
+    "attempt", others_slow(["model.head=linear", "model.head=knn model.neighbours=3"], "model.head=linear")
+)
 def test_a_classifier_is_exported_as_well(attempt: str, lab, product: Path, tmp_path: Path) -> None:
-    assert lab("attempt=base", attempt, "model.neighbours=3", "hydra.run.dir=run") == 0
+    assert lab("attempt=base", *attempt.split(), "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
     found = json.loads((tmp_path / "out/export.json").read_text())
     assert found["classes"] == ["good", "crack", "hole"]

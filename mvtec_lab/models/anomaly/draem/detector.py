@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
-from mvtec_lab.models.anomaly.draem.model import Draem, draem_loss, image_score, spoil
+from mvtec_lab.models.anomaly.draem.model import LEAST, Draem, draem_loss, image_score, spoil
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -14,15 +15,27 @@ class Detector(AnomalyDetector):
     """The map is the probability that a pixel is not as good ones are; the score is the smoothed map's maximum.
 
     Args:
+        image_size: the images' side.
         optimizer, lr, weight_decay, momentum: as in OptimizerConfig.
+
+    Raises:
+        LabError: images too small for the networks.
     """
 
     trains = True
 
     def __init__(
-        self, *, optimizer: str = "adam", lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.9
+        self,
+        *,
+        image_size: int = 128,
+        optimizer: str = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
     ) -> None:
         super().__init__()
+        if image_size < LEAST:
+            raise LabError(f"data.image_size={image_size} is too small for draem: give {LEAST} or more, 128 are meant")
         self.save_hyperparameters(logger=False)
         self.mean, self.std = list(IMAGENET_MEAN), list(IMAGENET_STD)
         self.weights_name, self.weights_note = "random", None

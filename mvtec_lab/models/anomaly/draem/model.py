@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as V
 # For a CPU: the paper's networks work at full size, with 64 or 128 channels in the finest of six scales.
 FOLD = 2  # pixels a side that become channels of one place
 WIDTHS = (16, 32, 64, 64)  # channels of each scale
+LEAST = FOLD * 2 ** (len(WIDTHS) - 1)  # pixels a side: one cell of the coarsest scale
 FINEST = 8  # pixels of the noise's finest cells: the official code's 32 cells across 256 pixels
 THRESHOLD = 0.5  # of the noise, as is what follows: the official code's
 TURN = 90.0  # degrees, either way

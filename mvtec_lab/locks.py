@@ -23,11 +23,11 @@ LOOK = 0.05  # seconds; a look by in_use is over in microseconds
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run's directory while it goes on: to them it looks like one that was killed.
+def held(run_dir: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a directory while one writes there: to them a run looks like one that was killed.
 
     Raises:
-        LabError: another process is at it, or the directory cannot be made.
+        LabError: another process is at it and this one is not to ``wait``, or the directory cannot be made.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -38,10 +38,12 @@ def held(run_dir: Path) -> Iterator[None]:
         return
     descriptor = os.open(run_dir, os.O_RDONLY)
     try:
-        if not _locked(descriptor, fcntl.LOCK_EX):
-            time.sleep(LOOK)
-            if not _locked(descriptor, fcntl.LOCK_EX):
+        looked_again = False
+        while not _locked(descriptor, fcntl.LOCK_EX):
+            if looked_again and not wait:
                 raise LabError(f"{run_dir} is in use by another process: wait for it, or give another directory")
+            time.sleep(LOOK)
+            looked_again = True
         yield
     finally:
         with suppress(OSError):

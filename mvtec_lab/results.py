@@ -9,7 +9,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 PIXELS = "pixels.npz"  # histograms of a one-class run's maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
+# In the order in which a run is cleared: a kill on the way must not leave a checkpoint without the result.json that
+# says it failed.
+FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
 IN_TABLE = {"in_table": True}  # of a log line that result.warnings holds: the command line says it once, not twice
 
 
@@ -85,6 +89,20 @@ class RunResult:
         """Ended from outside: killed, so that nothing was recorded, or by Ctrl-C or SIGTERM."""
         return not self.completed and (self.error is None or self.error.startswith("KeyboardInterrupt"))
 
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep result.json true to how a run ends: completed, failed with its first error, or, at first, killed."""
+        self.save()
+        try:
+            yield
+            self.status = "completed"
+            self.save()
+        except BaseException as error:
+            self.status, self.error = "failed", one_line(error)
+            with suppress(OSError, LabError):  # the first error counts, not that it cannot be written down
+                self.save()
+            raise
+
     def save(self) -> None:
         """Write result.json into ``run_dir``."""
         write_whole(Path(self.run_dir) / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
@@ -109,6 +127,11 @@ class RunResult:
             return run
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
@@ -147,6 +170,13 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed processes left of the files that they were writing; the folder is held by this one."""
+    for name in names:
+        for path in folder.glob(f"{name}*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +40,7 @@ from mvtec_lab.effects import idle, typed_keys
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line
 from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
@@ -180,9 +182,21 @@ _store.store("lab", _logging(console=_CONSOLE, file=_FILE), group="hydra/job_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 (a run failed) or 2 (the user's mistake)."""
+    """Run the command line; returns the exit status: 0, 1 (a run failed), 2 (the user's mistake) or 130 (stopped)."""
     global _state
     _state = _State(os.environ.get("HYDRA_FULL_ERROR") == "1")
+    with _stopped_by_sigterm():
+        try:
+            status = _command(arguments)
+            if status is None:
+                status = _sum_up(_state.sweep_dir) if _state.sweep_dir else _state.status
+        except KeyboardInterrupt as stop:  # in the report
+            status = _stopped(stop)
+    return status
+
+
+def _command(arguments: Sequence[str] | None) -> int | None:
+    """Run the command line but for a sweep's table; returns the exit status where there is to be none."""
     try:
         with _apart(), _command_line(arguments):
             _run(*parse(sys.argv[1:]))
@@ -195,8 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:  # Hydra's own: jobs raise none
         return _complain(_explain(error))
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped by hand", file=sys.stderr)
-        _state.status = 130
+        _state.status = _stopped(stop)
     except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
         return int(exit_.code or 0)
     except Exception as error:
@@ -206,7 +219,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begun = any(_state.sweep_dir.rglob(RESULT))
         status = _complain(LabError(f"the launcher gave up: {_explain(error)}"))
         _state.status = max(_state.status, 1 if begun else status)
-    return _sum_up(_state.sweep_dir) if _state.sweep_dir else _state.status
+    return None
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    print(str(stop) or "stopped by hand", file=sys.stderr)
+    return 130
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, wherever it is; a handler of somebody else's is left alone."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("stopped from outside (SIGTERM)")
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def compose(*overrides: str) -> Config:
@@ -256,6 +292,9 @@ def _job(cfg: DictConfig) -> _Status:
         if _state.full_error:
             traceback.print_exc()
         _record_failure(cfg, job, run_dir, error)
+    except KeyboardInterrupt as stop:
+        _record_failure(cfg, job, run_dir, stop)
+        raise
     finally:
         _close_log(run_dir)
         _remove_empty(run_dir)
@@ -302,10 +341,10 @@ def _stand_ins(job: Any) -> list[str]:
     ]
 
 
-def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) -> None:
-    """A run of a sweep that failed before it could write its own result.json stands in the table nevertheless."""
+def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseException) -> None:
+    """Write result.json where a run of a sweep failed, or any run was stopped, before it could do so itself."""
     if (
-        job.mode != RunMode.MULTIRUN
+        (job.mode != RunMode.MULTIRUN and not isinstance(error, KeyboardInterrupt))
         or cfg.task != "train"
         or any((run_dir / name).exists() for name in (RESULT, CONFIG))
     ):
@@ -319,7 +358,7 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: Exception) 
         backbone=str(model.backbone),
         method=None if model.method == "classifier" else str(model.method),
         run_dir=str(run_dir),
-        error=f"{type(error).__name__}: {error}".split("\n")[0],
+        error=one_line(error),
     ).save()
 
 
@@ -425,10 +464,9 @@ def _sum_up(sweep_dir: Path) -> int:
     if not any(sweep_dir.rglob(RESULT)):  # a sweep of another task
         return _state.status
     try:
-        rows, comparison = sum_up(sweep_dir)
+        rows, _ = sum_up(sweep_dir, show=print_table)
     except LabError as error:
-        return _complain(error)
-    print_table(rows, comparison.verdict)
+        return max(_state.status, _complain(error))
     print(
         f"report: {sweep_dir / REPORT}   table: {sweep_dir / SUMMARY}   "
         f"curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}"

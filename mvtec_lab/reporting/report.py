@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,23 @@ import numpy as np
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.metrics import GROUPS, top_confusions
+from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.reporting.comparison import Comparison, Pair, compare
+from mvtec_lab.reporting.comparison import COMPARISON, Comparison, Pair, compare
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, damaged, failure, load_runs
 from mvtec_lab.reporting.verdict import FEW, NAMES
-from mvtec_lab.results import EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RESULT, RunResult, read_csv, write_whole
+from mvtec_lab.results import (
+    EXPLANATIONS,
+    HISTORY,
+    MISTAKES,
+    PREDICTIONS,
+    RESULT,
+    RunResult,
+    read_csv,
+    remove_leftovers,
+    write_whole,
+)
 
 REPORT = "report.html"
 GOOD = "good"
@@ -33,19 +44,27 @@ TYPE_FIGURES = {  # of each defect type, in a one-class run's table
 
 
 def sum_up(
-    directory: Path, *sources: str | os.PathLike[str], verdict: VerdictConfig | None = None
+    directory: Path,
+    *sources: str | os.PathLike[str],
+    verdict: VerdictConfig | None = None,
+    show: Callable[[Sequence[summary.Row], Sequence[str]], None] | None = None,
 ) -> tuple[list[summary.Row], Comparison]:
     """Compare every run below the sources (the directory itself where there are none), and write summary.csv,
-    comparison.json and report.html into the directory. ``verdict`` goes before what the runs say of it.
+    comparison.json and report.html into the directory. ``verdict`` goes before what the runs say of it. ``show`` takes
+    rows and verdict before anything is written: a full disk does not take them away.
 
     Raises:
         LabError: a source without a run, or a damaged file of a run's.
     """
     comparison = compare(load_runs(*(sources or [directory])), verdict)
     rows = summary.summarise(comparison)
-    summary.write_summary(rows, directory)
-    comparison.save(directory)
-    write_report(comparison, rows, directory)
+    if show is not None:
+        show(rows, comparison.verdict)
+    with held(directory, wait=True):
+        remove_leftovers(directory, (summary.SUMMARY, COMPARISON, REPORT))
+        summary.write_summary(rows, directory)
+        comparison.save(directory)
+        write_report(comparison, rows, directory)
     return rows, comparison
 
 

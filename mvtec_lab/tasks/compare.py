@@ -23,10 +23,9 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        rows, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict)
+        _, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict, show=print_table)
     except OSError as error:
         raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
-    print_table(rows, comparison.verdict)
     print(f"report: {run_dir / REPORT}   curves: tensorboard --logdir {shlex.quote(logdir)}")
     return comparison

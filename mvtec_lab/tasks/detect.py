@@ -31,7 +31,19 @@ from mvtec_lab.models.anomaly import save_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.cutpaste.model import paste_patch
 from mvtec_lab.reporting.callbacks import History
-from mvtec_lab.results import BEST, CONFIG, EXPLANATIONS, HISTORY, IN_TABLE, MISTAKES, PREDICTIONS, RunResult, write_csv
+from mvtec_lab.results import (
+    BEST,
+    CONFIG,
+    EXPLANATIONS,
+    FILES,
+    HISTORY,
+    IN_TABLE,
+    MISTAKES,
+    PREDICTIONS,
+    RunResult,
+    remove_leftovers,
+    write_csv,
+)
 from mvtec_lab.tasks.outcome import log_picture, write_picture
 from mvtec_lab.tasks.resume import clear, earlier_run
 from mvtec_lab.tasks.scores import (
@@ -101,6 +113,7 @@ def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
         started=datetime.now(timezone.utc).isoformat(),
     )
     with held(run_dir):
+        remove_leftovers(run_dir, FILES)
         earlier = earlier_run(run_dir, config) if config.resume else None  # again: nobody else writes there now
         if earlier is not None:
             if earlier.completed:
@@ -108,18 +121,11 @@ def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
             log.info("%s %s: it starts anew", run_dir, "was stopped" if earlier.interrupted else "failed")
             clear(run_dir)
         claim(run_dir, CONFIG)
-        result.save()
-        for warning in result.warnings:
-            log.warning(warning, extra=IN_TABLE)
-        try:
+        with result.recorded():
+            for warning in result.warnings:
+                log.warning(warning, extra=IN_TABLE)
             write_inputs(config, data, result)
             _fit_and_judge(config, data, detector, result, began)
-            result.status = "completed"
-        except BaseException as error:
-            result.error = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
-            raise
-        finally:
-            result.save()
     return result
 
 

@@ -9,20 +9,7 @@ from omegaconf import OmegaConf
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.results import (
-    BEST,
-    CONFIG,
-    EXPLANATIONS,
-    HISTORY,
-    LAST,
-    MISTAKES,
-    PIXELS,
-    PREDICTIONS,
-    RESULT,
-    SAMPLES,
-    RunResult,
-    flatten,
-)
+from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, flatten
 
 # No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are
 # not free: they change the last digits of every step.
@@ -80,9 +67,7 @@ def clear(run_dir: Path) -> None:
     """Remove what a run left in its directory, if one did, and nothing else; the log goes on."""
     if not any((run_dir / name).exists() for name in (CONFIG, RESULT)):
         return
-    # In this order: a kill on the way must not leave a checkpoint without the result.json that says it failed.
-    for name in (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT):
-        for path in (run_dir / name, *run_dir.glob(f"{name}*.tmp")):
-            path.unlink(missing_ok=True)
+    for name in FILES:
+        (run_dir / name).unlink(missing_ok=True)
     for path in run_dir.glob("events.out.tfevents.*"):
         path.unlink()

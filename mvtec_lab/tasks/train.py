@@ -36,6 +36,7 @@ from mvtec_lab.reporting.figures import MOST, confusion_figure, sheet
 from mvtec_lab.results import (
     CONFIG,
     EXPLANATIONS,
+    FILES,
     HISTORY,
     IN_TABLE,
     LAST,
@@ -44,6 +45,7 @@ from mvtec_lab.results import (
     SAMPLES,
     RunResult,
     read_csv,
+    remove_leftovers,
     write_csv,
     write_whole,
 )
@@ -120,25 +122,19 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         _fit(config, data, classifier, result, began, _go_on(config, data, classifier, result))
         raise SystemExit(0)
     with held(run_dir):
+        remove_leftovers(run_dir, FILES)
         step = _go_on(config, data, classifier, result)
         if step is None:
             if config.resume:
                 clear(run_dir)
             claim(run_dir, CONFIG)
-        result.save()  # a run that is killed is found as one that failed
-        for warning in result.warnings:
-            log.warning(warning, extra=IN_TABLE)
-        try:
+        with result.recorded():
+            for warning in result.warnings:
+                log.warning(warning, extra=IN_TABLE)
             if step is None:
                 write_inputs(config, data, result)
             _fit(config, data, classifier, result, began, step)
             _judge(config, data, classifier, result)
-            result.status = "completed"
-        except BaseException as error:
-            result.error = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise
-        finally:
-            result.save()
     return result
 
 

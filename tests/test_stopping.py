@@ -1,0 +1,116 @@
+"""However a command is stopped from outside, and wherever it is: one line, status 130, and runs that go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import others_slow
+
+from mvtec_lab.reporting import report
+from mvtec_lab.results import RunResult
+from mvtec_lab.sweep import main
+from mvtec_lab.tasks import detect, train
+
+ONE_CLASS = ["attempt=padim", "model.layers=[features.relu1,features.relu2]"]
+
+
+def by(number: signal.Signals) -> Callable[..., None]:
+    """Something that has the process sent a signal, in the place of what would have been done."""
+
+    def stop(*_: object, **__: object) -> None:
+        assert signal.getsignal(number) is not signal.SIG_DFL  # which would end the tests as well
+        signal.raise_signal(number)
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    "place", others_slow(["set_up", "build_classifier", "use_features", "write_inputs", "_judge"], "set_up", "_judge")
+)
+def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, place: str) -> None:
+    settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, place, by(signal.SIGTERM))
+        assert lab(*settings) == 130
+    said = "".join(capsys.readouterr())
+    assert said.endswith("stopped from outside (SIGTERM)\n")
+    assert "Traceback" not in said
+    assert "failed" not in said
+    stopped = RunResult.load(tmp_path / "run")
+    assert (stopped.interrupted, stopped.error) == (True, "KeyboardInterrupt: stopped from outside (SIGTERM)")
+    assert lab(*settings, "resume=true") == 0
+    assert RunResult.load(tmp_path / "run").completed
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", others_slow([signal.SIGTERM, signal.SIGINT], signal.SIGINT))
+def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, number: signal.Signals) -> None:
+    sweep = ["-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", by(number))
+        assert lab(*sweep) == 130
+    said = "".join(capsys.readouterr())
+    assert said.splitlines()[-1] in ("stopped by hand", "stopped from outside (SIGTERM)")
+    assert "Traceback" not in said
+    assert not (tmp_path / "s/report.html").exists()
+    for name in ("report.html.1.tmp", "summary.csv.2.tmp", "base/history.csv.3.tmp", "notes.tmp"):
+        (tmp_path / "s" / name).touch()
+    assert lab(*sweep, "resume=true") == 0
+    assert (tmp_path / "s/report.html").is_file()
+    # the completed run's directory is left as it is
+    assert sorted(p.name for p in (tmp_path / "s").rglob("*.tmp")) == ["history.csv.3.tmp", "notes.tmp"]
+
+
+@pytest.mark.slow
+def test_sigterm_while_a_one_class_method_scores(lab, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(detect, "score", by(signal.SIGTERM))
+    assert lab(*ONE_CLASS, "hydra.run.dir=run") == 130
+    assert "".join(capsys.readouterr()).endswith("stopped from outside (SIGTERM)\n")
+    assert RunResult.load(tmp_path / "run").interrupted
+
+
+def test_what_a_kill_left_half_written_goes_at_the_next_start(lab, tmp_path: Path, monkeypatch) -> None:
+    settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_judge", by(signal.SIGTERM))
+        assert lab(*settings) == 130
+    for name in ("best.ckpt.tmp", "last.ckpt.tmp", "history.csv.123.tmp", "result.json.4.tmp", "notes.tmp"):
+        (tmp_path / "run" / name).touch()
+    assert lab(*settings, "resume=true") == 0
+    assert [p.name for p in (tmp_path / "run").glob("*.tmp")] == ["notes.tmp"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["best.ckpt", "history.csv", "predictions.csv"])
+def test_a_kill_while_a_file_is_written(lab, product: Path, tmp_path: Path, file: str) -> None:
+    script = f"""
+import os, pathlib, signal, sys
+from mvtec_lab.sweep import main
+whole = pathlib.Path.replace
+def replace(self, target):
+    if pathlib.Path(target).name == {file!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, target)
+pathlib.Path.replace = replace
+sys.exit(main())
+"""
+    root = Path(__file__).resolve().parents[1]
+    settings = [
+        "data=folder", f"data.root={product}", "data.image_size=32", "data.batch_size=8", "trainer.accelerator=cpu",
+        "model.backbone=squeezenet1_1", "model.weights=null", "trainer.max_epochs=2", "hydra.run.dir=run",
+        f"cache.dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", script, *settings], cwd=tmp_path, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "run").glob(f"{file}*.tmp"))
+    assert not (tmp_path / "run" / file).exists()
+    assert main([*settings, "resume=true"]) == 0
+    assert RunResult.load(tmp_path / "run").completed
+    assert not list((tmp_path / "run").glob("*.tmp"))

@@ -75,6 +75,7 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
+    paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
 
     @property
     def completed(self) -> bool:
@@ -143,6 +144,16 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}
     runs = [RunResult.load(folder) for folder in folders]
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
+
+
+def path_of_run(run_dir: Path, key: str, typed: str) -> str:
+    """Return a path among a run's settings as an absolute one, where the run recorded it and it still exists; else as
+    it was typed."""
+    try:
+        absolute = str(json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["paths"][key])
+    except (OSError, ValueError, LookupError, TypeError):  # an older run's, or none
+        return typed
+    return absolute if Path(absolute).exists() else typed
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:

@@ -40,7 +40,7 @@ from mvtec_lab.effects import idle, typed_keys
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, path_of_run
 from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ class _State:
         self.full_error = full_error  # the user asked for tracebacks
         self.own: str | None = None  # --config-dir
         self.sweep_dir: Path | None = None
+        self.checked: dict[str, dict[str, str]] = {}  # product folder -> its files and their digests
         self.keep: Path | None = None  # the folder that was there before Hydra made ours in it
         self.table = False  # a sweep of trainings ends with one
         self.said: set[str] = set()  # warnings of the runs of this process
@@ -270,12 +271,16 @@ def _job(cfg: DictConfig) -> _Status:
         if job.mode == RunMode.MULTIRUN:
             typed = _settle(config, typed)
         validate(config, typed)
+        options: dict[str, Any] = {}
         if config.task == "evaluate":
-            _take_data_of_run(config, {words.split("=")[0].lstrip("+") for words in job.overrides.task})
+            given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
+            options["own"] = _take_data_of_run(config, given)
+        elif config.task == "train":
+            options["checked"] = _state.checked
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
-        result = _task(config.task)(config, run_dir)
+        result = _task(config.task)(config, run_dir, **options)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new
             result.save()
@@ -309,11 +314,25 @@ def _run(parser: ArgumentParser, args: Namespace) -> None:
         _run_hydra(args, parser, _job, str(CONF), "config")
 
 
-def _take_data_of_run(config: Config, given: set[str]) -> None:
-    """A checkpoint is evaluated on the data and the split of its own run, but for the keys that are given."""
-    path = Path(config.ckpt or "").parent / CONFIG
+def _take_data_of_run(config: Config, given: set[str]) -> bool:
+    """Take the data and the split of a checkpoint's own run, but for the keys that are given.
+
+    Returns:
+        Whether the images are to be those of the run.
+
+    Raises:
+        LabError: its settings do not lie beside it, and no data are given.
+    """
+    if config.ckpt is None or not Path(config.ckpt).is_file():
+        return False  # the task says so
+    path = Path(config.ckpt).parent / CONFIG
     if not path.is_file():
-        return
+        if config.data.name == "sample" and "data" not in given:
+            raise LabError(
+                f"{config.ckpt} has no {CONFIG} of its run beside it, so the images to judge it on are not known: give "
+                "data=mvtec data.category=NAME, data=folder data.root=FOLDER or data=sample"
+            )
+        return False
     run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
     assert isinstance(run, Config)
     for section in ("data", "split"):
@@ -328,6 +347,12 @@ def _take_data_of_run(config: Config, given: set[str]) -> None:
     elif "split.seed" not in given:
         config.split.seed = config.seed
     config.model.method = run.model.method  # which goes with the split's protocol
+    own = not given & {"data", "data.name", "data.root", "data.category", "data.archive"}
+    if own and config.data.root is not None:
+        config.data.root = path_of_run(path.parent, "data.root", config.data.root)
+    if not given & {"split", "split.file"} and config.split.file is not None:
+        config.split.file = path_of_run(path.parent, "split.file", config.split.file)
+    return own
 
 
 def _stand_ins(job: Any) -> list[str]:
@@ -437,7 +462,10 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
             from mvtec_lab.tasks.setup import check
 
             with _of_job(job, len(jobs)):
-                check(config, here=launcher_of(job) in _HERE)
+                data = check(config, here=launcher_of(job) in _HERE)
+                files = _state.checked.setdefault(str(data.folder.absolute()), {})
+                for file, digest in data.contents().items():
+                    files[file] = files.get(file) or digest  # a file may take part in some jobs alone
 
 
 @contextmanager

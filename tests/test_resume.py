@@ -268,12 +268,21 @@ def test_settings_that_no_result_depends_on_may_change(lab, stop, tmp_path: Path
     assert what_counts(tmp_path / "run") == what_counts(tmp_path / "whole")
 
 
+def exchange(one: Path, other: Path) -> None:
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
 def test_other_images_are_refused(lab, stop, product: Path, tmp_path: Path, capsys) -> None:
     stop(*TUNED, "hydra.run.dir=run")
     before = (tmp_path / "run/result.json").read_bytes()
     Image.new("RGB", (SIZE, SIZE)).save(product / "test/good/999.png")
-    refused(lab, capsys, "names other images, or another split", *TUNED, "hydra.run.dir=run")
+    refused(lab, capsys, f"than {tmp_path / 'run'} began with: test/good/999.png is new", *TUNED, "hydra.run.dir=run")
     (product / "test/good/999.png").unlink()
+    exchange(product / "test/crack", product / "test/hole")  # the names stay
+    refused(lab, capsys, "test/crack/000.png has changed (and 11 more)", *TUNED, "hydra.run.dir=run")
+    exchange(product / "test/crack", product / "test/hole")
     assert (tmp_path / "run/result.json").read_bytes() == before
     assert lab(*TUNED, "hydra.run.dir=run", "resume=true") == 0
 

@@ -20,6 +20,7 @@ from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import MIXES, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.images import RULES, WHITE, check_images, digests, each_image, too_bright, white_level
 from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.paste import Paste, check_sources
@@ -325,6 +326,10 @@ class MVTecDataModule(pl.LightningDataModule):
         """What the pixels of these samples depend on: a part of a cache's key."""
         rules = {**RULES, "white": self.white}
         return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": rules}
+
+    def contents(self) -> dict[str, str]:
+        """Return the digest of every image and mask that takes part, by path; an empty text for the others."""
+        return contents_of(self.folder, self.samples, self._pool)
 
     def findings(self) -> list[str]:
         """What ``audit`` finds in the images that take part, after ``setup``; not among ``warnings``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.contents import Contents
 from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset, Rows
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.anomaly import (
@@ -61,6 +62,7 @@ from mvtec_lab.tasks.scores import (
     warn,
 )
 from mvtec_lab.tasks.setup import (
+    absolute_paths,
     build_data,
     build_trainer,
     check_devices,
@@ -80,7 +82,9 @@ MADE_UP = "made_up"  # what stands for the type of a defect that was pasted
 BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recall and accuracy are too high"
 
 
-def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
+def run_detection(
+    config: Config, run_dir: Path, began: float, checked: Mapping[str, Contents] | None = None
+) -> RunResult:
     """The one-class part of ``run_attempt``: the same directory, with a map's figures and without last.ckpt."""
     earlier = earlier_run(run_dir, config) if config.resume else None
     if earlier is not None and earlier.completed:
@@ -93,7 +97,7 @@ def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
     pl.seed_everything(training_seed(config), verbose=False)
     detector, notes = one_class_method(config)
     data.mean, data.std = detector.mean, detector.std
-    set_up(config, data)
+    set_up(config, data, checked)
     kinds = {split: [s.label == GOOD for s in data.of_split(split)] for split in ("train", "val", "test")}
     result = RunResult(
         attempt=config.attempt,
@@ -109,6 +113,7 @@ def run_detection(config: Config, run_dir: Path, began: float) -> RunResult:
         versions=versions(),
         git_revision=git_revision(),
         method=config.model.method,
+        paths=absolute_paths(config),
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )

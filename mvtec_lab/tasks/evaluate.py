@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
+from mvtec_lab.data.contents import Contents, contents_listed, contents_of, require_same
 from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
-from mvtec_lab.data.images import WHITE, odd_masks, too_bright
+from mvtec_lab.data.images import WHITE, digests, odd_masks, too_bright
 from mvtec_lab.data.samples import scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.errors import LabError
@@ -26,7 +27,7 @@ from mvtec_lab.models.anomaly import load_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.models.weights import load_file
-from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, RunResult, read_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, RunResult, path_of_run, read_csv
 from mvtec_lab.tasks.detect import BEST_F1_MARK
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
@@ -50,20 +51,24 @@ FIGURES = {  # of a one-class method
 OF_TYPES = ("image_auroc", "recall", "pixel_auroc", "pixel_aupro")
 
 
-def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
+def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str, Any]:
     """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv, sheets of pictures.
 
     A one-class method is judged on the whole test folder, by its own threshold; of its maps there is pixels.npz too.
     The image size is the checkpoint's. Images that it was trained on are named in a warning, as far as the samples.csv
     beside it tells.
 
+    Args:
+        own: the images have to be those of the checkpoint's run.
+
     Raises:
-        LabError: no checkpoint, one that cannot be read, or one of other classes than the data's.
+        LabError: no checkpoint, one that cannot be read, or one of other classes than the data's; other images than
+            the run's own.
     """
     validate(config)
     classifier, about = the_model(config, "evaluate")
     if isinstance(classifier, AnomalyDetector):
-        return _evaluate_detector(config, run_dir, classifier, about)
+        return _evaluate_detector(config, run_dir, classifier, about, own)
     config.data.image_size, config.data.white = about["image_size"], about["white"]
     data = build_data(config)
     if data.classes != classifier.classes:
@@ -73,6 +78,8 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
         )
     data.mean, data.std = classifier.mean, classifier.std
     set_up(config, data)
+    if own:
+        _require_own(Path(config.ckpt or ""), data.folder, data.contents())
     outcomes = judge(classifier, data)
     explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
@@ -110,7 +117,7 @@ def evaluate(config: Config, run_dir: str | Path) -> dict[str, Any]:
 
 
 def _evaluate_detector(
-    config: Config, run_dir: str | Path, detector: AnomalyDetector, about: dict[str, Any]
+    config: Config, run_dir: str | Path, detector: AnomalyDetector, about: dict[str, Any], own: bool
 ) -> dict[str, Any]:
     d = config.data
     folder = product_folder(data_module(config).root, None)
@@ -118,6 +125,8 @@ def _evaluate_detector(
     samples = [replace(s, split="test") for s in found.samples if s.path.startswith("test/")]
     if not samples:
         raise LabError(f"{folder} has no test folder: MVTec's layout is test/good and test/<defect type>")
+    if own:
+        _require_own(Path(config.ckpt or ""), folder, contents_of(folder, found.samples, samples))
     dataset = MVTecDataset(folder, samples, **{key: about[key] for key in ("image_size", "white", "mean", "std")})
     scores, maps = score(detector, dataset, d.batch_size, torch.device("cpu"))
     judged = RunResult(config.attempt, config.seed, d.name, folder.name, "", str(claim(run_dir, METRICS)))
@@ -182,14 +191,21 @@ def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDete
     return classifier, {**about, "mean": classifier.mean, "std": classifier.std}
 
 
-def run_of(ckpt: Path) -> dict[Path, str] | None:
-    """The images of a checkpoint's run, and train, val or test of each; None: its files are not beside it."""
+def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
+    """The product folder of a checkpoint's run and the rows of its samples.csv; None: its files are not beside it."""
     samples, config = ckpt.parent / SAMPLES, ckpt.parent / CONFIG
     if not (samples.is_file() and config.is_file()):
         return None
     source = OmegaConf.load(config).data
-    folder = Path(source.root, source.category or "").expanduser().resolve()
-    return {folder / row["path"]: row["split"] for row in read_csv(samples)}
+    root = path_of_run(ckpt.parent, "data.root", source.root)
+    return Path(root, source.category or "").expanduser().resolve(), read_csv(samples)
+
+
+def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
+    run = run_of(ckpt)
+    if run is not None:
+        remedy = f"restore them, or give data.root=FOLDER: that of the run, or of other images to judge {ckpt.name} on"
+        require_same(folder, now, contents_listed(run[1]), f"the run of {ckpt}", remedy)
 
 
 def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
@@ -197,7 +213,14 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     run = run_of(ckpt)
     if run is None:
         return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images cannot be told"]
-    splits = [run.get(path.resolve()) for path in images]
+    folder, rows = run
+    if any(row.get("digest") for row in rows):  # wherever the images lie now
+        # Of two images with the same contents the one that trained counts.
+        known = {row["digest"]: row["split"] for row in sorted(rows, key=lambda row: row["split"] == "train")}
+        splits = [known.get(digest) for digest in digests(images)]
+    else:
+        of_path = {folder / row["path"]: row["split"] for row in rows}
+        splits = [of_path.get(path.resolve()) for path in images]
     warnings = []
     if seen := splits.count("train"):
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"

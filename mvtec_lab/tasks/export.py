@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.images import each_image
+from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector
@@ -168,10 +168,12 @@ def _difference(wanted: Outputs, exported: torch.jit.ScriptModule, images: Tenso
 def _pictures(ckpt: Path, size: int, white: int) -> tuple[np.ndarray, str]:
     """Images [N, S, S, 3] uint8 to check with, and what they are."""
     run = run_of(ckpt)
-    paths = [path for path, split in run.items() if split == "test"] if run else []
+    rows = [row for row in run[1] if row["split"] == "test"] if run else []
     try:
-        shown = [paths[i] for i in np.linspace(0, len(paths) - 1, CHECKED).astype(int)] if paths else []
-        if shown:
+        taken = [rows[i] for i in np.linspace(0, len(rows) - 1, CHECKED).astype(int)] if rows else []
+        shown = [run[0] / row["path"] for row in taken] if run else []
+        same = all(row.get("digest") in (None, digest) for row, digest in zip(taken, digests(shown), strict=True))
+        if shown and same:
             return np.stack(
                 list(each_image(shown, lambda path: read_picture(path, size, white)))
             ), "the run's test images"

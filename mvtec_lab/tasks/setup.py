@@ -6,7 +6,7 @@ import ctypes
 import gc
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # where PyTorch docume
 
 from mvtec_lab.config import BALANCING, Config, validate
 from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.data.source import locate
@@ -120,13 +121,31 @@ def config_findings(config: Config) -> list[str]:
     return findings
 
 
-def set_up(config: Config, data: MVTecDataModule) -> None:
+def absolute_paths(config: Config) -> dict[str, str]:
+    """Return the paths among the settings as absolute ones, by their keys: another directory reads others in the same
+    words."""
+    weights = config.model.weights
+    given = {
+        "data.root": config.data.root,
+        "split.file": config.split.file,
+        "model.weights": weights if weights and Path(weights).expanduser().is_file() else None,
+    }
+    return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path is not None}
+
+
+def set_up(config: Config, data: MVTecDataModule, checked: Mapping[str, Contents] | None = None) -> None:
     """Decode the images and audit them: what is found joins the warnings.
 
+    Args:
+        checked: the files that a sweep's check found, by product folder.
+
     Raises:
-        LabError: a broken image, or with ``audit=strict`` a finding.
+        LabError: a broken image, other files than the check found, or with ``audit=strict`` a finding.
     """
     data.setup()
+    if (then := (checked or {}).get(str(data.folder.absolute()))) is not None:
+        remedy = "restore them, or start another sweep"
+        require_same(data.folder, data.contents(), then, "when this sweep was checked", remedy)
     findings = data.findings() + config_findings(config)
     if findings and config.audit == "strict":
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
@@ -344,10 +363,10 @@ def check_devices(config: Config) -> int:
 _checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs
 
 
-def check(config: Config, here: bool = True) -> None:
+def check(config: Config, here: bool = True) -> MVTecDataModule:
     """Everything about a job of a sweep that can be known before it trains; raises LabError for the first mistake.
 
-    Where another machine is to train it (not ``here``), its devices are left to that machine.
+    Returns the job's data. Where another machine is to train it (not ``here``), its devices are left to that machine.
     """
     validate(config)
     several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
@@ -369,6 +388,7 @@ def check(config: Config, here: bool = True) -> None:
                 raise
         _checked.add(network)
     set_up(config, data)  # last: it takes longest
+    return data
 
 
 def claim(run_dir: str | Path, marker: str) -> Path:

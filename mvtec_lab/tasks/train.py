@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from mvtec_lab.config import Config, validate
+from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline, top_confusions
@@ -55,6 +56,7 @@ from mvtec_lab.tasks.features import teach, use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
 from mvtec_lab.tasks.resume import clear, earlier_run
 from mvtec_lab.tasks.setup import (
+    absolute_paths,
     build_classifier,
     build_data,
     build_trainer,
@@ -68,16 +70,24 @@ from mvtec_lab.tasks.setup import (
 log = logging.getLogger(__name__)
 
 SHOWN = 16  # images of the first batch on its sheet
+_SPLIT = ("path", "label", "split", "fold", "group", "mask")  # of samples.csv; older ones lack the digests
 _ELSEWHERE = "restore them, or give another directory"
 
 
-def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run") -> RunResult:
+def run_attempt(
+    config: Config | None = None,
+    run_dir: str | Path = "outputs/run",
+    checked: Mapping[str, Contents] | None = None,
+) -> RunResult:
     """Train one attempt and judge it on validation and test images.
 
     ``run_dir`` is left complete in itself: config.yaml, result.json, samples.csv, predictions.csv, history.csv,
     mistakes.jpg, explanations.jpg, best.ckpt, last.ckpt and TensorBoard's events. A run that fails on the way leaves
     result.json with its error, and raises. With ``resume``, a run that lies there completed is returned, one that was
     stopped goes on from its last.ckpt, to the same result as if it had not been, and any other starts anew.
+
+    Args:
+        checked: the files that a sweep's check found, by product folder; others are refused.
 
     Raises:
         LabError: a mistake in the configuration or the data; raised before anything is written.
@@ -88,7 +98,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     if config.model.method != "classifier":
         from mvtec_lab.tasks.detect import run_detection  # which is another way through the same files
 
-        return run_detection(config, run_dir, began)
+        return run_detection(config, run_dir, began, checked)
     earlier = earlier_run(run_dir, config) if config.resume else None
     if earlier is not None and earlier.completed:
         log.info("%s is completed: nothing to do", run_dir)
@@ -97,7 +107,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
     data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     classifier, notes = build_classifier(config, data)
-    set_up(config, data)
+    set_up(config, data, checked)
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
@@ -113,6 +123,7 @@ def run_attempt(config: Config | None = None, run_dir: str | Path = "outputs/run
         warnings=[*data.warnings, *notes],
         versions=versions(),
         git_revision=git_revision(),
+        paths=absolute_paths(config),
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )
@@ -163,9 +174,13 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         return None
     if earlier.weights not in (None, result.weights):
         raise LabError(f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}")
-    rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in _sample_rows(data, result)]
-    if not (run_dir / SAMPLES).exists() or read_csv(run_dir / SAMPLES) != rows:
-        raise LabError(f"{run_dir / SAMPLES} names other images, or another split, than {data.folder}: {_ELSEWHERE}")
+    if not (run_dir / SAMPLES).exists():
+        raise LabError(f"{run_dir / SAMPLES} is missing: which images this run has seen is not known; {_ELSEWHERE}")
+    began, rows = read_csv(run_dir / SAMPLES), _sample_rows(data, result)
+    require_same(data.folder, data.contents(), contents_listed(began), f"{run_dir} began with", _ELSEWHERE)
+    split = [{key: "" if row[key] is None else str(row[key]) for key in _SPLIT} for row in rows]
+    if [{key: row.get(key) for key in _SPLIT} for row in began] != split:
+        raise LabError(f"{run_dir / SAMPLES} names another split than {data.folder} has now: {_ELSEWHERE}")
     classifier.load_state_dict(checkpoint["state_dict"])  # now: features are made before Lightning does
     result.started, result.resumed = earlier.started or result.started, earlier.resumed + 1
     changed = [
@@ -187,8 +202,18 @@ def write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> No
 
 
 def _sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]]:
+    digests = data.contents()
     return [
-        {"path": s.path, "label": s.label, "split": s.split, "fold": result.fold, "group": s.group, "mask": s.mask}
+        {
+            "path": s.path,
+            "label": s.label,
+            "split": s.split,
+            "fold": result.fold,
+            "group": s.group,
+            "mask": s.mask,
+            "digest": digests[s.path],
+            "mask_digest": digests[s.mask] if s.mask else None,
+        }
         for s in data.samples
     ]
 

@@ -26,7 +26,7 @@ FILES = {
     "bottle/test/crack/000.png": b"crack",
     "bottle/ground_truth/crack/000_mask.png": b"mask",
     "cable/test/good/000.png": b"cable",
-    "readme.txt": b"hello",
+    "cable/test/good/note.txt": b"hello",
 }
 
 
@@ -176,9 +176,13 @@ def test_server_without_ranges_that_always_drops_is_given_up(server: Server, tmp
 @pytest.mark.parametrize("honest", [True, False], ids=["if-range", "etag"])
 def test_changed_file_is_not_glued(server: Server, tmp_path: Path, honest: bool) -> None:
     interrupt(server, tmp_path)
-    server.payload, server.etag, server.honest = tar_bytes(FILES | {"readme.txt": b"HELLO"}), '"v2"', honest
+    server.payload, server.etag, server.honest = (
+        tar_bytes(FILES | {"cable/test/good/note.txt": b"HELLO"}),
+        '"v2"',
+        honest,
+    )
     fetch_archive(server.url, tmp_path)
-    assert tree(tmp_path)["readme.txt"] == b"HELLO"
+    assert tree(tmp_path)["cable/test/good/note.txt"] == b"HELLO"
     assert server.starts == ([0] if honest else [50_000, 0])
 
 
@@ -384,3 +388,32 @@ def test_full_disk_keeps_the_download(server: Server, tmp_path: Path, monkeypatc
     fetch_archive(server.url, tmp_path)
     assert server.starts == [0]
     assert tree(tmp_path) == FILES
+
+
+@pytest.mark.parametrize("pack", [tar_bytes, zip_bytes], ids=["tar", "zip"])
+def test_only_category_folders_reach_the_root(tmp_path: Path, pack) -> None:
+    """Whatever lay beside the categories was put into data.root, which may be a home folder."""
+    files = {"mvtec/bottle/test/good/0.png": b"a", "mvtec/bottle/license.txt": b"b", "mvtec/bottle/bin/x.sh": b"c"}
+    files |= {"mvtec/.profile": b"d", "mvtec/.config/test/good/x": b"e", "mvtec/bin/x.sh": b"f"}
+    archive, root = tmp_path / "a", tmp_path / "root"
+    archive.write_bytes(pack(files))
+    fetch_archive(str(archive), root)
+    assert tree(root) == {"bottle/test/good/0.png": b"a"}
+    archive.write_bytes(pack({"test/good/0.png": b"a", ".bashrc": b"b", "run.sh": b"c"}))
+    fetch_archive(str(archive), tmp_path / "product")
+    assert tree(tmp_path / "product") == {"test/good/0.png": b"a"}
+
+
+@pytest.mark.parametrize("pack", [tar_bytes, zip_bytes], ids=["tar", "zip"])
+def test_an_archive_that_unpacks_to_too_much_leaves_nothing(tmp_path: Path, monkeypatch, pack) -> None:
+    archive, root = tmp_path / "bomb", tmp_path / "root"
+    monkeypatch.setattr(download, "_TIMES", 0)
+    archive.write_bytes(pack({f"bottle/test/good/{i}.png": bytes(100_000) for i in range(20)}))
+    monkeypatch.setattr(download, "_LEAST", 1_000_000)
+    with pytest.raises(LabError, match=r"unpacks to more than .* nothing was unpacked: use another archive"):
+        fetch_archive(str(archive), root)
+    assert tree(root) == {}
+    monkeypatch.setattr(download, "_LEAST", 1 << 30)
+    monkeypatch.setattr(download, "_MOST", 19)
+    with pytest.raises(LabError, match="19 files"):
+        fetch_archive(str(archive), root)

@@ -33,13 +33,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, redacted
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte: more than a slow mirror needs to wake up
 _TRIES = 3  # in a row without a new byte; a connection that drops but gets on may drop as often as it likes
+_PARTS = ("train", "test", "ground_truth")  # the folders of a category; nothing else of an archive is wanted
+# What an archive may unpack to: its own size a few times over, as PNG and JPEG hardly shrink and plain BMP does by ten,
+# and as much as a small archive of blank images may need.
+_TIMES, _LEAST = 20, 1 << 30
+_MOST = 1_000_000  # files; MVTec AD, all of it, has 7,000
 _PAUSE = 1.0  # seconds before the second try, doubled for the third
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 
@@ -53,8 +58,9 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
 
     ``source`` is an http(s) or file URL or a local path. A download rests in ``<root>/<name>.part`` until it is
     unpacked, and an interrupted one is continued if the server still has the same file. A folder that wraps the
-    category folders is taken off; what already lies in ``root`` is kept. Without ``sha256`` the digest is logged,
-    with a warning. Only one process at a time may fill the same ``root``.
+    category folders is taken off; what already lies in ``root`` is kept. Of each category train/, test/ and
+    ground_truth/ come into ``root``, and of the rest of the archive nothing does. Without ``sha256`` the digest is
+    logged, with a warning. Only one process at a time may fill the same ``root``.
 
     Raises:
         LabError: the source cannot be had, has another digest than ``sha256``, is damaged or holds an unsafe member,
@@ -120,14 +126,14 @@ def _download(url: str, root: Path, progress: Progress) -> Path:
                     f"{url} cannot be downloaded ({error}): check the address and the network and run again (what has "
                     f"arrived is kept), or give data.archive=FILE"
                 ) from error
-            log.warning("%s: %s; trying again", url, error)
+            log.warning("%s: %s; trying again", redacted(url), error)
             time.sleep(_PAUSE * 2 ** max(failures - 1, 0))
 
 
 def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
     """One connection: bring ``part`` to its full length, or as far as it gets (_DroppedError)."""
     known = _read_version(part)
-    length = known["length"] if known.get("url") == url else 0
+    length = known["length"] if known.get("url") == _digest(url) else 0
     offset = part.stat().st_size if length and part.exists() else 0
     if offset and offset == length:
         return
@@ -145,6 +151,8 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
         elif error.code not in (408, 429) and error.code < 500:
             raise LabError(f"{url} answers with {status}: check the address, or give data.archive=FILE") from error
         raise _DroppedError(status) from error
+    except http.client.InvalidURL as error:  # whose text quotes the password
+        raise LabError(f"{url} is no address (port, password or a blank in it?): correct data.archive") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _DroppedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
 
@@ -159,7 +167,7 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
             offset, length = 0, int(response.headers.get("Content-Length") or 0)
         with part.open("r+b" if offset else "wb") as file:
             if not offset:  # after the old bytes are gone: they must never be taken for this version's
-                version = {"url": url, "length": length, "validator": validator}
+                version = {"url": _digest(url), "length": length, "validator": validator}
                 _version_file(part).write_text(json.dumps(version), encoding="utf-8")
             file.seek(offset)
             _copy(response, file, url, length, progress, task)
@@ -171,7 +179,7 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
 def _copy(response: Any, file: IO[bytes], url: str, length: int, progress: Progress, task: TaskID) -> None:
     done = file.tell()
     total = f"{length / 1e6:.1f} MB" if length else "unknown size"
-    log.info("downloading %s (%s) from byte %d", url, total, done)
+    log.info("downloading %s (%s) from byte %d", redacted(url), total, done)
     progress.update(task, total=length or None, completed=done)
     quarter = 4 * done // length if length else 0
     while True:
@@ -189,8 +197,12 @@ def _copy(response: Any, file: IO[bytes], url: str, length: int, progress: Progr
             log.info("downloaded %d %% of %s", 25 * quarter, total)
 
 
+def _digest(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
 def _version_file(part: Path) -> Path:
-    """Beside the part: URL, length (0: unknown) and validator of the file on the server that it is a part of."""
+    """Beside the part: digest of the URL (which may hold a password), length (0: unknown) and validator of the file."""
     return part.with_name(part.name + ".json")
 
 
@@ -219,7 +231,7 @@ def _verify(archive: Path, source: str, sha256: str | None, progress: Progress) 
             digest.update(chunk)
     found = digest.hexdigest()
     if sha256 is None:
-        log.warning("%s is not verified; its digest is data.sha256=%s", source, found)
+        log.warning("%s is not verified; its digest is data.sha256=%s", redacted(source), found)
     elif found != sha256.lower():
         raise LabError(
             f"{source} has the SHA-256 digest {found}, not {sha256.lower()}: fetch it again, or correct data.sha256"
@@ -228,12 +240,19 @@ def _verify(archive: Path, source: str, sha256: str | None, progress: Progress) 
 
 def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
     """Unpack beside the final place, then move each top-level entry there: a kill leaves no half category."""
-    log.info("unpacking %s", source)
+    log.info("unpacking %s", redacted(source))
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
         content = Path(temporary)
         try:
+            most, size = max(_LEAST, _TIMES * archive.stat().st_size), 0
             with progress.open(archive, "rb", description="unpacking") as file:
-                for name, stream in _members(file, source):
+                for count, (name, length, stream) in enumerate(_members(file, source)):
+                    size += length
+                    if size > most or count >= _MOST:
+                        raise LabError(
+                            f"{source} unpacks to more than {most / 1e9:.1f} GB or {_MOST:,} files, nothing was "
+                            "unpacked: use another archive, or unpack it yourself and give data.root=FOLDER"
+                        )
                     parts = _safe_parts(name, source)
                     if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
                         continue
@@ -258,15 +277,21 @@ def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
             if len(folders) != 1:
                 raise LabError(f"{source} holds no category folder (one with train/ or test/): give another archive")
             content = folders[0]
+        whole = _is_category(content)  # train/ and test/ lie at the archive's top: root itself is the product
         for entry in sorted(content.iterdir()):
-            if (root / entry.name).exists():
+            if not (entry.name in _PARTS if whole else _is_category(entry)) or entry.name.startswith("."):
+                log.info("%s is no category folder and is left out", entry.name)
+            elif (root / entry.name).exists():
                 log.info("%s already exists and is kept", root / entry.name)
             else:
+                for other in [] if whole else [path for path in entry.iterdir() if path.name not in _PARTS]:
+                    log.info("%s/%s is left out", entry.name, other.name)
+                    shutil.rmtree(other) if other.is_dir() else other.unlink()
                 entry.rename(root / entry.name)
 
 
-def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Name and content of every file, name and None of every folder; anything else is refused.
+def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """Yield name, size and content of every file, name, 0 and None of every folder; anything else is refused.
 
     Contents are copied rather than extracted, so no link, device, owner or permission of an archive takes effect.
     """
@@ -276,7 +301,7 @@ def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, IO[bytes] | No
             for member in archive:
                 if not (member.isfile() or member.isdir()):
                     raise _unsafe(source, member.name, "is a link or a device")
-                yield member.name, archive.extractfile(member)
+                yield member.name, member.size, archive.extractfile(member)
             # tarfile takes a bad header for the end: only a second block of zeros proves that nothing is missing.
             if not archive.fileobj.read(_CHUNK).startswith(bytes(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("it breaks off")
@@ -285,7 +310,7 @@ def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, IO[bytes] | No
         for info in archive.infolist():
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _unsafe(source, info.filename, "is a link or a device")
-            yield info.filename, None if info.is_dir() else archive.open(info)
+            yield info.filename, info.file_size, None if info.is_dir() else archive.open(info)
 
 
 def _safe_parts(name: str, source: str) -> tuple[str, ...]:

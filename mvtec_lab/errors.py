@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -11,11 +12,33 @@ class LabError(Exception):
 
     status = 2
 
+    def __init__(self, message: object) -> None:
+        super().__init__(redacted(str(message)))
+
 
 class IncompleteError(LabError):
     """A part of the input could not be used; the rest was done and is written (exit status 1)."""
 
     status = 1
+
+
+def redacted(text: str) -> str:
+    """Hide what may be a credential in every URL of a text: user, password, the query's values and the fragment.
+
+    >>> redacted("from https://me:secret@host/a.tar?token=abc&v=1")
+    'from https://***@host/a.tar?token=***&v=***'
+    """
+    return _URL.sub(_hidden, text)
+
+
+# scheme, user and password (which should have no slash, but may), host and path, query, fragment
+_URL = re.compile(r"\b([a-z][a-z0-9+.-]{0,20}://)([^?#\s]*@)?([^?#\s]*)(?:\?([^#\s]*))?(?:#(\S*))?", re.IGNORECASE)
+
+
+def _hidden(url: re.Match[str]) -> str:
+    scheme, user, place, query, fragment = url.groups()
+    values = "&".join(f"{part.partition('=')[0]}=***" if "=" in part else "***" for part in (query or "").split("&"))
+    return f"{scheme}{'***@' if user else ''}{place}{f'?{values}' if query else ''}{'#***' if fragment else ''}"
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LabError:

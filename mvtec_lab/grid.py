@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, redacted
 
 # What a cross-validation decides on by itself.
 _OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
@@ -84,7 +84,9 @@ def grid(config: DictConfig) -> list[DictConfig]:
 
 def _file_name(value: Any) -> str:
     """A value as a part of a directory's name: no separators, nothing that a shell or TensorBoard trips over."""
-    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_.")[-40:] or "empty"  # 40: four keys fit into a file name
+    return (
+        re.sub(r"[^\w.+-]+", "_", redacted(str(value))).strip("_.")[-40:] or "empty"
+    )  # 40: four keys fit into a file name
 
 
 OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)

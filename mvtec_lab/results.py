@@ -9,13 +9,14 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.locks import in_use
 
 RESULT, CONFIG = "result.json", "config.yaml"
@@ -173,7 +174,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict
 
 
 def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else redacted(str(value))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -191,15 +192,30 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as UTF-8 CSV with a header; None becomes an empty cell."""
+    """Write rows as UTF-8 CSV with a header; None becomes an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which ``read_csv`` takes off.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(columns))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a CSV with a header into one dict a row; an Excel byte-order mark is ignored."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+        return [
+            {k: v[1:] if isinstance(v, str) and _QUOTED.match(v) else v for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+# What begins a formula, with apostrophes of the text's own in front, so that every text is read back as it was.
+_FORMULA, _QUOTED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
+
+
+def _as_text(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value

@@ -37,10 +37,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mvtec_lab.arguments import override, parse, text
 from mvtec_lab.config import Config, settings, validate
 from mvtec_lab.effects import idle, typed_keys
-from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.errors import LabError, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, path_of_run
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, path_of_run, write_whole
 from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ PACKAGE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout and an editable install beside it.
 CONF = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if (d / "config.yaml").is_file())
 
+MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
 # A task is a function (config, run directory) -> anything; it is imported when it is called for.
 TASKS = {
     "train": "mvtec_lab.tasks.train:run_attempt",
@@ -81,8 +82,8 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "plain": {"format": "%(message)s"},
-            "full": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+            "plain": {"class": f"{__name__}._Redacted", "format": "%(message)s"},
+            "full": {"class": f"{__name__}._Redacted", "format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
         },
         "filters": {"once": {"()": f"{__name__}._Once"}},
         "handlers": handlers,
@@ -92,6 +93,13 @@ def _logging(**handlers: dict[str, Any]) -> dict[str, Any]:
         },
         "root": {"handlers": list(handlers), "level": "INFO"},
     }
+
+
+class _Redacted(logging.Formatter):
+    """Log no credential of a URL: Hydra logs the overrides of each job, and tracebacks hold them as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class _Once(logging.Filter):
@@ -137,6 +145,10 @@ class _Lab(Callback):
         """A launcher's process has been handed this object, and knows nothing of the command line otherwise."""
         global _state
         _state = self.state or _state
+        if config.hydra.mode == RunMode.MULTIRUN and (overrides := Path(config.hydra.sweep.dir, MULTIRUN)).is_file():
+            written = overrides.read_text(encoding="utf-8")
+            if (hidden := redacted(written)) != written:  # Hydra writes the command line as it is
+                write_whole(overrides, hidden)
 
 
 class _Stop(SystemExit):

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,7 @@ from rich.console import Console
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline, top_confusions
 from mvtec_lab.locks import held
 from mvtec_lab.models.classifier import DefectClassifier
@@ -196,9 +196,16 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
 
 def write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
     run_dir = Path(result.run_dir)
-    write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_whole(run_dir / CONFIG, _yaml(config))
     rows = _sample_rows(data, result)
     write_csv(run_dir / SAMPLES, rows, list(rows[0]))
+
+
+def _yaml(config: Config) -> str:
+    """The configuration as it is shown and kept: without the credentials of the archive's address."""
+    archive = config.data.archive
+    shown = replace(config, data=replace(config.data, archive=None if archive is None else redacted(archive)))
+    return OmegaConf.to_yaml(OmegaConf.structured(shown))
 
 
 def _sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]]:
@@ -346,8 +353,9 @@ def _log_outcomes(
         log_picture(writer, f"pictures/{split}_mistakes_first", outcome.page, step)
     if explanations is not None:
         log_picture(writer, "pictures/explanations", explanations, step)
-    plain = OmegaConf.to_yaml(OmegaConf.structured(config))
-    writer.add_text("config", "    " + plain.replace("\n", "\n    "), 0)  # four spaces: a code block in Markdown
+    writer.add_text(
+        "config", "    " + _yaml(config).replace("\n", "\n    "), 0
+    )  # four spaces: a code block in Markdown
     names = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
     scores = {f"{split}_best/{name}": o.metrics[name] for split, o in outcomes.items() for name in names}
     logger.log_hyperparams(_hyperparameters(config), scores)

@@ -28,6 +28,7 @@ from mvtec_lab.models.backbones import (
     trainable_stages,
     use_cosine,
 )
+from mvtec_lab.models.finite import not_finite, require_finite
 from mvtec_lab.models.generator import balance
 from mvtec_lab.models.losses import Criterion, GroupSoftmax
 from mvtec_lab.models.modes import evaluating
@@ -348,13 +349,18 @@ class DefectClassifier(pl.LightningModule):
 
     @torch.inference_mode()
     def probabilities(self, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-        """Class probabilities of every image of all batches, in their order: float32 [N, C], in full precision."""
+        """Return the class probabilities of every image of all batches, in their order: float32 [N, C], in full
+        precision.
+
+        Raises:
+            LabError: some are NaN.
+        """
         parts = []
         with evaluating(self):
             for batch in batches:
                 on_device = {name: value.to(self.device) for name, value in batch.items()}
                 parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
-        return torch.cat(parts).numpy()
+        return require_finite(torch.cat(parts), "the class probabilities").numpy()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
@@ -380,7 +386,8 @@ def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
     Nothing but tensors and plain values is read (``weights_only=True``), so a checkpoint from anywhere is safe to load.
 
     Raises:
-        LabError: the file is missing, damaged, would run code, or is no checkpoint of a DefectClassifier.
+        LabError: the file is missing, damaged, would run code, holds NaN or infinity, or is no checkpoint of a
+            DefectClassifier.
     """
     checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
@@ -396,6 +403,8 @@ def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LabError(f"{path} is no checkpoint of this version's classifier: {reason}") from error
+    if key := not_finite(classifier.state_dict()):
+        raise LabError(f"{path} holds NaN or infinity in {key}: train that run again")
     classifier.weights_name = weights
     classifier.hparams["weights"] = weights
     return classifier.eval()

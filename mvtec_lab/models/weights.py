@@ -21,6 +21,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.backbones import check_weights, names
+from mvtec_lab.models.finite import not_finite
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,8 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise LabError(f"{source} is no state dict: write one with torch.save(model.state_dict(), FILE)")
     check_weights(backbone, state_dict, source)
-    for key, value in state_dict.items():
-        if not value.isfinite().all():  # VGG16's IMAGENET1K_FEATURES leaves out its classifier this way
-            raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
+    if key := not_finite(state_dict):  # VGG16's IMAGENET1K_FEATURES leaves out its classifier this way
+        raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
     transforms = entry.transforms() if entry else None
     mean, std = getattr(transforms, "mean", IMAGENET_MEAN), getattr(transforms, "std", IMAGENET_STD)
     return Weights(name, tuple(mean), tuple(std), state_dict, note)

@@ -117,6 +117,10 @@ def tested(run: RunResult) -> Tested | None:
         labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "prediction"))
         images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
         scores = np.array([float(row["score"]) for row in rows]) if run.method else np.zeros(0)
+        for row in rows:
+            for key in (key for key in row if key == "score" or (key or "").startswith("prob_")):
+                if not np.isfinite(float(row[key])):
+                    raise ValueError(f"{key} of {row['path']} is {row[key]}")
     except KeyError as error:
         raise damaged(path, f"no column or class {error}") from error
     except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.models.finite import require_finite
 from mvtec_lab.tasks.evaluate import run_of, the_model
 from mvtec_lab.tasks.scores import CLASSES
 from mvtec_lab.tasks.setup import claim
@@ -103,7 +104,9 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         exported = torch.jit.load(file)
         wanted = _run(model, normalise(pictures, about["mean"], about["std"]))
         images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
-        difference = max(_difference(wanted, exported, images, batch) for batch in BATCHES)
+        for values in wanted:
+            require_finite(values, "scores, maps or probabilities")
+        difference = float(np.max([_difference(wanted, exported, images, batch) for batch in BATCHES]))
     if not difference <= LARGEST:  # NaN as well
         raise LabError(
             f"{config.ckpt} cannot be exported: the file's values differ by {difference:.2g} of the largest from the "
@@ -162,7 +165,8 @@ def _difference(wanted: Outputs, exported: torch.jit.ScriptModule, images: Tenso
     parts = [exported(part) for part in images.split(batch)]
     parts = [part if isinstance(part, tuple) else (part,) for part in parts]
     found = [torch.cat(each) for each in zip(*parts, strict=True) if each[0] is not None]
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in zip(wanted, found, strict=True))
+    shares = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in zip(wanted, found, strict=True)]
+    return float(np.max(shares))  # NaN, if one is: max() may pass it over
 
 
 def _pictures(ckpt: Path, size: int, white: int) -> tuple[np.ndarray, str]:

@@ -220,7 +220,7 @@ def _scores(
     while batch := list(islice(pictures, config.data.batch_size)):
         paths, images = zip(*batch, strict=True)
         with torch.no_grad():
-            found = detector(normalise(np.stack(images), about["mean"], about["std"]))
+            found = detector.scored(normalise(np.stack(images), about["mean"], about["std"]))
         maps = repeat(None) if found.map is None else found.map.numpy()
         yield from zip(paths, images, found.image.numpy(), maps)  # noqa: B905 # repeat has no end
 

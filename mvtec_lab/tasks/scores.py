@@ -80,7 +80,7 @@ def score(
     maps: list[np.ndarray] | None = []
     with bar() as progress, torch.no_grad():
         for images in progress.track(Reading(dataset, batch_size, device), description="scoring images"):
-            each = detector(images)
+            each = detector.scored(images)
             found.append(each.image.float().cpu().numpy())
             if each.map is None:
                 maps = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.anomaly.base import AnomalyDetector
+from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file
 
 
@@ -42,7 +44,7 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[AnomalyDetector, dict[s
     image_size, mean, std. Nothing but tensors and plain values is read.
 
     Raises:
-        LabError: the file is missing, damaged, or no checkpoint of a one-class method.
+        LabError: the file is missing, damaged, holds NaN or infinity, or is no checkpoint of a one-class method.
     """
     found = load_file(path)
     if not isinstance(found, dict) or not {"state_dict", "hyper_parameters", "method"} <= found.keys():
@@ -53,5 +55,10 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[AnomalyDetector, dict[s
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LabError(f"{path} is no checkpoint of this version's {found['method']}: {reason}") from error
+    if key := not_finite(detector.state_dict()):
+        raise LabError(f"{path} holds NaN or infinity in {key}: train that run again")
+    for key in ("threshold", "map_threshold"):
+        if found.get(key) is not None and not math.isfinite(found[key]):
+            raise LabError(f"{path} holds {found[key]} as its {key}: train that run again")
     found.pop("hyper_parameters")
     return detector.eval(), found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.optim import build_optimizer
 
 # Good training images as normalised batches [N, 3, S, S], on the method's device, in the same order each time; asked
@@ -54,6 +55,18 @@ class AnomalyDetector(pl.LightningModule):
         """Of images [N, 3, S, S], normalised, in eval mode."""
         raise NotImplementedError
 
+    def scored(self, images: Tensor) -> Scores:
+        """Score images as ``forward`` does.
+
+        Raises:
+            LabError: a score or a map holds NaN or infinity.
+        """
+        found: Scores = self(images)
+        for values, what in zip(found, ("the scores", "the maps"), strict=True):
+            if values is not None:
+                require_finite(values, what)
+        return found
+
     def on_train_start(self) -> None:
         self.train()  # Lightning leaves a module in the mode that it finds, and ``prepare`` wants eval mode
 
@@ -63,7 +76,7 @@ class AnomalyDetector(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.loss(batch["image"]), batch_size=len(batch["image"]), prog_bar=True)
+        self.log("val/loss", finite(self.loss(batch["image"])), batch_size=len(batch["image"]), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer_of(p for p in self.parameters() if p.requires_grad)

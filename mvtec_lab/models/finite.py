@@ -1,0 +1,31 @@
+"""NaN and infinity are errors: argmax and comparisons with a threshold make a decision of them without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvtec_lab.errors import LabError
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """Return the same values, [N, ...] of N images.
+
+    Raises:
+        LabError: some are NaN or infinite.
+    """
+    wrong = len(values) - int(values.reshape(len(values), -1).isfinite().all(1).sum())
+    if wrong:
+        raise LabError(
+            f"{what} of {wrong} of {len(values)} images are NaN or infinite: the training has diverged (lower "
+            "optimizer.lr), or the checkpoint is damaged: train it again"
+        )
+    return values
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
+    return next((key for key, v in state.items() if isinstance(v, Tensor) and not torch.isfinite(v).all()), None)

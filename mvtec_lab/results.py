@@ -64,6 +64,7 @@ class RunResult:
     best_epoch: int | None = None  # whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
     resumed: int = 0  # how often it was stopped and gone on with
     seconds: float = 0.0  # training and validation epochs
+    luck: bool | None = None  # whether another seed gives another model; None: an older run, which does not say
     method: str | None = None  # of a one-class run, as the next four
     threshold: dict[str, Any] | None = None  # value, rule, and map: that of a map's pixel
     fit_seconds: float | None = None  # all that learns from the good images

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models._api import BUILTIN_MODELS
 from torchvision.ops import Permute
 
+from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly import features, frozen
 from mvtec_lab.models.anomaly.base import AnomalyDetector
@@ -26,6 +27,7 @@ from mvtec_lab.models.anomaly.ocsvm.model import NU, SupportVectors
 from mvtec_lab.models.anomaly.padim.model import RIDGE, Padim
 from mvtec_lab.models.anomaly.patchcore import model as patchcore
 from mvtec_lab.models.anomaly.spade.model import Spade
+from mvtec_lab.reporting.runs import DRAWS_NOTHING
 
 LOCALISING = ("patchcore", "padim", "spade")
 METHODS = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
@@ -43,8 +45,8 @@ def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
     return found
 
 
-def detector(name: str, net: str, **knobs: object) -> AnomalyDetector:
-    torch.manual_seed(0)
+def detector(name: str, net: str, seed: int = 0, **knobs: object) -> AnomalyDetector:
+    torch.manual_seed(seed)
     layers = ["features.relu1", "features.relu2"]
     made = importlib.import_module(f"mvtec_lab.models.anomaly.{name}").Detector
     return made(backbone=net, weights=None, layers=layers, **knobs).eval()
@@ -76,6 +78,26 @@ def test_a_method_finds_a_spot_and_is_restored_exactly(name: str, tiny_net: str)
     restored.load_state_dict(method.state_dict())
     for other in (again, restored):
         assert torch.equal(other(images(6, defect=True, seed=2)).image, bad.image)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tiny_net: str) -> None:
+    knobs = {"dimensions": 5} if name == "padim" else {"clusters": 15} if name == "kmeans" else {}
+    scores, network = [], detector(name, tiny_net).features.state_dict()
+    for seed in range(4):
+        found = detector(name, tiny_net, seed, **knobs)
+        found.features.load_state_dict(network)  # pretrained weights are the same for all seeds
+        found.prepare(lambda: images(40).split(10))
+        scores.append(found(images(4, defect=True, seed=2)).image)
+    assert found.draws != all(torch.equal(each, scores[0]) for each in scores)
+    assert found.draws == (name not in DRAWS_NOTHING)
+
+
+def test_what_trains_draws() -> None:
+    for name in DETECTORS:
+        made = importlib.import_module(f"mvtec_lab.models.anomaly.{name}").Detector
+        assert made.draws or not made.trains
+        assert made.draws == (name not in DRAWS_NOTHING)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_reporting import fabricate, page, printed, text_of
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation import anomaly, statistics
+from mvtec_lab.evaluation import anomaly, differences
 from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.reporting import figures, report, summary
 from mvtec_lab.reporting.comparison import Comparison, compare
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import MISTAKES, PIXELS, PREDICTIONS, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, MISTAKES, PIXELS, PREDICTIONS, RunResult, read_csv, write_csv
 
 KINDS = ["good"] * 12 + ["crack"] * 14 + ["hole"] * 6
 TRUTH = np.array([kind != "good" for kind in KINDS], dtype=np.int64)
@@ -117,9 +118,9 @@ def test_methods_are_compared_by_delong(tmp_path: Path) -> None:
     assert comparison.best is None  # validation had no defects
     first, second = (read_csv(tmp_path / name / PREDICTIONS)[: len(KINDS)] for name in ("patchcore", "vae"))
     ours, theirs = ([float(row["score"]) for row in rows] for rows in (first, second))
-    expected = statistics.delong_test(ours, theirs, TRUTH)
+    expected = differences.auroc_difference(ours, theirs, TRUTH)
     pair = next(p for p in comparison.pairs if (p.first, p.second) == ("patchcore", "vae"))
-    assert pair.test == "DeLong's test"
+    assert pair.test == "DeLong's test with one more image of each kind"
     assert (pair.p, pair.difference.value) == (expected.p, expected.value)
     assert pair.different
     estimate = comparison.attempts[1].estimate("image_auroc")
@@ -128,20 +129,20 @@ def test_methods_are_compared_by_delong(tmp_path: Path) -> None:
     assert estimate.low < estimate.value < estimate.high
     text = said(comparison)
     assert "cannot choose among 3 methods; the highest on test, which flatters it: patchcore" in text
-    assert "Shown to be better in image AUROC than" in text
-    assert "DeLong's test on image AUROC, Holm's correction for 3 comparisons" in text
+    assert "The patchcore model trained here is shown to be better in image AUROC than that of vae" in text
+    assert "DeLong's test with one more image of each kind on image AUROC, Holm's correction for 3 comparisons" in text
     assert "By chance image AUROC is 0.500; not shown to be better: vae." in text
     assert "defects found and false alarms: patchcore 100% and" in text
 
 
 def test_made_up_defects_choose(tmp_path: Path) -> None:
     detect(tmp_path / "0", "patchcore", 9, made_up=0.8)
-    detect(tmp_path / "1", "padim", 2, made_up=0.9, rule="synthetic")
+    detect(tmp_path / "1", "padim", 0.2, made_up=0.9, rule="synthetic")
     comparison = compare(load_runs(tmp_path))
     assert comparison.best == "padim"
     text = said(comparison)
     assert "Best on validation: padim (image AUROC of made-up defects 0.900); test image AUROC" in text
-    assert "Shown to be worse on test in image AUROC than patchcore" in text
+    assert "padim model trained here is shown to be worse on test in image AUROC than that of patchcore" in text
 
 
 def test_what_was_never_validated_is_no_loser_on_validation(tmp_path: Path) -> None:
@@ -152,14 +153,14 @@ def test_what_was_never_validated_is_no_loser_on_validation(tmp_path: Path) -> N
     assert "the highest on test, which flatters it: patchcore" in said(comparison)
 
 
-@pytest.mark.parametrize("metric", anomaly.PIXEL_METRICS)
-def test_pixel_metrics_are_compared_on_the_same_draws(tmp_path: Path, metric: str) -> None:
+@pytest.mark.parametrize("metric", ["pixel_auroc", "pixel_aupro"])
+def test_pixel_metrics_are_compared_image_by_image(tmp_path: Path, metric: str) -> None:
     detect(tmp_path / "0", "patchcore", 4)
     detect(tmp_path / "1", "padim", 1)
     detect(tmp_path / "2", "gaussian", maps=False)
     comparison = compare(load_runs(tmp_path), VerdictConfig(metric))
     pair = next(p for p in comparison.pairs if p.second == "padim")
-    assert pair.test == "paired bootstrap over images"
+    assert pair.test == "jackknife t-test over images"
     ours, theirs = (run.metrics["test"][metric] for run in load_runs(tmp_path)[:2])
     assert pair.difference.value == pytest.approx(ours - theirs, abs=1e-6)
     assert 0 < pair.difference.low < pair.difference.value < pair.difference.high
@@ -167,6 +168,38 @@ def test_pixel_metrics_are_compared_on_the_same_draws(tmp_path: Path, metric: st
     refused = [p.refused for p in comparison.pairs if p.second == "gaussian"]
     assert len(refused) == 2
     assert all("without maps and masks" in text for text in refused)
+
+
+def test_pixel_ap_on_one_test_set_is_stated_and_not_tested(tmp_path: Path) -> None:
+    for name, apart in (("patchcore", 4.0), ("padim", 1.0)):
+        detect(tmp_path / name, name, apart)
+    comparison = compare(load_runs(tmp_path), VerdictConfig("pixel_ap"))
+    assert comparison.pairs[0].p is None
+    assert comparison.attempts[0].estimate("pixel_ap").low is not None
+    assert "no test of pixel AP on a single test set is sound: give verdict.metric=pixel_aupro" in said(comparison)
+
+
+@pytest.mark.parametrize("told", [None, False, True])
+def test_methods_without_luck_need_no_seeds(tmp_path: Path, told: bool | None) -> None:
+    """Runs of before ``luck`` are known by their method and weights."""
+    for name, apart in (("patchcore", 9.0), ("gaussian", 0.2)):
+        detect(tmp_path / name, name, apart, luck=told)
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.models == bool(told)
+    for seed in range(3):
+        detect(tmp_path / f"vae{seed}", "vae", 0.2, seed=seed)
+    pairs = compare(load_runs(tmp_path), VerdictConfig(reference="patchcore")).pairs
+    assert {pair.first: pair.models for pair in pairs} == {"gaussian": bool(told), "vae": bool(told)}
+    detect(tmp_path / "spade", "spade", weights="random")
+    assert next(pair for pair in compare(load_runs(tmp_path)).pairs if pair.second == "spade").models
+
+
+def test_seeds_of_the_split_are_no_copies(tmp_path: Path) -> None:
+    for seed in range(3):
+        detect(tmp_path / str(seed), "nearest", 2)
+        config = {"split": {"protocol": "one_class", "seed": seed}, "model": {"method": "nearest"}}
+        (tmp_path / str(seed) / CONFIG).write_text(yaml.safe_dump(config))
+    assert compare(load_runs(tmp_path)).attempts[0].copies == 0
 
 
 def test_several_seeds_are_one_attempt(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_rare_classes_and_the_verdicts_metric_have_their_columns(tmp_path: Path)
         fabricate(tmp_path / name.replace("/", "_"), name, right=right, **counts)
     out = printed(tmp_path)
     assert max(map(len, out.splitlines())) <= 100
-    for part in ("test balanced", "0.925 [0.67, 0.97]", " acc.", "longtail/balanced_softmax", "tail", "0.850"):
+    for part in ("test balanced", "0.925 [0.66, 0.99]", " acc.", "longtail/balanced_softmax", "tail", "0.850"):
         assert part in out
     (row, _) = read_csv(tmp_path / summary.SUMMARY)
     assert (float(row["test_head_recall"]), float(row["test_tail_recall"])) == (0.7, 1)
@@ -326,7 +326,7 @@ def test_seeds_that_differ_by_run_only_are_no_difference(tmp_path: Path) -> None
         fabricate(tmp_path / str(index), ("base", "augment")[index // 2], seed=index % 2)
     text = text_of(page(tmp_path))
     assert "optimizer.lr" in text
-    assert "split.seed" not in text
+    assert "split.seed" not in text.partition("What differs")[2]
 
 
 def test_a_key_that_varies_within_one_attempt_is_shown(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.statistics import RESAMPLES, Difference, mann_whitney_interval, wilson_interval
+from mvtec_lab.evaluation.statistics import RESAMPLES, mann_whitney_interval, wilson_interval
 
 PRO_LIMIT = 0.3  # of the false-positive rate: the MVTec authors', Bergmann et al., IJCV 129, 2021
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
@@ -152,17 +152,6 @@ def best_f1_threshold(scores: npt.ArrayLike, truth: npt.ArrayLike) -> float:
     return float(min((below.max() + cut) / 2, lowest) if below.size else lowest)
 
 
-def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> Difference:
-    """What one method has more than another in a metric, from ``PixelScores.draws`` of either [1 + RESAMPLES].
-
-    p is two-sided: twice the share of draws in which the second is at least as good, or the first.
-    """
-    value, *drawn = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    fewer = min(np.less_equal(drawn, 0).sum(), np.greater_equal(drawn, 0).sum())
-    return Difference(float(value), float(low), float(high), float(min(1.0, 2 * (fewer + 1) / (len(drawn) + 1))))
-
-
 class PixelScores:
     """Pixel AUROC, average precision and AUPRO at the masks' full resolution, image by image in bounded memory.
 
@@ -258,15 +247,38 @@ class PixelScores:
         return {name: (float(low[k]), float(high[k])) for k, name in enumerate(PIXEL_METRICS)}
 
     def draws(self, limit: float = PRO_LIMIT) -> np.ndarray:
-        """The PIXEL_METRICS of the images as they are, then of RESAMPLES draws of them: [1 + RESAMPLES, 3].
+        """Return the PIXEL_METRICS of the images as they are, then of RESAMPLES draws of them: [1 + RESAMPLES, 3].
 
-        The draws are the same for all methods that were tested on the same images, whatever the order they were added
-        in: what one has more than another, row by row, is paired. NaN as ``metrics`` has None.
+        The draws are the same whatever the order the images were added in. NaN as ``metrics`` has None.
         """
         order = np.argsort(self.names)
         drawn = np.ones((1 + RESAMPLES, len(order)))
         drawn[1:, order] = _resamples(self._defect()[order])
         return self._values(drawn, limit)
+
+    def contributions(self, limit: float = PRO_LIMIT) -> tuple[np.ndarray, np.ndarray]:
+        """Return what each image contributes to the PIXEL_METRICS, [N, 3], the images in the order of their names, and
+        which of them have a defect, [N]: what two methods' contributions differ by is paired.
+
+        These are jackknife pseudo-values: n times the metric less n - 1 times the metric without that image, for n
+        images of its kind, good or defective, whose total weight stays. NaN where one of the metrics does not exist.
+        """
+        order, defect = np.argsort(self.names), self._defect()
+        if not self._counts:
+            return np.zeros((0, len(PIXEL_METRICS))), defect
+        counts, kinds = np.stack(self._counts)[:, :, ::-1], defect.astype(int)
+        sizes = np.bincount(kinds, minlength=2)
+        totals = np.stack([counts[kinds == kind].sum(axis=0, dtype=np.float64) for kind in (0, 1)])
+
+        def without(images: np.ndarray) -> np.ndarray:
+            kind = kinds[images]
+            weight = sizes[kind] / np.maximum(sizes[kind] - 1, 1)
+            rest = (totals[kind] - counts[images]) * weight[:, None, None]
+            return self._areas_of(totals[1 - kind] + rest, limit)
+
+        n = sizes[kinds][:, None]
+        values = n * self._areas_of(totals.sum(axis=0), limit) - (n - 1) * _in_chunks(without, np.arange(len(counts)))
+        return values[order], defect[order]
 
     def save(self, path: Path) -> None:
         """Write what was counted to an .npz file, for a later comparison."""
@@ -292,13 +304,17 @@ class PixelScores:
         """The PIXEL_METRICS [R, 3] where each image counts ``weights`` [R, N] times; NaN where they do not exist."""
         if not self._counts:
             return np.full((len(weights), 3), np.nan)
-        tied = np.concatenate([[False], self.edges[1:] == _above(self.edges[:-1]), [False]])[::-1]
         each = np.stack(self._counts)[:, :, ::-1].reshape(len(self._counts), -1)
 
         def areas(part: np.ndarray) -> np.ndarray:
-            return _areas((part.astype(np.float32) @ each).reshape(len(part), 3, -1), tied, limit)
+            return self._areas_of((part.astype(np.float32) @ each).reshape(len(part), 3, -1), limit)
 
         return _in_chunks(areas, weights)
+
+    def _areas_of(self, counts: np.ndarray, limit: float) -> np.ndarray:
+        """Return the PIXEL_METRICS of counts [..., 3, B] from the highest score down."""
+        tied = np.concatenate([[False], self.edges[1:] == _above(self.edges[:-1]), [False]])[::-1]
+        return _areas(counts, tied, limit)
 
     @staticmethod
     def _named(values: np.ndarray) -> dict[str, float | None]:

@@ -16,7 +16,8 @@ import numpy as np
 from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.anomaly import PRO_LIMIT, PixelScores
-from mvtec_lab.reporting.runs import Settings, Tested, TestSet, damaged, tested
+from mvtec_lab.evaluation.differences import LEAST_RUNS
+from mvtec_lab.reporting.runs import Settings, Tested, TestSet, damaged, has_luck, tested
 from mvtec_lab.results import PIXELS, RunResult
 
 STATED = (*SCORE_METRICS, "image_ap")  # of one-class methods, with the intervals that their runs found
@@ -51,9 +52,11 @@ class Attempt:
         self.detects = any(method != "classifier" for method in methods)
         self.metrics = SCORE_METRICS if self.detects else METRICS
         self.metric = self.metrics[0]
-        self._pixels: dict[TestSet, tuple[list[str], np.ndarray] | None] = {}
+        self.luck = any(map(has_luck, self.done))
+        self._pixels: dict[TestSet, tuple[list[str], np.ndarray, np.ndarray] | None] = {}
+        self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
         found = [t for run in self.done if (t := tested(run)) is not None]
-        latest = {(t.images, t.run.seed, _thinned(settings[t.run.run_dir])): t for t in found}
+        latest = {(t.images, t.run.seed, _drawn(settings[t.run.run_dir])): t for t in found}
         self.copies = len(found) - len(latest)
         superseded = {id(t.run) for t in found} - {id(t.run) for t in latest.values()}
         self.done = [run for run in self.done if id(run) not in superseded]
@@ -66,6 +69,15 @@ class Attempt:
         runs = ([t.run.metrics.get(split, {}) for t in self.tests[images]] for images in on)
         found = [[metrics[metric] for metrics in each if metrics.get(metric) is not None] for each in runs]
         return np.array([st.fmean(values) for values in found if values])
+
+    def seeds(self, images: TestSet, metric: str) -> dict[tuple[int, str | None], float]:
+        """Return a metric of each run on a test set, by its seed and the seed of its split."""
+        runs = [t.run for t in self.tests[images]]
+        return {
+            (run.seed, self._split[run.run_dir]): value
+            for run in runs
+            if (value := run.metrics.get("test", {}).get(metric)) is not None
+        }
 
     def shares(self, on: Sequence[TestSet]) -> dict[str, float]:
         """Of each image, the share of predictions that were right."""
@@ -86,29 +98,45 @@ class Attempt:
         return st.fmean(ratio(run) for run in self.done)
 
     def estimate(self, metric: str = "accuracy", split: str = "test") -> Estimate | None:
-        """Mean of a metric with what is known of its uncertainty; None without a completed run.
+        """Return the mean of a metric with what is known of its uncertainty; None without a completed run.
 
-        On a single test set macro F1 has no interval, and balanced accuracy one on the test images alone.
+        Over several test sets the interval is that of their mean, from three of them on. On a single one it is that of
+        the images, and from three runs on of their seeds as well; macro F1 has none there.
         """
         found = [m for run in self.done if (m := run.metrics.get(split, {})).get(metric) is not None]
         if not found:
             return None
         images = found[0]["images"]
-        if len(values := self.values(list(self.tests), metric, split)) > 1:
+        values = self.values(list(self.tests), metric, split)
+        if 1 < len(values) < LEAST_RUNS:
+            return Estimate(float(values.mean()), method=f"mean of {len(values)} test sets")
+        if len(values) > 1:
             one = 1 / images if metric == "accuracy" else self.resolution(list(self.tests), metric)
             low, high = statistics.corrected_interval(values, self.ratio(split), one)
             return Estimate(float(values.mean()), max(0.0, low), min(1.0, high), f"mean of {len(values)} test sets")
-        value = st.fmean(m[metric] for m in found)
+        each = [m[metric] for m in found]
+        value = st.fmean(each)
         if not self.tests and len(found) > 1:  # whether they share their images is not known
             return Estimate(value)
+        bounds, method = self._of_images(metric, split, found), f"{images} images"
+        if bounds is None or len(each) == 1:
+            return Estimate(value, *bounds, method) if bounds else Estimate(value)
+        if len(each) < LEAST_RUNS:
+            return Estimate(value, *bounds, f"{method}, means of {len(each)} runs")
+        return Estimate(value, *statistics.interval_with_seeds(value, bounds, each), f"{method} and {len(each)} runs")
+
+    def _of_images(self, metric: str, split: str, found: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+        """Return the interval of a metric over the images of a single test set, from its runs' metrics."""
         if metric in STATED:
             bounds = [interval for m in found if (interval := m["intervals"].get(metric))]
-            method = f"{images} images" + (f", means of {len(found)} runs" if len(found) > 1 else "")
-            return Estimate(value, *_means(bounds), method)
+            return (st.fmean(b[0] for b in bounds), st.fmean(b[1] for b in bounds)) if bounds else None
         if metric == "accuracy":
-            return Estimate(value, *statistics.wilson_interval(value * images, images), f"{images} images")
+            images = found[0]["images"]
+            return statistics.wilson_interval(st.fmean(m[metric] for m in found) * images, images)
         together = self.together.get(metric) if split == "test" and metric == "balanced_accuracy" else None
-        return Estimate(value, together.low, together.high, f"{images} images") if together else Estimate(value)
+        return (
+            None if together is None or together.low is None or together.high is None else (together.low, together.high)
+        )
 
     def resolution(self, on: Sequence[TestSet], metric: str) -> float:
         """What a single image changes in a metric of one of these test sets.
@@ -153,19 +181,19 @@ class Attempt:
             np.add.at(each, (np.array([place[image] for image in t.images]), t.labels, t.predictions), 1)
         return each
 
-    def pixels(self, images: TestSet) -> tuple[list[str], np.ndarray] | None:
-        """The images that count in pixel metrics, sorted, and ``PixelScores.draws`` of each metric, the mean over the
-        runs on a test set; None where one of them has none.
+    def pixels(self, images: TestSet) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+        """Return the images that count in pixel metrics, sorted, and their ``PixelScores.contributions``, the means
+        over the runs on a test set; None where one of them has none.
 
         Raises:
             LabError: a pixels.npz is damaged.
         """
         if images not in self._pixels:
-            self._pixels[images] = self._draws(images)
+            self._pixels[images] = self._contributions(images)
         return self._pixels[images]
 
-    def _draws(self, images: TestSet) -> tuple[list[str], np.ndarray] | None:
-        draws, names = [], set()
+    def _contributions(self, images: TestSet) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+        values, names, defect = [], set(), np.zeros(0, dtype=bool)
         for t in self.tests[images]:
             path = Path(t.run.run_dir, PIXELS)
             try:
@@ -175,10 +203,11 @@ class Attempt:
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise damaged(path, error) from error
             names.add(tuple(sorted(scores.names)))
-            draws.append(scores.draws())
-        if len(names) != 1 or np.isnan(draws).any():
+            of_images, defect = scores.contributions()
+            values.append(of_images)
+        if len(names) != 1 or np.isnan(values).any():
             return None
-        return list(names.pop()), np.mean(draws, axis=0)
+        return list(names.pop()), np.mean(values, axis=0), defect
 
     def score(self, on: Collection[TestSet] = ()) -> tuple[bool, float, float]:
         """What attempts are ranked by: a checkpoint not chosen on the test images, balanced validation accuracy, the
@@ -220,11 +249,12 @@ class Attempt:
         each = self.confusions()
         if each is None:
             return {}
-        recalls, method = list(self.recall.values()), f"all {len(each)} tested images together"
-        each_bounds = np.array([(r.low, r.high) for r in recalls], dtype=np.float64)
-        interval = statistics.mean_interval([r.value for r in recalls], each_bounds)
-        balanced = Estimate(st.fmean(r.value for r in recalls), *interval, f"{method}, from Wilson's of each recall")
-        macro = Estimate(float(statistics.macro_f1(each.sum(axis=0))))
+        total, method = each.sum(axis=0), f"all {len(each)} tested images together"
+        occur, times = total.any(axis=1), total.sum() / len(each)  # predictions of an image
+        right, images = (counts[occur] / times for counts in (total.diagonal(), total.sum(axis=1)))
+        interval = statistics.balanced_interval(right, images)
+        balanced = Estimate(float(np.mean(right / images)), *interval, f"{method}, score interval")
+        macro = Estimate(float(statistics.macro_f1(total)))
         # Where all are right no resample differs: that is no certainty.
         if len(each) > 1 and (bounds := statistics.bootstrap(statistics.macro_f1, each))[0] < bounds[1]:
             macro = Estimate(macro.value, *bounds, f"{method}, bootstrap over images")
@@ -248,11 +278,8 @@ class Attempt:
         }
 
 
-def _means(intervals: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
-    low, high = (st.fmean(bounds) for bounds in zip(*intervals, strict=True)) if intervals else (None, None)
-    return low, high
-
-
-def _thinned(settings: Settings) -> str | None:
-    """What tells training sets apart that were thinned out to a tail, and tested on the same images."""
-    return settings.get("split.seed") if settings.get("data.imbalance", "null") != "null" else None
+def _drawn(settings: Settings) -> str | None:
+    """Return what tells training sets apart that are tested on the same images: those that were thinned out to a tail,
+    and the good images of a one-class split."""
+    draws = settings.get("data.imbalance", "null") != "null" or settings.get("split.protocol") == "one_class"
+    return settings.get("split.seed") if draws else None

@@ -34,6 +34,9 @@ RUN_KEYS = (
     "audit",
 )
 
+# One-class methods that draw nothing, for runs older than result.json's ``luck``: the attribute ``draws`` of theirs.
+DRAWS_NOTHING = ("patchcore", "spade", "nearest", "gaussian", "ocsvm")
+
 Settings = dict[str, str]  # dotted key -> value as text
 TestSet = tuple[str, ...]  # the images of a run's test split, in their order
 
@@ -128,6 +131,14 @@ def tested(run: RunResult) -> Tested | None:
     if not rows:
         raise damaged(path, "no test image")
     return Tested(run, images, labels, predictions, scores)
+
+
+def has_luck(run: RunResult) -> bool:
+    """Tell whether another seed would have given another model."""
+    if run.luck is not None:
+        return run.luck
+    fixed = run.method in DRAWS_NOTHING if run.method else run.parameters.get("trained") == 0
+    return run.weights == "random" or not fixed
 
 
 def damaged(path: Path, reason: object) -> LabError:

@@ -11,8 +11,8 @@ import numpy as np
 
 from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
+from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
-from mvtec_lab.reporting.runs import Tested, TestSet
 
 if TYPE_CHECKING:
     from mvtec_lab.reporting.comparison import Comparison, Pair
@@ -39,7 +39,8 @@ def sentences(comparison: Comparison) -> list[str]:
             best = max(group, key=_on_test)
         elif len(groups) == 1:
             comparison.best = best.name
-        lines.append(_stated(best, best.score(common)[1] if chosen else -np.inf, len(group), len(groups) > 1))
+        stated = _stated(best, best.score(common)[1] if chosen else -np.inf, len(group), len(groups) > 1)
+        lines.append(_nothing_learnt(group) + stated)
         if reference is not None and len(done) > 1:
             lines[-1] += _beside(best.name, reference, comparison.pairs)
         elif len(group) > 1:
@@ -48,6 +49,7 @@ def sentences(comparison: Comparison) -> list[str]:
             lines += _against(best, within, best.metric)
     if reference is not None:
         lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs)
+    lines += _models(comparison.pairs)
     judged = [f"{pair.test} on {NAMES[pair.metric]}" for pair in comparison.pairs if pair.test]
     if judged:
         tests = " or ".join(sorted(set(judged)))
@@ -103,7 +105,8 @@ def _beside(best: str, reference: str, pairs: Sequence[Pair]) -> str:
     _, lead, pair = sides[0]
     if not pair.different:
         return f" It cannot be told from {reference}."
-    return f" It is shown to be {'better' if lead > 0 else 'worse'} than {reference}."
+    than = f"shown to be {'better' if lead > 0 else 'worse'} than"
+    return f" Its model trained here is {than} that of {reference}." if pair.models else f" It is {than} {reference}."
 
 
 def _sides(name: str, pairs: Sequence[Pair]) -> list[Side]:
@@ -128,14 +131,16 @@ def _against_reference(reference: Attempt, pairs: Sequence[Pair]) -> list[str]:
     metric, sides = reference.metric, _sides(reference.name, pairs)
     if not sides:
         return []
-    better, level, worse = _sorted_out(sides)
-    estimate = reference.estimate(metric)
-    text = f"Compared with {reference.name}" + (f" ({_figure(estimate, metric)})" if estimate else "")
-    lines = [f"{text}: shown to be better: {_listed(better)}." if better else f"{text}: none is shown to be better."]
-    if worse:
-        lines.append(f"Shown to be worse: {_listed(worse)}.")
-    if level:
-        lines.append(f"Cannot be told from it: {_listed(level)}.")
+    estimate, lines = reference.estimate(metric), []
+    compared = f"Compared with {reference.name}" + (f" ({_figure(estimate, metric)})" if estimate else "")
+    for models in sorted({side[2].models for side in sides}):
+        better, level, worse = _sorted_out([side for side in sides if side[2].models == models])
+        text = f"{compared}, the models trained here" if models else compared
+        lines.append(f"{text}: {f'shown to be better: {_listed(better)}' if better else 'none is shown to be better'}.")
+        if worse:
+            lines.append(f"Shown to be worse: {_listed(worse)}.")
+        if level:
+            lines.append(f"Cannot be told from it: {_listed(level)}.")
     return lines
 
 
@@ -168,67 +173,68 @@ def _against(best: Attempt, pairs: Sequence[Pair], metric: str) -> list[str]:
     def listed(some: Sequence[Side]) -> str:
         return ", ".join(map(_told, some)) if len(sides) <= FEW else _listed(some)
 
-    lines = []
-    if beaten:
-        lines.append(f"Shown to be better{of} than {listed(beaten)}.")
+    def claims(some: Sequence[Side], what: str, end: str = ".") -> list[str]:
+        about = {models: [side for side in some if side[2].models == models] for models in (False, True)}
+        texts = [f"{what[0].upper()}{what[1:]} than {listed(about[False])}{end}"] if about[False] else []
+        theirs = "that" if len(about[True]) == 1 else "those"
+        model = f"The {best.name} model trained here is {what} than {theirs} of {listed(about[True])}{end}"
+        return texts + [model] * bool(about[True])
+
+    lines = claims(beaten, f"shown to be better{of}")
     if level:
         lines.append(f"Cannot be told from it{of}: {listed(level)}.")
-    if lost:
-        lines.append(f"Shown to be worse on test{of} than {listed(lost)}: validation chose the wrong one.")
+    lines += claims(lost, f"shown to be worse on test{of}", ": validation chose the wrong one.")
     others = [pair for pair in pairs if best.name not in (pair.first, pair.second)]
     different = [pair for pair in others if pair.different]
     for pair in different if len(different) <= FEW else ():
         assert pair.difference is not None
         high, low = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
         points = 100 * abs(pair.difference.value)
-        lines.append(f"{high} is shown to be better{of} than {low} ({points:.1f} points, p {_p(pair.p_holm)}).")
+        subject, other = (f"The {high} model", f"that of {low}") if pair.models else (high, low)
+        lines.append(f"{subject} is shown to be better{of} than {other} ({points:.1f} points, p {_p(pair.p_holm)}).")
     if len(different) > FEW:
         lines.append(f"Of the {len(others)} pairs of the others, {len(different)} are shown to differ{of}.")
     judged = [pair for pair in pairs if pair.p is not None]
     if judged and not any(pair.different for pair in judged):
-        lines.append(f"No attempt is shown to be better{of} than another.")
+        what = "No model trained here" if all(pair.models for pair in judged) else "No attempt"
+        lines.append(f"{what} is shown to be better{of} than another.")
     return lines
 
 
 def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: str) -> list[str]:
-    """What differences the test images can show at all."""
-    lines, of = [], _in(metric)
-    for images in sorted({pair.images for pair in pairs if pair.test == "exact McNemar test"}):
-        least = statistics.smallest_difference(images, ALPHA)
-        what = "cannot tell any two attempts apart" if least is None else _points(least)
-        lines.append(f"{images} test images {what}; one image is {100 / images:.1f} points.")
-    if metric == "balanced_accuracy":
-        lines += _limits_of_images(done, pairs, metric)
-    spread = [pair for pair in pairs if pair.test_sets > 1 or (pair.test and metric in SCORE_METRICS)]
-    for images, sets in sorted({(pair.images, pair.test_sets) for pair in spread}):
-        found = [pair.difference for pair in pairs if (pair.images, pair.test_sets) == (images, sets)]
-        halves = [(d.high - d.low) / 2 for d in found if d and d.high is not None and d.low is not None]
-        if halves:
-            least_seen = f"{_points(st.median(halves))}{of}, at the spread seen here"
-            where = f"{images} images in {sets} test sets" if sets > 1 else f"{images} test images"
-            lines.append(f"{where} {least_seen}.")
-    return lines
-
-
-def _limits_of_images(done: Sequence[Attempt], pairs: Sequence[Pair], metric: str) -> list[str]:
-    """The same of the permutation test on a single test set where nobody was asked twice: as with McNemar's, so many
-    images must differ, all of them one way. In balanced accuracy those of the largest classes make the least of it."""
-    compared = {name for pair in pairs if pair.test_sets == 1 and pair.test for name in (pair.first, pair.second)}
-    asked: dict[TestSet, list[list[Tested]]] = defaultdict(list)
-    for images, group in (item for a in done if a.name in compared for item in a.tests.items()):
-        asked[images].append(group)
-    lines, least = [], statistics.images_to_differ(ALPHA)
-    for images, groups in asked.items():
-        if len(groups) == 1 or any(len(group) > 1 for group in groups):
-            continue
-        weights = np.sort(statistics.image_weights(groups[0][0].labels))
-        if len(images) < least:
-            what = "cannot tell any two attempts apart"
+    """Say what differences the test images find, all corrections included: the median over the pairs of a kind."""
+    lines, judged = [], [pair for pair in pairs if pair.p is not None]
+    for images, sets in sorted({(pair.images, pair.test_sets) for pair in judged}):
+        found = [
+            1.0 if p.found is None else min(p.found, 1.0) for p in judged if (p.images, p.test_sets) == (images, sets)
+        ]
+        where = f"{images} images in {sets} test sets" if sets > 1 else f"{images} test images"
+        if (points := st.median(found)) >= 1:
+            text = f"{where} cannot tell any two attempts apart"
         else:
-            what = f"{_points(float(weights[:least].sum()))}{_in(metric)}"
-        rarest = f"one image of the rarest class is {100 * weights[-1]:.1f} points"
-        lines.append(f"{len(images)} test images {what}; {rarest}.")
+            text = f"{where} find a difference of {100 * points:.1f} points{_in(metric)} in eight of ten cases"
+            text += ", Holm's correction included" if len(judged) > 1 else ""
+        if metric == "accuracy" and sets == 1:
+            text += f"; one image is {100 / images:.1f} points"
+        elif metric == "balanced_accuracy" and sets == 1:
+            rarest = max(statistics.image_weights(group[0].labels).max() for a in done for group in a.tests.values())
+            text += f"; one image of the rarest class is {100 * rarest:.1f} points"
+        lines.append(f"{text}.")
     return lines
+
+
+def _models(pairs: Sequence[Pair]) -> list[str]:
+    """Say of whom the verdict speaks where the luck of a training is not known."""
+    judged = [pair for pair in pairs if pair.p is not None]
+    about = [pair for pair in judged if pair.models]
+    if not about:
+        return []
+    where = "This speaks" if len(about) == len(judged) else "Where it says so, this speaks"
+    folds = ", or folds (cv.folds=5)" if any(pair.metric in METRICS for pair in about) else ""
+    return [
+        f"{where} of the models trained here, not of the attempts: the luck of their training is not known. "
+        f"Give {LEAST_RUNS} seeds or more on one split (seed=0,1,2,3,4 split.seed=0){folds}."
+    ]
 
 
 def _in(metric: str) -> str:
@@ -236,8 +242,18 @@ def _in(metric: str) -> str:
     return "" if metric == "accuracy" else f" in {NAMES[metric]}"
 
 
-def _points(least: float) -> str:
-    return f"can only tell apart differences of {100 * least:.1f} points or more"
+def _nothing_learnt(group: Sequence[Attempt]) -> str:
+    """Say so ahead of everything else where no attempt is better than what knows nothing."""
+    pairs = ((attempt.baseline(attempt.metric), attempt.estimate(attempt.metric)) for attempt in group)
+    known = [(baseline, e) for baseline, e in pairs if baseline is not None and e is not None]
+    if not known or any((e.value if e.low is None else e.low) > baseline for baseline, e in known):
+        return ""
+    what = "chance" if group[0].detects else "always naming the most frequent class"
+    beside = f"on test than {what} ({NAMES[group[0].metric]} {max(baseline for baseline, _ in known):.3f}). "
+    who = f"{group[0].name} is not" if len(group) == 1 else "no attempt is"
+    if all(e.value <= baseline for baseline, e in known):
+        return f"Nothing was learnt: {who} better {beside}"
+    return f"It is not shown that anything was learnt: {who} shown to be better {beside}"
 
 
 def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:

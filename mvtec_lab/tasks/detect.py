@@ -173,6 +173,7 @@ def _fit_and_judge(
     total = sum(p.numel() for p in detector.parameters())
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad) if detector.trains else 0
     result.parameters = {"total": total, "trained": trained}
+    result.luck = detector.draws or detector.weights_name == "random"
     train, val, test = (data.images(data.of_split(split)) for split in ("train", "val", "test"))
     log.info(
         "%s: %s%s%d good images to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",

@@ -256,6 +256,8 @@ def _fit(
     result.device, result.precision = str(trainer.strategy.root_device), str(trainer.precision)
     counted = {"total": classifier.parameters(), "trained": classifier.trained_parameters}
     result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
+    # A head that trains nothing, the neighbours' vote, is the same whatever the seed.
+    result.luck = bool(result.parameters["trained"]) or classifier.weights_name == "random" or config.model.generate
     log.info(
         "%s: %s (%s), %s of %s parameters train, %s images, %s in %s, %d CPU thread(s)",
         config.attempt,

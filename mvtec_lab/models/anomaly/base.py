@@ -32,6 +32,7 @@ class AnomalyDetector(pl.LightningModule):
     """
 
     trains = False  # by gradient
+    draws = True  # from torch's generators: another seed gives another model; False where fitting draws nothing
     mean: Sequence[float]  # of RGB in [0, 1], as are the images that it takes
     std: Sequence[float]
     weights_name: str | None

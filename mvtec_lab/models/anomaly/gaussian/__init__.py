@@ -13,6 +13,8 @@ from mvtec_lab.models.anomaly.gaussian.model import Gaussian
 class Detector(FrozenDetector):
     """Args: dimensions: principal components, beside which the residual counts; None: all, shrunk."""
 
+    draws = False
+
     def __init__(
         self,
         backbone: str,

@@ -15,6 +15,8 @@ NEIGHBOURS = 5  # one alone may be an odd image itself
 class Detector(FrozenDetector):
     """Args: neighbours: good images whose mean distance is the score."""
 
+    draws = False
+
     def __init__(
         self,
         backbone: str,

@@ -13,6 +13,8 @@ from mvtec_lab.models.anomaly.ocsvm.model import SupportVectors
 class Detector(FrozenDetector):
     """Args: dimensions: principal components; None: the features as they are."""
 
+    draws = False
+
     def __init__(
         self,
         backbone: str,

@@ -16,6 +16,8 @@ CORESET = 0.01
 class Detector(FrozenDetector):
     """Args: coreset: share of the patches that it remembers, above 0 and up to 1."""
 
+    draws = False
+
     def __init__(
         self,
         backbone: str,

@@ -19,6 +19,8 @@ class Detector(FrozenDetector):
     The last of the layers finds these images, the others are searched.
     """
 
+    draws = False
+
     def __init__(
         self,
         backbone: str,

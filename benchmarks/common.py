@@ -152,9 +152,11 @@ def _machine() -> str:
     return f"{date.today().isoformat()}: " + "; ".join(parts)
 
 
-def show(name: str, notes: Sequence[str], header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
-    """Print a table, and put it into README.md between its marks; the machine's description goes below it."""
-    console, table, notes = Console(), Table(*header, title=name), [*notes, machine()]
+def show(
+    name: str, notes: Sequence[str], header: Sequence[str], rows: Iterable[Sequence[str | float]], timed: bool = True
+) -> None:
+    """Print a table, and put it into README.md between its marks; below it the machine, where it was ``timed``."""
+    console, table, notes = Console(), Table(*header, title=name), [*notes, *([machine()] if timed else [])]
     if not console.is_terminal:  # a log has room for a row on one line
         console.width = 160
     texts = [[_text(cell) for cell in row] for row in rows]

@@ -212,7 +212,7 @@ def found_difference(noises: Sequence[Noise], figures: tuple[float, float], alph
         more = seen * np.array([growth - 1 if noise.grows else 0.0 for noise in noises])
         error, freedom = _added((variance + more)[:, None] * drawn, freedoms)
         cut = special.stdtrit(freedom, 1 - alpha / 2) * error
-        return float(special.ndtr((change - cut) / np.sqrt((seen + more).sum())).mean())
+        return float(special.ndtr((change - cut) / np.sqrt(max((seen + more).sum(), 1e-12))).mean())  # 0: none was seen
 
     if power(1.0) < POWER:
         return None

@@ -25,6 +25,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, is_text, printable
 
+_GROUPS = ("attempt", "study", "data", "augment", "optimizer", "scheduler")  # whose choices are names of files
 _HYDRA_TEXT = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ELEMENT = re.compile(rf"\s*({_QUOTED}|(?:\$\{{[^}}]*\}}|[^,])*?)\s*,")
@@ -73,6 +74,9 @@ def override(words: str, sweep: bool = False) -> str:
 def text(key: str, value: str, sweep: bool = False) -> str:
     """A key's value as Hydra is to read it, several in a sweep."""
     known = text_keys()
+    if key in _GROUPS:  # names alone: lists and functions stay Hydra's
+        names = value.split(",") if sweep else [value]
+        return ",".join(_quoted(name) if re.fullmatch(r"[\w./+-]+", name) else name for name in names)
     if key not in known or value == "" or (sweep and _SWEEPS.fullmatch(value)):
         return value
     if not sweep or key in _HYDRA_TEXT:

@@ -89,7 +89,7 @@ def test_names_of_runs_need_no_quotes_and_old_ones_go_on(lab, tmp_path: Path, ca
 def test_options_stand_anywhere(words: list[str]) -> None:
     args = parse(words)[1]
     assert (args.multirun, args.config_dir) == (True, "mine")
-    assert args.overrides == ["seed=1", "optimizer=sgd", "attempt=base"]
+    assert args.overrides == ["seed=1", "optimizer='sgd'", "attempt='base'"]
 
 
 def test_what_was_quoted_is_quoted_once() -> None:  # as Lightning does for the processes of further devices

@@ -84,6 +84,17 @@ def test_what_a_file_of_ones_own_may_say(own, capsys, monkeypatch: pytest.Monkey
     assert "attempt: base,mine" in capsys.readouterr().out
 
 
+def test_a_files_name_is_no_number(own, capsys) -> None:
+    names = ("2024_05", "1.50", "1e3")
+    assert own({f"attempt/{name}": f"{GLOBAL}optimizer: {{lr: 0.0123}}" for name in names}, "--cfg", "job") == 0
+    for name in names:
+        assert own({}, f"attempt={name}", "--cfg", "job") == 0
+        assert "lr: 0.0123" in capsys.readouterr().out
+    grid = ["-m", "attempt=2024_05,1.50,1e3,base", "task=backbones", "seed=1"]
+    assert own({}, *grid) == 2
+    assert "seed=1 does nothing for task=backbones" in capsys.readouterr().err  # all four were composed
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

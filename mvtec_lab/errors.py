@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
+
+# No room on the disk, the user's share of it used up, or a file larger than this process may write.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas of that kind
 
 
 class LabError(Exception):
@@ -39,6 +45,38 @@ def _hidden(url: re.Match[str]) -> str:
     scheme, user, place, query, fragment = url.groups()
     values = "&".join(f"{part.partition('=')[0]}=***" if "=" in part else "***" for part in (query or "").split("&"))
     return f"{scheme}{'***@' if user else ''}{place}{f'?{values}' if query else ''}{'#***' if fragment else ''}"
+
+
+class DiskFullError(LabError):
+    """A disk takes no more: the file, what it needs and what is free (exit status 1)."""
+
+    status = 1
+
+
+def disk_full(error: BaseException, path: Path, needed: int | None = None) -> DiskFullError | None:
+    """Return what to raise in the place of an error that a full disk is behind; None if it has another cause.
+
+    Args:
+        path: the file that was written to, or its folder, where the error does not name it.
+        needed: the file's bytes, where they are known.
+    """
+    cause: BaseException | None = error if isinstance(error, Exception) else None
+    while cause is not None and not isinstance(cause, DiskFullError):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            path = Path(cause.filename or path).absolute()
+            free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.is_dir())).free
+            takes = "" if needed is None else f"it takes {_size(needed)}, and "
+            missing = "" if needed is None or needed <= free else f" for {_size(needed - free)} more"
+            return DiskFullError(
+                f"{path} cannot be written: {takes}{_size(free)} are free ({cause.strerror}): make room{missing} (a "
+                "training goes on with resume=true), or give a directory on another disk"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB" if count >= 1e3 else f"{count} bytes"
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LabError:

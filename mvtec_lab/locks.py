@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, disk_full
 
 try:
     import fcntl
@@ -32,7 +32,8 @@ def held(run_dir: Path, wait: bool = False) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
+        raise disk_full(error, run_dir) or LabError(reason) from error
     if fcntl is None:
         yield
         return

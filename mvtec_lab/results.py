@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.errors import DiskFullError, LabError, disk_full, redacted
 from mvtec_lab.locks import in_use
 
 RESULT, CONFIG = "result.json", "config.yaml"
@@ -89,8 +89,9 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Ended from outside: killed, so that nothing was recorded, or by Ctrl-C or SIGTERM."""
-        return not self.completed and (self.error is None or self.error.startswith("KeyboardInterrupt"))
+        """Ended from outside: killed, so that nothing was recorded, by Ctrl-C or SIGTERM, or by a full disk."""
+        stops = (KeyboardInterrupt.__name__, DiskFullError.__name__)
+        return not self.completed and (self.error is None or self.error.startswith(stops))
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -101,14 +102,32 @@ class RunResult:
             self.status = "completed"
             self.save()
         except BaseException as error:
-            self.status, self.error = "failed", one_line(error)
+            full = disk_full(error, Path(self.run_dir))
+            self.status, self.error = "failed", one_line(full or error)
             with suppress(OSError, LabError):  # the first error counts, not that it cannot be written down
                 self.save()
+            if full is not None and full is not error:
+                raise full from error
             raise
 
     def save(self) -> None:
-        """Write result.json into ``run_dir``."""
-        write_whole(Path(self.run_dir) / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        """Write result.json into ``run_dir``; over itself where a full disk has no room for a new one."""
+        path, text = Path(self.run_dir) / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_whole(path, text)
+        except DiskFullError:
+            # The blocks that the file has already: of st_blocks, which Windows lacks, one is 512 bytes.
+            room = getattr(path.stat(), "st_blocks", 0) * 512 if path.exists() else 0
+            if self.completed or len(data := text.encode()) > room:
+                raise
+            with path.open("r+b", buffering=0) as file:
+                before = file.read()
+                file.seek(0)
+                if file.write(data) < len(data):  # files may grow no further: back to what it was
+                    file.seek(0)
+                    file.write(before)
+                    raise
+                file.truncate()
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike[str]) -> RunResult:
@@ -178,11 +197,23 @@ def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else redacted(str(value))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all, whenever the process is killed."""
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file, text as UTF-8: whole or not at all, whenever the process is killed and whatever goes wrong.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write at once
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if full := disk_full(error, path, len(data)):
+            raise full from error
+        raise
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:

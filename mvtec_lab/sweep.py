@@ -16,7 +16,7 @@ import threading
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mvtec_lab.arguments import override, parse, text
 from mvtec_lab.config import Config, settings, validate
 from mvtec_lab.effects import idle, typed_keys
-from mvtec_lab.errors import LabError, redacted, unknown
+from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
 from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, path_of_run, write_whole
@@ -69,7 +69,7 @@ _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs
 
 _CONSOLE = {"class": "logging.StreamHandler", "formatter": "plain", "level": "INFO", "filters": ["once"]}
 _FILE = {
-    "class": "logging.FileHandler",
+    "class": f"{__name__}.RunLog",
     "formatter": "full",
     "filename": "${hydra.runtime.output_dir}/run.log",
     "delay": True,  # a run that cannot begin leaves no file
@@ -110,6 +110,27 @@ class _Once(logging.Filter):
             return True
         _state.said.add(record.getMessage())
         return not _state.table
+
+
+class RunLog(logging.FileHandler):
+    """run.log, which says in one line, once, that it cannot be written: the run fails where its results cannot."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it is opened here
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # logging calls it so
+        if not self.said:
+            self.said = True
+            print(f"warning: {self.baseFilename} is incomplete: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what it had still to write
+            super().close()
 
 
 class _Lab(Callback):
@@ -220,7 +241,9 @@ def _command(arguments: Sequence[str] | None) -> int | None:
     except BrokenPipeError:  # --help | head
         return 0
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:  # Hydra's own: jobs raise none
-        return _complain(_explain(error))
+        _state.status = max(_state.status, _complain(_explain(error)))
+        if not (isinstance(error, OSError) and _begun()):
+            return _state.status
     except KeyboardInterrupt as stop:
         _state.status = _stopped(stop)
     except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
@@ -229,10 +252,14 @@ def _command(arguments: Sequence[str] | None) -> int | None:
         if _state.sweep_dir is None:
             raise
         # A launcher's: it cannot be had here, or one of its processes was killed.
-        begun = any(_state.sweep_dir.rglob(RESULT))
         status = _complain(LabError(f"the launcher gave up: {_explain(error)}"))
-        _state.status = max(_state.status, 1 if begun else status)
+        _state.status = max(_state.status, 1 if _begun() else status)
     return None
+
+
+def _begun() -> bool:
+    """Tell whether there is a sweep with runs to sum up."""
+    return _state.sweep_dir is not None and any(_state.sweep_dir.rglob(RESULT))
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:
@@ -278,6 +305,7 @@ def _job(cfg: DictConfig) -> _Status:
     """One job. It never raises an Exception: Hydra would stop the sweep's bookkeeping."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
+    whole, threading.excepthook = threading.excepthook, _thread_failed
     try:
         config, typed = _to_config(cfg, job.runtime.choices), typed_keys(job.overrides.task)
         if job.mode == RunMode.MULTIRUN:
@@ -298,24 +326,31 @@ def _job(cfg: DictConfig) -> _Status:
             result.save()
         if config.task == "train" and job.mode == RunMode.RUN:
             _show_run(result)
-    except (LabError, OmegaConfBaseException) as error:
-        mistake = error if isinstance(error, LabError) else _explain(error)
-        _state.status = max(_state.status, _complain(mistake))
-        _record_failure(cfg, job, run_dir, mistake)
     except Exception as error:
-        _state.status = max(_state.status, 1)
-        log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
-        log.debug("traceback", exc_info=True)
-        if _state.full_error:
-            traceback.print_exc()
-        _record_failure(cfg, job, run_dir, error)
+        known = _explain(error) if isinstance(error, OmegaConfBaseException) else disk_full(error, run_dir)
+        if mistake := error if isinstance(error, LabError) else known:
+            _state.status = max(_state.status, _complain(mistake))
+        else:
+            _state.status = max(_state.status, 1)
+            log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
+            log.debug("traceback", exc_info=True)
+            if _state.full_error:
+                traceback.print_exc()
+        _record_failure(cfg, job, run_dir, mistake or error)
     except KeyboardInterrupt as stop:
         _record_failure(cfg, job, run_dir, stop)
         raise
     finally:
+        threading.excepthook = whole
         _close_log(run_dir)
         _remove_empty(run_dir)
     return _Status(_state.status)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Say nothing of TensorBoard's thread, which hands its exception on to the run; print any other's."""
+    if failure.thread is None or not type(failure.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failure)
 
 
 def _run(parser: ArgumentParser, args: Namespace) -> None:
@@ -387,7 +422,7 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
     ):
         return
     data, model = cfg.data, cfg.model
-    RunResult(
+    result = RunResult(
         attempt=str(job.runtime.choices["attempt"]),
         seed=int(cfg.seed),
         data=str(data.name),
@@ -396,7 +431,9 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
         method=None if model.method == "classifier" else str(model.method),
         run_dir=str(run_dir),
         error=one_line(error),
-    ).save()
+    )
+    with suppress(OSError, LabError):  # the error has been said, and must not end the sweep
+        result.save()
 
 
 def _task(name: str) -> Callable[[Config, Path], Any]:
@@ -501,7 +538,7 @@ def _sum_up(sweep_dir: Path) -> int:
     from mvtec_lab.reporting.report import REPORT, sum_up
     from mvtec_lab.reporting.summary import SUMMARY, print_table
 
-    if not any(sweep_dir.rglob(RESULT)):  # a sweep of another task
+    if not _begun():  # a sweep of another task
         return _state.status
     try:
         rows, _ = sum_up(sweep_dir, show=print_table)
@@ -616,6 +653,8 @@ def _explain(error: BaseException) -> LabError:
             p.stem for root in (CONF, _state.own or CONF) for p in Path(root, group).glob("*.yaml")
         ]
         return LabError(where + str(unknown(group or "config", name, known)))
+    if full := disk_full(error, _state.sweep_dir or Path.cwd()):
+        return full
     if isinstance(cause, OSError) and cause.filename:
         remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
         return LabError(f"{cause.filename} cannot be written ({cause.strerror}): {remedy}")

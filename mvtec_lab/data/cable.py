@@ -21,6 +21,7 @@ import numpy as np
 
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.results import write_whole
 
 Rng = np.random.Generator
 
@@ -292,7 +293,7 @@ def _draw_to(folder: Path, size: int, seed: int, split: str, defect: str, k: int
     for path, pixels in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         # compression 1: noise hardly compresses, and this is several times faster than the default
-        path.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+        write_whole(path, cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
@@ -330,7 +331,7 @@ def generate(
         new = Path(scratch) / "new"
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda job: _draw_to(new, size, seed, *job), jobs))  # list: raises what a job raised
-        (new / MARKER).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        write_whole(new / MARKER, json.dumps(wanted, indent=2) + "\n")
         try:
             if _read_marker(final) not in (None, wanted):
                 with suppress(FileNotFoundError):  # another process moved it first

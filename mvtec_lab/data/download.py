@@ -33,7 +33,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.errors import LabError, disk_full, redacted
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
         if remote:
             _discard(archive)
     except OSError as error:
-        raise LabError(
+        raise disk_full(error, root) or LabError(
             f"{root} cannot be filled from {source} ({error}): free some space, or give another data.root"
         ) from error
 

@@ -6,6 +6,7 @@ The higher a score, the less like good; whatever scores *above* a threshold is c
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.statistics import RESAMPLES, mann_whitney_interval, wilson_interval
+from mvtec_lab.results import write_whole
 
 PRO_LIMIT = 0.3  # of the false-positive rate: the MVTec authors', Bergmann et al., IJCV 129, 2021
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
@@ -283,9 +285,11 @@ class PixelScores:
     def save(self, path: Path) -> None:
         """Write what was counted to an .npz file, for a later comparison."""
         counts = np.array(self._counts, dtype=np.float32).reshape(-1, 3, len(self.edges) + 1)
+        file = io.BytesIO()
         np.savez_compressed(
-            path, edges=self.edges, counts=counts, names=self.names, kinds=self.kinds, missing=self.missing
+            file, edges=self.edges, counts=counts, names=self.names, kinds=self.kinds, missing=self.missing
         )
+        write_whole(path, file.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> PixelScores:

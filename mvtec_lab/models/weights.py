@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.backbones import check_weights, names
 from mvtec_lab.models.finite import not_finite
+from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,17 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         raise LabError(f"{path} cannot be read ({reason}): give a file that torch.save wrote") from error
     except Exception as error:  # its unpickler reads garbage as instructions, which fail in any way there is
         raise _unreadable(path, error) from error
+
+
+def save_file(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write what ``load_file`` reads, whole or not at all.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    file = io.BytesIO()  # straight to the disk PyTorch names neither the file nor the reason where it cannot be written
+    torch.save(content, file)
+    write_whole(Path(path), file.getbuffer())
 
 
 def _verify(path: str | os.PathLike[str]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.classifier import DefectClassifier
-from mvtec_lab.models.weights import load_file
+from mvtec_lab.models.weights import load_file, save_file
 from mvtec_lab.results import BEST, LAST
 
 EVERY = 30.0  # seconds between two writings, so at most as much training and the epoch under way are lost to a kill
@@ -72,7 +75,8 @@ class Checkpoints(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if self.best and trainer.is_global_zero:  # not last.ckpt: nothing can go on exactly from within an epoch
-            self._write_best()
+            with suppress(OSError, LabError):  # the exception counts, not that this cannot be written either
+                save_file(self.best, self.folder / BEST)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -96,16 +100,17 @@ class Checkpoints(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         self._written = time.monotonic()
         if trainer.is_global_zero:
-            self._write_best()
-        partial = self.folder / f"{LAST}.tmp"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(self.folder / LAST)
+            save_file(self.best, self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
 
-    def _write_best(self) -> None:
-        partial = self.folder / f"{BEST}.tmp"
-        torch.save(self.best, partial)
-        partial.replace(self.folder / BEST)
+
+class WholeFiles(TorchCheckpointIO):
+    """Lets Lightning write checkpoints as the lab does; its own go through the system's temporary folder."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        save_file(checkpoint, path)
 
 
 def read_last(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.reporting.comparison import Comparison
 from mvtec_lab.reporting.report import REPORT, common_folder, sum_up
 from mvtec_lab.reporting.summary import print_table
@@ -25,7 +25,8 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         run_dir.mkdir(parents=True, exist_ok=True)
         _, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict, show=print_table)
     except OSError as error:
-        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
+        raise disk_full(error, run_dir) or LabError(reason) from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
     print(f"report: {run_dir / REPORT}   curves: tensorboard --logdir {shlex.quote(logdir)}")
     return comparison

@@ -34,6 +34,7 @@ from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.frozen import bar
 from mvtec_lab.reporting.figures import sheet
+from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.outcome import write_picture
 from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, config_findings, data_module
 
@@ -107,7 +108,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "warnings": warnings,
     }
     run_dir = claim(run_dir, DATASET)
-    (run_dir / DATASET).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(run_dir / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     if examples := [s for s in sound if s.label in classes]:
         write_picture(run_dir / "dataset.jpg", _examples(found.folder, examples, classes, white))
     _print(facts, run_dir)

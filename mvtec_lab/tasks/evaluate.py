@@ -27,7 +27,17 @@ from mvtec_lab.models.anomaly import load_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.models.weights import load_file
-from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PREDICTIONS, SAMPLES, RunResult, path_of_run, read_csv
+from mvtec_lab.results import (
+    CONFIG,
+    EXPLANATIONS,
+    MISTAKES,
+    PREDICTIONS,
+    SAMPLES,
+    RunResult,
+    path_of_run,
+    read_csv,
+    write_whole,
+)
 from mvtec_lab.tasks.detect import BEST_F1_MARK
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
@@ -93,7 +103,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "warnings": warnings,
     }
     run_dir = claim(run_dir, METRICS)
-    (run_dir / METRICS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(run_dir / METRICS, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_predictions(run_dir / PREDICTIONS, outcomes)
     write_picture(run_dir / MISTAKES, outcomes["test"].page)
     if explanations is not None:
@@ -150,7 +160,7 @@ def _evaluate_detector(
         "warnings": further + judged.warnings,
     }
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    (Path(judged.run_dir) / METRICS).write_text(text, encoding="utf-8")
+    write_whole(Path(judged.run_dir) / METRICS, text)
     title = f"{config.ckpt} on {d.name}/{folder.name}: {len(samples)} images, threshold {about['threshold']:.4g}"
     table = Table(title=escape(title), title_justify="left")
     for column in ("metric", "value", "95% interval"):

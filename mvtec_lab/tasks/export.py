@@ -21,6 +21,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.finite import require_finite
+from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.evaluate import run_of, the_model
 from mvtec_lab.tasks.scores import CLASSES
 from mvtec_lab.tasks.setup import claim
@@ -115,8 +116,8 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     check = {"images": len(images), "of": source, "batches": BATCHES, "difference": difference, "allowed": LARGEST}
     written = {**meta, "ckpt": config.ckpt, "torch": torch.__version__, "check": check}
     run_dir = claim(run_dir, EXPORT)
-    (run_dir / MODEL).write_bytes(file.getvalue())
-    (run_dir / EXPORT).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(run_dir / MODEL, file.getbuffer())
+    write_whole(run_dir / EXPORT, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     print(f"{MODEL}: {meta['method']}, {file.getbuffer().nbytes / 2**20:.1f} MiB; input {meta['input']}")
     print(
         f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, BATCHES))}: differs from the "

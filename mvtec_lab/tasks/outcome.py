@@ -17,7 +17,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
 from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.figures import sheet
-from mvtec_lab.results import write_csv
+from mvtec_lab.results import write_csv, write_whole
 
 SHOWN = 24  # images on a sheet: four rows of six
 
@@ -98,7 +98,7 @@ def write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    path.write_bytes(_jpeg(picture))
+    write_whole(path, _jpeg(picture))
 
 
 def log_picture(writer: SummaryWriter, tag: str, picture: np.ndarray, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +25,7 @@ from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.frozen import bar
 from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.reporting.figures import INK, PALETTE, PAPER, sheet
-from mvtec_lab.results import PREDICTIONS, write_csv
+from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
 from mvtec_lab.tasks.evaluate import the_model
 from mvtec_lab.tasks.outcome import SHOWN, write_picture
 from mvtec_lab.tasks.scores import CLASSES, DEFECT
@@ -193,7 +194,9 @@ def _predict_detector(
             if heat is not None:
                 target = run_dir / MAPS / source.name(path)  # with its suffix: a.png and a.jpg have two maps
                 target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(heat).save(f"{target}.tiff")
+                file = io.BytesIO()
+                Image.fromarray(heat).save(file, "tiff")
+                write_whole(Path(f"{target}.tiff"), file.getbuffer())
                 drawn = _map_over(read_image(path, about["white"]), heat, about["map_threshold"])
                 write_picture(Path(f"{target}.jpg"), drawn)
                 shown[f"map, outlined where above {about['map_threshold']:.3g}"] = drawn

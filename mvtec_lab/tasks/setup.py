@@ -27,7 +27,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.data.source import locate
 from mvtec_lab.effects import FROM_SCRATCH
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.models.anomaly import build_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier
@@ -407,5 +407,6 @@ def claim(run_dir: str | Path, marker: str) -> Path:
         remedy = "go on with it (resume=true)" if marker == CONFIG else "remove it"
         raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or {remedy}") from error
     except OSError as error:
-        raise LabError(f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER") from error
+        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
+        raise disk_full(error, run_dir) or LabError(reason) from error
     return run_dir

@@ -9,7 +9,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -50,7 +50,7 @@ from mvtec_lab.results import (
     write_csv,
     write_whole,
 )
-from mvtec_lab.tasks.checkpoints import Checkpoints, read_last
+from mvtec_lab.tasks.checkpoints import Checkpoints, WholeFiles, read_last
 from mvtec_lab.tasks.explain import explain
 from mvtec_lab.tasks.features import teach, use_features
 from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
@@ -249,6 +249,7 @@ def _fit(
         max_epochs=t.max_epochs,
         callbacks=callbacks,
         enable_checkpointing=False,  # Checkpoints does
+        plugins=[WholeFiles()],
         logger=RunLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step),
         enable_progress_bar=interactive,
         log_every_n_steps=1,  # an epoch has a handful of batches
@@ -396,6 +397,11 @@ class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         """Without hparams.yaml: config.yaml says more."""
         self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Close the events; where a run failed, its own error counts, not that they cannot be written."""
+        with suppress(OSError) if status == "failed" else nullcontext():
+            super().finalize(status)
 
 
 @contextmanager

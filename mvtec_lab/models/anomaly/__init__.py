@@ -13,7 +13,7 @@ from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.finite import not_finite
-from mvtec_lab.models.weights import load_file
+from mvtec_lab.models.weights import load_file, save_file
 
 
 def build_detector(method: str, settings: Mapping[str, Any]) -> AnomalyDetector:
@@ -34,9 +34,7 @@ def build_detector(method: str, settings: Mapping[str, Any]) -> AnomalyDetector:
 
 def save_detector(detector: AnomalyDetector, path: str | os.PathLike[str], **about: Any) -> None:
     """Write a checkpoint: weights and plain values alone."""
-    import torch
-
-    torch.save({"state_dict": detector.state_dict(), "hyper_parameters": dict(detector.hparams), **about}, path)
+    save_file({"state_dict": detector.state_dict(), "hyper_parameters": dict(detector.hparams), **about}, path)
 
 
 def load_detector(path: str | os.PathLike[str]) -> tuple[AnomalyDetector, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The words of a command line before Hydra parses them: options in any order, and text as it was typed.
+"""Prepare a command line for Hydra: options in any order, and text as it was typed.
 
 Hydra reads values by a grammar of its own: ``2024_05`` is the number 202405 to it, and a path with ``=`` an error. So
 the value of every key whose type is text is put into Hydra's quotes here, and means itself:
@@ -36,7 +36,7 @@ _CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
 
 
 def parse(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
-    """Hydra's parser, and what it makes of a command line: options anywhere, and text in quotes.
+    """Return Hydra's parser, and what it makes of a command line: options anywhere, and text in quotes.
 
     Raises:
         LabError: an option or a key that could run code from a file, or a name that is no text.
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
 
 
 def override(words: str, sweep: bool = False) -> str:
-    """One ``key=value`` with its value in Hydra's quotes where the key's type is text.
+    """Return one ``key=value`` with its value in Hydra's quotes where the key's type is text.
 
     Raises:
         LabError: a key that could run code from a file.
@@ -72,7 +72,7 @@ def override(words: str, sweep: bool = False) -> str:
 
 
 def text(key: str, value: str, sweep: bool = False) -> str:
-    """A key's value as Hydra is to read it, several in a sweep."""
+    """Return a key's value as Hydra is to read it, several in a sweep."""
     known = text_keys()
     if key in _GROUPS:  # names alone: lists and functions stay Hydra's
         names = value.split(",") if sweep else [value]
@@ -87,7 +87,7 @@ def text(key: str, value: str, sweep: bool = False) -> str:
 
 @cache
 def text_keys() -> dict[str, bool]:
-    """Every key whose values are text, and whether it takes a list of them."""
+    """Return every key whose values are text, and whether it takes a list of them."""
     hints = {key: str(hint) for key, hint in _leaves(Config)}
     lists = {key: "list[str]" in hint for key, hint in hints.items() if re.search(r"\bstr\b", hint)}
     del lists["attempt"]  # a file's name to Hydra
@@ -103,7 +103,7 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _list(value: str) -> str:
-    """A list in brackets, or the one path that stands for it: ``dirs=outputs/mine``."""
+    """Quote a list in brackets, or the one path that stands for it: ``dirs=outputs/mine``."""
     if value == "null" or re.fullmatch(r"\$\{.*\}|\[\s*\]", value):
         return value
     elements = _ELEMENT.findall(value[1:-1] + ",") if re.fullmatch(r"\[.*\]", value) else [value]

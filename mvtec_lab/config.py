@@ -277,7 +277,7 @@ def settings(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value holds, through lists and mappings."""
+    """Return what a value holds, through lists and mappings."""
     if isinstance(value, dict | list):
         return [part for inner in (value.values() if isinstance(value, dict) else value) for part in _parts(inner)]
     return [value]

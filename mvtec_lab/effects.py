@@ -1,4 +1,4 @@
-"""Under which condition a key has an effect: one that was given and has none is refused, never passed over.
+"""Say under which condition a key has an effect: one that was given and has none is refused, never passed over.
 
 Given is what was typed on the command line (or handed to ``compose``), even where it says the default, and what an
 attempt's file or plain Python sets to something else than the default. ``none``, ``auto``, null, false and 0
@@ -112,7 +112,7 @@ GROUPS = {"data": "data.name", "optimizer": "optimizer.name", "scheduler": "sche
 
 
 def typed_keys(words: Collection[str]) -> dict[str, str]:
-    """The lab's keys among ``key=value`` words, and the values; of a group the key that its choice is named by."""
+    """Return the lab's keys among ``key=value`` words, with their values; a group stands for its `name` key."""
     typed: dict[str, str] = {}
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
@@ -124,11 +124,11 @@ def typed_keys(words: Collection[str]) -> dict[str, str]:
 def idle(
     values: Mapping[str, Any], defaults: Mapping[str, Any], typed: Collection[str] = frozenset()
 ) -> dict[str, str]:
-    """Every key that was given and has no effect, and what to say of it.
+    """Return every key that was given and has no effect, and what to say of it.
 
     Args:
         values: of a configuration, by dotted key, as ``config.settings`` gives them.
-        defaults: the same of a configuration that nobody touched.
+        defaults: the same of an untouched configuration.
         typed: keys that somebody typed.
     """
     task = values["task"]

@@ -1,4 +1,4 @@
-"""Configuration files of the user's own (--config-dir): they come before the lab's, and are checked as they are read.
+"""Check a user's own configuration files (--config-dir) as they are read; they come before the lab's.
 
 Such a file is often somebody else's, so it may set the lab's keys and nothing that could run code or read a secret.
 What is wrong in it is said with the file's name, the key and the reason.
@@ -34,7 +34,7 @@ _directory: Path | None = None
 
 
 class OwnFiles(FileConfigSource):
-    """The groups of a user's directory; the lab's primary configuration stays the lab's."""
+    """Serve the groups of a user's directory; the primary configuration stays the lab's."""
 
     @staticmethod
     def scheme() -> str:
@@ -83,7 +83,7 @@ def own_files(directory: str | None) -> Iterator[None]:
 
 
 def keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every key of the lab by its dotted name, sections included."""
+    """Return every key of the lab by its dotted name, sections included."""
     names = []
     for f in fields(cls):
         names.append(prefix + f.name)
@@ -117,7 +117,7 @@ def _check(file: Path, group: str, package: str | None, values: dict[Any, Any], 
 
 
 def _params(values: dict[Any, Any]) -> Any:
-    """A study's grid, where there is nothing else of Hydra's in it."""
+    """Return a study's grid, where there is nothing else of Hydra's in it."""
     match values.get("hydra"):
         case {"sweeper": {"params": params, **others}, **more} if not (others or more):
             return params
@@ -153,7 +153,7 @@ def _refuse_number(file: Path, key: str, value: Any, typed: Any) -> None:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value in mappings and lists by its place."""
+    """Return every value in mappings and lists by its place."""
     if not isinstance(values, dict | list):
         return {prefix: values}
     inner = values.items() if isinstance(values, dict) else enumerate(values)

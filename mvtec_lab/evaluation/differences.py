@@ -170,11 +170,12 @@ def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Diffe
         groups: figures, one a seed, whose means are added or subtracted: the differences of two methods with the same
             seeds, or the figures of each by themselves.
     """
-    noises = list(difference.noises)
+    noises, common = list(difference.noises), sum(noise.seen for noise in difference.noises)
     for group in groups:
         values = np.asarray(group, dtype=np.float64)
         variance = float(values.var(ddof=1)) / len(values)
-        noises.append(Noise(variance, variance, len(values) - 1, grows=False))
+        seen = variance - min(variance, common) / 2  # half of what both may have in common
+        noises.append(Noise(variance, seen, len(values) - 1, grows=False))
     return _tested(difference.value, noises, (difference.low + difference.high) / 2)
 
 

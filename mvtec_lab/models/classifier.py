@@ -159,6 +159,7 @@ class DefectClassifier(pl.LightningModule):
             self.retrieval = Retrieval(features, self.classes, head, neighbours, memory)
             self.encoder = deepcopy(nn.Sequential(*list(self.model)[len(self.prefix) : -1]))
             self.encoder.requires_grad_(False)
+        self._batch: int | None = None  # of ``extract_in``
         self._taught = 0  # how many images ``learn`` was given
         self._made_up: tuple[Tensor, Tensor] | None = None  # features and labels
         self.deferring = False  # whether something that ``defer`` puts off has not begun
@@ -210,9 +211,22 @@ class DefectClassifier(pl.LightningModule):
         """Class logits of a batch, [N, C], from its features where it has them."""
         return self.criterion.scores(self._outputs(self._prefixed(batch)))
 
-    def extract(self, images: Tensor) -> Tensor:
-        """The features that ``prefix`` makes of images: [N, ...]."""
-        return self._run(images, slice(len(self.prefix)))
+    def extract(self, images: Tensor, batch: int | None = None) -> Tensor:
+        """Return the features that ``prefix`` makes of images, [N, ...].
+
+        Args:
+            batch: how many images it is given at once, the last ones filled up, so that an image's features do not
+                depend on N; None: as ``extract_in`` says, or all of them.
+        """
+        batch, prefix = batch or self._batch, slice(len(self.prefix))
+        if batch is None:
+            return self._run(images, prefix)
+        parts = ((part, torch.arange(batch, device=part.device) % len(part)) for part in images.split(batch))
+        return torch.cat([self._run(part[filled], prefix)[: len(part)] for part, filled in parts])
+
+    def extract_in(self, batch: int) -> None:
+        """Let ``prefix`` be given this many images at once from now on, in training as well."""
+        self._batch = batch
 
     def embed(self, features: Tensor) -> Tensor:
         """What the head saw of images before training, from what ``prefix`` makes of them: [N, D]."""

@@ -80,6 +80,7 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
     found = run("run", *PATCHCORE)
     assert {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")} == RUN_FILES
     assert found.method == "patchcore"
+    assert found.luck == (found.weights == "random")  # it draws nothing, but a random backbone is drawn
     assert (found.epochs, found.parameters["trained"]) == (0, 0)
     assert min(found.fit_seconds, found.seconds_per_image, found.peak_mib) > 0
     assert found.counts == {

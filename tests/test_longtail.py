@@ -35,6 +35,7 @@ def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: P
     p = probabilities(tmp_path / "run")
     assert p.sum(axis=1) == pytest.approx(1, abs=1e-4)
     assert result.completed
+    assert result.luck == (attempt != "knn" or result.weights == "random")
     assert not [w for w in result.warnings if "weighted twice" in w]
     again = load_classifier(tmp_path / "run/best.ckpt")
     data = MVTecDataModule(product, image_size=SIZE, pool="all")

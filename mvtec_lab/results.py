@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mvtec_lab.errors import DiskFullError, LabError, disk_full, redacted
+from mvtec_lab.foreign import Count, Share, Size, damaged, file_of, misfit, read_json
 from mvtec_lab.locks import in_use
 
 RESULT, CONFIG = "result.json", "config.yaml"
@@ -27,7 +29,62 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 # In the order in which a run is cleared: a kill on the way must not leave a checkpoint without the result.json that
 # says it failed.
 FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
+ROWS = 1_000_000  # of a CSV: more images than any set that the lab is meant for
 IN_TABLE = {"in_table": True}  # of a log line that result.warnings holds: the command line says it once, not twice
+
+
+class OfType(TypedDict, total=False):
+    """What metrics may say of a defect type; None where there is nothing to measure."""
+
+    images: Count
+    recall: Share | None
+    image_auroc: Share | None
+    pixel_auroc: Share | None
+    pixel_ap: Share | None
+    pixel_aupro: Share | None
+
+
+class Figures(TypedDict, total=False):
+    """What metrics may say of a split."""
+
+    accuracy: Share | None
+    balanced_accuracy: Share | None
+    macro_f1: Share | None
+    defect_accuracy: Share | None
+    calibration_error: Share | None
+    image_auroc: Share | None
+    image_ap: Share | None
+    f1: Share | None
+    precision: Share | None
+    recall_of_defects: Share | None
+    false_alarm_rate: Share | None
+    pixel_auroc: Share | None
+    pixel_ap: Share | None
+    pixel_aupro: Share | None
+    loss: Size | None
+    images: Count
+    recall: dict[str, Share | None]
+    group_recall: dict[str, Share | None]
+    intervals: dict[str, list[Share] | None]
+    by_type: dict[str, OfType]
+
+
+class Threshold(TypedDict):
+    value: float
+    rule: str
+
+
+class Reported(TypedDict):
+    accuracy: Share
+    split: str
+
+
+class Explained(TypedDict, total=False):
+    images: Count
+    peak_in_mask: Count
+    mistakes: Count
+    mistakes_peak_in_mask: Count
+    chance: Share | None
 
 
 @dataclass
@@ -136,19 +193,61 @@ class RunResult:
         Raises:
             LabError: the file is missing, not JSON, or lacks a field that every result has.
         """
-        path = Path(run_dir) / RESULT
+        path = file_of(run_dir, RESULT)
+        if path is None:
+            raise LabError(f"{Path(run_dir, RESULT)} is missing or damaged: run that attempt again or remove it")
+        raw = read_json(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name for f in fields(cls)}
             run = cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir)})
-            kinds = ((run.seed, int), (run.started, str), (run.metrics, dict), (run.counts, dict), (run.classes, list))
-            if wrong := [value for value, kind in kinds if not isinstance(value, kind)]:
-                raise TypeError(f"{wrong[0]!r} is not what belongs there")
-            if not run.completed and in_use(path.parent):
-                run.status = "running"
-            return run
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            if wrong := misfit(raw, cls) or _impossible(run):
+                raise TypeError(wrong)
+        except (TypeError, AttributeError) as error:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
+        if not run.completed and in_use(path.parent):
+            run.status = "running"
+        return run
+
+
+_SHAPES: dict[str, Any] = {
+    "metrics": dict[str, Figures],
+    "counts": dict[str, dict[str, Count]],
+    "parameters": dict[str, Count],
+    "explained": Explained | None,
+    "majority_baseline": Share | None,
+    "threshold": Threshold | None,
+    "reported": Reported | None,
+    "epochs": Count,
+    "seconds": Size,
+}
+
+
+def _impossible(run: RunResult) -> str | None:
+    """Return what no run can have left although its fields have the right types; None where all is possible."""
+    if run.status not in ("completed", "failed", "running"):
+        return f"status is {run.status!r}"
+    for name, shape in _SHAPES.items():
+        if wrong := misfit(getattr(run, name), shape, name):
+            return wrong
+    if len(set(run.classes)) < len(run.classes):
+        return "classes name one twice"
+    if not run.completed:
+        return None
+    # What tables, verdict and report read without asking whether it is there.
+    needed: dict[str, tuple[str, ...]] = {"test": ("accuracy", "images"), "val": ("balanced_accuracy", "loss")}
+    if run.method is not None:
+        needed = {"test": ("accuracy", "images", "by_type", "intervals"), "val": ("image_auroc",)}
+    for split in ("test", "val"):
+        figures = run.metrics.get(split, {})
+        if lacking := [key for key in needed[split] if figures.get(key) is None and (figures or split == "test")]:
+            return f"metrics.{split} has no {lacking[0]}"
+        if any(len(bounds) != 2 for bounds in figures.get("intervals", {}).values() if bounds is not None):
+            return f"metrics.{split} has an interval without two bounds"
+    if run.method is not None and run.threshold is None:
+        return "threshold is None"
+    if run.explained and (unsaid := Explained.__annotations__.keys() - run.explained.keys()):
+        return f"explained has no {min(unsaid)}"
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -170,11 +269,8 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
 def path_of_run(run_dir: Path, key: str, typed: str) -> str:
     """Return a path among a run's settings as an absolute one, where the run recorded it and it still exists; else as
     it was typed."""
-    try:
-        absolute = str(json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["paths"][key])
-    except (OSError, ValueError, LookupError, TypeError):  # an older run's, or none
-        return typed
-    return absolute if Path(absolute).exists() else typed
+    absolute = RunResult.load(run_dir).paths.get(key) if file_of(run_dir, RESULT) else None  # older runs have none
+    return absolute if absolute is not None and Path(absolute).exists() else typed
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
@@ -236,12 +332,41 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV with a header into one dict a row; an Excel byte-order mark is ignored."""
+    """Read a CSV with a header into one dict a row; an Excel byte-order mark is ignored.
+
+    Raises:
+        ValueError: it is no UTF-8, or has more than ROWS rows.
+        csv.Error: it is no CSV.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return [
+        rows = [
             {k: v[1:] if isinstance(v, str) and _QUOTED.match(v) else v for k, v in row.items()}
-            for row in csv.DictReader(file)
+            for row in islice(csv.DictReader(file), ROWS + 1)
         ]
+    if len(rows) > ROWS:
+        raise ValueError(f"it has more than {ROWS:,} rows")
+    return rows
+
+
+def table_of(run_dir: str | os.PathLike[str], name: str, *columns: str) -> list[dict[str, str]] | None:
+    """Read a CSV of a run's directory; None where there is none.
+
+    Raises:
+        LabError: it is damaged: not even a CSV, without rows, or with a row that lacks one of the ``columns``.
+    """
+    path = file_of(run_dir, name)
+    if path is None:
+        return None
+    try:
+        rows = read_csv(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise damaged(path, error) from error
+    for line, row in enumerate(rows, start=2):
+        if lacking := [column for column in columns if row.get(column) is None]:
+            raise damaged(path, f"line {line} has no {lacking[0]!r}")
+    if not rows:
+        raise damaged(path, "no rows")
+    return rows
 
 
 # What begins a formula, with apostrophes of the text's own in front, so that every text is read back as it was.

@@ -7,6 +7,7 @@ The higher a score, the less like good; whatever scores *above* a threshold is c
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.evaluation.statistics import RESAMPLES, mann_whitney_interval, wilson_interval
 from mvtec_lab.results import write_whole
 
@@ -22,6 +24,7 @@ PRO_LIMIT = 0.3  # of the false-positive rate: the MVTec authors', Bergmann et a
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
 BINS = 2048  # the pixel metrics of real maps are then 1e-5 off; with half as many, 3e-5
 SAMPLE = 128  # rows and columns of a map that help choose the bins: 1,000 maps then take some 150 MiB
+UNPACKED = 1 << 30  # bytes of a saved file: 24 KiB each of 40,000 images
 CHUNK = 100  # resamples computed at a time, in some 30 MiB
 
 
@@ -56,6 +59,17 @@ def image_metrics(scores: npt.ArrayLike, kinds: Sequence[str], threshold: float 
             "recall": None if threshold is None else float((scores[here] > threshold).mean()),
         }
     return found
+
+
+def image_figures(scores: np.ndarray, kinds: Sequence[str], value: float) -> dict[str, Any]:
+    """Return ``image_metrics``, and what every run has of its classes, here good and defect."""
+    metrics = image_metrics(scores, kinds, value)
+    labels = np.array([kind != "good" for kind in kinds], dtype=np.int64)
+    as_classifier = classification_metrics(labels, np.eye(2)[(scores > value).astype(np.int64)], ["good", "defect"])
+    for name in ("loss", "calibration_error"):  # of probabilities, which scores are not
+        as_classifier.pop(name, None)
+    metrics["recall_of_defects"] = metrics.pop("recall")
+    return {**metrics, **as_classifier}  # recall by class, as every run has it
 
 
 def _decisions(scores: np.ndarray, truth: np.ndarray, threshold: float | None) -> dict[str, float | None]:
@@ -293,11 +307,26 @@ class PixelScores:
 
     @classmethod
     def load(cls, path: Path) -> PixelScores:
-        """What ``save`` wrote."""
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: it is not what was saved, or unpacks to more than UNPACKED; other errors of NumPy and zipfile.
+        """
+        with zipfile.ZipFile(path) as archive:  # before NumPy makes room for what the file says of itself
+            if sum(entry.file_size for entry in archive.infolist()) > UNPACKED:
+                raise ValueError(f"it unpacks to more than {UNPACKED:,} bytes")
         found = cls.__new__(cls)
         with np.load(path, allow_pickle=False) as file:
-            found.edges, found._counts = file["edges"], list(file["counts"])
+            found.edges, counts = file["edges"], file["counts"]
             found.names, found.kinds, found.missing = (file[n].tolist() for n in ("names", "kinds", "missing"))
+        sizes = (len(found.names), 3, len(found.edges) + 1)
+        if found.edges.ndim != 1 or counts.shape != sizes or counts.dtype != np.float32:
+            raise ValueError(f"counts are {counts.dtype} {counts.shape}, expected float32 {sizes}")
+        if not (np.isfinite(found.edges).all() and np.isfinite(counts).all() and (counts >= 0).all()):
+            raise ValueError("a count or a score is none")
+        if len(set(found.names)) < sizes[0] or len(found.kinds) != sizes[0]:
+            raise ValueError("an image is named twice, or has no kind")
+        found._counts = list(counts)
         return found
 
     def _defect(self) -> np.ndarray:

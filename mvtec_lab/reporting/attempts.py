@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import statistics as st
-import zipfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,8 @@ from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.anomaly import PRO_LIMIT, PixelScores
 from mvtec_lab.evaluation.differences import LEAST_RUNS
-from mvtec_lab.reporting.runs import Settings, Tested, TestSet, damaged, has_luck, tested
+from mvtec_lab.foreign import file_of
+from mvtec_lab.reporting.runs import Settings, Tested, TestSet, has_luck, tested
 from mvtec_lab.results import PIXELS, RunResult
 
 STATED = (*SCORE_METRICS, "image_ap")  # of one-class methods, with the intervals that their runs found
@@ -195,13 +194,10 @@ class Attempt:
     def _contributions(self, images: TestSet) -> tuple[list[str], np.ndarray, np.ndarray] | None:
         values, names, defect = [], set(), np.zeros(0, dtype=bool)
         for t in self.tests[images]:
-            path = Path(t.run.run_dir, PIXELS)
-            try:
-                scores = PixelScores.load(path)
-            except FileNotFoundError:
+            path = file_of(t.run.run_dir, PIXELS)
+            if path is None:
                 return None
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise damaged(path, error) from error
+            scores = PixelScores.load(path)  # which was found to be whole when the run's figures were counted again
             names.add(tuple(sorted(scores.names)))
             of_images, defect = scores.contributions()
             values.append(of_images)

@@ -11,28 +11,31 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from PIL import Image
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.metrics import GROUPS, top_confusions
+from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.comparison import COMPARISON, Comparison, Pair, compare
-from mvtec_lab.reporting.runs import RUN_KEYS, Settings, damaged, failure, load_runs
+from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
 from mvtec_lab.reporting.verdict import FEW, NAMES
 from mvtec_lab.results import (
     EXPLANATIONS,
     HISTORY,
     MISTAKES,
-    PREDICTIONS,
     RESULT,
+    ROWS,
     RunResult,
-    read_csv,
     remove_leftovers,
+    table_of,
     write_whole,
 )
 
 REPORT = "report.html"
+PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has at most a million or two
 GOOD = "good"
 TYPE_FIGURES = {  # of each defect type, in a one-class run's table
     "recall": "found",
@@ -160,7 +163,6 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
     matrix = None if each is None else each.sum(axis=0).astype(int)
     counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
     many = len(first.classes) > figures.MOST
-    pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     return {
         "attempt": attempt.name,
         "detects": False,
@@ -174,8 +176,8 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
         "recall": [(name, right, images, attempt.recall.get(name)) for name, right, images in counts],
         "together": [(NAMES[metric], estimate) for metric, estimate in attempt.together.items()],
         "images": 0 if each is None else len(each),
-        "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
-        "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
+        "mistakes": _picture(first, MISTAKES),
+        "explanations": _picture(first, EXPLANATIONS),
         "explained": _explained(attempt.done),
     }
 
@@ -183,7 +185,6 @@ def _detail(attempt: Attempt) -> dict[str, Any]:
 def _detector_detail(attempt: Attempt) -> dict[str, Any]:
     """The same of a one-class method: scores and pictures of the first run, figures of each defect type over all."""
     first = attempt.done[0]
-    pictures, maps = Path(first.run_dir, MISTAKES), Path(first.run_dir, EXPLANATIONS)
     found = [run.metrics["test"]["by_type"] for run in attempt.done]
     columns = [key for key in TYPE_FIGURES if any(key in values for types in found for values in types.values())]
     types = {
@@ -201,8 +202,8 @@ def _detector_detail(attempt: Attempt) -> dict[str, Any]:
         "columns": [TYPE_FIGURES[key] for key in columns],
         "types": types,
         "scores": _scores(first),
-        "mistakes": figures.to_data_uri(pictures) if pictures.is_file() else None,
-        "explanations": figures.to_data_uri(maps) if maps.is_file() else None,
+        "mistakes": _picture(first, MISTAKES),
+        "explanations": _picture(first, EXPLANATIONS),
     }
 
 
@@ -210,13 +211,32 @@ def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
     return figures.to_data_uri(figures.confusion_figure(matrix, classes))
 
 
+def _picture(run: RunResult, name: str) -> str | None:
+    """Return a run's picture as a ``data:`` address; None where it left none.
+
+    Raises:
+        LabError: it is no JPEG, or leads out of the run's directory.
+    """
+    path = file_of(run.run_dir, name)
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            if image.width * image.height > PIXELS_OF_PAGE:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than any sheet has")
+            image.load()
+    except Exception as error:  # damage makes decoders raise nearly anything
+        raise damaged(path, error) from error
+    return figures.to_data_uri(path)
+
+
 def _scores(run: RunResult) -> str | None:
     """The scores of a run's images, a row for validation's, the good ones' and each defect type's."""
-    path = Path(run.run_dir) / PREDICTIONS
-    if not path.is_file() or run.threshold is None:
+    rows = predictions_of(run)
+    if rows is None or run.threshold is None:
         return None
     scores: dict[str, list[float]] = {}
-    for row in sorted(read_csv(path), key=lambda row: (row["split"] != "val", row["type"] != GOOD, row["type"])):
+    for row in sorted(rows, key=lambda row: (row["split"] != "val", row["type"] != GOOD, row["type"])):
         kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
         scores.setdefault(kind, []).append(float(row["score"]))
     good = (GOOD, f"{GOOD}, validation")
@@ -250,13 +270,14 @@ def _explained(runs: Sequence[RunResult]) -> str | None:
 
 
 def _history(run: RunResult) -> list[dict[str, str]]:
-    path = Path(run.run_dir) / HISTORY
-    rows = read_csv(path) if path.is_file() else []
+    rows = table_of(run.run_dir, HISTORY, "epoch") or []
     try:
         for row in rows:
             int(row["epoch"]), [float(cell) for cell in row.values() if cell]
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+            if not 0 <= int(row["epoch"]) < ROWS:
+                raise ValueError(f"epoch {row['epoch']}")
+    except (TypeError, ValueError) as error:
+        raise damaged(Path(run.run_dir, HISTORY), error) from error
     return rows
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.foreign import damaged, file_of, read_yaml
 from mvtec_lab.locks import fcntl
-from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, read_csv
+from mvtec_lab.reporting.recount import require_own_figures
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, table_of
 
 # Tell runs of one attempt apart, not attempts: which repeat, and where and how it ran.
 RUN_KEYS = (
@@ -81,13 +83,13 @@ def settings_of(run: RunResult) -> Settings:
     Raises:
         LabError: it is damaged.
     """
-    path = Path(run.run_dir) / CONFIG
-    try:
-        return flatten(asdict(Config())) | flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except FileNotFoundError:
+    path = file_of(run.run_dir, CONFIG)
+    if path is None:
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise damaged(path, error) from error
+    settings = flatten(asdict(Config())) | flatten(read_yaml(path))
+    if run.completed and settings["model.method"] != (run.method or "classifier"):
+        raise damaged(path, f"model.method is {settings['model.method']}, in {RESULT} {run.method or 'classifier'}")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,15 @@ def tested(run: RunResult) -> Tested | None:
     """A run's test predictions; None where it failed or left none.
 
     Raises:
-        LabError: its predictions.csv is damaged.
+        LabError: its predictions.csv is damaged, or gives other figures than its result.json says.
     """
     path = Path(run.run_dir) / PREDICTIONS
-    if not run.completed or not path.is_file():
+    all_rows = predictions_of(run)
+    if all_rows is None:
         return None
     index = {name: i for i, name in enumerate(run.classes)}
     try:
-        rows = sorted((r for r in read_csv(path) if r["split"] == "test"), key=lambda r: r["path"])
+        rows = sorted((r for r in all_rows if r["split"] == "test"), key=lambda r: r["path"])
         labels, predictions = (np.array([index[row[key]] for row in rows]) for key in ("label", "prediction"))
         images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
         scores = np.array([float(row["score"]) for row in rows]) if run.method else np.zeros(0)
@@ -130,6 +133,10 @@ def tested(run: RunResult) -> Tested | None:
         raise damaged(path, error) from error
     if not rows:
         raise damaged(path, "no test image")
+    try:
+        require_own_figures(run, all_rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
     return Tested(run, images, labels, predictions, scores)
 
 
@@ -141,8 +148,31 @@ def has_luck(run: RunResult) -> bool:
     return run.weights == "random" or not fixed
 
 
-def damaged(path: Path, reason: object) -> LabError:
-    return LabError(f"{path} is damaged ({' '.join(str(reason).split())}): run that attempt again or remove it")
+def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
+    """Return the rows of a completed run's predictions.csv; None where it left none.
+
+    Raises:
+        LabError: it is damaged.
+    """
+    if not run.completed:
+        return None
+    columns = ("split", "path", "label", "prediction", *(("type", "score") if run.method else ()))
+    rows, path = table_of(run.run_dir, PREDICTIONS, *columns), Path(run.run_dir, PREDICTIONS)
+    seen: set[tuple[str, str]] = set()
+    for line, row in enumerate(rows or (), start=2):
+        if row["split"] == "test" and (row["split"], row["path"]) in seen:
+            raise damaged(path, f"line {line} names {row['path']} again")
+        seen.add((row["split"], row["path"]))
+        if run.method and not _finite(row["score"]):
+            raise damaged(path, f"line {line} has the score {row['score']!r}")
+    return rows
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def failure(run: RunResult) -> str:

@@ -296,11 +296,12 @@ def print_table(
         _print(console, headers, cells, [False] * len(stated))
     for line in verdict:
         console.print(Text(line))
-    warned = remarks(rows, "warnings")
+    told = {" ".join(text.split()) for text in said}
+    warned = [line for line in remarks(rows, "warnings") if line not in told]
     for line in remarks(rows, "marks"):
         if not any(warning.startswith(line.split(":")[0].split(" (")[0]) for warning in warned):  # it says more
             console.print(Text(line, style="yellow"))
-    for line in (line for line in warned if line not in {" ".join(text.split()) for text in said}):
+    for line in warned:
         console.print(Text(f"warning: {line}", style="yellow"))
     for row in rows:
         if row["failed"]:

@@ -24,6 +24,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset, Rows
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.anomaly import (
     best_f1_threshold,
+    image_figures,
     quantile_threshold,
 )
 from mvtec_lab.evaluation.metrics import majority_baseline
@@ -54,7 +55,6 @@ from mvtec_lab.tasks.scores import (
     Reading,
     Scored,
     figures,
-    image_figures,
     pictures,
     prediction_rows,
     score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.data.images import image_size
 from mvtec_lab.evaluation.anomaly import (
     PixelScores,
+    image_figures,
     image_intervals,
-    image_metrics,
 )
-from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.anomaly.frozen import bar
 from mvtec_lab.reporting.figures import SIDE, heat_over, outlined, sheet
@@ -114,17 +113,6 @@ def figures(test: Scored, result: RunResult, value: float) -> dict[str, Any]:
         metrics |= found
     metrics["intervals"] = intervals
     return metrics
-
-
-def image_figures(scores: np.ndarray, kinds: Sequence[str], value: float) -> dict[str, Any]:
-    """``image_metrics``, and what every run has of its classes, here good and defect."""
-    metrics = image_metrics(scores, kinds, value)
-    labels = np.array([kind != GOOD for kind in kinds], dtype=np.int64)
-    as_classifier = classification_metrics(labels, np.eye(2)[(scores > value).astype(np.int64)], CLASSES)
-    for name in ("loss", "calibration_error"):  # of probabilities, which scores are not
-        as_classifier.pop(name, None)
-    metrics["recall_of_defects"] = metrics.pop("recall")
-    return {**metrics, **as_classifier}  # recall by class, as every run has it
 
 
 def _pixel_figures(test: Scored, result: RunResult, intervals: dict[str, Any]) -> dict[str, Any]:

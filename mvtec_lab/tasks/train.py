@@ -45,8 +45,8 @@ from mvtec_lab.results import (
     PREDICTIONS,
     SAMPLES,
     RunResult,
-    read_csv,
     remove_leftovers,
+    table_of,
     write_csv,
     write_whole,
 )
@@ -176,7 +176,7 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         raise LabError(f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}")
     if not (run_dir / SAMPLES).exists():
         raise LabError(f"{run_dir / SAMPLES} is missing: which images this run has seen is not known; {_ELSEWHERE}")
-    began, rows = read_csv(run_dir / SAMPLES), _sample_rows(data, result)
+    began, rows = table_of(run_dir, SAMPLES) or [], _sample_rows(data, result)
     require_same(data.folder, data.contents(), contents_listed(began), f"{run_dir} began with", _ELSEWHERE)
     split = [{key: "" if row[key] is None else str(row[key]) for key in _SPLIT} for row in rows]
     if [{key: row.get(key) for key in _SPLIT} for row in began] != split:

@@ -1,0 +1,156 @@
+"""Read files of a run's directory, which may come from elsewhere: they are data, checked before they are believed.
+
+No file is followed out of its directory, none is larger than such a file gets, and what cannot be read is answered in
+one line with the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import yaml
+
+from mvtec_lab.errors import LabError
+
+MIB = 1 << 20
+# Bytes, several times what a large run needs: 250 classes, 10,000 images. A config has some 3 KB, and YAML is slow.
+MOST = {".yaml": MIB // 4, ".json": 16 * MIB, ".csv": 64 * MIB, ".jpg": 16 * MIB, ".npz": 512 * MIB}
+LARGEST = 1e15  # no figure of a run comes near it, and every integer below it is exact as a float
+# Terminals act upon control characters, and half of a surrogate pair cannot be written as UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def damaged(path: Path, reason: object) -> LabError:
+    """Return the answer to a file that cannot be read, or that says what cannot be."""
+    said = " ".join(str(reason).split())
+    return LabError(f"{path} is damaged ({said[:300]}): run that attempt again or remove it")  # 300: still one line
+
+
+def file_of(run_dir: str | os.PathLike[str], name: str) -> Path | None:
+    """Return a file of a run's directory; None where there is none.
+
+    Raises:
+        LabError: it is a link that leads out of the directory, no regular file, or too large.
+    """
+    path = Path(run_dir, name)
+    if not os.path.lexists(path):
+        return None
+    try:
+        inside = path.resolve().is_relative_to(Path(run_dir).resolve())
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise damaged(path, error) from error
+    if not inside:
+        raise LabError(f"{path} leads out of its run's directory: put the file itself there, or remove the link")
+    if not path.is_file():
+        raise damaged(path, "no regular file")
+    if (size := path.stat().st_size) > MOST[path.suffix]:
+        raise damaged(path, f"{size:,} bytes, where at most {MOST[path.suffix]:,} are expected")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        LabError: it cannot be read, or holds a number that is not finite or too large.
+    """
+    try:
+        return _sound(json.loads(path.read_text(encoding="utf-8")), LARGEST)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())}): run that attempt again or remove it"
+        ) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file holds as plain values; ``${...}`` is text like any other.
+
+    Raises:
+        LabError: it cannot be read, or holds no keys.
+    """
+    try:
+        values = _sound(yaml.load(path.read_text(encoding="utf-8"), _Plain) or {})
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(values, dict):
+        raise damaged(path, "it holds no keys")
+    return values
+
+
+class _Plain(yaml.SafeLoader):
+    """Without references, by which a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to parts of itself")
+        return super().compose_node(parent, index)
+
+
+def _sound(value: Any, most: float = sys.float_info.max) -> Any:
+    """Return the value with what is unprintable replaced; ValueError for a number that cannot be a figure."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("�", value)
+    if isinstance(value, Mapping):
+        return {_sound(key) if isinstance(key, str) else str(key): _sound(inner, most) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_sound(inner, most) for inner in value]
+    if isinstance(value, int | float) and not abs(value) <= most:  # NaN is not either
+        raise ValueError(f"{str(value)[:20]} is no number that is used here")
+    return value
+
+
+class Share:
+    """A number from 0 to 1, or above it by what sums in floating point round up."""
+
+
+class Size:
+    """A number of 0 or more."""
+
+
+class Count:
+    """A whole number of 0 or more."""
+
+
+def misfit(value: Any, hint: Any, name: str = "") -> str | None:
+    """Return which part of a value is not what its type says, ``metrics.test.accuracy is '7.5'``; None: all is.
+
+    Types are those of plain values, lists and dicts with text as keys, dataclasses and TypedDicts (whose other keys,
+    of a later version perhaps, are let pass), and Share, Size and Count.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return None
+    if origin in (Union, types.UnionType):
+        wrong = [misfit(value, part, name) for part in parts]
+        return None if None in wrong else max(map(str, wrong), key=len)  # the one that looked deepest
+    known = is_typeddict(hint) or is_dataclass(hint)
+    if known or origin in (list, dict):
+        kind: Any = list if origin is list else dict
+        if not isinstance(value, kind):
+            return f"{name or 'it'} is {str(value)[:60]!r}"
+        if is_typeddict(hint) and (lacking := sorted(hint.__required_keys__ - set(value))):
+            return f"{name} has no {lacking[0]}"
+        hints = get_type_hints(hint) if known else {}
+        inner: Any = enumerate(value) if origin is list else value.items()
+        found = (
+            misfit(part, hints[key] if known else parts[-1], f"{name}.{key}" if name else str(key))
+            for key, part in inner
+            if not known or key in hints
+        )
+        return next((wrong for wrong in found if wrong), None)
+    number = isinstance(value, int | float) and not isinstance(value, bool)  # which is an int to Python
+    if hint in (Share, Size, Count):
+        right = number and value >= 0 and not (hint is Share and value > 1 + 1e-9) and not (hint is Count and value % 1)
+    elif hint in (int, float):
+        right = number and (hint is float or isinstance(value, int))
+    else:
+        right = isinstance(value, hint)
+    return None if right else f"{name} is {str(value)[:60]!r}"

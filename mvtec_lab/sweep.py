@@ -40,7 +40,8 @@ from mvtec_lab.effects import idle, typed_keys
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, path_of_run, write_whole
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
+from mvtec_lab.tasks.origin import TAKEN, origin_of
 from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
@@ -372,34 +373,24 @@ def _take_data_of_run(config: Config, given: set[str]) -> bool:
     """
     if config.ckpt is None or not Path(config.ckpt).is_file():
         return False  # the task says so
-    path = Path(config.ckpt).parent / CONFIG
-    if not path.is_file():
+    run = origin_of(Path(config.ckpt))
+    if run is None:
         if config.data.name == "sample" and "data" not in given:
             raise LabError(
                 f"{config.ckpt} has no {CONFIG} of its run beside it, so the images to judge it on are not known: give "
                 "data=mvtec data.category=NAME, data=folder data.root=FOLDER or data=sample"
             )
         return False
-    run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
-    assert isinstance(run, Config)
-    for section in ("data", "split"):
-        if section in given:  # a whole other one was chosen
-            continue
-        taken = getattr(run, section)
-        for name in (key.split(".")[1] for key in given if key.startswith(f"{section}.")):
-            setattr(taken, name, getattr(getattr(config, section), name))
-        setattr(config, section, taken)
+    for section in {"data", "split"} - given:  # where no whole other one was chosen
+        for name in TAKEN[section]:
+            if f"{section}.{name}" not in given:
+                setattr(getattr(config, section), name, getattr(getattr(run, section), name))
     if "seed" not in given:
         config.seed = run.seed
     elif "split.seed" not in given:
         config.split.seed = config.seed
     config.model.method = run.model.method  # which goes with the split's protocol
-    own = not given & {"data", "data.name", "data.root", "data.category", "data.archive"}
-    if own and config.data.root is not None:
-        config.data.root = path_of_run(path.parent, "data.root", config.data.root)
-    if not given & {"split", "split.file"} and config.split.file is not None:
-        config.split.file = path_of_run(path.parent, "split.file", config.split.file)
-    return own
+    return not given & {"data", "data.name", "data.root", "data.category", "data.archive"}
 
 
 def _stand_ins(job: Any) -> list[str]:

@@ -6,11 +6,10 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +22,7 @@ from mvtec_lab.data.samples import scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import GROUPS
+from mvtec_lab.foreign import damaged
 from mvtec_lab.models.anomaly import load_detector
 from mvtec_lab.models.anomaly.base import AnomalyDetector
 from mvtec_lab.models.classifier import DefectClassifier, load_classifier
@@ -34,12 +34,12 @@ from mvtec_lab.results import (
     PREDICTIONS,
     SAMPLES,
     RunResult,
-    path_of_run,
-    read_csv,
+    table_of,
     write_whole,
 )
 from mvtec_lab.tasks.detect import BEST_F1_MARK
 from mvtec_lab.tasks.explain import explain
+from mvtec_lab.tasks.origin import origin_of
 from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
 from mvtec_lab.tasks.scores import judge_again, score
 from mvtec_lab.tasks.setup import SAMPLE_MARK, build_data, claim, data_module, set_up
@@ -203,12 +203,13 @@ def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDete
 
 def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
     """The product folder of a checkpoint's run and the rows of its samples.csv; None: its files are not beside it."""
-    samples, config = ckpt.parent / SAMPLES, ckpt.parent / CONFIG
-    if not (samples.is_file() and config.is_file()):
+    run, rows = origin_of(ckpt), table_of(ckpt.parent, SAMPLES, "path", "split")
+    if run is None or rows is None:
         return None
-    source = OmegaConf.load(config).data
-    root = path_of_run(ckpt.parent, "data.root", source.root)
-    return Path(root, source.category or "").expanduser().resolve(), read_csv(samples)
+    for path in (path for row in rows for path in (row["path"], row.get("mask") or "")):
+        if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+            raise damaged(ckpt.parent / SAMPLES, f"{path!r} leads out of the data")
+    return Path(run.data.root or "", run.data.category or "").expanduser().resolve(), rows
 
 
 def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
@@ -235,7 +236,7 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     if seen := splits.count("train"):
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
         warnings.append(f"{what}: the figures are too good")
-    chosen = OmegaConf.select(OmegaConf.load(ckpt.parent / CONFIG), "threshold.rule")
-    if chosen == "best_f1" and "test" in splits:
+    origin = origin_of(ckpt)
+    if origin is not None and origin.threshold.rule == "best_f1" and "test" in splits:
         warnings.append(BEST_F1_MARK)
     return warnings

@@ -1,0 +1,63 @@
+"""The settings of a checkpoint's own run, as far as images are judged by them. Light to import.
+
+The run may come from elsewhere: its config.yaml is data. Keys that fetch, write or run something are left where they
+are, and a text is a text, whatever it holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mvtec_lab.config import Config, validate
+from mvtec_lab.errors import LabError
+from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
+from mvtec_lab.results import CONFIG, SAMPLES, path_of_run
+
+# Which images, their splits, and how they are read. Not where they could be fetched from, nor anything of training.
+TAKEN = {
+    "data": ("name", "root", "category", "masks", "image_size", "white", "batch_size", "imbalance"),
+    "split": tuple(Config().split.__dataclass_fields__),
+    "model": ("method",),  # which goes with the split's protocol
+    "threshold": ("rule",),
+}
+
+
+def origin_of(ckpt: Path) -> Config | None:
+    """Return the settings of a checkpoint's run, defaults for all that is not TAKEN; None: none lie beside it.
+
+    Raises:
+        LabError: they are damaged.
+    """
+    run_dir = ckpt.parent
+    path = file_of(run_dir, CONFIG)
+    if path is None:
+        return None
+    config, said = Config(), read_yaml(path)
+    for section, names in TAKEN.items():
+        part, values = getattr(config, section), said.get(section, {})
+        taken = {name: values[name] for name in names if name in values} if isinstance(values, dict) else None
+        if taken is None or (wrong := misfit(taken, type(part))):
+            raise damaged(path, f"{section}: {wrong if taken is not None else 'no keys'}")
+        for name, value in taken.items():
+            setattr(part, name, value)
+    config.seed = said.get("seed", config.seed)
+    if wrong := misfit({"seed": config.seed}, Config):
+        raise damaged(path, wrong)
+    if config.split.protocol == "file":  # the run's own list says the same, and is no path to follow
+        config.split.file = str(run_dir / SAMPLES)
+    try:
+        validate(config)
+    except LabError as error:
+        raise damaged(path, error) from error
+    config.data.root = _root(run_dir, config)
+    return config
+
+
+def _root(run_dir: Path, config: Config) -> str | None:
+    """Return the run's data.root; for the sample, which is drawn where it is missing, only where it lies already."""
+    root = config.data.root
+    if root is not None:
+        root = path_of_run(run_dir, "data.root", root)
+        if config.data.name == "sample" and not Path(root, "cable").expanduser().is_dir():
+            return Config().data.root
+    return root

@@ -153,7 +153,7 @@ def test_strict_refuses_a_run_and_a_sweep(lab, product: Path, tmp_path: Path, ca
         before = sorted(tmp_path.rglob("*"))
         assert lab(*many, "audit=strict", "cache.dir=null") == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: audit=strict: ")
+        assert error.startswith(f"error: {'job base: ' if many else ''}audit=strict: ")
         assert error.endswith("more): mend it, or audit=warn goes on\n")
         assert error.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before

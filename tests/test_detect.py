@@ -315,7 +315,7 @@ def test_scores_that_are_not_finite_are_answered_with_one_line(lab, widget: Path
     one_step = ("trainer.max_epochs=1", "data.batch_size=10")  # the next one would find its loss infinite, and say so
     assert lab(*AUTOENCODER, "optimizer=sgd", "optimizer.lr=1e30", *one_step, f"hydra.run.dir={folder}") == 2
     said = capsys.readouterr().err
-    assert "anomaly scores are not finite: the method has diverged; a lower optimizer.lr may mend it" in said
+    assert "error: the training has diverged, its loss is nan: lower optimizer.lr\n" in said
     assert "Traceback" not in said
     found = RunResult.load(folder)
     assert (found.status, found.error.split(":")[0]) == ("failed", "LabError")

@@ -382,7 +382,7 @@ def test_full_disk_keeps_the_download(server: Server, tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "copyfileobj", full)
-        with pytest.raises(LabError, match=r"No space left on device.*: free some space"):
+        with pytest.raises(LabError, match=r"No space left on device.*: make room"):
             fetch_archive(server.url, tmp_path)
     assert sorted(tree(tmp_path)) == ["small.tar.gz.part", "small.tar.gz.part.json"]
     fetch_archive(server.url, tmp_path)

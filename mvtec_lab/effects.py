@@ -148,7 +148,7 @@ def idle(
 
 
 def _reads(task: str, key: str) -> bool:
-    if task == "evaluate" and key == "data.image_size":  # the checkpoint's holds
+    if task == "evaluate" and key in ("data.image_size", "data.white"):  # the checkpoint's hold
         return False
     if task not in READ:  # train, or a task that this table does not know
         return key not in OF_OTHER_TASKS

@@ -54,6 +54,7 @@ from mvtec_lab.sweep import CONF, TASKS, compose, main
         ("task=describe trainer.max_epochs=3", "trainer.max_epochs=3 does nothing for task=describe"),
         ("task=describe loss.gamma=3", "it is for loss.name=focal"),
         ("task=evaluate data.image_size=64", "data.image_size=64 does nothing for task=evaluate"),
+        ("task=evaluate data.white=100", "data.white=100 does nothing for task=evaluate"),
         ("task=predict threshold.quantile=0.5", "threshold.quantile=0.5 does nothing for task=predict: leave it out"),
         ("task=predict data=folder data.root=x", "does nothing for task=predict"),
         ("task=predict model.coreset=0.1", "model.coreset=0.1 does nothing for task=predict"),

@@ -609,13 +609,11 @@ def test_a_study_runs_its_reports_attempts(study: str, lab, tmp_path: Path, caps
 def test_attempts_that_differ_in_their_seed_alone_are_never_called_different(lab, tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "attempt"
     folder.mkdir(parents=True)
-    for seed in range(2):
-        (folder / f"seed{seed}.yaml").write_text(f"# @package _global_\nseed: ${{oc.env:REPETITION}}{seed}\n")
     for repetition in range(1, 21):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("REPETITION", str(repetition))
-            sweep = f"hydra.sweep.dir=sweep{repetition}"
-            assert lab("-m", "attempt=seed0,seed1", "cv.folds=3", "--config-dir=conf", sweep, "optimizer.lr=0.02") == 0
+        for seed in range(2):
+            (folder / f"seed{seed}.yaml").write_text(f"# @package _global_\nseed: {repetition}{seed}\n")
+        sweep = f"hydra.sweep.dir=sweep{repetition}"
+        assert lab("-m", "attempt=seed0,seed1", "cv.folds=3", "--config-dir=conf", sweep, "optimizer.lr=0.02") == 0
         found = json.loads((tmp_path / f"sweep{repetition}" / COMPARISON).read_text(encoding="utf-8"))
         (pair,) = found["pairs"]
         assert pair["test_sets"] == 3

@@ -151,6 +151,22 @@ def test_a_photograph_saved_again_is_found(folder: Path, tmp_path: Path, change:
     assert change in ("trimmed", "shifted") or (f", {how}," in found if how else "picture as" in found)
 
 
+@pytest.mark.parametrize("change", ["JPEG 60", "brighter", "smaller", "horizontal flip"])
+def test_a_photograph_of_a_grid_saved_again_is_found(folder: Path, change: str) -> None:
+    """Wires at random places and a little bent: steps that lay one on the other may lead to the next wire."""
+    rng = np.random.default_rng(4)
+    for path in sorted((folder / "test").rglob("*.png")):
+        bent = [cv2.resize(rng.normal(0, 1.2, (6, 6)), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for _ in "yx"]
+        wires = np.mgrid[:SIDE, :SIDE] + bent + rng.uniform(0, 15, (2, 1, 1))
+        picture = 110 + 60 * (wires % 15 < 3).sum(axis=0)[..., None] + rng.normal(0, 3, (SIDE, SIDE, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
+    assert findings(folder) == []
+    make, _ = SAVED_AGAIN[change]
+    Image.fromarray(np.ascontiguousarray(make(np.asarray(Image.open(folder / TRAIN))))).save(folder / TEST)
+    (found,) = findings(folder)
+    assert found.endswith(f" as {TRAIN}")
+
+
 def test_near_copies_within_a_split_do_no_harm(folder: Path) -> None:
     Image.fromarray(jpeg(85)(np.asarray(Image.open(folder / TRAIN)))).save(folder / "test/good/01.png")
     assert findings(folder) == []

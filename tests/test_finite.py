@@ -72,7 +72,9 @@ def test_results_that_are_not_finite_decide_nothing(ckpt: Path, lab, product: Pa
     for row in rows:
         row[column] = "nan" if row["split"] == "test" else row[column]
     write_csv(path, rows, list(rows[0]))
-    refused(lab, capsys, f"run/predictions.csv is damaged ({column} of test/", "task=compare", "dirs=run")
+    first = next(line for line, row in enumerate(rows, 2) if row["split"] == "test")
+    said = f"line {first} has the score 'nan'" if column == "score" else f"{column} of test/"
+    refused(lab, capsys, f"run/predictions.csv is damaged ({said}", "task=compare", "dirs=run")
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -94,7 +94,7 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LabError:
 
 
 def is_text(text: str) -> bool:
-    """Whether a name can be written into a file as UTF-8: on Linux file names may be any bytes."""
+    """Tell whether a name can be written into a file as UTF-8: on Linux file names may be any bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -103,5 +103,5 @@ def is_text(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes where it is none."""
+    """Return the text on one line, with escapes where it is none."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

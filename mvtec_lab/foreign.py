@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Plain(yaml.SafeLoader):
-    """Without references, by which a few lines stand for gigabytes."""
+    """Load YAML without references, by which a few lines stand for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -34,7 +34,7 @@ IN_TABLE = {"in_table": True}  # of a log line that result.warnings holds: the c
 
 
 class OfType(TypedDict, total=False):
-    """What metrics may say of a defect type; None where there is nothing to measure."""
+    """Hold the metrics of a defect type; None where there is nothing to measure."""
 
     images: Count
     recall: Share | None
@@ -45,7 +45,7 @@ class OfType(TypedDict, total=False):
 
 
 class Figures(TypedDict, total=False):
-    """What metrics may say of a split."""
+    """Hold the metrics of a split."""
 
     accuracy: Share | None
     balanced_accuracy: Share | None

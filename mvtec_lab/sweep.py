@@ -560,7 +560,7 @@ def _check_directory(config: DictConfig, key: str) -> None:
 
 
 def _quote_params(config: DictConfig) -> None:
-    """A study's grid is text to Hydra as well, with values as they would stand behind -m."""
+    """Quote a study's grid, which is text to Hydra as well, as if it stood behind -m."""
     if params := config.hydra.sweeper.get("params"):
         OmegaConf.set_readonly(params, False)
         for key, value in params.items():

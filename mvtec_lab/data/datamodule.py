@@ -300,7 +300,7 @@ class MVTecDataModule(pl.LightningDataModule):
 
     @property
     def white(self) -> int:
-        """The value of 16-bit files that becomes 255: declared, or by the bit depth of the training images."""
+        """Return the value of 16-bit files that becomes 255: declared, or by the bit depth of the training images."""
         if self._white is None:
             self._white = white_level([self.folder / s.path for s in self.of_split("train")])
         return self._white

@@ -99,7 +99,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def name_left_out(left_out: LeftOut, folder: Path) -> list[str]:
-    """A line for each reason: how many, and the first three by their names below ``folder``."""
+    """Return a line for each reason: how many, and the first three by their names below ``folder``."""
     return [f"left out: {len(paths)} {reason} ({_few(paths, folder)})" for reason, paths in left_out.items()]
 
 

@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What lies in a product folder: samples in the order of their paths, and what was left out."""
+    """List what lies in a product folder: samples in the order of their paths, and what was left out."""
 
     folder: Path
     samples: list[Sample] = field(default_factory=list)
@@ -81,7 +81,7 @@ def scan(folder: Path) -> Scan:
 
 
 def _check_case(folder: Path, names: Collection[str]) -> None:
-    """A folder Good where good is meant would be passed over, or taken for a defect type."""
+    """Refuse a folder Good where good is meant: it would be left out, or taken for a defect type."""
     present = [path.name for path in folder.iterdir() if path.is_dir()]
     meant = {name.lower(): name for name in names if name not in present}
     for name in sorted(present):
@@ -128,7 +128,7 @@ def _samples(class_folder: Path, result: Scan) -> list[Sample]:
 
 
 def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
-    """The mask of each image that has one: the file that is called as the image, with or without _mask."""
+    """Return the mask of each image that has one: the file that is called as the image, with or without _mask."""
     folder = result.folder / "ground_truth"
     if not folder.is_dir():
         return {}

@@ -219,7 +219,7 @@ def _predict_detector(
 def _scores(
     config: Config, detector: AnomalyDetector, about: dict[str, Any], pictures: Iterator[tuple[Path, np.ndarray]]
 ) -> Iterator[tuple[Path, np.ndarray, np.float32, np.ndarray | None]]:
-    """Of each image: its path, how the method sees it, its score, its map."""
+    """Yield for each image its path, how the method sees it, its score, its map."""
     while batch := list(islice(pictures, config.data.batch_size)):
         paths, images = zip(*batch, strict=True)
         with torch.no_grad():

@@ -398,6 +398,14 @@ def test_the_headline_says_where_nothing_was_learnt(tmp_path: Path) -> None:
     assert compare(load_runs(tmp_path)).verdict[0].startswith("Best on validation")
 
 
+def test_two_test_sets_show_nothing_to_be_learnt(tmp_path: Path) -> None:
+    """They have no interval, and figures without one are no surer than a single test set's."""
+    cross_validated(tmp_path, a=[11, 9], b=[10, 8])
+    verdict = compare(load_runs(tmp_path)).verdict
+    assert verdict[0].startswith("It is not shown that anything was learnt")
+    assert any("not shown to be better: a, b" in line for line in verdict)
+
+
 def test_only_what_shares_its_test_images_is_ranked(tmp_path: Path) -> None:
     fold(tmp_path / "0", "a", 0, 12)
     fold(tmp_path / "1", "b", 0, 10)

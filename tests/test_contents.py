@@ -74,6 +74,14 @@ def evaluate(ckpt: Path, *arguments: str) -> int:
     return main(["task=evaluate", f"ckpt={ckpt}", *arguments])
 
 
+def test_a_class_that_is_gone_is_named_by_its_files(ckpt: Path, product: Path, capsys) -> None:
+    gone = lose_a_class(product)
+    assert evaluate(ckpt, "hydra.run.dir=judged") == 2
+    said = capsys.readouterr().err
+    assert f"holds other files than the run of {ckpt}: {gone}" in said
+    assert "restore them" in said
+
+
 def test_a_run_is_evaluated_on_its_own_images(ckpt: Path, product: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     elsewhere = tmp_path / "elsewhere"
     write_product(elsewhere / "products/widget", {"good": 6, "crack": 4, "hole": 4})  # the same words, other images

@@ -244,16 +244,23 @@ def _in(metric: str) -> str:
 
 def _nothing_learnt(group: Sequence[Attempt]) -> str:
     """Say so ahead of everything else where no attempt is better than what knows nothing."""
-    pairs = ((attempt.baseline(attempt.metric), attempt.estimate(attempt.metric)) for attempt in group)
-    known = [(baseline, e) for baseline, e in pairs if baseline is not None and e is not None]
-    if not known or any((e.value if e.low is None else e.low) > baseline for baseline, e in known):
+    pairs = ((a, a.baseline(a.metric), a.estimate(a.metric)) for a in group)
+    known = [(a, baseline, e) for a, baseline, e in pairs if baseline is not None and e is not None]
+    if not known or any(_above(*figures) for figures in known):
         return ""
     what = "chance" if group[0].detects else "always naming the most frequent class"
-    beside = f"on test than {what} ({NAMES[group[0].metric]} {max(baseline for baseline, _ in known):.3f}). "
+    beside = f"on test than {what} ({NAMES[group[0].metric]} {max(baseline for _, baseline, _ in known):.3f}). "
     who = f"{group[0].name} is not" if len(group) == 1 else "no attempt is"
-    if all(e.value <= baseline for baseline, e in known):
+    if all(e.value <= baseline for _, baseline, e in known):
         return f"Nothing was learnt: {who} better {beside}"
     return f"It is not shown that anything was learnt: {who} shown to be better {beside}"
+
+
+def _above(attempt: Attempt, baseline: float, estimate: Estimate) -> bool:
+    """Tell whether a figure is shown to be above a baseline; two test sets, which have no interval, show nothing."""
+    if estimate.low is None:
+        return len(attempt.tests) < 2 and estimate.value > baseline
+    return estimate.low > baseline
 
 
 def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:
@@ -263,10 +270,10 @@ def _baselines(done: Sequence[Attempt], metric: str) -> list[str]:
     for attempt in done:
         baseline, estimate = attempt.baseline(metric), attempt.estimate(metric)
         if baseline is not None and estimate is not None:
-            known.append((attempt.name, baseline, estimate))
+            known.append((attempt, baseline, estimate))
     values = sorted({f"{baseline:.3f}" for _, baseline, _ in known})
     if values:
-        chance = [n for n, baseline, e in known if (e.value if e.low is None else e.low) <= baseline]
+        chance = [figures[0].name for figures in known if not _above(*figures)]
         figures = " or ".join(values)
         reaches = f"is right in {figures} of test images" if metric == "accuracy" else f"has {NAMES[metric]} {figures}"
         text = f"Always naming the most frequent class {reaches}"

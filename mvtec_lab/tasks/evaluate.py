@@ -81,6 +81,8 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         return _evaluate_detector(config, run_dir, classifier, about, own)
     config.data.image_size, config.data.white = about["image_size"], about["white"]
     data = build_data(config)
+    if own:  # first: a class that is gone is one whose files are
+        _require_own(Path(config.ckpt or ""), data.folder, data.contents())
     if data.classes != classifier.classes:
         raise LabError(
             f"{config.ckpt} knows the classes {', '.join(classifier.classes)}, but {data.folder} has "
@@ -88,8 +90,6 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         )
     data.mean, data.std = classifier.mean, classifier.std
     set_up(config, data)
-    if own:
-        _require_own(Path(config.ckpt or ""), data.folder, data.contents())
     outcomes = judge(classifier, data)
     explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]

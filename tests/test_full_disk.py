@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,19 @@ resource = pytest.importorskip("resource", reason="no limit on the size of files
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.fixture
-def largest() -> Iterator[Callable[[int], None]]:
-    """Let no file of this process grow beyond so many bytes, whatever writes it and in whichever thread."""
+def limit_files(size: int) -> None:
+    """Let no file of this process grow beyond `size` bytes, whichever thread writes it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@contextmanager
+def limits_lifted_after() -> Iterator[None]:
+    """Lift the limit before pytest reports the test: its own output may be a file, and larger than the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Bytes that a file may have, and which one is then the first that is too large.
@@ -37,12 +41,12 @@ SINGLE = {1_000: "result.json", 12_500: "best.ckpt", 20_000: "last.ckpt", 23_450
 
 
 @pytest.mark.parametrize("size", others_slow(SINGLE, 12_500))
-def test_a_run_whose_files_do_not_fit(lab, tmp_path: Path, capsys, monkeypatch, largest, size: int) -> None:
+def test_a_run_whose_files_do_not_fit(lab, tmp_path: Path, capsys, monkeypatch, size: int) -> None:
     settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
     monkeypatch.setattr(train, "_log_first_batch", lambda *_: None)  # TensorBoard's file would be too large first
-    largest(size)
-    status = lab(*settings)
-    largest(resource.RLIM_INFINITY)
+    with limits_lifted_after():
+        limit_files(size)
+        status = lab(*settings)
     said = "".join(capsys.readouterr())
     assert status == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -61,11 +65,11 @@ def test_a_run_whose_files_do_not_fit(lab, tmp_path: Path, capsys, monkeypatch, 
 
 
 @pytest.mark.parametrize("size", others_slow([20_000, 150_000], 20_000))
-def test_a_sweep_ends_with_its_table(lab, tmp_path: Path, capsys, largest, size: int) -> None:
+def test_a_sweep_ends_with_its_table(lab, tmp_path: Path, capsys, size: int) -> None:
     sweep = ["-m", "attempt=base,cosine", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
-    largest(size)
-    status = lab(*sweep)
-    largest(resource.RLIM_INFINITY)
+    with limits_lifted_after():
+        limit_files(size)
+        status = lab(*sweep)
     said = "".join(capsys.readouterr())
     assert status == 1
     assert "Traceback" not in said
@@ -80,13 +84,14 @@ def test_a_sweep_ends_with_its_table(lab, tmp_path: Path, capsys, largest, size:
     assert not list((tmp_path / "s").rglob("*.tmp"))
 
 
-def test_the_first_error_counts(lab, tmp_path: Path, capsys, monkeypatch, largest) -> None:
+def test_the_first_error_counts(lab, tmp_path: Path, capsys, monkeypatch) -> None:
     def fail(self, *_: object) -> None:
-        largest((tmp_path / "run/result.json").stat().st_size)  # which the error's text will exceed
+        limit_files((tmp_path / "run/result.json").stat().st_size)  # which the error's text will exceed
         raise RuntimeError("the first")
 
     monkeypatch.setattr(DefectClassifier, "training_step", fail)
-    assert lab("hydra.run.dir=run") == 1
+    with limits_lifted_after():
+        assert lab("hydra.run.dir=run") == 1
     said = "".join(capsys.readouterr())
     assert "failed: RuntimeError: the first" in said
     assert "too large" not in said.replace("run.log is incomplete: [Errno 27] File too large", "")

@@ -438,7 +438,7 @@ def git_revision() -> str | None:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
-    git = ["git", "-C", os.fspath(here)]
+    git = ["git", "--no-optional-locks", "-C", os.fspath(here)]  # status would rewrite the index
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()

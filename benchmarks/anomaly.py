@@ -25,7 +25,7 @@ INSTALL = 'python -m venv PEER && PEER/bin/pip install "anomalib[cpu]==2.7.0"'
 def product(data: list[str]) -> str:
     """The folder of the images; the built-in sample is drawn. Decodes all: no side shall be the first to read them."""
     from mvtec_lab import compose
-    from mvtec_lab.tasks.setup import build_data
+    from mvtec_lab.engine.setup import build_data
 
     built = build_data(compose("attempt=patchcore", *data, "cache.dir=null"))
     built.setup()
@@ -52,8 +52,8 @@ def run_lab(
 
     from mvtec_lab.data.datamodule import MVTecDataset
     from mvtec_lab.data.samples import scan
-    from mvtec_lab.models.anomaly import build_detector
-    from mvtec_lab.tasks.scores import score
+    from mvtec_lab.problems.anomaly import build_detector
+    from mvtec_lab.problems.anomaly.scores import score
 
     torch.manual_seed(seed)
     folder = Path(root) / category

@@ -37,7 +37,7 @@ def training_epochs(overrides: list[str], run_dir: str) -> list[float]:
     import pytorch_lightning as pl
 
     from mvtec_lab import compose, run_attempt
-    from mvtec_lab.tasks.setup import build_trainer
+    from mvtec_lab.engine.devices import build_trainer
 
     class Timer(pl.Callback):
         def __init__(self) -> None:
@@ -67,7 +67,8 @@ def bare_epochs(overrides: list[str], epochs: int) -> dict[str, Any]:
     from torch import nn
 
     from mvtec_lab import compose
-    from mvtec_lab.tasks.setup import build_classifier, build_data
+    from mvtec_lab.engine.setup import build_data
+    from mvtec_lab.problems.classification.build import build_classifier
 
     config = compose(*overrides, "cache.dir=null")
     data = build_data(config)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
     from mvtec_lab.errors import LabError as LabError
-    from mvtec_lab.models.anomaly import build_detector as build_detector
-    from mvtec_lab.models.anomaly import load_detector as load_detector
-    from mvtec_lab.models.classifier import DefectClassifier as DefectClassifier
-    from mvtec_lab.models.classifier import load_classifier as load_classifier
+    from mvtec_lab.problems.anomaly import build_detector as build_detector
+    from mvtec_lab.problems.anomaly import load_detector as load_detector
+    from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
+    from mvtec_lab.problems.classification.classifier import load_classifier as load_classifier
     from mvtec_lab.results import RunResult as RunResult
     from mvtec_lab.sweep import compose as compose
     from mvtec_lab.tasks.train import run_attempt as run_attempt
@@ -25,15 +25,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
-    "DefectClassifier": "models.classifier",
+    "DefectClassifier": "problems.classification.classifier",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.datamodule",
     "RunResult": "results",
-    "build_detector": "models.anomaly",
+    "build_detector": "problems.anomaly",
     "compose": "sweep",
-    "load_classifier": "models.classifier",
-    "load_detector": "models.anomaly",
+    "load_classifier": "problems.classification.classifier",
+    "load_detector": "problems.anomaly",
     "run_attempt": "tasks.train",
 }
 __all__ = ["__version__", *_HOMES]

@@ -24,12 +24,12 @@ PROTOCOLS = ("holdout", "kfold", "file", "one_class")
 POOLS = ("test", "all")
 MASKS = ("required", "optional")
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
-# Each is a function of that name in models/losses.py, with the knobs of LossConfig that its signature names.
+# Each is a function of that name in the classification losses, with the knobs of LossConfig that its signature names.
 LOSSES = ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
 BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those that favour rare classes
 HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
 MIXES = ("none", "mixup", "cutmix")
-# One-class methods: each is the folder models/anomaly/<name>, whose Detector takes the knobs of ModelConfig by name;
+# One-class methods: each is a folder of that name, whose Detector takes the knobs of ModelConfig by name;
 # effects.py says which.
 DETECTORS = (
     "patchcore",

@@ -37,12 +37,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mvtec_lab.arguments import override, parse, text
 from mvtec_lab.config import Config, settings, validate
 from mvtec_lab.effects import idle, typed_keys
+from mvtec_lab.engine.origin import TAKEN, origin_of
+from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
 from mvtec_lab.own import OWN, keys, own_files
 from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
-from mvtec_lab.tasks.origin import TAKEN, origin_of
-from mvtec_lab.tasks.resume import earlier_run
 
 log = logging.getLogger(__name__)
 
@@ -499,7 +499,7 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
             if earlier is not None and earlier.completed:  # its data need not be there any more
                 continue
         if config.task == "train":
-            from mvtec_lab.tasks.setup import check
+            from mvtec_lab.tasks.check import check
 
             with _of_job(job, len(jobs)):
                 data = check(config, here=launcher_of(job) in _HERE)

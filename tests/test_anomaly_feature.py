@@ -18,15 +18,15 @@ from torchvision.ops import Permute
 
 from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly import features, frozen
-from mvtec_lab.models.anomaly.base import AnomalyDetector
-from mvtec_lab.models.anomaly.gaussian.model import Gaussian
-from mvtec_lab.models.anomaly.kmeans.model import KMeans
-from mvtec_lab.models.anomaly.nearest.model import Nearest
-from mvtec_lab.models.anomaly.ocsvm.model import NU, SupportVectors
-from mvtec_lab.models.anomaly.padim.model import RIDGE, Padim
-from mvtec_lab.models.anomaly.patchcore import model as patchcore
-from mvtec_lab.models.anomaly.spade.model import Spade
+from mvtec_lab.problems.anomaly import features, frozen
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.methods.gaussian.model import Gaussian
+from mvtec_lab.problems.anomaly.methods.kmeans.model import KMeans
+from mvtec_lab.problems.anomaly.methods.nearest.model import Nearest
+from mvtec_lab.problems.anomaly.methods.ocsvm.model import NU, SupportVectors
+from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, Padim
+from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly.methods.spade.model import Spade
 from mvtec_lab.reporting.runs import DRAWS_NOTHING
 
 LOCALISING = ("patchcore", "padim", "spade")
@@ -48,7 +48,7 @@ def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
 def detector(name: str, net: str, seed: int = 0, **knobs: object) -> AnomalyDetector:
     torch.manual_seed(seed)
     layers = ["features.relu1", "features.relu2"]
-    made = importlib.import_module(f"mvtec_lab.models.anomaly.{name}").Detector
+    made = importlib.import_module(f"mvtec_lab.problems.anomaly.{name}").Detector
     return made(backbone=net, weights=None, layers=layers, **knobs).eval()
 
 
@@ -95,7 +95,7 @@ def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tin
 
 def test_what_trains_draws() -> None:
     for name in DETECTORS:
-        made = importlib.import_module(f"mvtec_lab.models.anomaly.{name}").Detector
+        made = importlib.import_module(f"mvtec_lab.problems.anomaly.{name}").Detector
         assert made.draws or not made.trains
         assert made.draws == (name not in DRAWS_NOTHING)
 
@@ -217,7 +217,7 @@ def test_too_few_images_is_one_line(name: str, knobs: dict[str, int], needed: in
 
 def test_spade_needs_two_layers(tiny_net: str) -> None:
     with pytest.raises(LabError, match="two or more"):
-        importlib.import_module("mvtec_lab.models.anomaly.spade").Detector(tiny_net, None, ["features.relu1"])
+        importlib.import_module("mvtec_lab.problems.anomaly.methods.spade").Detector(tiny_net, None, ["features.relu1"])
 
 
 @pytest.mark.parametrize("name", LOCALISING)

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly.autoencoder.model import dissimilarity
-from mvtec_lab.models.anomaly.base import Scores
-from mvtec_lab.models.anomaly.fanogan import detector as fanogan
-from mvtec_lab.models.anomaly.fanogan.model import KAPPA, FAnoGAN
-from mvtec_lab.models.anomaly.memae import model as memae
-from mvtec_lab.models.anomaly.reconstruction import ReconstructionDetector
-from mvtec_lab.models.anomaly.vae.model import GREY, divergence
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from mvtec_lab.problems.anomaly.base import Scores
+from mvtec_lab.problems.anomaly.methods.autoencoder.model import dissimilarity
+from mvtec_lab.problems.anomaly.methods.fanogan import detector as fanogan
+from mvtec_lab.problems.anomaly.methods.fanogan.model import KAPPA, FAnoGAN
+from mvtec_lab.problems.anomaly.methods.memae import model as memae
+from mvtec_lab.problems.anomaly.methods.vae.model import GREY, divergence
+from mvtec_lab.problems.anomaly.reconstruction import ReconstructionDetector
 
 SIZE = 32
 ALL = ("autoencoder", "vae", "memae", "fanogan")
@@ -54,7 +54,7 @@ def normalised(made: Tensor) -> Tensor:
 
 
 def build(method: str, **knobs: Any) -> ReconstructionDetector:
-    return import_module(f"mvtec_lab.models.anomaly.{method}").Detector(**{"image_size": SIZE, **knobs})
+    return import_module(f"mvtec_lab.problems.anomaly.{method}").Detector(**{"image_size": SIZE, **knobs})
 
 
 def fit(detector: ReconstructionDetector, epochs: int, good: Tensor | None = None) -> ReconstructionDetector:

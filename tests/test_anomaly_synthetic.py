@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly.base import AnomalyDetector, Scores
-from mvtec_lab.models.anomaly.cutpaste import detector as cutpaste
-from mvtec_lab.models.anomaly.cutpaste.model import Density, paste_patch, paste_scar
-from mvtec_lab.models.anomaly.deep_svdd.model import Sphere
-from mvtec_lab.models.anomaly.draem.model import Draem, draem_loss, image_score, perlin, spoil
-from mvtec_lab.models.anomaly.pretext import FineTuned
-from mvtec_lab.models.anomaly.rotation.model import doubt, turned
-from mvtec_lab.models.anomaly.stfpm.model import anomaly_map, distance, matching_loss
 from mvtec_lab.models.backbones import pretrained
+from mvtec_lab.problems.anomaly.base import AnomalyDetector, Scores
+from mvtec_lab.problems.anomaly.methods.cutpaste import detector as cutpaste
+from mvtec_lab.problems.anomaly.methods.cutpaste.model import Density, paste_patch, paste_scar
+from mvtec_lab.problems.anomaly.methods.deep_svdd.model import Sphere
+from mvtec_lab.problems.anomaly.methods.draem.model import Draem, draem_loss, image_score, perlin, spoil
+from mvtec_lab.problems.anomaly.methods.rotation.model import doubt, turned
+from mvtec_lab.problems.anomaly.methods.stfpm.model import anomaly_map, distance, matching_loss
+from mvtec_lab.problems.anomaly.pretext import FineTuned
 
 SIZE = 32
 METHODS = ("stfpm", "cutpaste", "deep_svdd", "rotation", "draem")
@@ -53,7 +53,7 @@ def toy(count: int, defect: bool, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def build(method: str, tiny_net: str, **settings: Any) -> AnomalyDetector:
-    module = import_module(f"mvtec_lab.models.anomaly.{method}")
+    module = import_module(f"mvtec_lab.problems.anomaly.{method}")
     if method != "draem":
         settings = {"backbone": tiny_net, "weights": None, **settings}
     if method in ("stfpm", "deep_svdd"):

@@ -24,8 +24,8 @@ from PIL import Image
 from mvtec_lab import MVTecDataModule
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.data import transforms
-from mvtec_lab.models.classifier import DefectClassifier, load_classifier
-from mvtec_lab.tasks.features import BATCH
+from mvtec_lab.problems.classification.classifier import DefectClassifier, load_classifier
+from mvtec_lab.problems.classification.features import BATCH
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torchvision.models import squeezenet1_1
 
 from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.classifier import TrainingDivergedError
+from mvtec_lab.problems.classification.classifier import TrainingDivergedError
 
 
 def make(tiny_net: str, **kwargs) -> DefectClassifier:

@@ -21,13 +21,13 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.effects import FIT_ONCE, FROM_SCRATCH, KNOBS
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
-from mvtec_lab.models.anomaly import load_detector
-from mvtec_lab.models.anomaly.autoencoder import Detector as Autoencoder
-from mvtec_lab.models.anomaly.padim import Detector as Padim
-from mvtec_lab.models.anomaly.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly import load_detector
+from mvtec_lab.problems.anomaly.methods.autoencoder import Detector as Autoencoder
+from mvtec_lab.problems.anomaly.methods.padim import Detector as Padim
+from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly.run import MADE_UP, made_up
+from mvtec_lab.problems.anomaly.scores import Scored
 from mvtec_lab.results import RunResult, find_runs, read_csv
-from mvtec_lab.tasks.detect import MADE_UP, made_up
-from mvtec_lab.tasks.scores import Scored
 
 Run = Callable[..., int]
 PATCHCORE = ("attempt=patchcore", "model.layers=[features.relu1,features.relu2]")
@@ -208,7 +208,7 @@ def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, 
 
 
 def test_the_tables_of_settings_are_what_the_methods_take() -> None:
-    taken = {name: import_module(f"mvtec_lab.models.anomaly.{name}").Detector for name in DETECTORS}
+    taken = {name: import_module(f"mvtec_lab.problems.anomaly.{name}").Detector for name in DETECTORS}
     parameters = {name: set(inspect.signature(made).parameters) for name, made in taken.items()}
     for knob, methods in KNOBS.items():
         assert {name for name in DETECTORS if knob in parameters[name]} == set(methods), knob
@@ -417,6 +417,6 @@ def test_groups_are_not_torn_between_good_images_and_the_test_folder(lab, produc
 
 
 def test_a_method_that_fails_stands_among_the_methods(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvtec_lab.tasks.detect.build_data", lambda *_: 1 / 0)
+    monkeypatch.setattr("mvtec_lab.problems.anomaly.run.build_data", lambda *_: 1 / 0)
     assert lab("-m", "attempt=padim", PATCHCORE[1], "hydra.sweep.dir=sweep") == 1
     assert json.loads((tmp_path / "sweep/comparison.json").read_text())["metric"] == "image_auroc"

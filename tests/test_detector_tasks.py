@@ -17,13 +17,13 @@ from PIL import Image
 
 from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly import build_detector, load_detector, save_detector
-from mvtec_lab.models.anomaly.base import AnomalyDetector
-from mvtec_lab.models.classifier import load_classifier
+from mvtec_lab.problems.anomaly import build_detector, load_detector, save_detector
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
+from mvtec_lab.problems.classification.classifier import load_classifier
 from mvtec_lab.results import read_csv
 from mvtec_lab.sweep import main
 from mvtec_lab.tasks import export
-from mvtec_lab.tasks.detect import BEST_F1_MARK
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load")  # deprecated, without a date
 

@@ -47,7 +47,7 @@ def test_two_processes_train_one_run(product: Path, tmp_path: Path, sampler: str
 RECORDER = """
 import json, sys
 from pathlib import Path
-from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.sweep import main
 
 def noting(step, name):

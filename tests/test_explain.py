@@ -14,11 +14,11 @@ from test_backbones import FAMILIES
 from test_reporting import fabricate, page, text_of
 
 from mvtec_lab.data.datamodule import MVTecDataset
-from mvtec_lab.models.classifier import DefectClassifier
-from mvtec_lab.models.explain import activation_maps
+from mvtec_lab.problems.classification.activation import activation_maps
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.explanations import explain
+from mvtec_lab.problems.classification.outcome import Outcome
 from mvtec_lab.results import EXPLANATIONS, RunResult, read_csv
-from mvtec_lab.tasks.explain import explain
-from mvtec_lab.tasks.outcome import Outcome
 
 SIZE, CLASSES = 32, ["good", "blue", "red"]
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # grey is the same in every channel, so that no colour speaks
@@ -222,7 +222,9 @@ def test_a_run_leaves_its_explanations(lab, product: Path, tmp_path: Path) -> No
 
 
 def test_a_backbone_without_a_map(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvtec_lab.tasks.explain.activation_maps", lambda *_: None)  # as of a ViT
+    monkeypatch.setattr(
+        "mvtec_lab.problems.classification.explanations.activation_maps", lambda *_: None
+    )  # as of a ViT
     assert lab("hydra.run.dir=run") == 0
     assert RunResult.load(tmp_path / "run").explained is None
     assert not (tmp_path / "run" / EXPLANATIONS).exists()

@@ -12,7 +12,7 @@ import pytest
 from conftest import others_slow
 
 from mvtec_lab import errors, results
-from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, write_whole
 from mvtec_lab.sweep import RunLog
 from mvtec_lab.tasks import train

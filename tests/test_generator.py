@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import generator
-from mvtec_lab.models.generator import ConditionalGenerator, Generated, balance, filter_made, purify_made
+from mvtec_lab.problems.classification.generator import (
+    ConditionalGenerator,
+    Generated,
+    balance,
+    filter_made,
+    purify_made,
+)
 
 DIMENSIONS = 32
 COUNTS = (40, 12, 8, 1)

@@ -13,7 +13,7 @@ from conftest import SIZE, others_slow, write_product
 
 from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.losses import GroupSoftmax
+from mvtec_lab.problems.classification.losses import GroupSoftmax
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import CONF
 

@@ -16,8 +16,8 @@ from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import losses
 from mvtec_lab.models.backbones import CosineLinear
-from mvtec_lab.models.groups import check_bins, count_bins, group_scores, group_softmax
-from mvtec_lab.models.losses import Criterion, GroupSoftmax, knobs
+from mvtec_lab.problems.classification.groups import check_bins, count_bins, group_scores, group_softmax
+from mvtec_lab.problems.classification.losses import Criterion, GroupSoftmax, knobs
 
 COUNTS = [150, 14, 3, 1]
 LOGITS = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 1.2, -0.7, 2.2], [-1.0, 0.4, 3.0, 0.1]])

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import mvtec_lab
+from mvtec_lab.engine import memory
 from mvtec_lab.sweep import _FILE
-from mvtec_lab.tasks import detect
 
 # What Python has on POSIX systems alone, by its documentation.
 POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -45,8 +45,8 @@ def test_every_module_is_imported_without_posix(no_posix, name: str) -> None:
 
 
 def test_memory_that_nobody_counts_is_none(no_posix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "Path", lambda name: Path(f"/none{name}"))  # no /proc
-    assert detect._peak_memory(torch.device("cpu"))() is None
+    monkeypatch.setattr(memory, "Path", lambda name: Path(f"/none{name}"))  # no /proc
+    assert memory.peak_memory(torch.device("cpu"))() is None
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from mvtec_lab.engine import pictures
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
 from mvtec_lab.reporting import figures, report, summary
@@ -94,7 +95,7 @@ def fabricate(
         config["verdict"] = verdict
     (run_dir / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     tiles = np.random.default_rng(seed).integers(0, 255, (7, 24, 32, 3), dtype=np.uint8)
-    Image.fromarray(figures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / report.MISTAKES)
+    Image.fromarray(pictures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / report.MISTAKES)
     run.save()
     return run
 
@@ -343,13 +344,13 @@ def test_a_key_that_varies_within_one_attempt_is_shown(tmp_path: Path) -> None:
 def test_sheet_has_a_frame_and_a_cell_for_every_image() -> None:
     images = [np.full((h, w, 3), 200, dtype=np.uint8) for h, w in [(10, 30), (30, 10), (64, 64), (1, 1), (900, 300)]]
     captions = ["one", "a\nb", "", "x" * 500, "cut_outer_insulation is a long class name, " * 9]
-    picture = figures.sheet(images, captions, [True, False, None, True, False], columns=3, tile=80)
+    picture = pictures.sheet(images, captions, [True, False, None, True, False], columns=3, tile=80)
     assert picture.dtype == np.uint8
     assert picture.shape == (10 + 2 * (80 + 4 + 3 * 15 + 10), 10 + 3 * 90, 3)
     corners = [tuple(picture[10, 10 + 90 * i].tolist()) for i in range(3)]
     assert corners == [(0, 158, 115), (213, 94, 0), (238, 241, 244)]  # green, red, none
     assert picture[10 + 80 + 4 : 10 + 80 + 4 + 14, 10:60].min() < 100  # the caption's ink
-    assert figures.sheet(images[:1], ["one"], [None], tile=80).shape == (10 + 80 + 4 + 15 + 10, 10 + 90, 3)
+    assert pictures.sheet(images[:1], ["one"], [None], tile=80).shape == (10 + 80 + 4 + 15 + 10, 10 + 90, 3)
 
 
 def test_curves_share_a_colour_within_an_attempt_and_scale_to_twelve() -> None:

@@ -21,9 +21,10 @@ from PIL import Image
 
 from mvtec_lab import locks
 from mvtec_lab.config import Config
-from mvtec_lab.models.classifier import DefectClassifier
+from mvtec_lab.engine import checkpoints, resume
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, read_csv
-from mvtec_lab.tasks import checkpoints, resume, train
+from mvtec_lab.tasks import train
 
 EPOCHS = 6
 TUNED = ["attempt=finetune", f"trainer.max_epochs={EPOCHS}", "optimizer.lr=0.01", "seed=3"]
@@ -316,7 +317,7 @@ def test_resume_is_for_training(lab, tmp_path: Path, capsys) -> None:
 
 
 def test_a_directory_is_read_without_torch() -> None:
-    code = "import sys, mvtec_lab.tasks.resume; assert 'torch' not in sys.modules"
+    code = "import sys, mvtec_lab.engine.resume; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -329,7 +330,7 @@ def in_a_process(folder: Path, product: Path, *arguments: str) -> subprocess.Pop
     """The command line in a process group of its own, where checkpoints are written after every epoch."""
     script = folder / "lab.py"  # a file, which Lightning can start again for a second device
     script.write_text(
-        "import mvtec_lab.tasks.checkpoints as c, mvtec_lab.sweep as s; c.EVERY = 0.0; raise SystemExit(s.main())"
+        "import mvtec_lab.engine.checkpoints as c, mvtec_lab.sweep as s; c.EVERY = 0.0; raise SystemExit(s.main())"
     )
     settings = [
         "data=folder", f"data.root={product}", "data.image_size=32", "data.batch_size=4", "model.unfreeze=1",

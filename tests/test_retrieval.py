@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import retrieval
-from mvtec_lab.models.retrieval import Retrieval, TextEncoder, nearest, vote, words
+from mvtec_lab.problems.classification.retrieval import Retrieval, TextEncoder, nearest, vote, words
 
 CLASSES = ["good", "cut_inner_insulation", "cut_outer_insulation"]
 

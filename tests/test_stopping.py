@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import others_slow
 
+from mvtec_lab.problems.anomaly import run as detect
 from mvtec_lab.reporting import report
 from mvtec_lab.results import RunResult
 from mvtec_lab.sweep import main
-from mvtec_lab.tasks import detect, train
+from mvtec_lab.tasks import train
 
 ONE_CLASS = ["attempt=padim", "model.layers=[features.relu1,features.relu2]"]
 

@@ -1,4 +1,4 @@
-"""Figures and picture sheets. Matplotlib's Figure objects, never pyplot: nothing leaks, threads are safe."""
+"""Charts of runs and reports. Matplotlib's Figure objects, never pyplot: nothing leaks, threads are safe."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
     from matplotlib.axes import Axes
@@ -21,9 +19,7 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second 
 # Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
-RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
-SIDE = 320  # pixels of a drawn tile: twice as large as that of a sheet, which makes its lines smooth
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
 MOST = 30  # classes, kinds or attempts in one figure: so many are drawn in a second, on a page that a screen shows
 
@@ -185,96 +181,6 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
     return figure
 
 
-def sheet(
-    images: Sequence[np.ndarray],
-    captions: Sequence[str],
-    marks: Sequence[bool | None],
-    columns: int = 6,
-    tile: int = 160,
-) -> np.ndarray:
-    """Lay images out on one picture, each scaled into a square with its caption below.
-
-    Args:
-        images: uint8 RGB arrays [H, W, 3] of any sizes, at least one.
-        captions: one an image; a line break is kept, a long line wrapped, the fourth line and on cut off.
-        marks: True a green frame, False a red one, None none.
-        columns: images a row.
-        tile: the square's side in pixels.
-
-    Returns:
-        The picture, uint8 RGB [H, W, 3].
-    """
-    import matplotlib  # for its font: Pillow's own lacks arrows, Greek and Cyrillic
-
-    gap, frame, size, leading, most = 10, 4, 11, 15, 3  # pixels; at most three lines of text
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
-    texts = [_wrap(caption, int(tile / 6.5), most) for caption in captions]  # a letter is about 6.5 pixels wide
-    columns = min(columns, len(images))
-    height = tile + 4 + leading * max(map(len, texts))
-    rows = -(-len(images) // columns)
-    page = Image.new("RGB", (gap + columns * (tile + gap), gap + rows * (height + gap)), PAPER)
-    for index, (image, lines, mark) in enumerate(zip(images, texts, marks, strict=True)):
-        cell = Image.new("RGB", (tile, height), PAPER)  # of its own: a line too wide is cut, not drawn over a neighbour
-        draw = ImageDraw.Draw(cell)
-        draw.rectangle((0, 0, tile - 1, tile - 1), fill=FIELD if mark is None else RIGHT if mark else WRONG)
-        inner = tile - 2 * frame
-        cell.paste(ImageOps.pad(Image.fromarray(image), (inner, inner), color=FIELD), (frame, frame))
-        draw.multiline_text((0, tile + 4), "\n".join(lines), fill=INK, font=font, spacing=leading - size)
-        row, column = divmod(index, columns)
-        page.paste(cell, (gap + column * (tile + gap), gap + row * (height + gap)))
-    return np.asarray(page)
-
-
-def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarray | None = None) -> np.ndarray:
-    """Draw outlines over an image: of its mask in blue, of what was found in orange; what is missing is left out.
-
-    Args:
-        image: uint8 RGB [S, S, 3].
-        mask, found: bool, of any size.
-
-    Returns:
-        uint8 RGB [H, W, 3], as large as ``heat_over``'s.
-    """
-    tile = Image.fromarray(image).resize((SIDE, SIDE))
-    for area, colour in ((mask, PALETTE[5]), (found, PALETTE[4])):
-        if area is not None:
-            _outline(tile, area, colour)
-    return np.asarray(tile)
-
-
-def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:
-    """Draw a map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
-
-    Args:
-        image: uint8 RGB [S, S, 3].
-        heat: [S, S], in [0, 1].
-        peak: row and column in pixels.
-        mask: bool, of any size, or None.
-
-    Returns:
-        uint8 RGB [H, W, 3].
-    """
-    grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
-    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize((SIDE, SIDE))  # of 255: the image stays to be seen
-    tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
-    if mask is not None:
-        _outline(tile, mask, PALETTE[5])
-    draw = ImageDraw.Draw(tile)
-    y, x = ((position + 0.5) * SIDE / len(image) for position in peak)
-    for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
-    return np.asarray(tile)
-
-
-def _outline(tile: Image.Image, area: np.ndarray, colour: str) -> None:
-    # Every pixel that the area touches: a thin one is not to vanish.
-    shares = cv2.resize(area.astype(np.float32), tile.size, interpolation=cv2.INTER_AREA)
-    inside = (shares > 0).astype(np.uint8) * 255
-    for width, shade in ((7, INK), (3, colour)):  # a dark rim, as the line crosses bright and dark
-        rim = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((width, width), np.uint8))
-        tile.paste(shade, mask=Image.fromarray(rim))
-
-
 def to_data_uri(source: Figure | Path) -> str:
     """Turn a figure (as SVG) or a PNG or JPEG file into a ``data:`` address to embed in HTML."""
     if isinstance(source, Path):
@@ -295,7 +201,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
     return {int(row["epoch"]) + 1: float(row[key]) for row in rows if row.get(key) not in (None, "")}
 
 
-def _wrap(text: str, width: int, most: int | None = None) -> list[str]:
+def wrap(text: str, width: int, most: int | None = None) -> list[str]:
     """Break a text into lines at spaces and after underscores: class names are long and have no spaces."""
     lines = []
     for line in text.splitlines() or [""]:
@@ -306,7 +212,7 @@ def _wrap(text: str, width: int, most: int | None = None) -> list[str]:
 
 
 def _label(name: str, width: int = 14, most: int = 3) -> str:
-    return "\n".join(_wrap(name, width, most)).replace("$", r"\$")  # a bare $ would start a formula
+    return "\n".join(wrap(name, width, most)).replace("$", r"\$")  # a bare $ would start a formula
 
 
 def _quiet(ax: Axes) -> None:

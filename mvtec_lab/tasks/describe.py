@@ -31,12 +31,12 @@ from mvtec_lab.data.samples import Sample, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.transforms import read_picture
+from mvtec_lab.engine.pictures import sheet, write_picture
+from mvtec_lab.engine.setup import SAMPLE_MARK, claim, data_module
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly.frozen import bar
-from mvtec_lab.reporting.figures import sheet
+from mvtec_lab.problems.anomaly.frozen import bar
+from mvtec_lab.problems.classification.build import config_findings
 from mvtec_lab.results import write_whole
-from mvtec_lab.tasks.outcome import write_picture
-from mvtec_lab.tasks.setup import SAMPLE_MARK, claim, config_findings, data_module
 
 DATASET = "dataset.json"
 WARNINGS = 30  # in the terminal, where broken files would push the table out of sight; all are in dataset.json

@@ -20,13 +20,21 @@ from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
 from mvtec_lab.data.images import WHITE, digests, odd_masks, too_bright
 from mvtec_lab.data.samples import scan
 from mvtec_lab.data.source import product_folder
+from mvtec_lab.engine.origin import origin_of
+from mvtec_lab.engine.pictures import write_picture
+from mvtec_lab.engine.setup import SAMPLE_MARK, build_data, claim, data_module, set_up
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.foreign import damaged
-from mvtec_lab.models.anomaly import load_detector
-from mvtec_lab.models.anomaly.base import AnomalyDetector
-from mvtec_lab.models.classifier import DefectClassifier, load_classifier
 from mvtec_lab.models.weights import load_file
+from mvtec_lab.problems.anomaly import load_detector
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
+from mvtec_lab.problems.anomaly.scores import judge_again, score
+from mvtec_lab.problems.classification.build import config_findings
+from mvtec_lab.problems.classification.classifier import DefectClassifier, load_classifier
+from mvtec_lab.problems.classification.explanations import explain
+from mvtec_lab.problems.classification.outcome import judge, write_predictions
 from mvtec_lab.results import (
     CONFIG,
     EXPLANATIONS,
@@ -37,12 +45,6 @@ from mvtec_lab.results import (
     table_of,
     write_whole,
 )
-from mvtec_lab.tasks.detect import BEST_F1_MARK
-from mvtec_lab.tasks.explain import explain
-from mvtec_lab.tasks.origin import origin_of
-from mvtec_lab.tasks.outcome import judge, write_picture, write_predictions
-from mvtec_lab.tasks.scores import judge_again, score
-from mvtec_lab.tasks.setup import SAMPLE_MARK, build_data, claim, data_module, set_up
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
             f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
         )
     data.mean, data.std = classifier.mean, classifier.std
-    set_up(config, data)
+    set_up(config, data, findings=config_findings(config))
     outcomes = judge(classifier, data)
     explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
     judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]

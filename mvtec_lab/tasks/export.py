@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.anomaly.base import AnomalyDetector
-from mvtec_lab.models.classifier import DefectClassifier
 from mvtec_lab.models.finite import require_finite
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.scores import CLASSES
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.evaluate import run_of, the_model
-from mvtec_lab.tasks.scores import CLASSES
-from mvtec_lab.tasks.setup import claim
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,16 @@ from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
 from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.engine.pictures import SHOWN, sheet, write_picture
+from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
-from mvtec_lab.models.anomaly.base import AnomalyDetector
-from mvtec_lab.models.anomaly.frozen import bar
-from mvtec_lab.models.classifier import DefectClassifier
-from mvtec_lab.reporting.figures import INK, PALETTE, PAPER, sheet
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.frozen import bar
+from mvtec_lab.problems.anomaly.scores import CLASSES, DEFECT
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.reporting.figures import INK, PALETTE, PAPER
 from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
 from mvtec_lab.tasks.evaluate import the_model
-from mvtec_lab.tasks.outcome import SHOWN, write_picture
-from mvtec_lab.tasks.scores import CLASSES, DEFECT
-from mvtec_lab.tasks.setup import claim
 
 log = logging.getLogger(__name__)
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import subprocess
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -28,12 +21,23 @@ from rich.console import Console
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.engine.checkpoints import Checkpoints, WholeFiles, read_last
+from mvtec_lab.engine.devices import build_trainer, check_devices
+from mvtec_lab.engine.history import History
+from mvtec_lab.engine.memory import keep_memory
+from mvtec_lab.engine.pictures import log_picture, sheet, write_picture
+from mvtec_lab.engine.resume import clear, earlier_run
+from mvtec_lab.engine.run import RunLogger, as_yaml, git_revision, quiet, sample_rows, versions, write_inputs
+from mvtec_lab.engine.setup import absolute_paths, build_data, claim, set_up, training_seed
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import confusion, majority_baseline, top_confusions
 from mvtec_lab.locks import held
-from mvtec_lab.models.classifier import DefectClassifier
-from mvtec_lab.reporting.callbacks import History
-from mvtec_lab.reporting.figures import MOST, confusion_figure, sheet
+from mvtec_lab.problems.classification.build import build_classifier, config_findings
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.explanations import explain
+from mvtec_lab.problems.classification.features import teach, use_features
+from mvtec_lab.problems.classification.outcome import Outcome, judge, write_predictions
+from mvtec_lab.reporting.figures import MOST, confusion_figure
 from mvtec_lab.results import (
     CONFIG,
     EXPLANATIONS,
@@ -47,24 +51,6 @@ from mvtec_lab.results import (
     RunResult,
     remove_leftovers,
     table_of,
-    write_csv,
-    write_whole,
-)
-from mvtec_lab.tasks.checkpoints import Checkpoints, WholeFiles, read_last
-from mvtec_lab.tasks.explain import explain
-from mvtec_lab.tasks.features import teach, use_features
-from mvtec_lab.tasks.outcome import Outcome, judge, log_picture, write_picture, write_predictions
-from mvtec_lab.tasks.resume import clear, earlier_run
-from mvtec_lab.tasks.setup import (
-    absolute_paths,
-    build_classifier,
-    build_data,
-    build_trainer,
-    check_devices,
-    claim,
-    keep_memory,
-    set_up,
-    training_seed,
 )
 
 log = logging.getLogger(__name__)
@@ -96,7 +82,7 @@ def run_attempt(
     config, run_dir = config or Config(), Path(run_dir)
     validate(config)
     if config.model.method != "classifier":
-        from mvtec_lab.tasks.detect import run_detection  # which is another way through the same files
+        from mvtec_lab.problems.anomaly.run import run_detection  # which is another way through the same files
 
         return run_detection(config, run_dir, began, checked)
     earlier = earlier_run(run_dir, config) if config.resume else None
@@ -107,7 +93,7 @@ def run_attempt(
     data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     classifier, notes = build_classifier(config, data)
-    set_up(config, data, checked)
+    set_up(config, data, checked, config_findings(config))
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
@@ -176,7 +162,7 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         raise LabError(f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}")
     if not (run_dir / SAMPLES).exists():
         raise LabError(f"{run_dir / SAMPLES} is missing: which images this run has seen is not known; {_ELSEWHERE}")
-    began, rows = table_of(run_dir, SAMPLES) or [], _sample_rows(data, result)
+    began, rows = table_of(run_dir, SAMPLES) or [], sample_rows(data, result)
     require_same(data.folder, data.contents(), contents_listed(began), f"{run_dir} began with", _ELSEWHERE)
     split = [{key: "" if row[key] is None else str(row[key]) for key in _SPLIT} for row in rows]
     if [{key: row.get(key) for key in _SPLIT} for row in began] != split:
@@ -192,37 +178,6 @@ def _go_on(config: Config, data: MVTecDataModule, classifier: DefectClassifier, 
         result.warnings.append(f"gone on under other versions ({'; '.join(changed)}): no exact repetition")
     log.info("%s goes on after epoch %d of %d", run_dir, checkpoint["epoch"], config.trainer.max_epochs)
     return checkpoint["global_step"]
-
-
-def write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
-    run_dir = Path(result.run_dir)
-    write_whole(run_dir / CONFIG, _yaml(config))
-    rows = _sample_rows(data, result)
-    write_csv(run_dir / SAMPLES, rows, list(rows[0]))
-
-
-def _yaml(config: Config) -> str:
-    """The configuration as it is shown and kept: without the credentials of the archive's address."""
-    archive = config.data.archive
-    shown = replace(config, data=replace(config.data, archive=None if archive is None else redacted(archive)))
-    return OmegaConf.to_yaml(OmegaConf.structured(shown))
-
-
-def _sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]]:
-    digests = data.contents()
-    return [
-        {
-            "path": s.path,
-            "label": s.label,
-            "split": s.split,
-            "fold": result.fold,
-            "group": s.group,
-            "mask": s.mask,
-            "digest": digests[s.path],
-            "mask_digest": digests[s.mask] if s.mask else None,
-        }
-        for s in data.samples
-    ]
 
 
 def _fit(
@@ -357,7 +312,7 @@ def _log_outcomes(
     if explanations is not None:
         log_picture(writer, "pictures/explanations", explanations, step)
     writer.add_text(
-        "config", "    " + _yaml(config).replace("\n", "\n    "), 0
+        "config", "    " + as_yaml(config).replace("\n", "\n    "), 0
     )  # four spaces: a code block in Markdown
     names = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
     scores = {f"{split}_best/{name}": o.metrics[name] for split, o in outcomes.items() for name in names}
@@ -391,57 +346,3 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
         "max_epochs": config.trainer.max_epochs,
         "patience": str(config.trainer.patience),
     }
-
-
-class RunLogger(TensorBoardLogger):
-    def save(self) -> None:
-        """Without hparams.yaml: config.yaml says more."""
-        self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        """Close the events; where a run failed, its own error counts, not that they cannot be written."""
-        with suppress(OSError) if status == "failed" else nullcontext():
-            super().finalize(status)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Lightning's hints that do not apply here, by what they say."""
-    hints = (
-        "does not have many workers",  # nothing to gain at a few dozen small images
-        "smaller than the logging interval",
-        "exists and is not empty",  # the run's own config.yaml
-        "in eval mode at the start",  # frozen stages stay there on purpose
-        "`training_step` returned `None`",  # a vote of neighbours has nothing to train
-        "LeafSpec",  # Lightning's own use of PyTorch
-    )
-    with warnings.catch_warnings():
-        for hint in hints:
-            warnings.filterwarnings("ignore", f".*{hint}.*")
-        yield
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that results depend on."""
-    names = ("mvtec_lab", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # a bare checkout is not installed
-            found[name] = "not installed"
-    return found
-
-
-def git_revision() -> str | None:
-    """Of the checkout that this package runs from; None where it is installed."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    git = ["git", "--no-optional-locks", "-C", os.fspath(here)]  # status would rewrite the index
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+changes" if dirty else "")

@@ -1,0 +1,73 @@
+"""Lightning's Trainer on the devices of a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+
+ONE = (1, "1", [0])  # what trainer.devices says to have a single one
+
+
+def precision(config: Config) -> str:
+    """The Trainer's precision: what the configuration says, or the fastest that the device has.
+
+    Raises:
+        LabError: the device does not have the precision asked for.
+    """
+    wanted, gpu = config.trainer.precision, on_gpu(config)
+    bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return "bf16-mixed" if bf16 else "16-mixed" if gpu else "32"
+    if (wanted.startswith("16") and not gpu) or (wanted.startswith("bf16") and gpu and not bf16):
+        raise LabError(f"trainer.precision={wanted} is not to be had on this device: give auto or 32")
+    return wanted
+
+
+def on_gpu(config: Config) -> bool:
+    return torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
+
+
+def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
+    """Lightning's Trainer on the devices of a configuration.
+
+    Raises:
+        LabError: a device, strategy or precision that this machine does not have.
+    """
+    t = config.trainer
+    # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake; so has a linear
+    # layer beside retrieval alone, and those that rest once the groups of group_softmax train.
+    resting = config.model.warmup_epochs > 0 or config.model.head == "retrieval" or config.loss.name == "group_softmax"
+    rests = t.strategy in ("auto", "ddp") and t.devices not in ONE and resting
+    try:
+        return pl.Trainer(
+            accelerator=t.accelerator,
+            devices=t.devices,
+            strategy="ddp_find_unused_parameters_true" if rests else t.strategy,
+            precision=precision(config),  # type: ignore[arg-type]
+            # On a GPU some kernels are not deterministic unless asked to be; on a CPU all that are used here are.
+            deterministic="warn" if torch.cuda.is_available() else None,
+            use_distributed_sampler=False,  # EpochSampler shares the images out itself
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            **kwargs,
+        )
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise LabError(
+            f"trainer.accelerator={t.accelerator} trainer.devices={t.devices} trainer.strategy={t.strategy} "
+            f"cannot be had here: {reason}"
+        ) from error
+
+
+def check_devices(config: Config) -> int:
+    """The number of devices; LabError for devices, a strategy or a precision that cannot be had here."""
+    found = build_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
+    if found > 1 and config.model.head == "knn":
+        raise LabError(f"model.head=knn trains nothing that {found} devices could share: give trainer.devices=1")
+    return found

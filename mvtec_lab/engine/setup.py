@@ -1,0 +1,164 @@
+"""From a configuration to the objects that a task works with. Writes nothing but the data set it may have to fetch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mvtec_lab.config import Config
+from mvtec_lab.data.contents import Contents, require_same
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.source import locate
+from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.results import CONFIG
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints would bury what the lab has to say
+
+SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
+RANDOM_MARK = "random weights"
+VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
+
+
+def data_module(config: Config) -> MVTecDataModule:
+    """The data module of a configuration, its folder found or made, not yet scanned."""
+    d, s = config.data, config.split
+    assert d.root is not None
+    folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
+    return MVTecDataModule(
+        folder,
+        image_size=d.image_size,
+        white=d.white,
+        batch_size=d.batch_size,
+        num_workers=d.num_workers,
+        sampler=d.sampler,
+        sampler_beta=d.sampler_beta,
+        augment=config.augment.transforms,
+        views=config.augment.views,
+        paste=config.augment.paste,
+        mix=config.augment.mix,
+        mix_alpha=config.augment.mix_alpha,
+        imbalance=d.imbalance,
+        masks=d.masks,
+        protocol=s.protocol,
+        pool=s.pool,
+        per_class=s.per_class,
+        val=s.val,
+        test=s.test,
+        folds=s.folds,
+        fold=s.fold,
+        split_file=s.file,
+        group_by=s.group_by,
+        val_is_test=s.val_is_test,
+        split_seed=s.seed,
+        seed=training_seed(config),
+        cache_dir=config.cache.dir,
+        cache_gb=config.cache.max_gb,
+    )
+
+
+def training_seed(config: Config) -> int:
+    """What initial weights, batches and augmentation are drawn from.
+
+    Each fold draws its own: an attempt that is lucky in one draw would else be lucky in all of its folds, and the
+    folds would call that a difference.
+    """
+    s = config.split
+    if s.protocol != "kfold":
+        return config.seed
+    return int(np.random.SeedSequence([config.seed, s.seed, s.fold]).generate_state(1)[0])
+
+
+def build_data(config: Config) -> MVTecDataModule:
+    """The data module of a configuration, scanned and split, not decoded, with the marks of what was asked for."""
+    data = data_module(config)
+    data.scan()
+    if config.data.name == "sample":
+        data.warnings.insert(0, SAMPLE_MARK)
+    if config.augment.views is not None:
+        data.warnings.append(
+            f"augment.views={config.augment.views}: training sees so many augmented views of each image, not new ones"
+        )
+    return data
+
+
+def absolute_paths(config: Config) -> dict[str, str]:
+    """Return the paths among the settings as absolute ones, by their keys: another directory reads others in the same
+    words."""
+    weights = config.model.weights
+    given = {
+        "data.root": config.data.root,
+        "split.file": config.split.file,
+        "model.weights": weights if weights and Path(weights).expanduser().is_file() else None,
+    }
+    return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path is not None}
+
+
+def set_up(
+    config: Config,
+    data: MVTecDataModule,
+    checked: Mapping[str, Contents] | None = None,
+    findings: Sequence[str] = (),
+) -> None:
+    """Decode the images and audit them: what is found joins the warnings.
+
+    Args:
+        checked: the files that a sweep's check found, by product folder.
+        findings: of the configuration itself, which join those of the images.
+
+    Raises:
+        LabError: a broken image, other files than the check found, or with ``audit=strict`` a finding.
+    """
+    data.setup()
+    if (then := (checked or {}).get(str(data.folder.absolute()))) is not None:
+        remedy = "restore them, or start another sweep"
+        require_same(data.folder, data.contents(), then, "when this sweep was checked", remedy)
+    findings = [*data.findings(), *findings]
+    if findings and config.audit == "strict":
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        raise LabError(f"audit=strict: {findings[0]}{more}: mend it, or audit=warn goes on")
+    data.warnings += findings
+
+
+def rehearse_batch(config: Config, data: MVTecDataModule, step: Callable[[torch.Tensor], object]) -> None:
+    """Refuse a batch of a single image that training would fail on: where batch normalisation meets a 1 x 1 map.
+
+    Args:
+        step: what training does with images [N, 3, S, S].
+    """
+    if data.smallest_batch > 1:
+        return
+    size = config.data.image_size
+    try:
+        with suppress(RuntimeError):  # it asked for a value: training will tell
+            step(torch.empty(1, 3, size, size))
+    except ValueError as error:
+        raise LabError(
+            f"data.batch_size={config.data.batch_size} gives batches of a single training image, which cannot train "
+            f"here ({error}): give data.batch_size=2 or more and two images, or a larger data.image_size"
+        ) from error
+
+
+def claim(run_dir: str | Path, marker: str) -> Path:
+    """Make a directory a task's own, by the file that it will leave there: two runs never share one.
+
+    Raises:
+        LabError: it belongs to another run already, or cannot be written.
+    """
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if (run_dir / CONFIG).exists():
+            raise FileExistsError
+        (run_dir / marker).touch(exist_ok=False)  # of two processes one succeeds
+    except FileExistsError as error:
+        remedy = "go on with it (resume=true)" if marker == CONFIG else "remove it"
+        raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or {remedy}") from error
+    except OSError as error:
+        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
+        raise disk_full(error, run_dir) or LabError(reason) from error
+    return run_dir

@@ -1,5 +1,0 @@
-"""Deep SVDD: good images are drawn together around a point, and others land elsewhere."""
-
-from mvtec_lab.models.anomaly.deep_svdd.detector import Detector
-
-__all__ = ["Detector"]

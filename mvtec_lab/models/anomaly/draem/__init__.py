@@ -1,5 +1,0 @@
-"""DRAEM: a network mends what is not good, and another sees where it was mended."""
-
-from mvtec_lab.models.anomaly.draem.detector import Detector
-
-__all__ = ["Detector"]

@@ -1,5 +1,0 @@
-"""Rotation prediction: a network that knows how good images stand is at a loss with others."""
-
-from mvtec_lab.models.anomaly.rotation.detector import Detector
-
-__all__ = ["Detector"]

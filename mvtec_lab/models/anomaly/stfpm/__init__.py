@@ -1,5 +1,0 @@
-"""STFPM: a student that only good images have taught departs from its teacher at a defect."""
-
-from mvtec_lab.models.anomaly.stfpm.detector import Detector
-
-__all__ = ["Detector"]

@@ -1,0 +1,57 @@
+"""A Gaussian over globally pooled features, and the Mahalanobis distance from it. See README.md."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
+from torch import Tensor
+
+from mvtec_lab.problems.anomaly.frozen import PooledModel, require_images
+
+SMALLEST = 1e-8  # variance: of constant images all are 0
+
+
+class Gaussian(PooledModel):
+    """Along each principal component its own variance, across all that are left out a common one.
+
+    Args:
+        features: D.
+        dimensions: principal components; None: all, and Ledoit and Wolf's shrinkage makes up for those that so few
+            images do not show.
+    """
+
+    mean: Tensor
+    components: Tensor
+    variances: Tensor
+    rest: Tensor
+
+    def __init__(self, features: int, dimensions: int | None) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("components", torch.zeros(0, features))  # [k, D]
+        self.register_buffer("variances", torch.zeros(0))  # [k]
+        self.register_buffer("rest", torch.zeros(()))  # variance of each of the D - k others
+
+    def learn(self, features: Tensor) -> None:
+        count, size = features.shape
+        if self.dimensions is not None:  # one more for the mean, and one that leaves something out
+            require_images(count, self.dimensions + 2, f"model.dimensions={self.dimensions}")
+        mean = features.double().mean(0)
+        _, spread, components = torch.linalg.svd(features.double() - mean, full_matrices=False)
+        variances = spread**2 / count
+        if self.dimensions is None:
+            share = float(ledoit_wolf_shrinkage(features.double().cpu().numpy()))  # once, and small
+            rest = share * variances.sum() / size
+            variances = (1 - share) * variances + rest
+        else:
+            rest = variances[self.dimensions :].sum() / max(size - self.dimensions, 1)
+            variances, components = variances[: self.dimensions], components[: self.dimensions]
+        self.mean, self.components = mean.float(), components.float()
+        self.variances, self.rest = (found.clamp_min(SMALLEST).float() for found in (variances, rest))
+
+    def score(self, features: Tensor) -> Tensor:
+        centred = features - self.mean
+        along = centred @ self.components.T
+        across = (centred - along @ self.components).square().sum(1)
+        return ((along.square() / self.variances).sum(1) + across / self.rest).sqrt()

@@ -1,0 +1,216 @@
+"""Raw scores and maps of images by a one-class method, and what they say: figures, rows and sheets of pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.images import image_size
+from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet, write_picture
+from mvtec_lab.evaluation.anomaly import (
+    PixelScores,
+    image_figures,
+    image_intervals,
+)
+from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.frozen import bar
+from mvtec_lab.problems.classification.explanations import mask_of
+from mvtec_lab.results import EXPLANATIONS, IN_TABLE, MISTAKES, PIXELS, PREDICTIONS, RunResult, write_csv
+
+log = logging.getLogger(__name__)
+
+DEFECT = "defect"  # what an image above the threshold is called; its defect type stands beside it
+CLASSES = [GOOD, DEFECT]
+SHOWN = 4  # images of each kind on the sheet of maps: the worst misses, the worst false alarms, typical ones
+
+
+@dataclass
+class Scored:
+    """Images with their raw scores [N], and maps as the method gives them."""
+
+    dataset: MVTecDataset
+    scores: np.ndarray
+    maps: list[np.ndarray] | None
+
+    @property
+    def kinds(self) -> list[str]:
+        return [sample.label for sample in self.dataset.samples]
+
+    @property
+    def defect(self) -> np.ndarray:
+        return np.array([kind != GOOD for kind in self.kinds], dtype=bool)
+
+    def worst_first(self, value: float) -> np.ndarray:
+        """The places of the images, mistakes first, by how far each lies on the wrong side of the threshold."""
+        beyond = np.where(self.defect, self.scores - value, value - self.scores)
+        return np.lexsort((beyond, (self.scores > value) == self.defect))
+
+
+class Reading:
+    """One pass over images in batches [N, 3, S, S]; it tells how many, so that a method knows what memory it needs."""
+
+    def __init__(self, dataset: MVTecDataset, batch_size: int, device: torch.device) -> None:
+        self.dataset, self.batch_size, self.device = dataset, batch_size, device
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self.dataset), self.batch_size):
+            places = list(range(start, min(start + self.batch_size, len(self.dataset))))
+            yield self.dataset[places]["image"].to(self.device)
+
+
+def score(
+    detector: AnomalyDetector, dataset: MVTecDataset, batch_size: int, device: torch.device
+) -> tuple[np.ndarray, list[np.ndarray] | None]:
+    """Raw scores [N] of all images, and their maps as the method gives them; None where it does not localise."""
+    detector.to(device).eval()
+    found: list[np.ndarray] = []
+    maps: list[np.ndarray] | None = []
+    with bar() as progress, torch.no_grad():
+        for images in progress.track(Reading(dataset, batch_size, device), description="scoring images"):
+            each = detector.scored(images)
+            found.append(each.image.float().cpu().numpy())
+            if each.map is None:
+                maps = None
+            elif maps is not None:
+                maps += list(each.map.float().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(0, np.float32), maps
+
+
+def judge_again(dataset: MVTecDataset, scores: np.ndarray, maps: list[np.ndarray] | None, result: RunResult) -> None:
+    """Judge a test folder as a run does, by ``result.threshold``, into ``result`` and its directory: metrics, warnings;
+    predictions.csv, pixels.npz, sheets of pictures."""
+    assert result.threshold is not None
+    run_dir, test = Path(result.run_dir), Scored(dataset, scores, maps)
+    good = [i for i, defect in enumerate(test.defect) if not defect] or list(range(len(scores)))
+    calm = replace(test, maps=None if maps is None else [maps[i] for i in good])
+    result.metrics = {"test": figures(test, result, result.threshold["value"])}
+    rows = prediction_rows("test", test, result.threshold["value"])
+    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
+    for name, page in sheets({"val": calm, "test": test}, result.threshold).items():
+        write_picture(run_dir / name, page)
+
+
+def figures(test: Scored, result: RunResult, value: float) -> dict[str, Any]:
+    """Of images and pixels, with their intervals."""
+    metrics = image_figures(test.scores, test.kinds, value)
+    intervals: dict[str, Any] = image_intervals(test.scores, test.kinds)
+    if test.maps is not None and test.defect.any():
+        found = _pixel_figures(test, result, intervals)
+        for kind, values in found.pop("by_type", {}).items():
+            metrics["by_type"][kind] |= values
+        metrics |= found
+    metrics["intervals"] = intervals
+    return metrics
+
+
+def _pixel_figures(test: Scored, result: RunResult, intervals: dict[str, Any]) -> dict[str, Any]:
+    """Pixel metrics at the masks' resolution, and by_type; nothing, and that is said, where no defect has a mask."""
+    assert test.maps is not None
+    pixels = PixelScores(test.maps)
+    for i, (sample, heat) in enumerate(zip(test.dataset.samples, test.maps, strict=True)):
+        width, height, _ = image_size(test.dataset.folder / sample.path)
+        size = (height, width) if sample.label == GOOD else None
+        pixels.add(sample.path, heat, mask_of(test.dataset, i), sample.label, size)
+    if len(pixels.missing) == test.defect.sum():
+        warn(result, "no defect has a mask: pixel metrics are left out")
+        return {}
+    pixels.save(Path(result.run_dir) / PIXELS)
+    found = pixels.metrics()
+    intervals |= pixels.intervals()
+    if found["missing_masks"]:
+        warn(result, f"{found['missing_masks']} defect image(s) without a mask count in no pixel metric")
+    return {key: found[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro", "by_type")}
+
+
+def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]:
+    """Of predictions.csv."""
+    return [
+        {
+            "split": "test" if name == "test" else "val",
+            "path": sample.path,
+            "label": CLASSES[int(sample.label != GOOD)],
+            "prediction": CLASSES[int(each > value)],
+            "type": sample.label,
+            "score": f"{each:.9g}",  # float32 to the bit
+        }
+        for sample, each in zip(of.dataset.samples, of.scores, strict=True)
+    ]
+
+
+def warn(result: RunResult, text: str) -> None:
+    result.warnings.append(text)
+    log.warning(text, extra=IN_TABLE)
+
+
+def sheets(scored: dict[str, Scored], threshold: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """By file name; ``threshold`` as in RunResult."""
+    test, value = scored["test"], threshold["value"]
+    order = test.worst_first(value)
+    pages = {MISTAKES: pictures(test, order[: 6 * SHOWN], value)}
+    if test.maps is not None:
+        pages[EXPLANATIONS] = _map_sheet(scored, order, value, threshold["map"])
+    return pages
+
+
+def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
+    right = (of.scores > value) == of.defect
+    mistake = {True: "miss: ", False: "false alarm: "}
+    names = [("" if right[i] else mistake[bool(of.defect[i])]) + of.kinds[i] for i in places]
+    captions = [f"{name}\n{of.scores[i]:.3g}, threshold {value:.3g}" for name, i in zip(names, places, strict=True)]
+    return sheet([of.dataset.picture(int(i)) for i in places], captions, [bool(right[i]) for i in places])
+
+
+def _map_sheet(scored: dict[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
+    """The worst misses (or what comes nearest), the worst false alarms and typical images: each as it is, its map, and
+    outlines of mask and map; all maps on one scale. ``order``: mistakes first."""
+    test, val = scored["test"], scored["val"]
+    assert test.maps is not None
+    assert val.maps is not None
+    roles: dict[int, str] = {}
+    for defect, mistake, nearest in ((True, "miss: ", "lowest defect: "), (False, "false alarm: ", "highest ")):
+        for i in [i for i in order.tolist() if test.defect[i] == defect][:SHOWN]:
+            roles[i] = mistake if (test.scores[i] > value) != defect else nearest
+    for defect in (True, False):
+        by_score = [i for i in np.argsort(test.scores, kind="stable").tolist() if test.defect[i] == defect]
+        middle = max(0, (len(by_score) - SHOWN // 2) // 2)
+        for i in by_score[middle : middle + SHOWN // 2]:
+            roles.setdefault(i, "typical ")
+    # From the highest twentieth of a usual good map, so that good images look calm, to where most defects' maps end.
+    low = float(np.median([np.quantile(each, 0.95) for each in val.maps]))
+    tops = [each.max() for each, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
+    span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
+    tiles, texts, marks = [], [], []
+    for i, role in roles.items():
+        picture, heat, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), mask_of(test.dataset, i)
+        peak = np.array(np.unravel_index(heat.argmax(), heat.shape)) * len(picture) / SIDE
+        hot = heat > on_map
+        tiles += [
+            picture,
+            heat_over(picture, np.clip((heat - low) / span, 0, 1), peak.tolist()),
+            outlined(picture, mask, hot),
+        ]
+        above = f"orange: map above {on_map:.3g}" if hot.any() else f"map nowhere above {on_map:.3g}"
+        texts += [
+            f"{role}{test.kinds[i]}\n{test.scores[i]:.3g}, threshold {value:.3g}",
+            f"map, up to {heat.max():.3g}",
+        ]
+        texts.append("blue: mask\n" + above if mask is not None else above)
+        marks += [(test.scores[i] > value) == test.defect[i], None, None]
+    return sheet(tiles, texts, marks)
+
+
+def _resized(heat: np.ndarray, side: int) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(heat, (side, side), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,69 @@
+"""Where the test images spoke for the class that was predicted, beside the masks of their defects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.images import read_mask
+from mvtec_lab.engine.pictures import heat_over, sheet
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.classification.activation import activation_maps
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.outcome import Outcome
+
+SHOWN = 12  # images, each beside its map: four rows of three pairs
+SAID = {True: "peak inside the mask", False: "peak outside the mask", None: "no mask"}
+
+
+def explain(
+    classifier: DefectClassifier, outcome: Outcome, batch_size: int
+) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+    """How often the map of the predicted class peaks inside the defect's mask, and a picture of it.
+
+    Returns:
+        ``RunResult.explained``, and the worst mistakes (where there are none, the least certain of what is right), each
+        beside its map: [H, W, 3] uint8. None and None where the backbone has no map.
+    """
+    dataset, predictions = outcome.dataset, outcome.predictions
+    right, order = predictions == outcome.labels, outcome.order().tolist()
+    shown = ([i for i in order if not right[i]] or order)[:SHOWN]
+    places = [i for i, sample in enumerate(dataset.samples) if sample.mask or i in shown]
+    tiles: dict[int, tuple[np.ndarray, bool | None]] = {}
+    found: list[tuple[bool, bool, float]] = []  # of each image with a mask: right, peak inside, the mask's share
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        maps = activation_maps(classifier, dataset[batch]["image"], torch.from_numpy(predictions[batch]))
+        if maps is None:
+            return None, None
+        for i, heat, peak in zip(batch, maps[0].numpy(), maps[1].numpy(), strict=True):
+            mask, inside = mask_of(dataset, i), None
+            if mask is not None:  # the peak is looked up at the mask's own size: made smaller, a thin one has gaps
+                inside = bool(mask[tuple(((peak + 0.5) * mask.shape / len(heat)).astype(int))])
+                found.append((bool(right[i]), inside, float(mask.mean())))
+            if i in shown:
+                tiles[i] = heat_over(dataset.picture(i), heat, peak, mask), inside
+    explained = {
+        "images": len(found),
+        "peak_in_mask": sum(inside for _, inside, _ in found),
+        "mistakes": sum(not right for right, _, _ in found),
+        "mistakes_peak_in_mask": sum(inside and not right for right, inside, _ in found),
+        "chance": float(np.mean([share for *_, share in found])) if found else None,
+    }
+    pictures = [picture for i in shown for picture in (dataset.picture(i), tiles[i][0])]
+    captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]
+    marks = [mark for i in shown for mark in (bool(right[i]), tiles[i][1])]
+    return explained, sheet(pictures, captions, marks)
+
+
+def mask_of(dataset: MVTecDataset, place: int) -> np.ndarray | None:
+    """None where there is none, where it marks nothing, or cannot be read: nothing but figures needs it."""
+    path = dataset.samples[place].mask
+    try:
+        mask = None if path is None else read_mask(dataset.folder / path)
+    except LabError:
+        return None
+    return None if mask is None or not mask.any() else mask

@@ -1,0 +1,239 @@
+"""What training minimises: pure functions of logits and targets, and ``Criterion``, which calls one of them by name.
+
+A target is a class index a sample, [N], or shares of the classes, [N, C], as mixed images have them. ``weight`` are
+class weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
+class, [C]; a class without any counts as one image.
+
+Another loss is a function here with the arguments (logits, target, weight) and, by name, ``counts`` and whichever knobs
+of LossConfig it takes; its name in ``config.LOSSES``; and an attempt that names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvtec_lab.config import LOSSES
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.problems.classification.groups import (
+    Bins,
+    check_bins,
+    count_bins,
+    group_scores,
+    group_softmax,  # noqa: F401  called by its name, as the functions below
+    slots,
+)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """-log p of the target. With scikit-learn's balanced weights or the effective number of samples as ``weight``
+    (Cui et al., CVPR 2019; richardaecn/class-balanced-loss), these authors' losses."""
+    if target.ndim == 1:
+        return F.cross_entropy(logits, target, weight)
+    return _mean(-logits.log_softmax(1), target, weight)
+
+
+def focal(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
+    """(1 - p)^gamma times cross-entropy: easy images count less. Lin et al., ICCV 2017, with softmax.
+
+    p is that of the unweighted logits: kaidic/LDAM-DRW takes it from the weighted loss, which is no probability.
+
+    Raises:
+        LabError: gamma below 0.
+    """
+    if not gamma >= 0:
+        raise LabError(f"loss.gamma={gamma} is out of range: give 0 or more")
+    log_p = logits.log_softmax(1)
+    # From below, or the slope of the power at 0 is infinite where gamma < 1.
+    missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return _mean(-(missing**gamma) * log_p, target, weight)
+
+
+def ldam(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    counts: Tensor,
+    margin: float = 0.5,
+    scale: float = 30.0,
+) -> Tensor:
+    """Cross-entropy after a margin is taken from the true class's cosine, the larger the rarer the class is.
+
+    Cao et al., NeurIPS 2019 (kaidic/LDAM-DRW): n_c^(-1/4), scaled so that the largest is ``margin``.
+
+    Args:
+        logits: ``scale`` times cosines, as ``CosineLinear`` gives them.
+    """
+    margins = _present(counts) ** -0.25
+    margins = scale * margin * margins / margins.max()
+    if_true = logits.unsqueeze(1) - torch.diag(margins)  # [N, C, C]: of each class, if it were the true one
+    return _mean(-if_true.log_softmax(2).diagonal(dim1=1, dim2=2), target, weight)
+
+
+def logit_adjustment(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, counts: Tensor, tau: float = 1.0
+) -> Tensor:
+    """Cross-entropy of logits + tau log(prior), so that the logits themselves favour no frequent class.
+
+    Menon et al., ICLR 2021 (google-research/logit_adjustment).
+    """
+    return cross_entropy(logits + tau * log_prior(counts), target, weight)
+
+
+def balanced_softmax(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, counts: Tensor) -> Tensor:
+    """Cross-entropy of logits + log(counts): Ren et al., NeurIPS 2020 (jiawei-ren/BalancedMetaSoftmax).
+
+    A softmax does not see the constant between counts and priors: ``logit_adjustment`` with tau = 1 is the same loss.
+    """
+    return cross_entropy(logits + _present(counts).log(), target, weight)
+
+
+def log_prior(counts: Tensor) -> Tensor:
+    """log of each class's share of the training images, [C]."""
+    present = _present(counts)
+    return (present / present.sum()).log()
+
+
+def _present(counts: Tensor) -> Tensor:
+    return counts.float().clamp_min(1)
+
+
+def _mean(costs: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Of costs [N, C], each what a sample would cost if that class were its true one."""
+    shares = F.one_hot(target, costs.shape[1]).to(costs) if target.ndim == 1 else target
+    if weight is not None:
+        shares = shares * weight
+    return (shares * costs).sum() / shares.sum()
+
+
+class Criterion(nn.Module):
+    """A training loss by name, and what class logits the network's outputs stand for.
+
+    Args:
+        name: one of ``config.LOSSES``.
+        num_classes: C.
+        counts: training images of each class, [C]; None where the loss does not ask for them.
+        posthoc: tau of the adjustment of the logits that predict (Menon et al., ICLR 2021): z - tau log(prior).
+        options: the loss's own knobs.
+
+    ``outputs`` is K, how many the last layer must have.
+
+    Raises:
+        LabError: an unknown loss or knob, or counts that are missing or too few.
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self, name: str, num_classes: int, counts: Sequence[int] | None = None, posthoc: float = 0.0, **options: Any
+    ) -> None:
+        super().__init__()
+        self.function = _function(name)
+        known = inspect.signature(self.function).parameters
+        if strangers := [key for key in options if key not in known]:
+            raise unknown(f"knob of loss {name}", strangers[0], list(known)[3:])
+        self.needs_counts = "counts" in known
+        if counts is None and (self.needs_counts or posthoc):
+            raise LabError(
+                f"loss {name} with posthoc={posthoc:g} needs class_counts, the training images of each class"
+            )
+        if counts is not None and len(counts) != num_classes:
+            raise LabError(f"class_counts has {len(counts)} numbers for {num_classes} classes")
+        self.options, self.posthoc, self.outputs = options, posthoc, num_classes
+        # Not among a checkpoint's weights: its hyperparameters have them.
+        self.register_buffer("counts", torch.tensor(counts or [1] * num_classes), persistent=False)
+
+    def forward(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss (nats, mean over the batch) of outputs [N, K]."""
+        counts = {"counts": self.counts} if self.needs_counts else {}
+        return self.function(outputs.float(), target, weight, **counts, **self.options)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Outputs [N, K] to class logits [N, C]."""
+        return outputs - self.posthoc * log_prior(self.counts) if self.posthoc else outputs
+
+    def begin(self, last: nn.Module) -> None:
+        """What has been put off begins, with that last layer."""
+
+
+class GroupSoftmax(Criterion):
+    """``group_softmax`` behind plain cross-entropy: K is C plain logits, then those of the groups.
+
+    Until ``begin`` the plain logits train and predict. Then the groups' outputs start from the plain ones of their
+    classes, and only they train: the paper's second step, from a trained classifier's last layer.
+
+    Args:
+        good: index of the class without a defect; None: bin 0 is left out.
+        bins: as in ``count_bins``, or lists of class indices.
+        others: as in ``group_softmax``.
+
+    Raises:
+        LabError: bins that leave a class out.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        counts: Sequence[int] | None,
+        posthoc: float = 0.0,
+        *,
+        good: int | None = None,
+        bins: int | Sequence[int] | Bins = 2,
+        others: float = 8.0,
+    ) -> None:
+        if isinstance(bins, int) or all(isinstance(edge, int) for edge in bins):
+            if counts is None:
+                raise LabError(
+                    "group_softmax needs class_counts, the training images of each class, or lists of classes"
+                )
+            bins = count_bins(counts, bins, good)  # type: ignore[arg-type]
+        check_bins(bins, num_classes, good)  # type: ignore[arg-type]
+        super().__init__("group_softmax", num_classes, counts, posthoc, bins=bins, good=good, others=others)
+        self.num_classes, self.begun = num_classes, True
+        self.slots = slots(bins, good)  # type: ignore[arg-type]
+        self.outputs = num_classes + sum(max(slot) + 1 for slot in self.slots)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.begun)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.begun = bool(state)
+
+    def forward(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        plain, grouped = outputs.float().tensor_split([self.num_classes], dim=1)
+        return super().forward(grouped, target, weight) if self.begun else cross_entropy(plain, target)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        plain, grouped = outputs.tensor_split([self.num_classes], dim=1)
+        return super().scores(
+            group_scores(grouped, self.options["bins"], self.options["good"]) if self.begun else plain
+        )
+
+    @torch.no_grad()
+    def begin(self, last: nn.Module) -> None:
+        self.begun = True
+        start = self.num_classes
+        for slot in self.slots:
+            for place in range(max(slot) + 1):
+                # "others" and "defect" stand for several classes: for their mean
+                members = [c for c, of_class in enumerate(slot) if of_class == place]
+                for values in last.parameters():
+                    values[start + place] = values[members].mean(0) if members else 0
+            start += max(slot) + 1
+
+
+def knobs(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that a loss takes."""
+    return {key: settings[key] for key in inspect.signature(_function(name)).parameters if key in settings}
+
+
+def _function(name: str) -> Callable[..., Tensor]:
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    return globals()[name]

@@ -1,0 +1,91 @@
+"""What a classifier does to the images of val and test: predictions, metrics and picture sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
+from mvtec_lab.engine.pictures import SHOWN, sheet
+from mvtec_lab.evaluation.metrics import classification_metrics
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.results import write_csv
+
+
+@dataclass
+class Outcome:
+    """The predictions of one split: ``labels`` [N], ``probabilities`` [N, C], in the order of ``dataset``."""
+
+    split: str
+    dataset: MVTecDataset
+    labels: np.ndarray
+    probabilities: np.ndarray
+    metrics: dict[str, Any]
+
+    @property
+    def predictions(self) -> np.ndarray:
+        return self.probabilities.argmax(axis=1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of predictions.csv."""
+        classes = self.dataset.classes
+        return [
+            {
+                "split": self.split,
+                "path": sample.path,
+                "label": sample.label,
+                "prediction": classes[prediction],
+                **{f"prob_{name}": f"{p:.6g}" for name, p in zip(classes, probabilities, strict=True)},
+            }
+            for sample, prediction, probabilities in zip(
+                self.dataset.samples, self.predictions, self.probabilities, strict=True
+            )
+        ]
+
+    def order(self) -> np.ndarray:
+        """The places of the images, the worst mistakes first: by the probability that the true class was given."""
+        of_truth = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return np.lexsort((of_truth, self.predictions == self.labels))
+
+    def caption(self, place: int) -> str:
+        """What an image is, and what it was taken for."""
+        classes, label, prediction = self.dataset.classes, self.labels[place], self.predictions[place]
+        if prediction == label:
+            return classes[label]
+        return f"{classes[label]}, taken for {classes[prediction]} ({self.probabilities[place].max():.2f})"
+
+    @cached_property
+    def page(self) -> np.ndarray:
+        """The first images of that order on a sheet, [H, W, 3] uint8."""
+        shown, right = self.order()[:SHOWN], self.predictions == self.labels
+        pictures = [self.dataset.picture(i) for i in shown]
+        return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown])
+
+
+def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
+    """Predict val and test; with ``val_is_test`` the images are passed once and counted as both."""
+    outcomes = {}
+    # What is rare is so in what the checkpoint was trained on; those of the first versions do not say.
+    trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
+    loaders = {"test": data.test_dataloader}
+    if not data.val_is_test and data.of_split("val"):
+        loaders["val"] = data.val_dataloader
+    for split, loader in loaders.items():
+        dataset = data.dataset(split)
+        labels = dataset.labels.numpy()
+        probabilities = classifier.probabilities(loader())
+        metrics = classification_metrics(labels, probabilities, data.classes, trained)
+        outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
+    if data.val_is_test:
+        same = outcomes["test"]
+        outcomes["val"] = Outcome("val", same.dataset, same.labels, same.probabilities, same.metrics)
+    return {split: outcomes[split] for split in ("val", "test") if split in outcomes}
+
+
+def write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
+    rows = [row for outcome in outcomes.values() for row in outcome.rows()]
+    write_csv(path, rows, list(rows[0]))

@@ -48,7 +48,7 @@ def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
 def detector(name: str, net: str, seed: int = 0, **knobs: object) -> AnomalyDetector:
     torch.manual_seed(seed)
     layers = ["features.relu1", "features.relu2"]
-    made = importlib.import_module(f"mvtec_lab.problems.anomaly.{name}").Detector
+    made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector
     return made(backbone=net, weights=None, layers=layers, **knobs).eval()
 
 
@@ -95,7 +95,7 @@ def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tin
 
 def test_what_trains_draws() -> None:
     for name in DETECTORS:
-        made = importlib.import_module(f"mvtec_lab.problems.anomaly.{name}").Detector
+        made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector
         assert made.draws or not made.trains
         assert made.draws == (name not in DRAWS_NOTHING)
 

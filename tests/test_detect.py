@@ -208,7 +208,7 @@ def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, 
 
 
 def test_the_tables_of_settings_are_what_the_methods_take() -> None:
-    taken = {name: import_module(f"mvtec_lab.problems.anomaly.{name}").Detector for name in DETECTORS}
+    taken = {name: import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector for name in DETECTORS}
     parameters = {name: set(inspect.signature(made).parameters) for name, made in taken.items()}
     for knob, methods in KNOBS.items():
         assert {name for name in DETECTORS if knob in parameters[name]} == set(methods), knob

@@ -1,0 +1,1 @@
+"""Problems: what is learnt. A folder each, and one line here."""

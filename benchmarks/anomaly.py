@@ -52,7 +52,7 @@ def run_lab(
 
     from mvtec_lab.data.datamodule import MVTecDataset
     from mvtec_lab.data.samples import scan
-    from mvtec_lab.problems.anomaly import build_detector
+    from mvtec_lab.problems.anomaly.models import build_detector
     from mvtec_lab.problems.anomaly.scores import score
 
     torch.manual_seed(seed)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
     from mvtec_lab.errors import LabError as LabError
-    from mvtec_lab.problems.anomaly import build_detector as build_detector
-    from mvtec_lab.problems.anomaly import load_detector as load_detector
+    from mvtec_lab.problems.anomaly.models import build_detector as build_detector
+    from mvtec_lab.problems.anomaly.models import load_detector as load_detector
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
     from mvtec_lab.problems.classification.classifier import load_classifier as load_classifier
     from mvtec_lab.results import RunResult as RunResult
@@ -30,10 +30,10 @@ _HOMES = {
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.datamodule",
     "RunResult": "results",
-    "build_detector": "problems.anomaly",
+    "build_detector": "problems.anomaly.models",
     "compose": "sweep",
     "load_classifier": "problems.classification.classifier",
-    "load_detector": "problems.anomaly",
+    "load_detector": "problems.anomaly.models",
     "run_attempt": "tasks.train",
 }
 __all__ = ["__version__", *_HOMES]

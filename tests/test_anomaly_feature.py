@@ -26,6 +26,7 @@ from mvtec_lab.problems.anomaly.methods.nearest.model import Nearest
 from mvtec_lab.problems.anomaly.methods.ocsvm.model import NU, SupportVectors
 from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, Padim
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly.methods.spade import detector as spade
 from mvtec_lab.problems.anomaly.methods.spade.model import Spade
 from mvtec_lab.reporting.runs import DRAWS_NOTHING
 
@@ -48,7 +49,7 @@ def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
 def detector(name: str, net: str, seed: int = 0, **knobs: object) -> AnomalyDetector:
     torch.manual_seed(seed)
     layers = ["features.relu1", "features.relu2"]
-    made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector
+    made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}.detector").Detector
     return made(backbone=net, weights=None, layers=layers, **knobs).eval()
 
 
@@ -95,7 +96,7 @@ def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tin
 
 def test_what_trains_draws() -> None:
     for name in DETECTORS:
-        made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector
+        made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}.detector").Detector
         assert made.draws or not made.trains
         assert made.draws == (name not in DRAWS_NOTHING)
 
@@ -217,7 +218,7 @@ def test_too_few_images_is_one_line(name: str, knobs: dict[str, int], needed: in
 
 def test_spade_needs_two_layers(tiny_net: str) -> None:
     with pytest.raises(LabError, match="two or more"):
-        importlib.import_module("mvtec_lab.problems.anomaly.methods.spade").Detector(tiny_net, None, ["features.relu1"])
+        spade.Detector(tiny_net, None, ["features.relu1"])
 
 
 @pytest.mark.parametrize("name", LOCALISING)

@@ -54,7 +54,9 @@ def normalised(made: Tensor) -> Tensor:
 
 
 def build(method: str, **knobs: Any) -> ReconstructionDetector:
-    return import_module(f"mvtec_lab.problems.anomaly.{method}").Detector(**{"image_size": SIZE, **knobs})
+    return import_module(f"mvtec_lab.problems.anomaly.methods.{method}.detector").Detector(
+        **{"image_size": SIZE, **knobs}
+    )
 
 
 def fit(detector: ReconstructionDetector, epochs: int, good: Tensor | None = None) -> ReconstructionDetector:

@@ -53,7 +53,7 @@ def toy(count: int, defect: bool, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def build(method: str, tiny_net: str, **settings: Any) -> AnomalyDetector:
-    module = import_module(f"mvtec_lab.problems.anomaly.{method}")
+    module = import_module(f"mvtec_lab.problems.anomaly.methods.{method}.detector")
     if method != "draem":
         settings = {"backbone": tiny_net, "weights": None, **settings}
     if method in ("stfpm", "deep_svdd"):

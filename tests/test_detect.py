@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +13,14 @@ import torch
 from conftest import SIZE, write_product
 from PIL import Image
 
-from mvtec_lab.config import DETECTORS
 from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.data.samples import Sample
-from mvtec_lab.effects import FIT_ONCE, FROM_SCRATCH, KNOBS
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
-from mvtec_lab.problems.anomaly import load_detector
-from mvtec_lab.problems.anomaly.methods.autoencoder import Detector as Autoencoder
-from mvtec_lab.problems.anomaly.methods.padim import Detector as Padim
+from mvtec_lab.problems.anomaly.methods.autoencoder.detector import Detector as Autoencoder
+from mvtec_lab.problems.anomaly.methods.padim.detector import Detector as Padim
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly.models import load_detector
 from mvtec_lab.problems.anomaly.run import MADE_UP, made_up
 from mvtec_lab.problems.anomaly.scores import Scored
 from mvtec_lab.results import RunResult, find_runs, read_csv
@@ -205,15 +201,6 @@ def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, 
     assert lab("-m", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2,11") == 2
     assert "model.neighbours=11 needs at least 11 good images to learn from, and got 10" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
-
-
-def test_the_tables_of_settings_are_what_the_methods_take() -> None:
-    taken = {name: import_module(f"mvtec_lab.problems.anomaly.methods.{name}").Detector for name in DETECTORS}
-    parameters = {name: set(inspect.signature(made).parameters) for name, made in taken.items()}
-    for knob, methods in KNOBS.items():
-        assert {name for name in DETECTORS if knob in parameters[name]} == set(methods), knob
-    assert {name for name in DETECTORS if not taken[name].trains} == set(FIT_ONCE)
-    assert {name for name in DETECTORS if "backbone" not in parameters[name]} == set(FROM_SCRATCH)
 
 
 def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly import build_detector, load_detector, save_detector
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.models import build_detector, load_detector, save_detector
 from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
 from mvtec_lab.problems.classification.classifier import load_classifier
 from mvtec_lab.results import read_csv

@@ -9,7 +9,7 @@ import torch
 from conftest import SIZE
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly import load_detector
+from mvtec_lab.problems.anomaly.models import load_detector
 from mvtec_lab.problems.classification.classifier import load_classifier
 from mvtec_lab.results import read_csv, write_csv
 from mvtec_lab.tasks import export

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,19 +32,23 @@ class Method:
 
     Args:
         name: as in ``model.method``.
+        problem: the problem that it solves, a name of ``problems.PROBLEMS``.
         home: ``module:Class`` of its module, which is imported when a run needs it.
         trains: by gradient; False where it is fitted in one pass, or not at all.
         draws: from random numbers, so that another seed gives another model.
         backbone: it takes ``model.backbone`` and ``model.weights``.
         options: what it takes beside them, by name.
+        rules: raises LabError for settings that the method cannot work with; it is given the whole Config.
     """
 
     name: str
+    problem: str
     home: str
     trains: bool = True
     draws: bool = True
     backbone: bool = True
     options: Mapping[str, Option] = field(default_factory=dict)
+    rules: Callable[[Any], None] | None = None
 
 
 class Problem:

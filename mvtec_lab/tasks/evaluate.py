@@ -27,8 +27,8 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.foreign import damaged
 from mvtec_lab.models.weights import load_file
-from mvtec_lab.problems.anomaly import load_detector
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.models import load_detector
 from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
 from mvtec_lab.problems.anomaly.scores import judge_again, score
 from mvtec_lab.problems.classification.build import config_findings

@@ -18,8 +18,8 @@ from mvtec_lab.engine.devices import on_gpu
 from mvtec_lab.engine.setup import RANDOM_MARK, rehearse_batch
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable
-from mvtec_lab.problems.anomaly import build_detector
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.models import build_detector
 
 
 def one_class_method(config: Config) -> tuple[AnomalyDetector, list[str]]:

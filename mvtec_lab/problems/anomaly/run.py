@@ -35,10 +35,10 @@ from mvtec_lab.evaluation.anomaly import (
 )
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.locks import held
-from mvtec_lab.problems.anomaly import save_detector
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.build import one_class_method, rehearse
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
+from mvtec_lab.problems.anomaly.models import save_detector
 from mvtec_lab.problems.anomaly.scores import (
     CLASSES,
     DEFECT,

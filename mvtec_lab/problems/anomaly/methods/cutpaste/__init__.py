@@ -1,5 +1,9 @@
-"""CutPaste: what tells good images from ones with a piece pasted tells them from real defects as well."""
+"""CutPaste (Li et al., CVPR 2021): a classifier of good images and of good images with a pasted piece."""
 
-from mvtec_lab.problems.anomaly.methods.cutpaste.detector import Detector
+from mvtec_lab.problems.base import Method
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "cutpaste",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.cutpaste.detector:Detector",
+)

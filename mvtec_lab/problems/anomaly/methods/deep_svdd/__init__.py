@@ -1,5 +1,15 @@
-"""Deep SVDD: good images are drawn together around a point, and others land elsewhere."""
+"""Deep SVDD (Ruff et al., ICML 2018): good images are drawn together around a point; others lie farther from it."""
 
-from mvtec_lab.problems.anomaly.methods.deep_svdd.detector import Detector
+from mvtec_lab.problems.base import Method, Option
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "deep_svdd",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.deep_svdd.detector:Detector",
+    options={
+        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "dimensions": Option(
+            int, "principal components that the network sees; null: 64, or all if there are fewer", least=1
+        ),
+    },
+)

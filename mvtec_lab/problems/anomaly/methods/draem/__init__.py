@@ -1,5 +1,10 @@
-"""DRAEM: a network mends what is not good, and another sees where it was mended."""
+"""DRAEM (Zavrtanik et al., ICCV 2021): one network restores corrupted images, another one finds what was corrupted."""
 
-from mvtec_lab.problems.anomaly.methods.draem.detector import Detector
+from mvtec_lab.problems.base import Method
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "draem",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.draem.detector:Detector",
+    backbone=False,
+)

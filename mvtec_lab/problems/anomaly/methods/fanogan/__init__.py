@@ -1,5 +1,13 @@
-"""f-AnoGAN: a generator of good images, and an encoder that finds the code of the one most like a given image."""
+"""f-AnoGAN (Schlegl et al., 2019): a generator of good images, and an encoder that finds the code of a similar one."""
 
-from mvtec_lab.problems.anomaly.methods.fanogan.detector import Detector
+from mvtec_lab.problems.base import Method, Option
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "fanogan",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.fanogan.detector:Detector",
+    backbone=False,
+    options={
+        "latent": Option(int, "size of the code; null: 128", least=1),
+    },
+)

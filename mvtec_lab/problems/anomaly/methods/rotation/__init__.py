@@ -1,5 +1,9 @@
-"""Rotation prediction: a network that knows how good images stand is at a loss with others."""
+"""Rotation prediction: a classifier of quarter turns is uncertain about images that are unlike good ones."""
 
-from mvtec_lab.problems.anomaly.methods.rotation.detector import Detector
+from mvtec_lab.problems.base import Method
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "rotation",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.rotation.detector:Detector",
+)

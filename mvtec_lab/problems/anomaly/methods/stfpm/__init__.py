@@ -1,5 +1,12 @@
-"""STFPM: a student that only good images have taught departs from its teacher at a defect."""
+"""STFPM (Wang et al., BMVC 2021): a student of good images departs from its teacher at a defect."""
 
-from mvtec_lab.problems.anomaly.methods.stfpm.detector import Detector
+from mvtec_lab.problems.base import Method, Option
 
-__all__ = ["Detector"]
+METHOD = Method(
+    "stfpm",
+    "anomaly",
+    home="mvtec_lab.problems.anomaly.methods.stfpm.detector:Detector",
+    options={
+        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+    },
+)

@@ -1,0 +1,30 @@
+"""A Gaussian over pooled features (Rippel et al., ICPR 2020; Ahuja et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.anomaly.features import FeatureMaps
+from mvtec_lab.problems.anomaly.frozen import POOLED, FrozenDetector
+from mvtec_lab.problems.anomaly.methods.gaussian.model import Gaussian
+
+
+class Detector(FrozenDetector):
+    """Args: dimensions: principal components, beside which the residual counts; None: all, shrunk."""
+
+    draws = False
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: str | None = "DEFAULT",
+        layers: Sequence[str] | None = None,
+        dimensions: int | None = None,
+    ) -> None:
+        features = FeatureMaps(backbone, weights, layers, cells=POOLED)
+        channels = sum(features.channels)
+        if dimensions is not None and not 1 <= dimensions < channels:
+            raise LabError(f"model.dimensions={dimensions} is out of range: these layers have {channels} channels")
+        super().__init__(features, Gaussian(channels, dimensions))
+        self.save_hyperparameters()

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.models.backbones import register_backbone as register_backbone
     from mvtec_lab.problems.anomaly.models import build_detector as build_detector
     from mvtec_lab.problems.anomaly.models import load_detector as load_detector
+    from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
     from mvtec_lab.problems.classification.classifier import load_classifier as load_classifier
     from mvtec_lab.results import RunResult as RunResult
@@ -34,6 +36,8 @@ _HOMES = {
     "compose": "sweep",
     "load_classifier": "problems.classification.classifier",
     "load_detector": "problems.anomaly.models",
+    "register_backbone": "models.backbones",
+    "register_loss": "problems.classification",
     "run_attempt": "tasks.train",
 }
 __all__ = ["__version__", *_HOMES]
@@ -42,10 +46,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

@@ -1,4 +1,4 @@
-"""Names of a kind (backbones, losses, methods ...): the lab's own, those registered in Python, those of packages."""
+"""Names of backbones, losses, methods and metrics: the lab's own, those registered in Python, those of packages."""
 
 from __future__ import annotations
 
@@ -13,61 +13,66 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table from names to values, which are imported when they are asked for.
+    """A table from names to values, which are imported when they are first used.
 
     An installed package adds a name by an entry point ``name = "package.module:object"`` in the group
-    ``mvtec_lab.<kind>s``, so that every process of a sweep knows it; plain Python adds one by ``register``.
+    ``mvtec_lab.backbones`` (``mvtec_lab.losses`` ...). Every process of a sweep then knows the name. ``register`` adds
+    a name to this process alone.
 
     Args:
         kind: what a name stands for, as error lines say it: ``backbone``.
-        known: the lab's own, as values or as ``module:attribute``.
-        require: the attributes that every value has; one that lacks some is refused.
+        known: the lab's own names, with their values or with ``module:attribute``.
+        require: the attributes that every value has; a value that lacks one is refused.
     """
 
     def __init__(self, kind: str, known: Mapping[str, T | str] | None = None, require: Iterable[str] = ()) -> None:
-        self.kind, self.group = kind, f"mvtec_lab.{kind.replace(' ', '_')}s"
+        self.kind = kind
+        self.group = f"mvtec_lab.{kind.replace(' ', '_')}{'es' if kind.endswith('s') else 's'}"
         self.require = tuple(require)
         self._own: dict[str, T | str] = dict(known or {})
-        self._packages: dict[str, EntryPoint] | None = None  # found when a name is first looked for
+        self._packages: dict[str, EntryPoint] | None = None  # read when a name is not among the lab's own
 
     def register(self, name: str, value: T) -> T:
-        """Add a name and return its value.
+        """Add a name and return its value. The same object, or an entry point to it, may be registered again.
 
         Raises:
-            LabError: the name is taken by another value, or the value lacks what every value of this kind has.
+            LabError: the name belongs to another value, or the value lacks an attribute that is required.
         """
-        taken = self._own.get(name, self._of_packages().get(name))
-        if taken is not None and taken is not value:
-            raise LabError(f"two registrations of the {self.kind} {name!r}: {_origin(taken)} and {_origin(value)}")
+        taken = self._own.get(name, self._entry_points().get(name))
+        if taken is not None and not _same(taken, value):
+            raise LabError(
+                f"two registrations of the {self.kind} {name!r}: {_origin(taken)} and {_origin(value)}: "
+                "give one of them another name"
+            )
         self._own[name] = self._checked(name, value)
         return value
 
     def decorator(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates."""
+        """Return a decorator that registers a function or class under this name."""
         return lambda value: self.register(name, value)
 
     def names(self) -> list[str]:
-        """Return every name, sorted."""
-        return sorted({*self._own, *self._of_packages()})
+        """Return all names, sorted."""
+        return sorted({*self._own, *self._entry_points()})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._of_packages()
+        return name in self._own or name in self._entry_points()
 
     def __getitem__(self, name: str) -> T:
         """Return the value of a name.
 
         Raises:
-            LabError: an unknown name, with near misses; an entry point that cannot be imported, or whose value lacks
-                what every value of this kind has.
+            LabError: the name is unknown, its entry point cannot be imported, or its value lacks an attribute that is
+                required.
         """
         value: Any = self._own.get(name)
         if isinstance(value, str):
             module, _, attribute = value.partition(":")
             value = self._own[name] = getattr(importlib.import_module(module), attribute)
         if value is None:
-            if name not in self._of_packages():
+            point = self._entry_points().get(name)
+            if point is None:
                 raise unknown(self.kind, name, self.names())
-            point = self._of_packages()[name]
             try:
                 value = point.load()
             except Exception as error:  # a package's own code may fail in any way
@@ -80,30 +85,37 @@ class Registry(Generic[T]):
 
     def _checked(self, name: str, value: T) -> T:
         if lacking := [attribute for attribute in self.require if not hasattr(value, attribute)]:
-            raise LabError(f"the {self.kind} {name!r} ({_origin(value)}) has no {', '.join(lacking)}")
+            what = "is not callable" if lacking == ["__call__"] else f"has no {', '.join(lacking)}"
+            raise LabError(f"the {self.kind} {name!r} ({_origin(value)}) {what}")
         return value
 
-    def _of_packages(self) -> dict[str, EntryPoint]:
+    def _entry_points(self) -> dict[str, EntryPoint]:
         if self._packages is None:
-            found: dict[str, EntryPoint] = {}
+            points: dict[str, EntryPoint] = {}
             for point in entry_points(group=self.group):
-                other = found.get(point.name, self._own.get(point.name))
-                if other is not None and getattr(other, "value", None) != point.value:
+                other = points.get(point.name, self._own.get(point.name))
+                if other is not None and not _same(other, point):
                     raise LabError(
                         f"two registrations of the {self.kind} {point.name!r}: {_origin(other)} and {_origin(point)}: "
                         "uninstall one of the packages"
                     )
-                found[point.name] = point
-            self._packages = found
+                points[point.name] = point
+            self._packages = points
         return self._packages
 
 
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (_home(one) is not None and _home(one) == _home(other))
+
+
+def _home(value: Any) -> str | None:
+    """Return where a function or class is defined, ``module:attribute``; None for another object."""
+    if isinstance(value, EntryPoint | str):
+        return value.value if isinstance(value, EntryPoint) else value
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else None
+
+
 def _origin(value: Any) -> str:
-    """Say where a value comes from."""
-    if isinstance(value, EntryPoint):
-        return f"{value.value} ({value.dist.name if value.dist else 'a package'})"
-    if isinstance(value, str):
-        return value
-    return (
-        f"{getattr(value, '__module__', type(value).__module__)}:{getattr(value, '__qualname__', type(value).__name__)}"
-    )
+    """Return where a value comes from, for an error line."""
+    package = f" ({value.dist.name if value.dist else 'a package'})" if isinstance(value, EntryPoint) else ""
+    return (_home(value) or repr(value)) + package

@@ -38,6 +38,7 @@ from mvtec_lab.arguments import override, parse, text
 from mvtec_lab.config import Config, settings, validate
 from mvtec_lab.effects import idle, typed_keys
 from mvtec_lab.engine.origin import TAKEN, origin_of
+from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int | None:
     """Run the command line but for a sweep's table; returns the exit status where there is to be none."""
     try:
-        with _apart(), _command_line(arguments):
+        with _apart(), command_line_settings(), _command_line(arguments):
             _run(*parse(sys.argv[1:]))
     except _Stop as stop:
         return _complain(stop.error)
@@ -321,7 +322,8 @@ def _job(cfg: DictConfig) -> _Status:
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
-        result = _task(config.task)(config, run_dir, **options)
+        with command_line_settings():  # a launcher's own process
+            result = _task(config.task)(config, run_dir, **options)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new
             result.save()

@@ -20,6 +20,7 @@ from torchvision.models import _api
 from torchvision.transforms._presets import ImageClassification
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.engine import process
 from mvtec_lab.models import backbones
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD, WeightsUnavailable, load_file, load_weights
 
@@ -111,11 +112,11 @@ def test_a_cached_entry_stands_in_for_a_default_that_cannot_be_had(checkpoints: 
 
 
 def test_a_silent_server_is_given_up(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvtec_lab.models.weights.SILENCE", 0.1)
+    monkeypatch.setattr(process, "SILENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it lets a client connect and says nothing
         port = server.getsockname()[1]
         monkeypatch.setattr("torch.hub.urlopen", lambda _: urlopen(f"http://127.0.0.1:{port}/"))
-        with pytest.raises(WeightsUnavailable, match="timed out"):
+        with process.command_line_settings(), pytest.raises(WeightsUnavailable, match="timed out"):
             load_weights("squeezenet1_1", "DEFAULT")
     assert socket.getdefaulttimeout() is None
 
@@ -200,14 +201,14 @@ def with_nan(path: Path) -> None:
     [
         (lambda path: None, "mine.pth cannot be read .No such file or directory."),
         (lambda path: path.mkdir(), "mine.pth is a folder, a pipe or another special file"),
-        (lambda path: path.touch(), "mine.pth is damaged or not a file of PyTorch's"),
-        (lambda path: path.write_text("these are no weights"), "mine.pth is damaged or not a file of PyTorch's"),
-        (lambda path: path.write_text("text, again"), "mine.pth is damaged or not a file of PyTorch's"),
-        (truncated, "mine.pth is damaged or not a file of PyTorch's"),
+        (lambda path: path.touch(), "mine.pth is damaged or was not written by PyTorch"),
+        (lambda path: path.write_text("these are no weights"), "mine.pth is damaged or was not written by PyTorch"),
+        (lambda path: path.write_text("text, again"), "mine.pth is damaged or was not written by PyTorch"),
+        (truncated, "mine.pth is damaged or was not written by PyTorch"),
         (flipped, "mine.pth is damaged .*the checksum of .* does not match.*: copy or fetch it again, or train"),
         (lambda path: torch.save(models.squeezenet1_1(), path), "would run torchvision.models.squeezenet.SqueezeNet"),
-        (lambda path: torch.save([1], path), "mine.pth is no state dict"),
-        (lambda path: torch.save({1: 2}, path), "mine.pth is no state dict"),
+        (lambda path: torch.save([1], path), "mine.pth is not a state dict"),
+        (lambda path: torch.save({1: 2}, path), "mine.pth is not a state dict"),
         (lambda path: torch.save({"epoch": 1, "state_dict": {}}, path), "mine.pth .* it lacks features.0.weight"),
         (lambda path: torch.save(state_dict("squeezenet1_0"), path), "mine.pth .* size mismatch for features.0.weight"),
         (lambda path: torch.save(state_dict() | {"features.0.weight": 3}, path), 'mine.pth .* "features.0.weight"'),

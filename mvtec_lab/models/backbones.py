@@ -1,11 +1,11 @@
-"""Any TorchVision classification model as one flat Sequential: its stages in order, then pool, then head.
+"""Backbones as one flat Sequential each: the stages in order, then pool, then head.
 
 A frozen prefix is the slice ``model[:k]``, the trained suffix ``model[k:]``, and what enters ``pool`` is the last map.
 Hidden layers between pool and head (VGG, MobileNetV3 ...) are a last stage of their own, ``neck``.
 
-A backbone of your own: register its builder with TorchVision (``torchvision.models._api.register_model``). If it runs
-``features``, a pooling and ``classifier`` (or ``fc``), that is all; otherwise one function tells its order, under
-``@layout.register(MyNet)``.
+A backbone is a TorchVision classification model, or a builder under ``@register_backbone``. If its network runs
+``features``, a pooling and ``classifier`` (or ``fc``), nothing more is needed. Otherwise name its stages there, or return
+its parts from a function under ``@layout.register(MyNet)``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,11 @@ from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.registry import Registry
 
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", require=["__call__"])  # beside TorchVision's
 # Auxiliary classifiers serve ImageNet alone; init_weights=None, the default, warns and then does the same as True.
 _OPTIONS = {key: {"init_weights": True, "aux_logits": False} for key in ("googlenet", "inception_v3")}
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -33,25 +37,65 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _DENSENET_DOT = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 
 
+def register_backbone(name: str, stages: Sequence[str] = ()) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a builder a backbone, ``model.backbone=NAME``.
+
+    The builder is a function like TorchVision's, or a class, whose arguments all have defaults. Its network takes images
+    [N, 3, S, S] and returns logits. The last Linear or Conv2d is replaced for the classes of the product.
+
+    Args:
+        name: the backbone's name.
+        stages: the names of the network's submodules in the order in which they run, up to the pooling; the pooling is
+            ``avgpool`` (or global average pooling), the rest ``classifier``, ``fc`` or ``head``. Leave it out for
+            networks with ``features``, and for those with a function under ``@layout.register``.
+
+    Raises:
+        LabError: the name belongs to another backbone.
+    """
+
+    def register(builder: Builder) -> Builder:
+        if name in models.list_models():
+            raise LabError(f"two registrations of the backbone {name!r}: TorchVision has one: give yours another name")
+        if stages:
+            builder.stages = tuple(stages)  # type: ignore[attr-defined] # where an entry point finds them as well
+        return BACKBONES.register(name, builder)
+
+    return register
+
+
 def names() -> list[str]:
-    """TorchVision's classification models and whatever else was registered with it."""
+    """Return the names of TorchVision's classification models and of all registered backbones."""
     others = (models.detection, models.segmentation, models.video, models.optical_flow, models.quantization)
-    return sorted(set(models.list_models()).difference(*(models.list_models(module=m) for m in others)))
+    own = set(models.list_models()).difference(*(models.list_models(module=m) for m in others))
+    return sorted({*own, *BACKBONES.names()})
+
+
+def builder(name: str) -> Callable[..., nn.Module]:
+    """Return the function that builds a backbone's network.
+
+    Raises:
+        LabError: the name is unknown, or its package cannot be imported.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name not in names():
+        raise unknown("backbone", name, names())
+    return models.get_model_builder(name)
 
 
 def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Sequential:
-    """A backbone with a fresh last layer: images [N, 3, S, S] to logits [N, num_classes].
+    """Return a backbone with a fresh last layer: images [N, 3, S, S] to logits [N, num_classes].
 
     Args:
-        weights: a TorchVision state dict of that model, with any number of classes; None: random values.
+        name: a backbone's name.
+        num_classes: outputs of the last layer.
+        weights: the network's own state dict, with any number of classes; None: random values.
 
     Raises:
-        LabError: an unknown name, weights of another model, a model whose layout is not known.
+        LabError: the name is unknown, the weights belong to another model, or the order of its parts is not known.
     """
-    network = _construct(name)
-    if weights is not None:
-        _load(network, name, weights, "model.weights")
-    children = layout(network)
+    network = pretrained(name, weights)
+    children = _parts(name, network)
     if not type(network).__module__.startswith("torchvision."):  # whose order the tests have seen
         _check_order(network, nn.Sequential(OrderedDict(children)))
     head = children["head"]
@@ -60,7 +104,7 @@ def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None =
 
 
 def pretrained(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
-    """TorchVision's own network of that name with these weights, whose last layer is of no use; None: random values."""
+    """Return a backbone's own network with these weights (None: random values); its last layer stays random."""
     network = _construct(name)
     if weights is not None:
         _load(network, name, weights, "model.weights")
@@ -68,28 +112,28 @@ def pretrained(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
 
 
 class CosineLinear(nn.Module):
-    """``scale`` times the cosine between features [N, D] and each class's weights: logits [N, C], without a bias."""
+    """Return ``scale`` times the cosine between features [N, D] and each class's weights, [N, C]; no bias."""
 
     def __init__(self, features: int, outputs: int, scale: float = 30.0) -> None:
         super().__init__()
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(outputs, features))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear: its length is of no account
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear; a cosine ignores the length
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
 def last_layer(model: nn.Sequential) -> nn.Module:
-    """The layer that gives a model's logits."""
+    """Return the layer that gives a model's logits."""
     return [child for child in model.get_submodule("head").children() if _learns(child)][-1]
 
 
 def last_linear(model: nn.Sequential) -> nn.Linear:
-    """That layer, before ``use_cosine``.
+    """Return the layer that gives a model's logits, before ``use_cosine``.
 
     Raises:
-        LabError: it is a convolution, whose features are maps.
+        LabError: the layer is a convolution, whose features are maps.
     """
     last = last_layer(model)
     if not isinstance(last, nn.Linear):
@@ -101,22 +145,26 @@ def last_linear(model: nn.Sequential) -> nn.Linear:
 
 
 def use_cosine(model: nn.Sequential, scale: float) -> None:
-    """Put a ``CosineLinear`` in the place of a model's last layer."""
+    """Replace a model's last layer by a ``CosineLinear``."""
     last, head = last_linear(model), model.get_submodule("head")
     name = next(name for name, child in head.named_children() if child is last)
     head.register_module(name, CosineLinear(last.in_features, last.out_features, scale))
 
 
 def stages(model: nn.Sequential) -> list[str]:
-    """The names of a model's stages in order: every child but pool and head."""
+    """Return the names of a model's stages in order: all children but pool and head."""
     return [name for name, _ in model.named_children() if name not in ("pool", "head")]
 
 
 def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) -> list[str]:
-    """The stages that train beside the head: the last ``unfreeze``, ``"all"``, or those named; in the model's order.
+    """Return the stages that train beside the head, in the model's order.
+
+    Args:
+        model: a backbone from ``build``.
+        unfreeze: how many of the last stages train, ``"all"``, or the names of stages.
 
     Raises:
-        LabError: more stages than there are, or a name that is none of them.
+        LabError: the model has fewer stages, or no stage of that name.
     """
     known = stages(model)
     if unfreeze == "all":
@@ -126,14 +174,14 @@ def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) 
     chosen = [unfreeze] if isinstance(unfreeze, str) else unfreeze
     if not isinstance(chosen, Sequence):
         remedy = f"give 0 to {len(known)}, all, or some of {', '.join(known)}"
-        raise LabError(f"model.unfreeze={unfreeze} is no choice among {len(known)} stages: {remedy}")
+        raise LabError(f"model.unfreeze={unfreeze} does not fit a backbone of {len(known)} stages: {remedy}")
     if strangers := [name for name in chosen if name not in known]:
         raise unknown("stage in model.unfreeze", strangers[0], known)
     return [name for name in known if name in chosen]
 
 
 def input_size(model: nn.Module) -> int | None:
-    """The one image size S (pixels) that a model takes, None where there is a choice."""
+    """Return the only image size S (pixels) that a model takes; None where it takes several."""
     for module in model.modules():
         if isinstance(module, (models.VisionTransformer, _Tokens)):
             return module.image_size
@@ -143,31 +191,38 @@ def input_size(model: nn.Module) -> int | None:
 
 
 def check_image_size(name: str, size: int) -> None:
-    """Raises LabError where a backbone cannot take images [3, size, size]: too small for it, or not its one size."""
+    """Refuse an image size that a backbone cannot take.
+
+    Raises:
+        LabError: images [3, size, size] are too small for it, or not of its only size.
+    """
     network = _skeleton(name)
     if not _accepts(network, size):
         remedy = input_size(network) or 224  # what nearly all pretrained weights were trained on
-        if _accepts(network, remedy):  # otherwise it cannot run without values, and training will tell
+        if _accepts(network, remedy):  # otherwise it cannot run on the meta device, and training checks the size
             raise LabError(f"data.image_size={size} does not fit {name}: give data.image_size={remedy}")
 
 
 def check_weights(name: str, weights: Mapping[str, Tensor], source: str) -> None:
-    """Raises LabError, which names ``source``, where ``weights`` is no TorchVision state dict of that backbone."""
+    """Refuse weights that are not a state dict of that backbone's network.
+
+    Raises:
+        LabError: a key is missing, unknown, or of another shape; the line names ``source``.
+    """
     _load(_skeleton(name), name, weights, source)
 
 
 @singledispatch
 def layout(network: nn.Module) -> dict[str, Any]:
-    """A network's parts by name, in the order in which they run; this one is for features, pooling, classifier.
+    """Return a network's parts by name, in the order in which they run: stages, ``pool``, ``neck`` if any, ``head``.
 
-    Every parameter is in exactly one stage or in ``head``, whose last Linear or Conv2d gives the logits.
+    Every parameter belongs to exactly one stage or to ``head``, whose last Linear or Conv2d gives the logits. This
+    default is for networks of features, pooling and classifier; other classes have functions of their own below.
     """
     trunk = getattr(network, "features", getattr(network, "layers", None))
-    classifier = getattr(network, "classifier", getattr(network, "fc", None))
-    if not isinstance(trunk, nn.Sequential) or classifier is None:
+    if not isinstance(trunk, nn.Sequential):
         raise _no_layout(network)
-    ending = _ending(getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1)), classifier)
-    return _by_stride((str(i), child) for i, child in enumerate(trunk)) | ending
+    return _by_stride((str(i), child) for i, child in enumerate(trunk)) | _usual_ending(network)
 
 
 @layout.register(models.ResNet)
@@ -230,7 +285,7 @@ def _(network: models.VisionTransformer) -> dict[str, Any]:
 
 
 class _Tokens(nn.Module):
-    """ViT before its encoder: images [N, 3, S, S] to tokens [N, 1 + patches, D], the class token first."""
+    """Turn images [N, 3, S, S] into ViT's tokens [N, 1 + patches, D], the class token first."""
 
     def __init__(self, network: models.VisionTransformer) -> None:
         super().__init__()
@@ -255,7 +310,7 @@ class _ClassToken(nn.Module):
 
 
 class _Renormalise(nn.Module):
-    """From ImageNet's mean and std to 0.5 and 0.5, or nothing; in buffers, so that a checkpoint tells which."""
+    """Change the normalisation from ImageNet's mean and std to 0.5 and 0.5, or keep it; buffers, so checkpoints know."""
 
     scale: Tensor
     shift: Tensor
@@ -272,7 +327,28 @@ class _Renormalise(nn.Module):
 
 def _no_layout(network: nn.Module) -> LabError:
     kind = type(network).__name__
-    return LabError(f"{kind} is not just features, a pooling and classifier: tell its order, @layout.register({kind})")
+    return LabError(
+        f"{kind} is not just features, a pooling and classifier: name its stages, @register_backbone(NAME, "
+        f"stages=[...]), or return its parts from a function under @layout.register({kind})"
+    )
+
+
+def _parts(name: str, network: nn.Module) -> dict[str, Any]:
+    """Return a backbone's parts: by the stages that its builder declares, or by ``layout``."""
+    if not (declared := getattr(builder(name), "stages", ())):
+        return layout(network)
+    try:
+        trunk = {stage.replace(".", "_"): network.get_submodule(stage) for stage in declared}
+    except AttributeError as error:
+        raise LabError(f"the backbone {name!r} declares stages that its network does not have: {error}") from error
+    return trunk | _usual_ending(network)
+
+
+def _usual_ending(network: nn.Module) -> dict[str, nn.Sequential]:
+    classifier = next((c for key in ("classifier", "fc", "head") if (c := getattr(network, key, None))), None)
+    if classifier is None:
+        raise _no_layout(network)
+    return _ending(getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1)), classifier)
 
 
 def _sequence(network: nn.Module, *children: str) -> nn.Sequential:
@@ -280,7 +356,7 @@ def _sequence(network: nn.Module, *children: str) -> nn.Sequential:
 
 
 def _by_stride(trunk: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Sequential]:
-    """stage1, stage2 ...: each begins where the map shrinks."""
+    """Return stage1, stage2 ...: each begins where the map shrinks."""
     return {f"stage{i}": group for i, group in enumerate(_grouped(trunk, lambda _, child: _shrinks(child)), start=1)}
 
 
@@ -306,10 +382,10 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _ending(*modules: nn.Module) -> dict[str, nn.Sequential]:
-    """What follows the trunk: pool (no parameters), neck (hidden layers, if any), head (the last and its dropout)."""
+    """Return what follows the trunk: pool (no parameters), neck (hidden layers, if any), head (last layer, dropout)."""
     flat = [child for module in modules for child in (module if isinstance(module, nn.Sequential) else [module])]
     if not any(isinstance(child, nn.Flatten) for child in flat):
-        flat.insert(1, nn.Flatten(1))  # which TorchVision mostly writes into forward(), behind the pooling
+        flat.insert(1, nn.Flatten(1))  # TorchVision mostly writes it into forward(), behind the pooling
     dropouts = [i for i, child in enumerate(flat) if isinstance(child, nn.Dropout)]
     for i in dropouts:
         flat[i].inplace = False  # type: ignore[assignment] # its input may be a cached activation
@@ -323,7 +399,7 @@ def _ending(*modules: nn.Module) -> dict[str, nn.Sequential]:
 def _last(modules: Iterable[nn.Module]) -> int:
     layers = [i for i, module in enumerate(modules) if isinstance(module, (nn.Linear, nn.Conv2d))]
     if not layers:
-        raise LabError("a classifier without Linear or Conv2d has no last layer to replace: end it in one of them")
+        raise LabError("a classifier without Linear or Conv2d has no last layer to replace: end it with one of them")
     return layers[-1]
 
 
@@ -335,15 +411,17 @@ def _fresh(last: Any, num_classes: int) -> nn.Module:
 
 
 def _construct(name: str) -> nn.Module:
-    if name not in names():
-        raise unknown("backbone", name, names())
-    options = _OPTIONS.get(name, {})
+    make, options = builder(name), _OPTIONS.get(name, {})
     try:
-        return models.get_model(name, **options)
-    except RuntimeError:  # on the meta device: RegNet works its widths out with tensors
+        return make(**options)
+    except RuntimeError:  # on the meta device: RegNet computes its widths with tensors
         with torch.device("cpu"):
-            network = models.get_model(name, **options)
+            network = make(**options)
         return network.to(torch.get_default_device())
+    except TypeError as error:
+        if name in BACKBONES:
+            raise LabError(f"the backbone {name!r} cannot be built without arguments: {error}") from error
+        raise
 
 
 def _skeleton(name: str) -> nn.Module:
@@ -352,27 +430,27 @@ def _skeleton(name: str) -> nn.Module:
 
 
 def _load(network: nn.Module, name: str, weights: Mapping[str, Tensor], source: str) -> None:
-    """Fill all but the last layer."""
-    head = layout(network)["head"]
+    """Fill all parameters but those of the last layer."""
+    head = _parts(name, network)["head"]
     last = head[_last(head)]
     prefix = next(path for path, module in network.named_modules() if module is last)
     needed = ((key, value) for key, value in weights.items() if not key.startswith(_AUXILIARY))
     state = OrderedDict((_DENSENET_DOT.sub(r"\1", key), value) for key, value in needed)
     state.update({f"{prefix}.{key}": value for key, value in last.state_dict().items()})
-    # MNASNet insists on a version, which a plain dict does not carry.
+    # MNASNet requires a version, which a plain dict does not carry.
     state._metadata = getattr(weights, "_metadata", {"": {"version": network._version}})  # type: ignore[attr-defined]
     try:
         if isinstance(network, models.VisionTransformer) and "encoder.pos_embedding" in state:
-            # Some entries were trained on larger images; TorchVision's own remedy leaves one image size per backbone.
+            # Some entries were trained on larger images. TorchVision's own remedy leaves one image size per backbone.
             state = interpolate_embeddings(network.image_size, network.patch_size, state)
-        found = network.load_state_dict(state, strict=False, assign=last.weight.is_meta)
-        reasons = [f"it lacks {key}" for key in found.missing_keys]
-        reasons += [f"{name} has no {key}" for key in found.unexpected_keys]
+        mismatch = network.load_state_dict(state, strict=False, assign=last.weight.is_meta)
+        reasons = [f"it lacks {key}" for key in mismatch.missing_keys]
+        reasons += [f"{name} has no {key}" for key in mismatch.unexpected_keys]
     except (RuntimeError, ValueError) as error:
         lines = str(error).splitlines()
-        reasons = lines[1:] or lines  # the first of several only says that more follow
+        reasons = lines[1:] or lines  # the first line only announces the others
     if reasons:
-        raise LabError(f"{source} is no TorchVision state dict of {name}: {reasons[0].strip()}")
+        raise LabError(f"{source} is not a state dict of {name}: {reasons[0].strip()}")
     if hasattr(network, "transform_input"):
         network.transform_input = True  # type: ignore[assignment] # TorchVision's weights expect it
 

@@ -1,4 +1,4 @@
-"""The values that a backbone starts from: TorchVision's, a file's, or random ones. Nothing in a file is executed."""
+"""Weights that a backbone starts from: published ones, those of a file, or random ones. Nothing in a file is run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-import socket
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -21,46 +20,44 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.models.backbones import check_weights, names
+from mvtec_lab.models.backbones import builder, check_weights
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Seconds without a byte, for each address of the host in turn: a slow server answers within them, a firewall never.
-SILENCE = 10.0
-_unreachable: dict[str, Exception] = {}  # asked for in vain by this process: a sweep need not wait for each run
+_unreachable: dict[str, Exception] = {}  # URLs that failed in this process: a sweep does not wait again for each run
 
 
 class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, not that something is
-    """Pretrained weights that cannot be had here and now, which random weights can stand in for."""
+    """Pretrained weights cannot be fetched here and now; random weights can replace them."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights and the normalisation that they expect: mean and std of RGB in [0, 1]."""
+    """Hold weights and the normalisation that they expect: mean and std of RGB in [0, 1]."""
 
     name: str  # IMAGENET1K_V1, file:NAME or random
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     state_dict: Mapping[str, Tensor] | None = None
-    note: str | None = None  # in what they are not those asked for
+    note: str | None = None  # how they differ from those asked for
 
 
 def load_weights(backbone: str, weights: str | None) -> Weights:
-    """The weights asked for; fetched by TorchVision's loader (into ``TORCH_HOME``) where they are not cached.
+    """Return the weights asked for; TorchVision's loader fetches them into ``TORCH_HOME`` where they are not cached.
 
     Args:
+        backbone: a backbone's name.
         weights: ``DEFAULT``, the name of a TorchVision entry in any case, a file with a state dict, None or ``null``.
-            Where DEFAULT cannot be fetched, another entry of the backbone that is cached stands in, with a note.
+            Where DEFAULT cannot be fetched, another cached entry of the backbone replaces it, with a note.
 
     Raises:
-        WeightsUnavailable: TorchVision has none for this backbone, or they cannot be fetched.
-        LabError: an unknown backbone or entry; a file that is missing, damaged, unsafe or of another model.
+        WeightsUnavailable: nothing is published for this backbone, or it cannot be fetched.
+        LabError: the backbone or entry is unknown; the file is missing, damaged, unsafe or of another model.
     """
-    if backbone not in names():
-        raise unknown("backbone", backbone, names())
+    builder(backbone)
     if weights is None or weights == "null":
         return Weights("random")
     entries = _entries(backbone)
@@ -75,10 +72,10 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         raise unknown(f"weights of {backbone}", weights, entries)
     else:
         remedy = "give model.weights=FILE, or model.weights=null for random weights"
-        raise WeightsUnavailable(f"TorchVision has no weights for {backbone}, so no {weights}: {remedy}")
+        raise WeightsUnavailable(f"there are no weights for {backbone}, so no {weights}: {remedy}")
     source = f"model.weights={weights}"
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
-        raise LabError(f"{source} is no state dict: write one with torch.save(model.state_dict(), FILE)")
+        raise LabError(f"{source} is not a state dict: write one with torch.save(model.state_dict(), FILE)")
     check_weights(backbone, state_dict, source)
     if key := not_finite(state_dict):  # VGG16's IMAGENET1K_FEATURES leaves out its classifier this way
         raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
@@ -88,14 +85,14 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:
-    """Return what ``torch.save`` wrote, on the CPU: tensors and plain values only, code is refused unexecuted.
+    """Return what ``torch.save`` wrote, on the CPU: tensors and plain values only; code is refused and never run.
 
-    The file's checksums are compared first, as PyTorch writes them and does not look at them.
+    The file's checksums are compared first: PyTorch writes them and does not read them.
 
     Raises:
-        LabError: the file is missing, damaged, no file of PyTorch's, or holds more than tensors and plain values.
+        LabError: the file is missing, damaged, not written by PyTorch, or holds more than tensors and plain values.
     """
-    if Path(path).exists() and not Path(path).is_file():  # reading a pipe might wait for ever
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe might never end
         raise LabError(f"{path} is a folder, a pipe or another special file: give a file that torch.save wrote")
     try:
         _verify(path)
@@ -103,26 +100,26 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         reason = error.strerror or error
         raise LabError(f"{path} cannot be read ({reason}): give a file that torch.save wrote") from error
-    except Exception as error:  # its unpickler reads garbage as instructions, which fail in any way there is
+    except Exception as error:  # its unpickler reads garbage as instructions, which may fail in any way
         raise _unreadable(path, error) from error
 
 
 def save_file(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write what ``load_file`` reads, whole or not at all.
+    """Write a file for ``load_file``, completely or not at all.
 
     Raises:
         DiskFullError: there is no room for it.
     """
-    file = io.BytesIO()  # straight to the disk PyTorch names neither the file nor the reason where it cannot be written
+    file = io.BytesIO()  # when PyTorch cannot write to the disk, it names neither the file nor the reason
     torch.save(content, file)
     write_whole(Path(path), file.getbuffer())
 
 
 def _verify(path: str | os.PathLike[str]) -> None:
-    """Compare a file's parts with their checksums; files of before PyTorch 1.6 have none.
+    """Compare a file's parts with their checksums; files from before PyTorch 1.6 have none.
 
     Raises:
-        BadZipFile: one does not match.
+        BadZipFile: a checksum does not match.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -133,18 +130,18 @@ def _verify(path: str | os.PathLike[str]) -> None:
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> LabError:
     foreign = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
     if foreign:
-        found = foreign[1] or foreign[2]
-        return LabError(f"{path} was refused, it would run {found}: save tensors alone, torch.save(model.state_dict())")
+        code = foreign[1] or foreign[2]
+        return LabError(f"{path} was refused, it would run {code}: save tensors alone, torch.save(model.state_dict())")
     reason = error if isinstance(error, zipfile.BadZipFile) else type(error).__name__
     return LabError(
-        f"{path} is damaged or not a file of PyTorch's ({reason}): copy or fetch it again, or train that run again"
+        f"{path} is damaged or was not written by PyTorch ({reason}): copy or fetch it again, or train that run again"
     )
 
 
 def _entries(backbone: str) -> dict[str, WeightsEnum]:
     try:
-        return {name.upper(): entry for name, entry in get_model_weights(backbone).__members__.items()}
-    except ValueError:  # a registered model whose builder names no WeightsEnum
+        return {name.upper(): entry for name, entry in get_model_weights(builder(backbone)).__members__.items()}
+    except ValueError:  # a registered backbone whose builder names no WeightsEnum
         return {}
 
 
@@ -153,21 +150,19 @@ def _cached(entry: WeightsEnum) -> Path:
 
 
 def _default(backbone: str, default: WeightsEnum, entries: Mapping[str, WeightsEnum]) -> tuple[WeightsEnum, str | None]:
-    """The default entry, fetched into the cache, or one that lies there already, with a note."""
+    """Return the default entry, fetched into the cache, or another entry that is cached already, with a note."""
     try:
         _fetch(backbone, default)
     except WeightsUnavailable:
         for entry in entries.values():
             if _cached(entry).is_file():
-                return entry, f"{default.name}, the default of {backbone}, cannot be fetched: {entry.name} stands in"
+                return entry, f"{default.name}, the default of {backbone}, cannot be fetched: {entry.name} replaces it"
         raise
     return default, None
 
 
 def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
     path = _cached(entry)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
     try:
         if path.is_file():
             _verify(path)
@@ -177,7 +172,7 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
         return entry.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
-    except Exception as error:  # what a network, a disk or garbage can do
+    except Exception as error:  # of the network, the disk, or from garbage in the file
         if path.is_file():
             raise _unreadable(path, error) from error
         _unreachable[entry.url] = error
@@ -185,8 +180,6 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
             f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
             f"{path.parent}, or give model.weights=FILE, or model.weights=null for random weights"
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _warn_of_another_file(path: Path) -> None:

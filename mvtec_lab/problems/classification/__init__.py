@@ -1,5 +1,36 @@
-"""Classification: which class an image shows, good or one of the defect types."""
+"""Classification: which class an image shows, good or one of the defect types. Light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mvtec_lab.problems.base import Method
+from mvtec_lab.registry import Registry
+
+Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 METHOD = Method("classifier", "classification", home="mvtec_lab.problems.classification.classifier:DefectClassifier")
+
+# Training losses by name: functions of (logits, target, weight) and, by name, of counts and fields of LossConfig.
+LOSSES: Registry[Callable[..., Any]] = Registry(
+    "loss",
+    {
+        name: f"{__name__}.losses:{name}"
+        for name in ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
+    },
+    require=["__call__"],
+)
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Return a decorator that makes a function a training loss, ``loss.name=NAME``.
+
+    The function takes logits [N, C], a target (classes [N], or shares [N, C] of mixed images) and ``weight`` (class
+    weights [C] or None), and returns the mean loss. It may also take, by name, ``counts`` (training images per class,
+    [C]) and fields of LossConfig.
+
+    Raises:
+        LabError: the name belongs to another loss.
+    """
+    return LOSSES.decorator(name)

@@ -4,28 +4,28 @@ A target is a class index a sample, [N], or shares of the classes, [N, C], as mi
 class weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
 class, [C]; a class without any counts as one image.
 
-Another loss is a function here with the arguments (logits, target, weight) and, by name, ``counts`` and whichever knobs
-of LossConfig it takes; its name in ``config.LOSSES``; and an attempt that names it.
+Another loss is a function under ``@register_loss("name")`` with the arguments (logits, target, weight) and, by name,
+``counts`` and the fields of LossConfig that it takes.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvtec_lab.config import LOSSES
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.problems.classification import LOSSES
 from mvtec_lab.problems.classification.groups import (
     Bins,
     check_bins,
     count_bins,
     group_scores,
-    group_softmax,  # noqa: F401  called by its name, as the functions below
+    group_softmax,  # noqa: F401  looked up by its name, as the functions below
     slots,
 )
 
@@ -35,7 +35,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
     (Cui et al., CVPR 2019; richardaecn/class-balanced-loss), these authors' losses."""
     if target.ndim == 1:
         return F.cross_entropy(logits, target, weight)
-    return _mean(-logits.log_softmax(1), target, weight)
+    return weighted_mean(-logits.log_softmax(1), target, weight)
 
 
 def focal(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
@@ -51,7 +51,7 @@ def focal(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, gamma
     log_p = logits.log_softmax(1)
     # From below, or the slope of the power at 0 is infinite where gamma < 1.
     missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)
-    return _mean(-(missing**gamma) * log_p, target, weight)
+    return weighted_mean(-(missing**gamma) * log_p, target, weight)
 
 
 def ldam(
@@ -73,7 +73,7 @@ def ldam(
     margins = _present(counts) ** -0.25
     margins = scale * margin * margins / margins.max()
     if_true = logits.unsqueeze(1) - torch.diag(margins)  # [N, C, C]: of each class, if it were the true one
-    return _mean(-if_true.log_softmax(2).diagonal(dim1=1, dim2=2), target, weight)
+    return weighted_mean(-if_true.log_softmax(2).diagonal(dim1=1, dim2=2), target, weight)
 
 
 def logit_adjustment(
@@ -104,8 +104,13 @@ def _present(counts: Tensor) -> Tensor:
     return counts.float().clamp_min(1)
 
 
-def _mean(costs: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Of costs [N, C], each what a sample would cost if that class were its true one."""
+def weighted_mean(costs: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of what samples cost, over their class weights.
+
+    Args:
+        costs: [N, C], what each sample costs if that class is its true one.
+        target: classes [N], or shares of the classes [N, C].
+    """
     shares = F.one_hot(target, costs.shape[1]).to(costs) if target.ndim == 1 else target
     if weight is not None:
         shares = shares * weight
@@ -116,7 +121,7 @@ class Criterion(nn.Module):
     """A training loss by name, and what class logits the network's outputs stand for.
 
     Args:
-        name: one of ``config.LOSSES``.
+        name: one of ``LOSSES``.
         num_classes: C.
         counts: training images of each class, [C]; None where the loss does not ask for them.
         posthoc: tau of the adjustment of the logits that predict (Menon et al., ICLR 2021): z - tau log(prior).
@@ -134,7 +139,7 @@ class Criterion(nn.Module):
         self, name: str, num_classes: int, counts: Sequence[int] | None = None, posthoc: float = 0.0, **options: Any
     ) -> None:
         super().__init__()
-        self.function = _function(name)
+        self.function = LOSSES[name]
         known = inspect.signature(self.function).parameters
         if strangers := [key for key in options if key not in known]:
             raise unknown(f"knob of loss {name}", strangers[0], list(known)[3:])
@@ -230,10 +235,4 @@ class GroupSoftmax(Criterion):
 
 def knobs(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some settings that a loss takes."""
-    return {key: settings[key] for key in inspect.signature(_function(name)).parameters if key in settings}
-
-
-def _function(name: str) -> Callable[..., Tensor]:
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
-    return globals()[name]
+    return {key: settings[key] for key in inspect.signature(LOSSES[name]).parameters if key in settings}

@@ -99,7 +99,10 @@ def points(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
 @pytest.mark.parametrize(
     ("values", "answer"),
     [
-        (["nowhere:Mine"], r"'mine' of nowhere:Mine .* cannot be imported \(ModuleNotFoundError.*uninstall that package"),
+        (
+            ["nowhere:Mine"],
+            r"'mine' of nowhere:Mine .* cannot be imported \(ModuleNotFoundError.*uninstall that package",
+        ),
         (["math:none"], r"'mine' of math:none .* cannot be imported \(AttributeError"),
         (["math:pi"], r"the backbone 'mine' \(3.14\d*\) is not callable"),
         (["a:Mine", "b:Mine"], r"two registrations of the backbone 'mine': a:Mine .* and b:Mine .*: uninstall one"),

@@ -19,8 +19,8 @@ from torchvision import models
 from torchvision.models import _api
 from torchvision.transforms._presets import ImageClassification
 
-from mvtec_lab.errors import LabError
 from mvtec_lab.engine import process
+from mvtec_lab.errors import LabError
 from mvtec_lab.models import backbones
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD, WeightsUnavailable, load_file, load_weights
 

@@ -30,6 +30,7 @@ from mvtec_lab.registry import Registry
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", require=["__call__"])  # beside TorchVision's
+_DECLARED: dict[str, Sequence[str]] = {}  # stages of registered backbones
 # Auxiliary classifiers serve ImageNet alone; init_weights=None, the default, warns and then does the same as True.
 _OPTIONS = {key: {"init_weights": True, "aux_logits": False} for key in ("googlenet", "inception_v3")}
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -56,9 +57,9 @@ def register_backbone(name: str, stages: Sequence[str] = ()) -> Callable[[Builde
     def register(builder: Builder) -> Builder:
         if name in models.list_models():
             raise LabError(f"two registrations of the backbone {name!r}: TorchVision has one: give yours another name")
-        if stages:
-            builder.stages = tuple(stages)  # type: ignore[attr-defined] # where an entry point finds them as well
-        return BACKBONES.register(name, builder)
+        BACKBONES.register(name, builder)
+        _DECLARED[name] = stages
+        return builder
 
     return register
 
@@ -335,7 +336,8 @@ def _no_layout(network: nn.Module) -> LabError:
 
 def _parts(name: str, network: nn.Module) -> dict[str, Any]:
     """Return a backbone's parts: by the stages that its builder declares, or by ``layout``."""
-    if not (declared := getattr(builder(name), "stages", ())):
+    builder(name)  # imports the package of a backbone, which may declare its stages
+    if not (declared := _DECLARED.get(name)):
         return layout(network)
     try:
         trunk = {stage.replace(".", "_"): network.get_submodule(stage) for stage in declared}

@@ -4,8 +4,8 @@ A frozen prefix is the slice ``model[:k]``, the trained suffix ``model[k:]``, an
 Hidden layers between pool and head (VGG, MobileNetV3 ...) are a last stage of their own, ``neck``.
 
 A backbone is a TorchVision classification model, or a builder under ``@register_backbone``. If its network runs
-``features``, a pooling and ``classifier`` (or ``fc``), nothing more is needed. Otherwise name its stages there, or return
-its parts from a function under ``@layout.register(MyNet)``.
+``features``, a pooling and ``classifier`` (or ``fc``), nothing more is needed. Otherwise name its stages there, or
+return its parts from a function under ``@layout.register(MyNet)``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _DENSENET_DOT = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 def register_backbone(name: str, stages: Sequence[str] = ()) -> Callable[[Builder], Builder]:
     """Return a decorator that makes a builder a backbone, ``model.backbone=NAME``.
 
-    The builder is a function like TorchVision's, or a class, whose arguments all have defaults. Its network takes images
-    [N, 3, S, S] and returns logits. The last Linear or Conv2d is replaced for the classes of the product.
+    The builder is a function like TorchVision's, or a class, whose arguments all have defaults. Its network takes
+    images [N, 3, S, S] and returns logits. The last Linear or Conv2d is replaced for the classes of the product.
 
     Args:
         name: the backbone's name.
@@ -311,7 +311,7 @@ class _ClassToken(nn.Module):
 
 
 class _Renormalise(nn.Module):
-    """Change the normalisation from ImageNet's mean and std to 0.5 and 0.5, or keep it; buffers, so checkpoints know."""
+    """Change the normalisation from ImageNet's mean and std to 0.5 and 0.5, or keep it; a checkpoint holds which."""
 
     scale: Tensor
     shift: Tensor

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from mvtec_lab.errors import LabError, unknown
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Registry(Generic[T]):
@@ -47,9 +48,14 @@ class Registry(Generic[T]):
         self._own[name] = self._checked(name, value)
         return value
 
-    def decorator(self, name: str) -> Callable[[T], T]:
+    def decorator(self, name: str) -> Callable[[V], V]:
         """Return a decorator that registers a function or class under this name."""
-        return lambda value: self.register(name, value)
+
+        def register(value: V) -> V:
+            self.register(name, value)  # type: ignore[arg-type] # V is a T that keeps its own type
+            return value
+
+        return register
 
     def names(self) -> list[str]:
         """Return all names, sorted."""

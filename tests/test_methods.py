@@ -12,6 +12,7 @@ import pytest
 from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.base import checked_options
 
 OPTIMISER = {"optimizer", "lr", "weight_decay", "momentum"}
 
@@ -39,3 +40,27 @@ def test_methods_are_known_without_torch() -> None:
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("patchcore", {"coreste": 0.1}, "unknown option of patchcore 'coreste': did you mean coreset"),
+        ("draem", {"coreset": 0.1}, "model.method=draem has no options: leave out model.options.coreset"),
+        ("patchcore", {"coreset": 0.0}, "model.options.coreset=0.0 is out of range: give a number above 0, up to 1"),
+        ("patchcore", {"coreset": float("nan")}, "model.options.coreset=nan is out of range"),
+        ("memae", {"slots": 1}, "model.options.slots=1 is out of range: give 2 or more"),
+        ("nearest", {"neighbours": 2.5}, "model.options.neighbours=2.5 is not a whole number: good images"),
+        ("padim", {"dimensions": True}, "model.options.dimensions=True is not a whole number"),
+        ("spade", {"layers": "layer2"}, r"model.options.layers=layer2 is not names in brackets, \[a,b\]"),
+        ("autoencoder", {"reconstruction": "l1"}, "unknown model.options.reconstruction 'l1': known are l2, ssim"),
+    ],
+)
+def test_a_wrong_option_is_one_line(method: str, options: dict[str, object], says: str) -> None:
+    with pytest.raises(LabError, match=says):
+        checked_options(METHODS[method], options)
+
+
+def test_an_option_that_is_not_given_has_its_default() -> None:
+    assert checked_options(METHODS["memae"], {"latent": None, "slots": 50}) == {"latent": 64, "slots": 50}
+    assert checked_options(METHODS["patchcore"], {"coreset": 1}) == {"layers": None, "coreset": 1}

@@ -1,1 +1,5 @@
-"""Anomaly models learn good images alone: a folder under methods/ for each, with its figures in a README."""
+"""Anomaly models learn good images alone; each method is a folder under methods/, with its figures in a README."""
+
+from mvtec_lab.problems.base import Option
+
+LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")

@@ -8,7 +8,8 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.autoencoder.detector:Detector",
     backbone=False,
     options={
-        "latent": Option(int, "size of the code; null: 100", least=1),
-        "reconstruction": Option(str, "error of a pixel; null: l2", choices=("l2", "ssim")),
+        # The paper's for textures; that of MVTec AD, CVPR 2019, for whole objects at 128 pixels.
+        "latent": Option(int, "size of the code", default=100, least=1),
+        "reconstruction": Option(str, "error of a pixel", default="l2", choices=("l2", "ssim")),
     },
 )

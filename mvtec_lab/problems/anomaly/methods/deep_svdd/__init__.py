@@ -1,5 +1,6 @@
 """Deep SVDD (Ruff et al., ICML 2018): good images are drawn together around a point; others lie farther from it."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -7,7 +8,7 @@ METHOD = Method(
     "anomaly",
     home="mvtec_lab.problems.anomaly.methods.deep_svdd.detector:Detector",
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "layers": LAYERS,
         "dimensions": Option(
             int, "principal components that the network sees; null: 64, or all if there are fewer", least=1
         ),

@@ -8,6 +8,7 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.fanogan.detector:Detector",
     backbone=False,
     options={
-        "latent": Option(int, "size of the code; null: 128", least=1),
+        # The official code's.
+        "latent": Option(int, "size of the code", default=128, least=1),
     },
 )

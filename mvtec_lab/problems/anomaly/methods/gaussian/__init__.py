@@ -1,5 +1,6 @@
 """A Gaussian over pooled features (Rippel et al., ICPR 2020; Ahuja et al., 2019)."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -9,7 +10,7 @@ METHOD = Method(
     trains=False,
     draws=False,
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "layers": LAYERS,
         "dimensions": Option(int, "principal components, beside which the residual counts; null: all, shrunk", least=1),
     },
 )

@@ -8,8 +8,10 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.memae.detector:Detector",
     backbone=False,
     options={
-        "latent": Option(int, "channels of a code; null: 64", least=1),
-        # A single slot would have the weight 1, which is not above 1 / slots.
-        "slots": Option(int, "codes in the memory; null: 500", least=2),
+        # Half of the encoder's channels.
+        "latent": Option(int, "channels of a code", default=64, least=1),
+        # The paper's for CIFAR-10: a few for each of the 64 cells of a picture of 128 pixels. A single slot would have
+        # the weight 1, which is not above 1 / slots.
+        "slots": Option(int, "codes in the memory", default=500, least=2),
     },
 )

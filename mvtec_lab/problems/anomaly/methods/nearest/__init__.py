@@ -1,5 +1,6 @@
 """Nearest neighbours (Bergman, Cohen & Hoshen, 2020): the mean distance to the nearest good images."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -9,7 +10,8 @@ METHOD = Method(
     trains=False,
     draws=False,
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
-        "neighbours": Option(int, "good images whose mean distance is the score; null: 5", least=1),
+        "layers": LAYERS,
+        # A single nearest image may be an odd one itself.
+        "neighbours": Option(int, "good images whose mean distance is the score", default=5, least=1),
     },
 )

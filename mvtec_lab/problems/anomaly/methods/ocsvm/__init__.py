@@ -1,5 +1,6 @@
 """A one-class SVM (Schölkopf et al., 2001) on pooled features."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -9,7 +10,7 @@ METHOD = Method(
     trains=False,
     draws=False,
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "layers": LAYERS,
         "dimensions": Option(int, "principal components of the features; null: the features as they are", least=1),
     },
 )

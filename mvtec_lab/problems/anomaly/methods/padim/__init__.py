@@ -1,5 +1,6 @@
 """PaDiM (Defard et al., ICPR 2020 workshops): a Gaussian at each place of the image."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -8,7 +9,7 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.padim.detector:Detector",
     trains=False,
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "layers": LAYERS,
         "dimensions": Option(int, "channels drawn at random; null: 100, or all where there are fewer", least=1),
     },
 )

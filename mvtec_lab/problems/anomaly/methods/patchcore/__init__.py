@@ -1,5 +1,6 @@
 """PatchCore (Roth et al., CVPR 2022): an image is compared with the patches of good images that are remembered."""
 
+from mvtec_lab.problems.anomaly import LAYERS
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -9,7 +10,9 @@ METHOD = Method(
     trains=False,
     draws=False,
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
-        "coreset": Option(float, "share of the patches that is remembered; null: 0.01", above=0, most=1),
+        "layers": LAYERS,
+        # The least of the paper's three shares. It reports 0.1 points of AUROC less than for 25%, and less is faster to
+        # fit and to score.
+        "coreset": Option(float, "share of the patches that the bank keeps", default=0.01, above=0, most=1),
     },
 )

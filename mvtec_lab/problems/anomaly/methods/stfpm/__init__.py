@@ -1,12 +1,13 @@
 """STFPM (Wang et al., BMVC 2021): a student of good images departs from its teacher at a defect."""
 
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.anomaly import LAYERS
+from mvtec_lab.problems.base import Method
 
 METHOD = Method(
     "stfpm",
     "anomaly",
     home="mvtec_lab.problems.anomaly.methods.stfpm.detector:Detector",
     options={
-        "layers": Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2"),
+        "layers": LAYERS,
     },
 )

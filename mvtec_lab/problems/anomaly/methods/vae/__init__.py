@@ -8,6 +8,7 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.vae.detector:Detector",
     backbone=False,
     options={
-        "latent": Option(int, "size of the code; null: 100", least=1),
+        # The autoencoder's, so that the two differ in the prior alone.
+        "latent": Option(int, "size of the code", default=100, least=1),
     },
 )

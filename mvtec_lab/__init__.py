@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from mvtec_lab.config import Config as Config
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
+    from mvtec_lab.engine.model import Model as Model
     from mvtec_lab.errors import LabError as LabError
     from mvtec_lab.models.backbones import register_backbone as register_backbone
-    from mvtec_lab.problems.anomaly.models import build_detector as build_detector
-    from mvtec_lab.problems.anomaly.models import load_detector as load_detector
     from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
-    from mvtec_lab.problems.classification.classifier import load_classifier as load_classifier
+    from mvtec_lab.problems.model import build_model as build_model
+    from mvtec_lab.problems.model import load_model as load_model
     from mvtec_lab.results import RunResult as RunResult
     from mvtec_lab.sweep import compose as compose
     from mvtec_lab.tasks.train import run_attempt as run_attempt
@@ -32,10 +32,10 @@ _HOMES = {
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.datamodule",
     "RunResult": "results",
-    "build_detector": "problems.anomaly.models",
+    "Model": "engine.model",
+    "build_model": "problems.model",
     "compose": "sweep",
-    "load_classifier": "problems.classification.classifier",
-    "load_detector": "problems.anomaly.models",
+    "load_model": "problems.model",
     "register_backbone": "models.backbones",
     "register_loss": "problems.classification",
     "run_attempt": "tasks.train",

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
+
+from mvtec_lab.progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class ArrayCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.stem}_{uuid.uuid4().hex}.tmp")
-            with partial.open("xb") as file, _bar() as progress:
+            with partial.open("xb") as file, bar() as progress:
                 task, written, checksum = progress.add_task(f"caching {name}", total=rows), 0, 0
                 for block in blocks():
                     if not written:
@@ -207,8 +207,3 @@ def _verify(path: Path) -> None:
 def _stamp(path: Path) -> tuple[str, int, int, int]:
     stat = path.stat()
     return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_interactive)

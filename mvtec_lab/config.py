@@ -20,7 +20,7 @@ from mvtec_lab.effects import RETRIEVING, idle
 from mvtec_lab.errors import LabError, unknown
 
 DATA = ("sample", "mvtec", "folder")
-PROTOCOLS = ("holdout", "kfold", "file", "one_class")
+PROTOCOLS = ("holdout", "kfold", "file", "one_class", "test_folder")
 POOLS = ("test", "all")
 MASKS = ("required", "optional")
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
@@ -89,7 +89,8 @@ class DataConfig:
 class SplitConfig:
     """How the samples become train, val and test."""
 
-    # holdout, kfold, file, or one_class: train on train/good but for `val` of it, test on the whole test folder
+    # holdout, kfold, file, or one_class: train on train/good but for `val` of it, test on the whole test folder;
+    # test_folder: that test alone, on which a fitted one-class model is judged
     protocol: str = "holdout"
     pool: str = "test"  # which images take part: test (the test folder), all (train/good as well)
     per_class: int | None = None  # draw that many images of each class first; null: take all
@@ -467,7 +468,7 @@ def validate_split(s: SplitConfig) -> None:
             raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
         if groups < 1:
             raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
-    if s.protocol == "one_class":
+    if s.protocol in ("one_class", "test_folder"):
         if s.val_is_test or s.per_class is not None or s.file is not None or s.pool != "test":
             raise LabError(
                 "split.protocol=one_class trains on train/good and tests on all of test/: leave out split.val_is_test, "

@@ -122,7 +122,8 @@ class RunResult:
     resumed: int = 0  # how often it was stopped and gone on with
     seconds: float = 0.0  # training and validation epochs
     luck: bool | None = None  # whether another seed gives another model; None: an older run, which does not say
-    method: str | None = None  # of a one-class run, as the next four
+    problem: str = "classification"
+    method: str | None = None
     threshold: dict[str, Any] | None = None  # value, rule, and map: that of a map's pixel
     fit_seconds: float | None = None  # all that learns from the good images
     seconds_per_image: float | None = None  # to score one

@@ -501,10 +501,10 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
             if earlier is not None and earlier.completed:  # its data need not be there any more
                 continue
         if config.task == "train":
-            from mvtec_lab.tasks.check import check
+            from mvtec_lab.tasks.check import check_job
 
             with _of_job(job, len(jobs)):
-                data = check(config, here=launcher_of(job) in _HERE)
+                data = check_job(config, here=launcher_of(job) in _HERE)
                 files = _state.checked.setdefault(str(data.folder.absolute()), {})
                 for file, digest in data.contents().items():
                     files[file] = files.get(file) or digest  # a file may take part in some jobs alone

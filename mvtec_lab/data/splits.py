@@ -40,6 +40,10 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
     if split.group_by and all(s.group == s.path for s in samples):
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
+    if split.protocol == "test_folder":
+        if not any(s.path.startswith("test/") for s in samples):
+            raise LabError("there is no test folder: MVTec's layout is test/good and test/<defect type>")
+        return [replace(s, split="test" if s.path.startswith("test/") else "") for s in samples]
     if split.protocol == "one_class":
         return _one_class(samples, split.val, seed)
     if split.file is not None:

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from mvtec_lab.engine.model import ABOUT
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import load_file, save_file
 from mvtec_lab.results import BEST, LAST
@@ -33,12 +34,13 @@ class Checkpoints(pl.Callback):
 
     Args:
         folder: the run's directory.
-        monitor: a logged metric.
-        mode: ``min`` or ``max``.
+        monitor: a logged metric: the lowest ``.../loss`` is the best, of others the highest.
+        about: what ``Model.about`` says, for both files.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
-        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
+    def __init__(self, folder: Path, monitor: str, about: dict[str, Any]) -> None:
+        self.folder, self.monitor, self.about = folder, monitor, about
+        self.sign = -1 if monitor.endswith("loss") else 1
         self.best: dict[str, Any] = {}
         self._random: dict[str, Tensor] = {}  # of a checkpoint that was loaded, until training goes on
         self._written = time.monotonic()
@@ -58,6 +60,7 @@ class Checkpoints(pl.Callback):
                     for key, value in pl_module.state_dict().items()
                 },
                 "hyper_parameters": dict(pl_module.hparams),
+                ABOUT: self.about,
             }
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,6 +92,7 @@ class Checkpoints(pl.Callback):
         random, device = {"cpu": torch.get_rng_state()}, trainer.strategy.root_device
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
+        checkpoint[ABOUT] = self.about
         checkpoint[_STATE] = {"random": random, "stopped": trainer.should_stop}
 
     def on_load_checkpoint(

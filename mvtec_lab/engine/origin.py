@@ -53,6 +53,17 @@ def origin_of(ckpt: Path) -> Config | None:
     return config
 
 
+def checkpoint_of(config: Config) -> str:
+    """Return the checkpoint that a task was given.
+
+    Raises:
+        LabError: none is given.
+    """
+    if config.ckpt is None:
+        raise LabError(f"task={config.task} needs ckpt=FILE: a run's best.ckpt")
+    return config.ckpt
+
+
 def _root(run_dir: Path, config: Config) -> str | None:
     """Return the run's data.root; for the sample, which is drawn where it is missing, only where it lies already."""
     root = config.data.root

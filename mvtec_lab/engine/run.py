@@ -1,49 +1,267 @@
-"""What a run of any problem leaves of itself: its inputs, its log for TensorBoard, what it ran on."""
+"""One run of any problem: its directory, its trainer, and where an interrupted one continues."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pytorch_lightning as pl
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
 
 from mvtec_lab.config import Config
+from mvtec_lab.data.contents import contents_listed, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.errors import redacted
-from mvtec_lab.results import CONFIG, SAMPLES, RunResult, write_csv, write_whole
+from mvtec_lab.engine.checkpoints import Checkpoints, WholeFiles, read_last
+from mvtec_lab.engine.devices import build_trainer
+from mvtec_lab.engine.history import History
+from mvtec_lab.engine.memory import peak_memory
+from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.pictures import log_picture, write_picture
+from mvtec_lab.engine.resume import earlier_run
+from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.results import (
+    CONFIG,
+    HISTORY,
+    IN_TABLE,
+    LAST,
+    PREDICTIONS,
+    SAMPLES,
+    RunResult,
+    table_of,
+    write_csv,
+    write_whole,
+)
+
+if TYPE_CHECKING:  # a third of a second that only those who draw need pay
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+_SPLIT = ("path", "label", "split", "fold", "group", "mask")  # columns of samples.csv that a resumed run must repeat
+_ELSEWHERE = "restore them, or give another directory"
 
 
-def write_inputs(config: Config, data: MVTecDataModule, result: RunResult) -> None:
-    run_dir = Path(result.run_dir)
-    write_whole(run_dir / CONFIG, as_yaml(config))
-    rows = sample_rows(data, result)
-    write_csv(run_dir / SAMPLES, rows, list(rows[0]))
+@dataclass
+class Judgement:
+    """What a problem makes of a model's predictions on validation and test images.
+
+    Args:
+        metrics: by split, ``val`` and ``test``: plain values by metric key, ``images`` among them.
+        rows: of predictions.csv, with ``split`` and ``path`` at least.
+        pictures: uint8 RGB [H, W, 3] by file name, for the run's directory.
+        board: what TensorBoard shows, by tag: pictures, Matplotlib figures, or Markdown.
+        summary: one line for the log.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    rows: list[dict[str, Any]]
+    pictures: Mapping[str, np.ndarray]
+    board: Mapping[str, np.ndarray | Figure | str]
+    summary: str = ""
+
+    def write(self, run_dir: Path) -> None:
+        """Write predictions.csv and the pictures."""
+        write_csv(run_dir / PREDICTIONS, self.rows, list(self.rows[0]))
+        for name, picture in self.pictures.items():
+            write_picture(run_dir / name, picture)
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    Args:
+        model: to be trained, fitted or judged.
+        result: what becomes result.json; problems fill in what they know.
+        began: ``time.perf_counter()`` when the task began.
+        step: the optimizer step that the run continues from; None where it starts.
+
+    ``peak_mib()`` is the most memory that was held since ``build_trainer``; None where nobody counts it.
+    """
+
+    config: Config
+    data: MVTecDataModule
+    model: Model
+    result: RunResult
+    began: float
+    step: int | None = None
+    peak_mib: Callable[[], float | None] = lambda: None
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.result.run_dir)
+
+    def warn(self, text: str) -> None:
+        """Add a warning to result.json, the table and the log."""
+        self.result.warnings.append(text)
+        log.warning(text, extra=IN_TABLE)
+
+    def build_trainer(self, monitor: str | None = None) -> pl.Trainer:
+        """Return the run's trainer, with its history, its TensorBoard log and, where asked for, early stopping.
+
+        Args:
+            monitor: the logged metric that chooses best.ckpt, the lowest one of ``.../loss``, else the highest; the
+                run can then be resumed. None: the problem writes best.ckpt itself.
+        """
+        t = self.config.trainer
+        self.history = History(self.run_dir / HISTORY)
+        self.checkpoints = None if monitor is None else Checkpoints(self.run_dir, monitor, self.model.about())
+        interactive = Console(stderr=True).is_interactive
+        callbacks: list[pl.Callback] = [c for c in (self.checkpoints, self.history) if c]
+        if t.patience is not None:
+            callbacks.append(EarlyStopping("val/loss", patience=t.patience))
+        if interactive:
+            callbacks.append(RichProgressBar(leave=False))
+        self.trainer = build_trainer(
+            self.config,
+            max_epochs=t.max_epochs,
+            callbacks=callbacks,
+            enable_checkpointing=False,  # Checkpoints does
+            plugins=[WholeFiles()],
+            logger=RunLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=self.step),
+            enable_progress_bar=interactive,
+            log_every_n_steps=1,  # an epoch has a handful of batches
+        )
+        self.peak_mib = peak_memory(self.trainer.strategy.root_device)
+        self.result.device = str(self.trainer.strategy.root_device)
+        self.result.precision = str(self.trainer.precision)
+        return self.trainer
+
+    def fit(self, **loaders: Any) -> None:
+        """Train the model by gradient, from the beginning or from last.ckpt, and keep its best weights.
+
+        Args:
+            loaders: as ``Trainer.fit`` takes them; none: the run's data module.
+        """
+        started, module = time.perf_counter(), self.model.module
+        try:
+            with quiet():
+                self.trainer.fit(
+                    module,
+                    **(loaders or {"datamodule": self.data}),
+                    ckpt_path=None if self.step is None else self.run_dir / LAST,
+                )
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+            raise KeyboardInterrupt(f"stopped from outside after {len(self.history.rows)} epochs") from stop
+        finally:
+            self.result.seconds = self.history.earlier_seconds + time.perf_counter() - started
+            self.result.epochs = len(self.history.rows)
+        self.result.best_epoch = self.result.epochs - 1
+        if self.checkpoints is not None:
+            module.load_state_dict(self.checkpoints.best["state_dict"])
+            self.result.best_epoch = self.checkpoints.best["epoch"]
+        module.to(self.trainer.strategy.root_device)  # from which Lightning takes it at the end
+
+    def show(self, judgement: Judgement) -> None:
+        """Put a judgement, the configuration and the row of hyperparameters into TensorBoard."""
+        logger, step = self.trainer.logger, self.trainer.global_step
+        assert isinstance(logger, TensorBoardLogger)
+        writer = logger.experiment
+        for tag, content in judgement.board.items():
+            if isinstance(content, str):
+                writer.add_text(tag, content, step)
+            elif isinstance(content, np.ndarray):
+                log_picture(writer, tag, content, step)
+            else:
+                writer.add_figure(tag, content, step)
+        block = "    " + as_yaml(self.config).replace("\n", "\n    ")  # four spaces: a code block in Markdown
+        writer.add_text("config", block, 0)
+        scores = {
+            f"{split}_best/{key}": value
+            for split, metrics in judgement.metrics.items()
+            for key, value in metrics.items()
+            if isinstance(value, float)
+        }
+        logger.log_hyperparams(hyperparameters(self.config), scores)
+        logger.finalize("success")
+
+    def resume(self) -> bool:
+        """Take up the run that was interrupted in this directory; False where there is none to continue.
+
+        Raises:
+            LabError: its images, split or weights are no longer those that it began with.
+        """
+        run_dir, result = self.run_dir, self.result
+        # Asked again: this process holds the directory only now.
+        earlier = earlier_run(run_dir, self.config) if self.config.resume else None
+        if earlier is None:
+            return False
+        if earlier.completed:
+            raise LabError(f"{run_dir} was completed by another process in the meantime")
+        if not earlier.interrupted:
+            log.info("%s failed (%s): it starts again", run_dir, earlier.error)
+            return False
+        if not (run_dir / LAST).exists():
+            log.info("%s was stopped before its first %s: it starts again", run_dir, LAST)
+            return False
+        try:
+            checkpoint = read_last(run_dir)
+        except LabError as error:
+            log.warning("%s; the run starts again", error)
+            return False
+        if earlier.weights not in (None, result.weights):
+            raise LabError(
+                f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}"
+            )
+        if not (run_dir / SAMPLES).exists():
+            raise LabError(f"{run_dir / SAMPLES} is missing: which images this run has seen is not known; {_ELSEWHERE}")
+        began, rows = table_of(run_dir, SAMPLES) or [], sample_rows(self.data, result.fold)
+        require_same(
+            self.data.folder, self.data.contents(), contents_listed(began), f"{run_dir} began with", _ELSEWHERE
+        )
+        split = [{key: "" if row[key] is None else str(row[key]) for key in _SPLIT} for row in rows]
+        if [{key: row.get(key) for key in _SPLIT} for row in began] != split:
+            raise LabError(f"{run_dir / SAMPLES} names another split than {self.data.folder} has now: {_ELSEWHERE}")
+        self.model.module.load_state_dict(checkpoint["state_dict"])  # now: features are made before Lightning does
+        result.started, result.resumed = earlier.started or result.started, earlier.resumed + 1
+        changed = [
+            f"{name} {earlier.versions[name]}, now {version}"
+            for name, version in result.versions.items()
+            if earlier.versions.get(name, version) != version
+        ]
+        if changed:
+            result.warnings.append(f"resumed under other versions ({'; '.join(changed)}): no exact repetition")
+        log.info("%s continues after epoch %d of %d", run_dir, checkpoint["epoch"], self.config.trainer.max_epochs)
+        self.step = checkpoint["global_step"]
+        return True
+
+    def write_inputs(self) -> None:
+        """Write config.yaml and samples.csv."""
+        write_whole(self.run_dir / CONFIG, as_yaml(self.config))
+        rows = sample_rows(self.data, self.result.fold)
+        write_csv(self.run_dir / SAMPLES, rows, list(rows[0]))
 
 
 def as_yaml(config: Config) -> str:
-    """The configuration as it is shown and kept: without the credentials of the archive's address."""
+    """Return the configuration as it is shown and kept: without the credentials of the archive's address."""
     archive = config.data.archive
     shown = replace(config, data=replace(config.data, archive=None if archive is None else redacted(archive)))
     return OmegaConf.to_yaml(OmegaConf.structured(shown))
 
 
-def sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]]:
+def sample_rows(data: MVTecDataModule, fold: int | None) -> list[dict[str, Any]]:
+    """Return the rows of samples.csv: every image with its split, group, mask and digests."""
     digests = data.contents()
     return [
         {
             "path": s.path,
             "label": s.label,
             "split": s.split,
-            "fold": result.fold,
+            "fold": fold,
             "group": s.group,
             "mask": s.mask,
             "digest": digests[s.path],
@@ -53,9 +271,45 @@ def sample_rows(data: MVTecDataModule, result: RunResult) -> list[dict[str, Any]
     ]
 
 
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the keys that attempts usually differ in, for TensorBoard: a page with every key could not be read."""
+    c = config
+    return {
+        "attempt": c.attempt,
+        "method": c.model.method,
+        "seed": c.seed,
+        "augment": ", ".join(c.augment.transforms) or "none",
+        "image_size": c.data.image_size,
+        "batch_size": c.data.batch_size,
+        "sampler": c.data.sampler,
+        "imbalance": str(c.data.imbalance),
+        "mix": c.augment.mix,
+        "paste": c.augment.paste,
+        "loss": c.loss.name,
+        "class_weights": c.loss.class_weights,
+        "defer": c.loss.defer,
+        "posthoc": c.loss.posthoc,
+        "head": c.model.head,
+        "generate": c.model.generate,
+        "fold": c.split.fold,
+        "backbone": c.model.backbone,
+        "weights": str(c.model.weights),
+        "unfreeze": str(c.model.unfreeze),
+        "warmup_epochs": c.model.warmup_epochs,
+        "optimizer": c.optimizer.name,
+        "lr": c.optimizer.lr,
+        "weight_decay": c.optimizer.weight_decay,
+        "scheduler": c.scheduler.name,
+        "max_epochs": c.trainer.max_epochs,
+        "patience": str(c.trainer.patience),
+    }
+
+
 class RunLogger(TensorBoardLogger):
+    """TensorBoard's events alone: config.yaml says more than hparams.yaml."""
+
     def save(self) -> None:
-        """Without hparams.yaml: config.yaml says more."""
+        """Write the events that are still in memory."""
         self.experiment.flush()
 
     def finalize(self, status: str) -> None:
@@ -66,7 +320,7 @@ class RunLogger(TensorBoardLogger):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's hints that do not apply here, by what they say."""
+    """Leave out those of Lightning's hints that do not apply here."""
     hints = (
         "does not have many workers",  # nothing to gain at a few dozen small images
         "smaller than the logging interval",
@@ -82,19 +336,19 @@ def quiet() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that results depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     names = ("mvtec_lab", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy")
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a bare checkout is not installed
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def git_revision() -> str | None:
-    """Of the checkout that this package runs from; None where it is installed."""
+    """Return the revision of the checkout that this package runs from; None where it is installed."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -21,7 +21,6 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints wo
 
 SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"
-VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
 
 
 def data_module(config: Config) -> MVTecDataModule:
@@ -73,9 +72,14 @@ def training_seed(config: Config) -> int:
     return int(np.random.SeedSequence([config.seed, s.seed, s.fold]).generate_state(1)[0])
 
 
-def build_data(config: Config) -> MVTecDataModule:
-    """The data module of a configuration, scanned and split, not decoded, with the marks of what was asked for."""
+def build_data(config: Config, normalisation: tuple[Sequence[float], Sequence[float]]) -> MVTecDataModule:
+    """Return the data module of a configuration, scanned and split, not decoded, with the marks of what was asked for.
+
+    Args:
+        normalisation: mean and std of RGB in [0, 1].
+    """
     data = data_module(config)
+    data.mean, data.std = normalisation
     data.scan()
     if config.data.name == "sample":
         data.warnings.insert(0, SAMPLE_MARK)

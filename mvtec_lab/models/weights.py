@@ -45,6 +45,19 @@ class Weights:
     note: str | None = None  # how they differ from those asked for
 
 
+def normalisation(backbone: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of RGB in [0, 1] that weights expect, without loading them: ImageNet's where none says.
+
+    Args:
+        weights: as in ``load_weights``.
+    """
+    entries = _entries(backbone)
+    name = str(weights).upper()
+    entry = get_model_weights(backbone).DEFAULT if name == "DEFAULT" and entries else entries.get(name)
+    transforms = entry.transforms() if entry else None
+    return tuple(getattr(transforms, "mean", IMAGENET_MEAN)), tuple(getattr(transforms, "std", IMAGENET_STD))
+
+
 def load_weights(backbone: str, weights: str | None) -> Weights:
     """Return the weights asked for; TorchVision's loader fetches them into ``TORCH_HOME`` where they are not cached.
 

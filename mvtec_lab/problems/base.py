@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvtec_lab.errors import LabError, unknown
+
+if TYPE_CHECKING:  # torch is paid for by runs, not by --help
+    import numpy as np
+    from pytorch_lightning import LightningModule
+    from torch import Tensor
+
+    from mvtec_lab.config import Config
+    from mvtec_lab.data.datamodule import MVTecDataModule
+    from mvtec_lab.engine.model import Model
+    from mvtec_lab.engine.run import Judgement, Run
+
+VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
 
 _KINDS = {int: "a whole number", float: "a number", str: "a name", list: "names in brackets, [a,b]"}
 
@@ -96,10 +108,113 @@ def _check_option(key: str, value: Any, option: Option) -> None:
         raise LabError(f"{key}={value} is out of range: give {wanted}")
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one new image.
+
+    Args:
+        row: of predictions.csv, after ``path``; ``prediction`` is a part of it.
+        caption: below the image on a sheet, and beside its path in the terminal.
+        heat: scores of the image's parts [h, w], any size, that cover it; None: the method does not localise.
+    """
+
+    row: Mapping[str, Any]
+    caption: str
+    heat: np.ndarray | None = None
+
+
 class Problem:
-    """What is learnt: classification, anomaly ... The methods of this class are filled in by the seam's author."""
+    """What is learnt: classification, anomaly ... One object a problem, ``PROBLEM`` in its folder.
+
+    Tasks and the engine ask it and never test its name. A new problem is a folder with a subclass of this one, a line
+    in ``problems.PROBLEMS`` (or an entry point in ``mvtec_lab.problems``), its ``Method``s, and its metrics in
+    ``evaluation.specs``. The class methods import torch; the module of a problem need not.
+    """
 
     name: str
 
-    def methods(self) -> list[Any]:
+    def check(self, config: Config, typed: Collection[str] = ()) -> None:
+        """Refuse settings that this problem cannot work with, beside what ``config.validate`` refuses.
+
+        Raises:
+            LabError: the first one, with its key and what it may be.
+        """
+
+    def single_device(self, config: Config) -> str | None:
+        """Return why these settings run on one device only; None where several can share the work."""
+        return None
+
+    def findings(self, config: Config) -> list[str]:
+        """Return what the settings take from the worth of the figures, a line each; ``audit=strict`` refuses them."""
+        return [VAL_IS_TEST_MARK] if config.split.val_is_test else []
+
+    def chosen_on_test(self, config: Config) -> list[str]:
+        """Return a warning for what a training run chooses on its test images, beside ``val_is_test``."""
+        return []
+
+    def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
+        """Return further warnings that are known before training, a line each."""
+        return []
+
+    def rehearse(self, config: Config, data: MVTecDataModule) -> None:
+        """Refuse ahead what a run would be refused for later, without training.
+
+        Raises:
+            LabError: what the run would raise.
+        """
+
+    def normalisation(self, config: Config) -> tuple[Sequence[float], Sequence[float]]:
+        """Return mean and std of RGB in [0, 1] by which images are normalised: what the backbone's weights expect."""
+        from mvtec_lab.models.weights import normalisation
+
+        return normalisation(config.model.backbone, config.model.weights)
+
+    def classes(self, data: MVTecDataModule) -> list[str]:
+        """Return the names of what is predicted, in the order of their indices."""
+        return data.classes
+
+    def counts(self, data: MVTecDataModule) -> dict[str, dict[str, int]]:
+        """Return the images of each split by class."""
+        return data.counts()
+
+    def build(self, config: Config, data: MVTecDataModule, weights: str | None) -> Model:
+        """Return a new model.
+
+        Args:
+            weights: ``model.weights``, or None where random ones stand in.
+
+        Raises:
+            LabError: settings, weights or data that do not fit.
+        """
         raise NotImplementedError
+
+    def restore(self, content: Mapping[str, Any]) -> LightningModule:
+        """Return the module of a checkpoint's content, in eval mode on the CPU.
+
+        Raises:
+            Exception: whatever shows that the content is none of this version's.
+        """
+        raise NotImplementedError
+
+    def fit(self, run: Run) -> None:
+        """Train or fit ``run.model``, with ``run.build_trainer`` and ``run.fit`` where it is trained by gradient."""
+        raise NotImplementedError
+
+    def judge(self, run: Run) -> Judgement:
+        """Judge ``run.model`` on validation and test images, after ``fit`` or after loading a checkpoint.
+
+        What belongs into result.json beside the metrics goes into ``run.result``.
+        """
+        raise NotImplementedError
+
+    def to_judge(self, config: Config, model: Model) -> Config:
+        """Return the configuration of the data that a loaded model is judged on: by default, as it is given."""
+        return config
+
+    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+        """Judge new images [N, 3, S, S], normalised."""
+        raise NotImplementedError
+
+    def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return what to say below the predictions of new images, a line each."""
+        return []

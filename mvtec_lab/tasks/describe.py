@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
@@ -34,8 +34,8 @@ from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import SAMPLE_MARK, claim, data_module
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly.frozen import bar
-from mvtec_lab.problems.classification.build import config_findings
+from mvtec_lab.problems import check, problem_of
+from mvtec_lab.progress import bar
 from mvtec_lab.results import write_whole
 
 DATASET = "dataset.json"
@@ -50,7 +50,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     the most frequent class over those of the rarest one that trains. What would stop a training, a broken file or a
     class with too few images for the split, stands among the warnings. No image that can be read: no dataset.jpg.
     """
-    validate(config)
+    check(config)
     data = data_module(config)
     found = scan(product_folder(data.root, None))
     broken = _broken([found.folder / s.path for s in found.samples])
@@ -64,7 +64,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         white = config.data.white or white_level([found.folder / s.path for s in sound_used if s.split == "train"])
         warnings += too_bright([found.folder / s.path for s in sound_used], white)
         pictures = MVTecDataset(found.folder, sound_used, image_size=data.image_size, white=white)
-        warnings += audit(pictures) + config_findings(config)
+        warnings += audit(pictures) + problem_of(config.model.method).findings(config)
     except LabError as error:
         warnings.append(f"no split: {error}")
         samples = [s for s in found.samples if config.split.pool == "all" or s.path.startswith("test/")]

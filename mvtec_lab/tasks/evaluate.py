@@ -4,71 +4,53 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.data.contents import Contents, contents_listed, contents_of, require_same
-from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
-from mvtec_lab.data.images import WHITE, digests, odd_masks, too_bright
-from mvtec_lab.data.samples import scan
-from mvtec_lab.data.source import product_folder
-from mvtec_lab.engine.origin import origin_of
-from mvtec_lab.engine.pictures import write_picture
-from mvtec_lab.engine.setup import SAMPLE_MARK, build_data, claim, data_module, set_up
+from mvtec_lab.data.contents import Contents, contents_listed, require_same
+from mvtec_lab.data.images import digests
+from mvtec_lab.engine.origin import checkpoint_of, origin_of
+from mvtec_lab.engine.run import Run
+from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.metrics import GROUPS
 from mvtec_lab.foreign import damaged
-from mvtec_lab.models.weights import load_file
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
-from mvtec_lab.problems.anomaly.models import load_detector
-from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
-from mvtec_lab.problems.anomaly.scores import judge_again, score
-from mvtec_lab.problems.classification.build import config_findings
-from mvtec_lab.problems.classification.classifier import DefectClassifier, load_classifier
-from mvtec_lab.problems.classification.explanations import explain
-from mvtec_lab.problems.classification.outcome import judge, write_predictions
-from mvtec_lab.results import (
-    CONFIG,
-    EXPLANATIONS,
-    MISTAKES,
-    PREDICTIONS,
-    SAMPLES,
-    RunResult,
-    table_of,
-    write_whole,
-)
+from mvtec_lab.problems import problem_of
+from mvtec_lab.problems.model import load_model
+from mvtec_lab.results import CONFIG, SAMPLES, RunResult, table_of, write_whole
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-FIGURES = {  # of a one-class method
+OF_TYPES = ("image_auroc", "recall", "pixel_auroc", "pixel_aupro")
+TITLES = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
     "f1": "F1",
     "precision": "precision",
+    "recall_of_defects": "recall",
     "recall": "recall",
     "false_alarm_rate": "false alarms",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pixel_aupro": "AUPRO",
+    **{k: k for k in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss", "calibration_error")},
 }
-OF_TYPES = ("image_auroc", "recall", "pixel_auroc", "pixel_aupro")
 
 
 def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str, Any]:
     """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv, sheets of pictures.
 
-    A one-class method is judged on the whole test folder, by its own threshold; of its maps there is pixels.npz too.
+    An anomaly model is judged on the whole test folder, by its own threshold; of its maps there is pixels.npz too.
     The image size is the checkpoint's. Images that it was trained on are named in a warning, as far as the samples.csv
-    beside it tells.
+    beside it says.
 
     Args:
         own: the images have to be those of the checkpoint's run.
@@ -77,130 +59,85 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         LabError: no checkpoint, one that cannot be read, or one of other classes than the data's; other images than
             the run's own.
     """
+    began = time.perf_counter()
     validate(config)
-    classifier, about = the_model(config, "evaluate")
-    if isinstance(classifier, AnomalyDetector):
-        return _evaluate_detector(config, run_dir, classifier, about, own)
-    config.data.image_size, config.data.white = about["image_size"], about["white"]
-    data = build_data(config)
+    ckpt = Path(checkpoint_of(config))
+    model = load_model(ckpt)
+    problem = problem_of(model.method)
+    sized = replace(config.data, image_size=model.image_size, white=model.white)
+    config = problem.to_judge(replace(config, data=sized), model)
+    data = build_data(config, (model.mean, model.std))
     if own:  # first: a class that is gone is one whose files are
-        _require_own(Path(config.ckpt or ""), data.folder, data.contents())
-    if data.classes != classifier.classes:
+        _require_own(ckpt, data.folder, data.contents())
+    if (classes := problem.classes(data)) != model.classes:
         raise LabError(
-            f"{config.ckpt} knows the classes {', '.join(classifier.classes)}, but {data.folder} has "
-            f"{', '.join(data.classes)}: give the data= and split= settings that it was trained with"
+            f"{ckpt} knows the classes {', '.join(model.classes)}, but {data.folder} has {', '.join(classes)}: give "
+            "the data= and split= settings that it was trained with"
         )
-    data.mean, data.std = classifier.mean, classifier.std
-    set_up(config, data, findings=config_findings(config))
-    outcomes = judge(classifier, data)
-    explained, explanations = explain(classifier, outcomes["test"], data.batch_size)
-    judged = [data.folder / s.path for outcome in outcomes.values() for s in outcome.dataset.samples]
-    warnings = [*data.warnings, *_seen_before(Path(config.ckpt or ""), judged)]
-    result = {
+    set_up(config, data, findings=problem.findings(config))
+    judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
+    warnings = [*data.warnings, *_seen_before(ckpt, judged)]
+    result = RunResult(
+        config.attempt,
+        config.seed,
+        config.data.name,
+        data.folder.name,
+        config.model.backbone,
+        str(claim(run_dir, METRICS)),
+        problem=problem.name,
+        method=model.method,
+        warnings=warnings,
+    )
+    for warning in warnings:
+        log.warning(warning)
+    judgement = problem.judge(Run(config, data, model, result, began))
+    judgement.write(Path(run_dir))
+    facts = {
         "ckpt": config.ckpt,
         "data": config.data.name,
         "category": data.folder.name,
-        "metrics": {split: outcome.metrics for split, outcome in outcomes.items()},
-        "explained": explained,
-        "warnings": warnings,
+        "method": model.method,
+        "threshold": result.threshold,
+        "metrics": judgement.metrics,
+        "explained": result.explained,
+        "warnings": result.warnings,
     }
-    run_dir = claim(run_dir, METRICS)
-    write_whole(run_dir / METRICS, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_predictions(run_dir / PREDICTIONS, outcomes)
-    write_picture(run_dir / MISTAKES, outcomes["test"].page)
-    if explanations is not None:
-        write_picture(run_dir / EXPLANATIONS, explanations)
-    for warning in warnings:
-        log.warning(warning)
-    table = Table(title=escape(f"{config.ckpt} on {config.data.name}/{data.folder.name}"), title_justify="left")
-    table.add_column("metric")
-    for split in outcomes:
-        table.add_column(f"{split} ({outcomes[split].metrics['images']} images)", justify="right")
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss", "calibration_error"):
-        values = [outcome.metrics[name] for outcome in outcomes.values()]
-        table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
-    for group in GROUPS:
-        recalls = [outcome.metrics["group_recall"][group] for outcome in outcomes.values()]
-        if any(recall is not None for recall in recalls):
-            table.add_row(f"{group} recall", *("" if v is None else f"{v:.3f}" for v in recalls))
-    Console().print(table)
+    write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", judgement.metrics)
     print(f"written to {run_dir}")
-    return result
+    return facts
 
 
-def _evaluate_detector(
-    config: Config, run_dir: str | Path, detector: AnomalyDetector, about: dict[str, Any], own: bool
-) -> dict[str, Any]:
-    d = config.data
-    folder = product_folder(data_module(config).root, None)
-    found = scan(folder)
-    samples = [replace(s, split="test") for s in found.samples if s.path.startswith("test/")]
-    if not samples:
-        raise LabError(f"{folder} has no test folder: MVTec's layout is test/good and test/<defect type>")
-    if own:
-        _require_own(Path(config.ckpt or ""), folder, contents_of(folder, found.samples, samples))
-    dataset = MVTecDataset(folder, samples, **{key: about[key] for key in ("image_size", "white", "mean", "std")})
-    scores, maps = score(detector, dataset, d.batch_size, torch.device("cpu"))
-    judged = RunResult(config.attempt, config.seed, d.name, folder.name, "", str(claim(run_dir, METRICS)))
-    judged.threshold = {"value": about["threshold"], "map": about["map_threshold"]}
-    judge_again(dataset, scores, maps, judged)
-    further = [SAMPLE_MARK] if d.name == "sample" else []
-    further += [f"mask: {problem}" for problem in found.mask_problems] + describe_oddities(found, samples)
-    further += too_bright([folder / s.path for s in samples], about["white"])
-    further += odd_masks([folder / s.mask for s in samples if s.mask])
-    further += _seen_before(Path(config.ckpt or ""), [folder / s.path for s in samples])
-    for warning in further:
-        log.warning(warning)
-    metrics = judged.metrics["test"]
-    result = {
-        "ckpt": config.ckpt,
-        "data": d.name,
-        "category": folder.name,
-        "method": about["method"],
-        "threshold": judged.threshold,
-        "metrics": judged.metrics,
-        "warnings": further + judged.warnings,
-    }
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_whole(Path(judged.run_dir) / METRICS, text)
-    title = f"{config.ckpt} on {d.name}/{folder.name}: {len(samples)} images, threshold {about['threshold']:.4g}"
+def _print(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the metrics of every split, with the test's intervals, and those of every defect type."""
     table = Table(title=escape(title), title_justify="left")
-    for column in ("metric", "value", "95% interval"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    named = {**metrics, "recall": metrics["recall_of_defects"]}
-    for key in (key for key in FIGURES if named.get(key) is not None):
-        low_high = metrics["intervals"].get(key)
-        interval = "" if low_high is None else "[{:.3f}, {:.3f}]".format(*low_high)
-        table.add_row(FIGURES[key], f"{named[key]:.3f}", interval)
-    Console().print(table)
-    table = Table()
-    for column in ("defect type", "images", *(FIGURES[key] for key in OF_TYPES)):
-        table.add_column(column, justify="left" if column == "defect type" else "right")
-    for kind, values in metrics["by_type"].items():
-        figures = ("" if values.get(key) is None else f"{values[key]:.3f}" for key in OF_TYPES)
-        table.add_row(escape(kind), str(values["images"]), *figures)
-    if metrics["by_type"]:
-        Console().print(table)
-    print(f"written to {run_dir}")
-    return result
+    table.add_column("metric", no_wrap=True)
+    for split, values in metrics.items():
+        table.add_column(f"{split} ({values['images']} images)", justify="right")
+    intervals = metrics["test"].get("intervals", {})
+    if intervals:
+        table.add_column("95% interval", justify="right")
+    groups = {key: f"{key} recall" for values in metrics.values() for key in values.get("group_recall", {})}
+    rows = [(title, [m.get(key) for m in metrics.values()], intervals.get(key)) for key, title in TITLES.items()]
+    rows += [(name, [m["group_recall"][key] for m in metrics.values()], None) for key, name in groups.items()]
+    for name, figures, interval in rows:
+        if any(isinstance(value, float) for value in figures):
+            bounds = "" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
+            table.add_row(name, *map(_figure, figures), *[bounds] * bool(intervals))
+    console = Console()
+    console.print(table)
+    if types := metrics["test"].get("by_type"):
+        keys = [key for key in OF_TYPES if any(key in values for values in types.values())]
+        table = Table()
+        for column in ("defect type", "images", *(TITLES[key] for key in keys)):
+            table.add_column(column, justify="left" if column == "defect type" else "right")
+        for kind, of_kind in types.items():
+            table.add_row(escape(kind), str(of_kind["images"]), *(_figure(of_kind.get(key)) for key in keys))
+        console.print(table)
 
 
-def the_model(config: Config, task: str) -> tuple[DefectClassifier | AnomalyDetector, dict[str, Any]]:
-    """The model of a checkpoint, a classifier or a one-class method, and its image_size, white, mean and std; of
-    the latter, method, threshold and map_threshold as well.
-
-    Raises:
-        LabError: none is given, or it cannot be read.
-    """
-    if config.ckpt is None:
-        raise LabError(f"task={task} needs ckpt=FILE: a run's best.ckpt")
-    found = load_file(config.ckpt)
-    if isinstance(found, dict) and "method" in found:
-        detector, about = load_detector(config.ckpt)
-        return detector, {"white": WHITE, **about}  # which older checkpoints lack
-    classifier = load_classifier(config.ckpt)
-    about = {key: classifier.hparams[key] for key in ("image_size", "white")}
-    return classifier, {**about, "mean": classifier.mean, "std": classifier.std}
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
@@ -239,6 +176,6 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
         warnings.append(f"{what}: the figures are too good")
     origin = origin_of(ckpt)
-    if origin is not None and origin.threshold.rule == "best_f1" and "test" in splits:
-        warnings.append(BEST_F1_MARK)
+    if origin is not None and "test" in splits:
+        warnings += problem_of(origin.model.method).chosen_on_test(origin)
     return warnings

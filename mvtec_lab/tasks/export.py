@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.scores import CLASSES
 from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import write_whole
-from mvtec_lab.tasks.evaluate import run_of, the_model
+from mvtec_lab.tasks.evaluate import run_of
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,9 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         LabError: no checkpoint, one that cannot be read or traced, or a file that gives something else than it does.
     """
     validate(config)
-    model, about = the_model(config, "export")
+    loaded = load_model(checkpoint_of(config))
     assert config.ckpt is not None
+    model, about = loaded.module, loaded.about()
     size, white = about["image_size"], about["white"]
     meta: dict[str, Any] = {
         "method": about.get("method", "classifier"),

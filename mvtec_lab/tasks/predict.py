@@ -6,30 +6,29 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageColor
-from torch import Tensor
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
 from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.pictures import SHOWN, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
-from mvtec_lab.problems.anomaly.frozen import bar
-from mvtec_lab.problems.anomaly.scores import CLASSES, DEFECT
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems import problem_of
+from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.model import load_model
+from mvtec_lab.progress import bar
 from mvtec_lab.reporting.figures import INK, PALETTE, PAPER
 from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
-from mvtec_lab.tasks.evaluate import the_model
 
 log = logging.getLogger(__name__)
 
@@ -114,118 +113,65 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     and the map itself as a .tiff of 32-bit floats, which covers the whole image, at whatever resolution.
 
     Returns:
-        One row an image. Of a classifier: path, prediction, confidence (the probability of the prediction),
-        prob_<class>. Of a one-class method: path, prediction (good or defect), score, threshold.
+        One row per image: path and prediction; of a classifier confidence (the probability of the prediction) and
+        prob_<class>, of an anomaly model score and threshold.
 
     Raises:
         LabError: no checkpoint or source, or no image that can be read; raised before anything is written.
         IncompleteError: some images cannot be read; raised when the others are predicted and written.
     """
     validate(config)
-    model, about = the_model(config, "predict")
-    source = Source(config.source)
-    pictures = source.pictures(partial(read_picture, size=about["image_size"], white=about["white"]))
+    model = load_model(checkpoint_of(config))
+    problem, source = problem_of(model.method), Source(config.source)
+    pictures = source.pictures(partial(read_picture, size=model.image_size, white=model.white))
     run_dir = claim(run_dir, PREDICTIONS)
-    if isinstance(model, AnomalyDetector):
-        rows = _predict_detector(config, run_dir, model, about, source, pictures)
-    else:
-        rows = _predict_classifier(config, run_dir, model, pictures)
-    print(f"written to {run_dir}")
-    for warning in too_bright([Path(row["path"]) for row in rows], about["white"]):
+    rows: list[dict[str, Any]] = []
+    tiles: list[np.ndarray] = []
+    captions: list[str] = []
+    lines: list[str] = []
+    with bar() as progress:
+        predictions = _predictions(problem, model, pictures, config.data.batch_size)
+        for path, picture, prediction in progress.track(predictions, len(source.images), description="predicting"):
+            rows.append({"path": str(path), **prediction.row})
+            shown = {prediction.caption: picture}
+            if prediction.heat is not None:  # written as they come: a day's production does not fit into memory
+                drawn = _write_map(run_dir / MAPS / source.name(path), path, prediction.heat, model)
+                shown[f"map, outlined where above {model.map_threshold:.3g}"] = drawn
+            if len(tiles) < SHOWN:
+                tiles += shown.values()
+                captions += shown
+            lines += [f"{prediction.caption}  {path}"] * (len(rows) <= SHOWN)
+    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
+    write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles)))
+    if len(rows) > SHOWN:
+        lines.append(f"... and {len(rows) - SHOWN} more")
+    print("\n".join([*lines, *problem.conclude(model, rows), f"written to {run_dir}"]))
+    for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     source.report(len(rows))
     return rows
 
 
-def _predict_classifier(
-    config: Config, run_dir: Path, classifier: DefectClassifier, pictures: Iterator[tuple[Path, np.ndarray]]
-) -> list[dict[str, Any]]:
-    shown: list[np.ndarray] = []
-    paths: list[Path] = []
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        while batch := list(islice(pictures, config.data.batch_size)):
-            paths.extend(path for path, _ in batch)
-            images = [picture for _, picture in batch]
-            shown.extend(images[: SHOWN - len(shown)])
-            yield {"image": normalise(np.stack(images), classifier.mean, classifier.std)}
-
-    probabilities = classifier.probabilities(batches())
-    rows = [
-        {
-            "path": str(path),
-            "prediction": classifier.classes[scores.argmax()],
-            "confidence": f"{scores.max():.6g}",
-            **{f"prob_{name}": f"{p:.6g}" for name, p in zip(classifier.classes, scores, strict=True)},
-        }
-        for path, scores in zip(paths, probabilities, strict=True)
-    ]
-    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    captions = [f"{row['prediction']} ({float(row['confidence']):.2f})" for row in rows[:SHOWN]]
-    write_picture(run_dir / "predictions.jpg", sheet(shown, captions, [None] * len(shown)))
-    for row in rows[:SHOWN]:
-        print(f"{row['prediction']:<24} {float(row['confidence']):.2f}  {row['path']}")
-    if len(rows) > SHOWN:
-        print(f"... and {len(rows) - SHOWN} more")
-    return rows
+def _predictions(
+    problem: Problem, model: Model, pictures: Iterator[tuple[Path, np.ndarray]], batch_size: int
+) -> Iterator[tuple[Path, np.ndarray, Prediction]]:
+    """Yield for each image its path, how the model sees it, and what the model says of it."""
+    while batch := list(islice(pictures, batch_size)):
+        images = normalise(np.stack([picture for _, picture in batch]), model.mean, model.std)
+        for (path, picture), prediction in zip(batch, problem.predict(model, images), strict=True):
+            yield path, picture, prediction
 
 
-def _predict_detector(
-    config: Config,
-    run_dir: Path,
-    detector: AnomalyDetector,
-    about: dict[str, Any],
-    source: Source,
-    pictures: Iterator[tuple[Path, np.ndarray]],
-) -> list[dict[str, Any]]:
-    """Maps are written as they come: those of a day's production do not fit into memory."""
-    threshold = about["threshold"]
-    rows: list[dict[str, Any]] = []
-    tiles: list[np.ndarray] = []
-    captions: list[str] = []
-    scored = _scores(config, detector, about, pictures)
-    with bar() as progress:
-        for path, picture, score, heat in progress.track(scored, len(source.images), description="scoring images"):
-            found = CLASSES[int(score > threshold)]
-            rows.append(
-                {"path": str(path), "prediction": found, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
-            )
-            shown = {f"{found} ({score:.3g}; threshold {threshold:.3g})": picture}
-            if heat is not None:
-                target = run_dir / MAPS / source.name(path)  # with its suffix: a.png and a.jpg have two maps
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file = io.BytesIO()
-                Image.fromarray(heat).save(file, "tiff")
-                write_whole(Path(f"{target}.tiff"), file.getbuffer())
-                drawn = _map_over(read_image(path, about["white"]), heat, about["map_threshold"])
-                write_picture(Path(f"{target}.jpg"), drawn)
-                shown[f"map, outlined where above {about['map_threshold']:.3g}"] = drawn
-            if len(tiles) < SHOWN:
-                tiles += shown.values()
-                captions += shown
-    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles)))
-    for row in rows[:SHOWN]:
-        print(f"{row['prediction']:<8} {float(row['score']):<10.4g} {row['path']}")
-    if len(rows) > SHOWN:
-        print(f"... and {len(rows) - SHOWN} more")
-    defects = sum(row["prediction"] == DEFECT for row in rows)
-    print(f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {threshold:.4g}")
-    if heat is None:
-        print(f"{about['method']} does not localise: no maps")
-    return rows
-
-
-def _scores(
-    config: Config, detector: AnomalyDetector, about: dict[str, Any], pictures: Iterator[tuple[Path, np.ndarray]]
-) -> Iterator[tuple[Path, np.ndarray, np.float32, np.ndarray | None]]:
-    """Yield for each image its path, how the method sees it, its score, its map."""
-    while batch := list(islice(pictures, config.data.batch_size)):
-        paths, images = zip(*batch, strict=True)
-        with torch.no_grad():
-            found = detector.scored(normalise(np.stack(images), about["mean"], about["std"]))
-        maps = repeat(None) if found.map is None else found.map.numpy()
-        yield from zip(paths, images, found.image.numpy(), maps)  # noqa: B905 # repeat has no end
+def _write_map(target: Path, path: Path, heat: np.ndarray, model: Model) -> np.ndarray:
+    """Write a map as .tiff, and drawn over its image as .jpg; return the drawing."""
+    assert model.map_threshold is not None
+    target.parent.mkdir(parents=True, exist_ok=True)  # the target keeps the suffix: a.png and a.jpg have two maps
+    file = io.BytesIO()
+    Image.fromarray(heat).save(file, "tiff")
+    write_whole(Path(f"{target}.tiff"), file.getbuffer())
+    drawn = _map_over(read_image(path, model.white), heat, model.map_threshold)
+    write_picture(Path(f"{target}.jpg"), drawn)
+    return drawn
 
 
 def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:

@@ -13,28 +13,49 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # where PyTorch docume
 from mvtec_lab.config import Config
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.effects import FROM_SCRATCH
 from mvtec_lab.engine.devices import on_gpu
-from mvtec_lab.engine.setup import RANDOM_MARK, rehearse_batch
+from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.weights import WeightsUnavailable
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.models import build_detector
+from mvtec_lab.problems.anomaly.problem import CLASSES
 
 
-def one_class_method(config: Config) -> tuple[AnomalyDetector, list[str]]:
-    """The method of a configuration, and a warning where its weights are not those asked for."""
-    try:
-        detector = build_detector(config.model.method, _knobs(config))
-        notes = [detector.weights_note] if detector.weights_note else []
-    except WeightsUnavailable as error:
-        if config.data.name != "sample":
-            raise
-        detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
-        notes = [f"{RANDOM_MARK}: {error}"]
-    if config.model.weights is None and config.model.method not in FROM_SCRATCH:
-        notes = [f"{RANDOM_MARK}, as asked for"]
-    return detector, notes
+def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
+    """Return a new anomaly model of a configuration.
+
+    Raises:
+        LabError: what the method refuses, so far as it can be known before fitting.
+    """
+    rehearse(config, data)
+    module = build_detector(config.model.method, {**_knobs(config), "weights": weights})
+    return Model(
+        module,
+        config.model.method,
+        list(CLASSES),
+        config.data.image_size,
+        data.white,
+        data.mean,
+        data.std,
+        module.weights_name,
+    )
+
+
+def marks(config: Config, data: MVTecDataModule) -> list[str]:
+    """Return what is known before training and takes from the worth of the figures, a line each."""
+    rule, quantile = config.threshold.rule, config.threshold.quantile
+    marks = []
+    held_out, kinds = len(data.of_split("val")), {s.label for s in data.of_split("test")}
+    if rule == "quantile" and quantile > held_out / (held_out + 1):
+        marks.append(
+            f"threshold.quantile={quantile:g} of {held_out} good validation image(s) is the highest of their scores: "
+            f"about one good image in {held_out + 1} is a false alarm"
+        )
+    if GOOD not in kinds:
+        marks.append("test/ has no good images: image AUROC, average precision and false alarms are left out")
+    elif kinds == {GOOD}:
+        marks.append("test/ has no defects: AUROC, average precision, recall and pixel metrics are left out")
+    return marks
 
 
 def _knobs(config: Config) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import AnomalyDetector, Batches, Scores
 from mvtec_lab.problems.anomaly.features import FeatureMaps
+from mvtec_lab.progress import bar
 
 SEARCH_BYTES = 2**26  # what a search may hold at once beside its arguments, unless a single query takes more
 SIGMA = 4 / 224  # of a map's Gaussian, of its side: the papers' 4 pixels of 224
@@ -70,12 +69,6 @@ class _Reading:
 
     def __length_hint__(self) -> int:
         return length_hint(self.batches)
-
-
-def bar() -> Progress:
-    """For what takes more than a few seconds; nothing where nobody looks."""
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_interactive)
 
 
 def pooled(maps: Sequence[Tensor]) -> Tensor:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.data.images import image_size
-from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet, write_picture
+from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet
+from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation.anomaly import (
     PixelScores,
     image_figures,
@@ -22,13 +22,12 @@ from mvtec_lab.evaluation.anomaly import (
 )
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.frozen import bar
+from mvtec_lab.problems.anomaly.problem import CLASSES, GOOD
 from mvtec_lab.problems.classification.explanations import mask_of
-from mvtec_lab.results import EXPLANATIONS, IN_TABLE, MISTAKES, PIXELS, PREDICTIONS, RunResult, write_csv
+from mvtec_lab.results import EXPLANATIONS, MISTAKES, PIXELS
 
 log = logging.getLogger(__name__)
 
-DEFECT = "defect"  # what an image above the threshold is called; its defect type stands beside it
-CLASSES = [GOOD, DEFECT]
 SHOWN = 4  # images of each kind on the sheet of maps: the worst misses, the worst false alarms, typical ones
 
 
@@ -87,26 +86,12 @@ def score(
     return np.concatenate(found) if found else np.zeros(0, np.float32), maps
 
 
-def judge_again(dataset: MVTecDataset, scores: np.ndarray, maps: list[np.ndarray] | None, result: RunResult) -> None:
-    """Judge a test folder as a run does, by ``result.threshold``, into ``result`` and its directory: metrics, warnings;
-    predictions.csv, pixels.npz, sheets of pictures."""
-    assert result.threshold is not None
-    run_dir, test = Path(result.run_dir), Scored(dataset, scores, maps)
-    good = [i for i, defect in enumerate(test.defect) if not defect] or list(range(len(scores)))
-    calm = replace(test, maps=None if maps is None else [maps[i] for i in good])
-    result.metrics = {"test": figures(test, result, result.threshold["value"])}
-    rows = prediction_rows("test", test, result.threshold["value"])
-    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    for name, page in sheets({"val": calm, "test": test}, result.threshold).items():
-        write_picture(run_dir / name, page)
-
-
-def figures(test: Scored, result: RunResult, value: float) -> dict[str, Any]:
-    """Of images and pixels, with their intervals."""
+def figures(test: Scored, run: Run, value: float) -> dict[str, Any]:
+    """Return the metrics of images and pixels at a threshold, with their intervals."""
     metrics = image_figures(test.scores, test.kinds, value)
     intervals: dict[str, Any] = image_intervals(test.scores, test.kinds)
     if test.maps is not None and test.defect.any():
-        found = _pixel_figures(test, result, intervals)
+        found = _pixel_figures(test, run, intervals)
         for kind, values in found.pop("by_type", {}).items():
             metrics["by_type"][kind] |= values
         metrics |= found
@@ -114,8 +99,8 @@ def figures(test: Scored, result: RunResult, value: float) -> dict[str, Any]:
     return metrics
 
 
-def _pixel_figures(test: Scored, result: RunResult, intervals: dict[str, Any]) -> dict[str, Any]:
-    """Pixel metrics at the masks' resolution, and by_type; nothing, and that is said, where no defect has a mask."""
+def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[str, Any]:
+    """Return pixel metrics at the masks' resolution, and by_type; nothing, and a warning, without any mask."""
     assert test.maps is not None
     pixels = PixelScores(test.maps)
     for i, (sample, heat) in enumerate(zip(test.dataset.samples, test.maps, strict=True)):
@@ -123,13 +108,13 @@ def _pixel_figures(test: Scored, result: RunResult, intervals: dict[str, Any]) -
         size = (height, width) if sample.label == GOOD else None
         pixels.add(sample.path, heat, mask_of(test.dataset, i), sample.label, size)
     if len(pixels.missing) == test.defect.sum():
-        warn(result, "no defect has a mask: pixel metrics are left out")
+        run.warn("no defect has a mask: pixel metrics are left out")
         return {}
-    pixels.save(Path(result.run_dir) / PIXELS)
+    pixels.save(run.run_dir / PIXELS)
     found = pixels.metrics()
     intervals |= pixels.intervals()
     if found["missing_masks"]:
-        warn(result, f"{found['missing_masks']} defect image(s) without a mask count in no pixel metric")
+        run.warn(f"{found['missing_masks']} defect image(s) without a mask count in no pixel metric")
     return {key: found[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro", "by_type")}
 
 
@@ -148,18 +133,13 @@ def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]
     ]
 
 
-def warn(result: RunResult, text: str) -> None:
-    result.warnings.append(text)
-    log.warning(text, extra=IN_TABLE)
-
-
-def sheets(scored: dict[str, Scored], threshold: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """By file name; ``threshold`` as in RunResult."""
-    test, value = scored["test"], threshold["value"]
+def sheets(scored: Mapping[str, Scored], value: float, on_map: float | None) -> dict[str, np.ndarray]:
+    """Return the sheets of the test images by file name; ``value`` and ``on_map`` are the thresholds."""
+    test = scored["test"]
     order = test.worst_first(value)
     pages = {MISTAKES: pictures(test, order[: 6 * SHOWN], value)}
-    if test.maps is not None:
-        pages[EXPLANATIONS] = _map_sheet(scored, order, value, threshold["map"])
+    if test.maps is not None and on_map is not None:
+        pages[EXPLANATIONS] = _map_sheet(scored, order, value, on_map)
     return pages
 
 
@@ -171,12 +151,14 @@ def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
     return sheet([of.dataset.picture(int(i)) for i in places], captions, [bool(right[i]) for i in places])
 
 
-def _map_sheet(scored: dict[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
+def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
     """The worst misses (or what comes nearest), the worst false alarms and typical images: each as it is, its map, and
     outlines of mask and map; all maps on one scale. ``order``: mistakes first."""
-    test, val = scored["test"], scored["val"]
+    test = scored["test"]
     assert test.maps is not None
-    assert val.maps is not None
+    calm = scored["val"].maps if "val" in scored else None
+    if calm is None:  # a checkpoint is judged on a test folder alone
+        calm = [heat for heat, defect in zip(test.maps, test.defect, strict=True) if not defect] or test.maps
     roles: dict[int, str] = {}
     for defect, mistake, nearest in ((True, "miss: ", "lowest defect: "), (False, "false alarm: ", "highest ")):
         for i in [i for i in order.tolist() if test.defect[i] == defect][:SHOWN]:
@@ -187,7 +169,7 @@ def _map_sheet(scored: dict[str, Scored], order: np.ndarray, value: float, on_ma
         for i in by_score[middle : middle + SHOWN // 2]:
             roles.setdefault(i, "typical ")
     # From the highest twentieth of a usual good map, so that good images look calm, to where most defects' maps end.
-    low = float(np.median([np.quantile(each, 0.95) for each in val.maps]))
+    low = float(np.median([np.quantile(heat, 0.95) for heat in calm]))
     tops = [each.max() for each, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
@@ -208,6 +190,14 @@ def _map_sheet(scored: dict[str, Scored], order: np.ndarray, value: float, on_ma
         texts.append("blue: mask\n" + above if mask is not None else above)
         marks += [(test.scores[i] > value) == test.defect[i], None, None]
     return sheet(tiles, texts, marks)
+
+
+def scores_of(module: AnomalyDetector, images: torch.Tensor) -> Iterator[tuple[np.float32, np.ndarray | None]]:
+    """Yield the score of each image [N, 3, S, S], normalised, and its map [h, w]; None where there is none."""
+    with torch.no_grad():
+        scores = module.scored(images)
+    maps = repeat(None) if scores.map is None else scores.map.numpy()
+    yield from zip(scores.image.numpy(), maps)  # noqa: B905 # repeat has no end
 
 
 def _resized(heat: np.ndarray, side: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import takewhile
@@ -28,10 +27,10 @@ from mvtec_lab.models.backbones import (
     trainable_stages,
     use_cosine,
 )
-from mvtec_lab.models.finite import not_finite, require_finite
+from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
-from mvtec_lab.models.weights import load_file, load_weights
+from mvtec_lab.models.weights import load_weights
 from mvtec_lab.problems.classification.generator import balance
 from mvtec_lab.problems.classification.losses import Criterion, GroupSoftmax
 from mvtec_lab.problems.classification.retrieval import Retrieval
@@ -399,31 +398,11 @@ class DefectClassifier(pl.LightningModule):
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
 
-def load_classifier(path: str | os.PathLike[str]) -> DefectClassifier:
-    """The classifier of a checkpoint, in eval mode on the CPU: class names, image size, mean and std included.
-
-    Nothing but tensors and plain values is read (``weights_only=True``), so a checkpoint from anywhere is safe to load.
-
-    Raises:
-        LabError: the file is missing, damaged, would run code, holds NaN or infinity, or is no checkpoint of a
-            DefectClassifier.
-    """
-    checkpoint = load_file(path)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise LabError(f"{path} is no checkpoint of a classifier: give a run's best.ckpt or last.ckpt")
-    if "method" in checkpoint:
-        method = checkpoint["method"]
-        raise LabError(f"{path} is a one-class method's ({method}), no classifier's: load_detector reads it")
-    try:
-        hparams = dict(checkpoint["hyper_parameters"])
-        weights = hparams.pop("weights", None)
-        classifier = DefectClassifier(**hparams, weights=None)
-        classifier.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LabError(f"{path} is no checkpoint of this version's classifier: {reason}") from error
-    if key := not_finite(classifier.state_dict()):
-        raise LabError(f"{path} holds NaN or infinity in {key}: train that run again")
-    classifier.weights_name = weights
-    classifier.hparams["weights"] = weights
-    return classifier.eval()
+def restore(content: Mapping[str, Any]) -> DefectClassifier:
+    """Return the classifier of a checkpoint's content (``engine.model.read_checkpoint``)."""
+    hparams = dict(content["hyper_parameters"])
+    weights = hparams.pop("weights", None)
+    classifier = DefectClassifier(**hparams, weights=None)
+    classifier.load_state_dict(content["state_dict"])
+    classifier.weights_name = classifier.hparams["weights"] = weights
+    return classifier

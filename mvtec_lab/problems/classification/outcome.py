@@ -1,19 +1,15 @@
-"""What a classifier does to the images of val and test: predictions, metrics and picture sheets."""
+"""The predictions of a classifier on the images of one split, with their rows and picture sheets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
+from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.engine.pictures import SHOWN, sheet
-from mvtec_lab.evaluation.metrics import classification_metrics
-from mvtec_lab.problems.classification.classifier import DefectClassifier
-from mvtec_lab.results import write_csv
 
 
 @dataclass
@@ -64,28 +60,3 @@ class Outcome:
         shown, right = self.order()[:SHOWN], self.predictions == self.labels
         pictures = [self.dataset.picture(i) for i in shown]
         return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown])
-
-
-def judge(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
-    """Predict val and test; with ``val_is_test`` the images are passed once and counted as both."""
-    outcomes = {}
-    # What is rare is so in what the checkpoint was trained on; those of the first versions do not say.
-    trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
-    loaders = {"test": data.test_dataloader}
-    if not data.val_is_test and data.of_split("val"):
-        loaders["val"] = data.val_dataloader
-    for split, loader in loaders.items():
-        dataset = data.dataset(split)
-        labels = dataset.labels.numpy()
-        probabilities = classifier.probabilities(loader())
-        metrics = classification_metrics(labels, probabilities, data.classes, trained)
-        outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
-    if data.val_is_test:
-        same = outcomes["test"]
-        outcomes["val"] = Outcome("val", same.dataset, same.labels, same.probabilities, same.metrics)
-    return {split: outcomes[split] for split in ("val", "test") if split in outcomes}
-
-
-def write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
-    rows = [row for outcome in outcomes.values() for row in outcome.rows()]
-    write_csv(path, rows, list(rows[0]))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvtec_lab.problems.anomaly.base import Scores
-from mvtec_lab.problems.anomaly.frozen import FrozenModel, bar, cells, collect, joined, nearest, smooth
+from mvtec_lab.problems.anomaly.frozen import FrozenModel, cells, collect, joined, nearest, smooth
+from mvtec_lab.progress import bar
 
 NEIGHBOURS = 9  # of the re-weighting: the paper leaves b open, anomalib takes 9
 LARGEST = 50_000  # patches in a bank: scoring an image of 28 x 28 cells takes a core 0.3 seconds then

@@ -1,0 +1,81 @@
+"""A trained or fitted model of any problem, as every task uses it and as a checkpoint holds it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.finite import not_finite
+from mvtec_lab.models.weights import load_file, save_file
+
+ABOUT = "about"  # where a checkpoint keeps what is not weights
+
+
+@dataclass
+class Model:
+    """A LightningModule, and what has to be known to use it on images.
+
+    Args:
+        module: the network; what its ``forward`` gives is its problem's.
+        method: the value of ``model.method``.
+        classes: names of what it predicts, in the order of their indices.
+        image_size: side of the square that images are squeezed into, pixels.
+        white: the value of 16-bit files that becomes 255.
+        mean, std: of RGB in [0, 1], by which images are normalised.
+        weights: what the backbone started from: IMAGENET1K_V1, a file, random.
+        threshold: the score above which an image is a defect; None where classes are predicted.
+        map_threshold: the same of a pixel's score; None without maps.
+    """
+
+    module: Any  # a LightningModule: Any, as each problem calls its own's methods
+    method: str
+    classes: list[str]
+    image_size: int
+    white: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    weights: str | None = None
+    threshold: float | None = None
+    map_threshold: float | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Return everything but the module, as plain values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
+        return {**values, "mean": list(self.mean), "std": list(self.std)}
+
+    def content(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: weights and plain values alone."""
+        return {
+            "state_dict": self.module.state_dict(),
+            "hyper_parameters": dict(self.module.hparams),
+            ABOUT: self.about(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, whole or not at all."""
+        save_file(self.content(), path)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what ``Model.content`` wrote. Nothing but tensors and plain values is read, so any file is safe to read.
+
+    Raises:
+        LabError: the file is missing, damaged, would run code, holds NaN or infinity, or is no checkpoint of a run.
+    """
+    content = load_file(path)
+    names = {f.name for f in fields(Model)} - {"module"}
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", ABOUT} <= content.keys():
+        raise LabError(f"{path} is no checkpoint of a run: give a run's best.ckpt or last.ckpt")
+    about = content[ABOUT]
+    if not isinstance(about, dict) or about.keys() != names:
+        raise LabError(f"{path} is no checkpoint of this version: train that run again")
+    if key := not_finite(content["state_dict"]):
+        raise LabError(f"{path} holds NaN or infinity in {key}: train that run again")
+    for key in ("threshold", "map_threshold"):
+        if about[key] is not None and not math.isfinite(about[key]):
+            raise LabError(f"{path} holds {about[key]} as its {key}: train that run again")
+    return content

@@ -1,0 +1,101 @@
+"""Choose an anomaly model's threshold, and judge it on the test images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from mvtec_lab.data.datamodule import MVTecDataset, Rows
+from mvtec_lab.engine.run import Judgement, Run
+from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quantile_threshold
+from mvtec_lab.evaluation.metrics import majority_baseline
+from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
+from mvtec_lab.problems.anomaly.scores import SHOWN, Scored, figures, pictures, prediction_rows, score, sheets
+from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
+
+SYNTHETIC = "synthetic"  # in place of the type of a defect that was pasted, and of a split
+TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/maps"}
+
+
+def judge(run: Run) -> Judgement:
+    """Score all images, choose the threshold where the model has none yet, and write best.ckpt then."""
+    data, result, model, device = run.data, run.result, run.model, run.model.module.device
+    parts = {split: data.images(data.of_split(split)) for split in ("val", "test") if data.of_split(split)}
+    if model.threshold is None and run.config.threshold.rule == "synthetic":
+        parts[SYNTHETIC] = with_pasted_patches(parts["val"], run.config.seed)
+    started = time.perf_counter()
+    scored = {name: Scored(part, *score(model.module, part, data.batch_size, device)) for name, part in parts.items()}
+    result.seconds_per_image = (time.perf_counter() - started) / sum(len(part) for part in parts.values())
+    result.peak_mib = run.peak_mib()
+    test = scored["test"]
+    if model.threshold is None:
+        model.threshold, model.map_threshold = _thresholds(run, scored)
+        model.save(run.run_dir / BEST)
+    value = model.threshold
+    result.threshold = {"value": value, "rule": run.config.threshold.rule, "map": model.map_threshold}
+    if len(test.scores) > 1 and np.ptp(test.scores) == 0:
+        run.warn("all test images have the same score: nothing tells them apart")
+    metrics = {"test": figures(test, run, value)}
+    if SYNTHETIC in scored:
+        val, pasted = scored["val"], scored[SYNTHETIC]
+        kinds = [*val.kinds, *pasted.kinds]
+        metrics["val"] = image_figures(np.concatenate([val.scores, pasted.scores]), kinds, value)
+    result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
+    order = [name for name in ("val", SYNTHETIC, "test") if name in scored]
+    rows = [row for name in order for row in prediction_rows(name, scored[name], value)]
+    pages = sheets(scored, value, model.map_threshold)
+    board = {TAGS[name]: page for name, page in pages.items()}
+    if SYNTHETIC in scored:
+        pasted = scored[SYNTHETIC]
+        board["pictures/synthetic_defects"] = pictures(pasted, np.arange(len(pasted.scores))[: 6 * SHOWN], value)
+    return Judgement(metrics, rows, pages, board, _summary(run, test, metrics["test"], value))
+
+
+def _thresholds(run: Run, scored: dict[str, Scored]) -> tuple[float, float | None]:
+    """Return the threshold of an image's score, and that of a map's pixel."""
+    rule, quantile, val = run.config.threshold.rule, run.config.threshold.quantile, scored["val"]
+    on_map = None if val.maps is None else quantile_threshold([heat.max() for heat in val.maps], quantile)
+    if rule == "quantile":
+        return quantile_threshold(val.scores, quantile), on_map
+    seen = [scored["test"]] if rule == "best_f1" else [val, scored[SYNTHETIC]]
+    scores, defect = (np.concatenate([getattr(part, name) for part in seen]) for name in ("scores", "defect"))
+    return best_f1_threshold(scores, defect), on_map
+
+
+def _summary(run: Run, test: Scored, metrics: dict, value: float) -> str:
+    titles = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "AUPRO": "pixel_aupro"}
+    alarms = test.scores > value
+    ranks = "".join(f"{title} {metrics[key]:.3f}, " for title, key in titles.items() if metrics.get(key) is not None)
+    return (
+        f"{ranks}false alarms {(alarms & ~test.defect).sum()} of {(~test.defect).sum()} good images, misses "
+        f"{(~alarms & test.defect).sum()} of {test.defect.sum()} defects (threshold {value:.3g}); fit "
+        f"{run.result.fit_seconds or 0:.1f} s, {run.result.seconds_per_image:.3f} s per image"
+    )
+
+
+def with_pasted_patches(dataset: MVTecDataset, seed: int) -> MVTecDataset:
+    """Return copies of good images with a patch pasted as CutPaste does: defects to choose a threshold on.
+
+    Torch's random generators are left as they are.
+    """
+
+    def pasted(picture: np.ndarray) -> torch.Tensor:
+        image = paste_patch(torch.from_numpy(picture).movedim(2, 0) / 255)
+        return image.movedim(0, 2).mul(255).round().to(torch.uint8)
+
+    with isolate_rng():
+        torch.manual_seed(seed)
+        pictures = torch.stack([pasted(dataset.picture(i)) for i in range(len(dataset))])
+    return MVTecDataset(
+        dataset.folder,
+        [replace(sample, label=SYNTHETIC) for sample in dataset.samples],
+        image_size=dataset.image_size,
+        white=dataset.white,
+        mean=dataset.mean,
+        std=dataset.std,
+        pictures=Rows(pictures, range(len(pictures))),
+    )

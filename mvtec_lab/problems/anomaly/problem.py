@@ -1,0 +1,106 @@
+"""Anomaly as a problem of the lab. Light to import: what needs torch is imported where it is called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mvtec_lab.config import Config, SplitConfig
+from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.anomaly import rules
+from mvtec_lab.problems.base import Prediction, Problem
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+    from torch import Tensor
+
+    from mvtec_lab.data.datamodule import MVTecDataModule
+    from mvtec_lab.engine.model import Model
+    from mvtec_lab.engine.run import Judgement, Run
+
+GOOD, DEFECT = CLASSES = ("good", "defect")  # an image above the threshold is a defect; its type stands beside it
+
+BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recall and accuracy are too high"
+
+
+class Anomaly(Problem):
+    """How unlike good images an image is, and where. Learnt from good images alone."""
+
+    name = "anomaly"
+
+    def check(self, config: Config, typed: Collection[str] = ()) -> None:
+        rules.check(config, typed)
+
+    def single_device(self, config: Config) -> str | None:
+        return f"model.method={config.model.method} runs on one device"
+
+    def chosen_on_test(self, config: Config) -> list[str]:
+        return [BEST_F1_MARK] if config.threshold.rule == "best_f1" else []
+
+    def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
+        from mvtec_lab.problems.anomaly.build import marks
+
+        return [*self.chosen_on_test(config), *marks(config, data)]
+
+    def rehearse(self, config: Config, data: MVTecDataModule) -> None:
+        from mvtec_lab.problems.anomaly.build import rehearse
+
+        rehearse(config, data)
+
+    def normalisation(self, config: Config) -> tuple[Sequence[float], Sequence[float]]:
+        from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
+
+        return super().normalisation(config) if METHODS[config.model.method].backbone else (IMAGENET_MEAN, IMAGENET_STD)
+
+    def classes(self, data: MVTecDataModule) -> list[str]:
+        return list(CLASSES)
+
+    def counts(self, data: MVTecDataModule) -> dict[str, dict[str, int]]:
+        labels = {split: [s.label != GOOD for s in data.of_split(split)] for split in ("train", "val", "test")}
+        counters = {split: Counter(defect) for split, defect in labels.items()}
+        return {split: {GOOD: counter[False], DEFECT: counter[True]} for split, counter in counters.items()}
+
+    def build(self, config: Config, data: MVTecDataModule, weights: str | None) -> Model:
+        from mvtec_lab.problems.anomaly.build import build
+
+        return build(config, data, weights)
+
+    def restore(self, content: Mapping[str, Any]) -> LightningModule:
+        from mvtec_lab.problems.anomaly.models import restore
+
+        return restore(content)
+
+    def fit(self, run: Run) -> None:
+        from mvtec_lab.problems.anomaly.training import fit
+
+        fit(run)
+
+    def judge(self, run: Run) -> Judgement:
+        from mvtec_lab.problems.anomaly.judging import judge
+
+        return judge(run)
+
+    def to_judge(self, config: Config, model: Model) -> Config:
+        split = SplitConfig(protocol="test_folder", seed=config.split.seed)
+        return replace(config, split=split, data=replace(config.data, masks="optional"))
+
+    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+        from mvtec_lab.problems.anomaly.scores import scores_of
+
+        predictions, threshold = [], model.threshold
+        assert threshold is not None
+        for score, heat in scores_of(model.module, images):
+            name = CLASSES[int(score > threshold)]
+            row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
+            predictions.append(Prediction(row, f"{name} ({score:.3g}; threshold {threshold:.3g})", heat))
+        return predictions
+
+    def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        defects = sum(row["prediction"] == DEFECT for row in rows)
+        lines = [f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {model.threshold:.4g}"]
+        return lines if model.map_threshold is not None else [*lines, f"{model.method} does not localise: no maps"]
+
+
+PROBLEM = Anomaly()

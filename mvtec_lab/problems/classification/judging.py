@@ -1,0 +1,73 @@
+"""Judge a classifier on validation and test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.run import Judgement, Run
+from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline, top_confusions
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.explanations import explain
+from mvtec_lab.problems.classification.outcome import Outcome
+from mvtec_lab.reporting.figures import MOST, confusion_figure
+from mvtec_lab.results import EXPLANATIONS, MISTAKES
+
+
+def judge(run: Run) -> Judgement:
+    """Predict validation and test images; with ``val_is_test`` the images are passed once and counted as both."""
+    data, result, classifier = run.data, run.result, run.model.module
+    outcomes = _outcomes(classifier, data)
+    test = outcomes["test"]
+    train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
+    result.majority_baseline = majority_baseline(np.array(train), test.labels)
+    result.explained, explanations = explain(classifier, test, data.batch_size)
+    pictures = {MISTAKES: test.page}
+    board: dict[str, Any] = {}
+    for split, outcome in outcomes.items():
+        if split == "val" and outcome.dataset is test.dataset:  # validation = test: drawn once
+            continue
+        board |= _confusion(f"confusion/{split}", f"{run.config.attempt}, {split}", outcome)
+        board[f"pictures/{split}_mistakes_first"] = outcome.page
+    if explanations is not None:
+        pictures[EXPLANATIONS] = board["pictures/explanations"] = explanations
+    m = test.metrics
+    summary = (
+        f"test accuracy {m['accuracy']:.3f} (majority {result.majority_baseline:.3f}), balanced "
+        f"{m['balanced_accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, on {m['images']} images; best epoch "
+        f"{(result.best_epoch or 0) + 1} of {result.epochs}"
+    )
+    metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
+    rows = [row for outcome in outcomes.values() for row in outcome.rows()]
+    return Judgement(metrics, rows, pictures, board, summary)
+
+
+def _outcomes(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
+    outcomes = {}
+    trained = classifier.hparams["class_counts"] or list(data.counts()["train"].values())
+    loaders = {"test": data.test_dataloader}
+    if not data.val_is_test and data.of_split("val"):
+        loaders["val"] = data.val_dataloader
+    for split, loader in loaders.items():
+        dataset = data.dataset(split)
+        labels = dataset.labels.numpy()
+        probabilities = classifier.probabilities(loader())
+        metrics = classification_metrics(labels, probabilities, data.classes, trained)
+        outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
+    if data.val_is_test:
+        outcomes["val"] = replace(outcomes["test"], split="val")
+    return {split: outcomes[split] for split in ("val", "test") if split in outcomes}
+
+
+def _confusion(tag: str, title: str, outcome: Outcome) -> dict[str, Any]:
+    """Return the confusion matrix for TensorBoard: a figure, of many classes the commonest mistakes."""
+    classes = outcome.dataset.classes
+    matrix = confusion(outcome.labels, outcome.predictions, len(classes))
+    if len(classes) <= MOST:
+        return {tag: confusion_figure(matrix, classes, title)}
+    table = [f"| {title}: class | taken for | how often | of |", "|---|---|---|---|"]
+    table += ["| {} | {} | {} | {} |".format(*mistake) for mistake in top_confusions(matrix, classes)]
+    return {tag: "\n".join(table)}

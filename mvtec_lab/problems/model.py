@@ -1,0 +1,54 @@
+"""The one way to build a model of any problem, and to load it."""
+
+from __future__ import annotations
+
+import os
+
+from mvtec_lab.config import Config
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.model import ABOUT, Model, read_checkpoint
+from mvtec_lab.engine.setup import RANDOM_MARK
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.weights import WeightsUnavailable
+from mvtec_lab.problems import METHODS, problem_of
+
+
+def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:
+    """Return the model of a configuration, and a warning where its weights are not those asked for.
+
+    Only the sample takes random weights where those asked for cannot be fetched.
+
+    Raises:
+        LabError: settings, weights or data that do not fit.
+    """
+    problem, weights = problem_of(config.model.method), config.model.weights
+    try:
+        model, note = problem.build(config, data, weights), None
+    except WeightsUnavailable as error:
+        if config.data.name != "sample":
+            raise
+        model, note = problem.build(config, data, None), f"{RANDOM_MARK}: {error}"
+    note = note or getattr(model.module, "weights_note", None)
+    if note is None and model.weights == "random" and METHODS[model.method].backbone:
+        note = f"{RANDOM_MARK}, as asked for"
+    return model, [note] if note else []
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Return the model of a run's best.ckpt or last.ckpt, in eval mode on the CPU.
+
+    Nothing but tensors and plain values is read, so a checkpoint from anywhere is safe to load.
+
+    Raises:
+        LabError: the file is missing, damaged, would run code, holds NaN or infinity, or is no checkpoint of a run of
+            this version.
+    """
+    content = read_checkpoint(path)
+    about = content[ABOUT]
+    problem = problem_of(about["method"])
+    try:
+        module = problem.restore(content)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LabError(f"{path} is no checkpoint of this version's {about['method']}: {reason}") from error
+    return Model(module.eval(), **about)

@@ -24,8 +24,9 @@ from PIL import Image
 from mvtec_lab import MVTecDataModule
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.data import transforms
-from mvtec_lab.problems.classification.classifier import DefectClassifier, load_classifier
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.problems.classification.features import BATCH
+from mvtec_lab.problems.model import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -445,7 +446,7 @@ def test_every_family_trains_the_same_from_features(
     assert features_of(ours) == ALL
     same(ours, theirs)
     for run in (ours, theirs):
-        load_classifier(run / "best.ckpt")
+        load_model(run / "best.ckpt")
 
 
 @pytest.mark.slow

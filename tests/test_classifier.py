@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import SIZE
 from torchvision.models import squeezenet1_1
 
-from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
+from mvtec_lab import DefectClassifier, Model, MVTecDataModule, load_model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.classification.classifier import TrainingDivergedError
 
@@ -92,7 +92,7 @@ def test_the_module_trains_tests_and_predicts_in_plain_lightning(tiny_net: str, 
     assert probabilities.shape == (4, 3)
 
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
-    again = load_classifier(tmp_path / "mine.ckpt")
+    again = DefectClassifier.load_from_checkpoint(tmp_path / "mine.ckpt", weights=None).eval()
     assert again.classes == ["good", "crack", "hole"]
     assert (again.mean, again.std) == (model.mean, model.std)
     assert again.hparams["image_size"] == SIZE
@@ -106,9 +106,9 @@ def test_a_checkpoint_does_not_ask_for_its_weights_again(tiny_net: str, tmp_path
     torch.save(squeezenet1_1().state_dict(), tmp_path / "start.pth")
     model = DefectClassifier("squeezenet1_1", 3, weights=str(tmp_path / "start.pth"))
     assert model.weights_name == "file:start.pth"
-    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, tmp_path / "a.ckpt")
+    Model(model, "classifier", model.classes, 224, 65_535, model.mean, model.std).save(tmp_path / "a.ckpt")
     (tmp_path / "start.pth").unlink()
-    assert load_classifier(tmp_path / "a.ckpt").weights_name == "file:start.pth"
+    assert load_model(tmp_path / "a.ckpt").module.weights_name == "file:start.pth"
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:

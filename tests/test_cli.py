@@ -222,14 +222,14 @@ def test_backbones_are_listed(capsys, tmp_path: Path, monkeypatch) -> None:
 def test_a_run_that_cannot_begin_stands_in_the_table(lab, tmp_path: Path, monkeypatch) -> None:
     from mvtec_lab.tasks import train
 
-    build = train.build_classifier
+    build = train.build_model
 
     def fail_for_cosine(config, *rest):
         if config.attempt == "cosine":
             raise RuntimeError("no memory left")
         return build(config, *rest)
 
-    monkeypatch.setattr(train, "build_classifier", fail_for_cosine)
+    monkeypatch.setattr(train, "build_model", fail_for_cosine)
     assert lab("-m", "attempt=base,cosine", "hydra.sweep.dir=s") == 1
     rows = {row["attempt"]: row for row in read_csv(tmp_path / "s/summary.csv")}
     assert rows["base"]["completed"] == rows["cosine"]["failed"] == "1"

@@ -10,9 +10,9 @@ import pytest
 from conftest import write_product
 from PIL import Image, ImageOps
 
+from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import main
-from mvtec_lab.tasks import train
 
 LAYERS = "model.layers=[features.relu1,features.relu2]"
 
@@ -34,13 +34,14 @@ def change(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [lose_a_class, change_an_image])
 def test_a_sweep_trains_on_the_files_that_its_check_found(damage, lab, product, tmp_path, monkeypatch, capsys) -> None:
-    said, judge = [], train._judge
+    said, judge = [], Classification.judge
 
-    def judge_and_damage(*arguments) -> None:
-        judge(*arguments)
+    def judge_and_damage(*arguments):
+        judgement = judge(*arguments)
         said.append(damage(product))
+        return judgement
 
-    monkeypatch.setattr(train, "_judge", judge_and_damage)
+    monkeypatch.setattr(Classification, "judge", judge_and_damage)
     assert lab("-m", "attempt=base,cosine", "trainer.max_epochs=1", "cache.dir=null", "hydra.sweep.dir=s") != 0
     assert len(said) == 1
     assert RunResult.load(tmp_path / "s/base").completed

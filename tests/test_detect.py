@@ -17,12 +17,12 @@ from mvtec_lab.data.datamodule import MVTecDataset
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
+from mvtec_lab.problems.anomaly.judging import SYNTHETIC, with_pasted_patches
 from mvtec_lab.problems.anomaly.methods.autoencoder.detector import Detector as Autoencoder
 from mvtec_lab.problems.anomaly.methods.padim.detector import Detector as Padim
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
-from mvtec_lab.problems.anomaly.models import load_detector
-from mvtec_lab.problems.anomaly.run import MADE_UP, made_up
 from mvtec_lab.problems.anomaly.scores import Scored
+from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import RunResult, find_runs, read_csv
 
 Run = Callable[..., int]
@@ -93,9 +93,9 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
     assert metrics["image_auroc"] > 0.9
     assert metrics["pixel_auroc"] > 0.9
     assert set(metrics["by_type"]) == {"crack", "hole"}
-    _, about = load_detector(tmp_path / "run/best.ckpt")
-    assert (about["threshold"], about["map_threshold"]) == (found.threshold["value"], found.threshold["map"])
-    assert about["method"] == "patchcore"
+    model = load_model(tmp_path / "run/best.ckpt")
+    assert (model.threshold, model.map_threshold) == (found.threshold["value"], found.threshold["map"])
+    assert model.method == "patchcore"
     width, height = Image.open(tmp_path / "run/explanations.jpg").size
     assert (width, height > 100) == (6 * 170 + 10, True)  # two images a row, each as it is, its map and its outlines
 
@@ -103,13 +103,11 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_map_threshold_is_a_quantile_of_the_highest_scores_of_good_maps(run, tmp_path: Path, widget: Path) -> None:
     found = run("run", *PATCHCORE)
-    detector, about = load_detector(tmp_path / "run/best.ckpt")
+    model = load_model(tmp_path / "run/best.ckpt")
     held_out = [r["path"] for r in read_csv(tmp_path / "run/predictions.csv") if r["split"] == "val"]
-    data = MVTecDataset(
-        widget, [Sample(p, "good") for p in held_out], image_size=SIZE, mean=about["mean"], std=about["std"]
-    )
+    data = MVTecDataset(widget, [Sample(p, "good") for p in held_out], image_size=SIZE, mean=model.mean, std=model.std)
     with torch.no_grad():
-        maps = detector(data[list(range(len(data)))]["image"]).map
+        maps = model.module(data[list(range(len(data)))]["image"]).map
     assert found.threshold["map"] == pytest.approx(float(maps.amax()), rel=1e-5)
 
 
@@ -123,7 +121,7 @@ def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeyp
 def test_a_method_without_maps_leaves_no_sheet_of_them(run, tmp_path: Path) -> None:
     found = run("run", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2")
     assert found.threshold["map"] is None
-    assert load_detector(tmp_path / "run/best.ckpt")[1]["map_threshold"] is None
+    assert load_model(tmp_path / "run/best.ckpt").map_threshold is None
     assert not (tmp_path / "run/explanations.jpg").exists()
     assert "pixel_auroc" not in found.metrics["test"]
     assert "AUPRO" not in (tmp_path / "run/run.log").read_text()
@@ -134,7 +132,7 @@ def test_a_synthetic_threshold_rests_on_good_images_and_pasted_ones(run, tmp_pat
     assert found.threshold["rule"] == "synthetic"
     assert not [w for w in found.warnings if "threshold" in w and "rests on them" not in w]
     rows = [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "val"]
-    assert [row["type"] for row in rows] == ["good"] * 6 + [MADE_UP] * 6
+    assert [row["type"] for row in rows] == ["good"] * 6 + [SYNTHETIC] * 6
     scores, kinds = [float(row["score"]) for row in rows], [row["type"] for row in rows]
     val = found.metrics["val"]
     again = image_metrics(scores, kinds, found.threshold["value"])
@@ -149,10 +147,10 @@ def test_pasted_defects_are_drawn_by_their_seed_and_leave_torch_as_it_was(widget
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = made_up(good, 0)
+    first = with_pasted_patches(good, 0)
     assert torch.equal(torch.rand(3), expected)
-    second, other = made_up(good, 0), made_up(good, 1)
-    assert {s.label for s in first.samples} == {MADE_UP}
+    second, other = with_pasted_patches(good, 0), with_pasted_patches(good, 1)
+    assert {s.label for s in first.samples} == {SYNTHETIC}
     for i in range(3):
         assert np.array_equal(first.picture(i), second.picture(i))
         assert (first.picture(i) != good.picture(i)).any()
@@ -333,7 +331,7 @@ def test_a_completed_run_is_skipped_and_a_failed_or_stopped_one_starts_anew(
         (folder / "pixels.npz").touch()  # of an earlier start
     capsys.readouterr()
     assert lab(*again) == 0
-    assert "was stopped: it starts anew" in capsys.readouterr().err
+    assert "was stopped before its first last.ckpt: it starts again" in capsys.readouterr().err
     found = RunResult.load(folder)
     assert (found.status, found.error, found.epochs) == ("completed", None, 2)
     fresh = run("fresh", *AUTOENCODER)
@@ -404,6 +402,6 @@ def test_groups_are_not_torn_between_good_images_and_the_test_folder(lab, produc
 
 
 def test_a_method_that_fails_stands_among_the_methods(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvtec_lab.problems.anomaly.run.build_data", lambda *_: 1 / 0)
+    monkeypatch.setattr("mvtec_lab.tasks.train.build_data", lambda *_: 1 / 0)
     assert lab("-m", "attempt=padim", PATCHCORE[1], "hydra.sweep.dir=sweep") == 1
     assert json.loads((tmp_path / "sweep/comparison.json").read_text())["metric"] == "image_auroc"

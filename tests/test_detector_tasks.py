@@ -16,11 +16,12 @@ from conftest import others_slow
 from PIL import Image
 
 from mvtec_lab.config import DETECTORS
+from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
-from mvtec_lab.problems.anomaly.models import build_detector, load_detector, save_detector
-from mvtec_lab.problems.anomaly.run import BEST_F1_MARK
-from mvtec_lab.problems.classification.classifier import load_classifier
+from mvtec_lab.problems.anomaly.models import build_detector
+from mvtec_lab.problems.anomaly.problem import BEST_F1_MARK
+from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import read_csv
 from mvtec_lab.sweep import main
 from mvtec_lab.tasks import export
@@ -37,11 +38,11 @@ def run(lab, tmp_path: Path) -> Path:
     """A PatchCore run whose map threshold is half of the way from the good images' maps to those of defects."""
     assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
     path = tmp_path / "run/best.ckpt"
-    detector, _ = load_detector(path)
+    detector = load_model(path).module
     checkpoint = torch.load(path, weights_only=True)
     tops = {kind: tops_of(detector, tmp_path / "products/widget/test" / kind) for kind in ("good", "hole")}
     assert max(tops["good"]) < min(tops["hole"])
-    checkpoint["map_threshold"] = (max(tops["good"]) + min(tops["hole"])) / 2
+    checkpoint["about"]["map_threshold"] = (max(tops["good"]) + min(tops["hole"])) / 2
     torch.save(checkpoint, path)
     return path
 
@@ -66,9 +67,9 @@ def made(method: str, net: str, tmp_path: Path) -> tuple[AnomalyDetector, Path]:
     with torch.no_grad():
         detector.prepare(lambda: images.split(4))
         detector.finish(lambda: images.split(4))
-    about = {"image_size": SIDE, "mean": list(detector.mean), "std": list(detector.std)}
     path = tmp_path / "best.ckpt"
-    save_detector(detector.eval(), path, method=name, threshold=0.5, map_threshold=0.25, **about)
+    about = (name, ["good", "defect"], SIDE, 65_535, detector.mean, detector.std)
+    Model(detector.eval(), *about, threshold=0.5, map_threshold=0.25).save(path)
     return detector, path
 
 
@@ -244,7 +245,7 @@ def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
         Image.fromarray(grey * 16).save(path)  # a 12-bit camera
     assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
-    assert load_detector(tmp_path / "run/best.ckpt")[1]["white"] == 4095
+    assert load_model(tmp_path / "run/best.ckpt").white == 4095
     known = {row["path"]: float(row["score"]) for row in read_csv(tmp_path / "run/predictions.csv")}
     Image.fromarray(np.full((30, 30), 60_000, np.uint16)).save(product / "test/hole/zz.png")
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=out") == 0
@@ -257,7 +258,7 @@ def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
     assert lab("task=describe", "hydra.run.dir=described") == 0
     assert json.loads((tmp_path / "described/dataset.json").read_text())["white"] == 4095
     assert lab("attempt=base", "hydra.run.dir=classifier") == 0
-    assert load_classifier(tmp_path / "classifier/best.ckpt").hparams["white"] == 4095
+    assert load_model(tmp_path / "classifier/best.ckpt").white == 4095
 
 
 @pytest.mark.slow
@@ -297,13 +298,15 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_each_kind_of_checkpoint_is_told_from_the_other(lab, tiny_net: str, tmp_path: Path, capsys) -> None:
+def test_one_way_loads_the_checkpoint_of_any_problem(lab, tiny_net: str, tmp_path: Path, capsys) -> None:
     _, ckpt = made("nearest", tiny_net, tmp_path)
-    with pytest.raises(LabError, match=r"is a one-class method's \(nearest\), no classifier's"):
-        load_classifier(ckpt)
+    assert load_model(ckpt).method == "nearest"
     assert lab("attempt=base", "hydra.run.dir=run") == 0
-    with pytest.raises(LabError, match=r"no checkpoint of a one-class method"):
-        load_detector(tmp_path / "run/best.ckpt")
+    for name in ("best.ckpt", "last.ckpt"):
+        assert load_model(tmp_path / "run" / name).classes == ["good", "crack", "hole"]
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(LabError, match=r"other\.ckpt is no checkpoint of a run: give a run's best\.ckpt or last\.ckpt"):
+        load_model(tmp_path / "other.ckpt")
     for task in ("evaluate", "predict", "export"):
         assert lab(f"task={task}", "hydra.run.dir=out") == 2
         assert f"task={task} needs ckpt=FILE" in capsys.readouterr().err

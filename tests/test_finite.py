@@ -9,8 +9,7 @@ import torch
 from conftest import SIZE
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly.models import load_detector
-from mvtec_lab.problems.classification.classifier import load_classifier
+from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import read_csv, write_csv
 from mvtec_lab.tasks import export
 
@@ -39,7 +38,7 @@ def damage(ckpt: Path, how: str) -> str:
     """Damage a checkpoint, which is written as a whole file; returns what is to be said."""
     found = torch.load(ckpt, weights_only=True)
     if how == "threshold":
-        found["threshold"] = float("nan")
+        found["about"]["threshold"] = float("nan")
     else:
         values = [v for k, v in found["state_dict"].items() if v.is_floating_point() and "running" not in k]
         values[-1].view(-1)[0] = float(how)
@@ -48,7 +47,7 @@ def damage(ckpt: Path, how: str) -> str:
 
 
 def test_a_damaged_checkpoint_decides_nothing(ckpt: Path, lab, product: Path, capsys) -> None:
-    whole, one_class = ckpt.read_bytes(), "threshold" in torch.load(ckpt, weights_only=True)
+    whole, one_class = ckpt.read_bytes(), torch.load(ckpt, weights_only=True)["about"]["threshold"] is not None
     for how in ("nan", "inf", "threshold") if one_class else ("nan", "inf"):
         ckpt.write_bytes(whole)
         said = damage(ckpt, how)
@@ -59,12 +58,12 @@ def test_a_damaged_checkpoint_decides_nothing(ckpt: Path, lab, product: Path, ca
 def test_results_that_are_not_finite_decide_nothing(ckpt: Path, lab, product: Path, tmp_path: Path, capsys) -> None:
     images = torch.rand(3, 3, SIZE, SIZE)
     images[1] = torch.inf
-    if "threshold" in torch.load(ckpt, weights_only=True):
+    if torch.load(ckpt, weights_only=True)["about"]["threshold"] is not None:
         with pytest.raises(LabError, match="the scores of 1 of 3 images are NaN or infinite"):
-            load_detector(ckpt)[0].scored(images)
+            load_model(ckpt).module.scored(images)
     else:
         with pytest.raises(LabError, match="the class probabilities of 1 of 3 images are NaN or infinite"):
-            load_classifier(ckpt).probabilities([{"image": images}])
+            load_model(ckpt).module.probabilities([{"image": images}])
 
     path = tmp_path / "run/predictions.csv"
     rows = read_csv(path)

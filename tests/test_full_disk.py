@@ -12,10 +12,10 @@ import pytest
 from conftest import others_slow
 
 from mvtec_lab import errors, results
+from mvtec_lab.problems.classification import training
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, write_whole
 from mvtec_lab.sweep import RunLog
-from mvtec_lab.tasks import train
 
 resource = pytest.importorskip("resource", reason="no limit on the size of files here")
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -43,7 +43,7 @@ SINGLE = {1_000: "result.json", 12_500: "best.ckpt", 20_000: "last.ckpt", 23_450
 @pytest.mark.parametrize("size", others_slow(SINGLE, 12_500))
 def test_a_run_whose_files_do_not_fit(lab, tmp_path: Path, capsys, monkeypatch, size: int) -> None:
     settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
-    monkeypatch.setattr(train, "_log_first_batch", lambda *_: None)  # TensorBoard's file would be too large first
+    monkeypatch.setattr(training, "log_first_batch", lambda *_: None)  # TensorBoard's file would be too large first
     with limits_lifted_after():
         limit_files(size)
         status = lab(*settings)

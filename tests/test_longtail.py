@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SIZE, others_slow, write_product
 
-from mvtec_lab import DefectClassifier, MVTecDataModule, load_classifier
+from mvtec_lab import DefectClassifier, MVTecDataModule, load_model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.classification.losses import GroupSoftmax
 from mvtec_lab.results import RunResult, read_csv
@@ -37,7 +37,7 @@ def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: P
     assert result.completed
     assert result.luck == (attempt != "knn" or result.weights == "random")
     assert not [w for w in result.warnings if "weighted twice" in w]
-    again = load_classifier(tmp_path / "run/best.ckpt")
+    again = load_model(tmp_path / "run/best.ckpt").module
     data = MVTecDataModule(product, image_size=SIZE, pool="all")
     data.setup()
     np.testing.assert_allclose(again.probabilities(data.test_dataloader()), p, atol=1e-4)

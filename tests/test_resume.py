@@ -23,8 +23,8 @@ from mvtec_lab import locks
 from mvtec_lab.config import Config
 from mvtec_lab.engine import checkpoints, resume
 from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.results import RunResult, read_csv
-from mvtec_lab.tasks import train
 
 EPOCHS = 6
 TUNED = ["attempt=finetune", f"trainer.max_epochs={EPOCHS}", "optimizer.lr=0.01", "seed=3"]
@@ -155,7 +155,7 @@ def test_stopped_after_training(lab, tmp_path: Path, monkeypatch, case: str) -> 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_judge", interrupt)
+        patch.setattr(Classification, "judge", interrupt)
         assert lab(*settings, "hydra.run.dir=run") == 130
     before = (tmp_path / "run/last.ckpt").read_bytes()
     assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
@@ -174,7 +174,7 @@ def test_a_sweep_goes_on(lab, stop, product: Path, tmp_path: Path, capsys) -> No
     assert lab(*sweep, "hydra.sweep.dir=s", "resume=true", "cache.max_gb=5") == 0
     said = "".join(capsys.readouterr())
     assert "base-seed_1 is completed: nothing to do" in said
-    assert "cosine-seed_0 goes on after epoch 2 of 4" in said
+    assert "cosine-seed_0 continues after epoch 2 of 4" in said
     assert (tmp_path / "s/base-seed_1/result.json").read_bytes() == finished
     for name in ("base-seed_0", "base-seed_1", "cosine-seed_0", "cosine-seed_1"):
         assert what_counts(tmp_path / "s" / name) == what_counts(tmp_path / "whole" / name)
@@ -207,7 +207,7 @@ def test_a_failed_run_starts_anew(lab, stop, tmp_path: Path, capsys) -> None:
     (tmp_path / "run/notes.txt").write_text("mine")
     capsys.readouterr()
     assert lab(*TUNED, "hydra.run.dir=run", "resume=true") == 0
-    assert "failed (RuntimeError: no memory left): it starts anew" in "".join(capsys.readouterr())
+    assert "failed (RuntimeError: no memory left): it starts again" in "".join(capsys.readouterr())
     assert what_counts(tmp_path / "run") == what_counts(tmp_path / "whole")
     assert RunResult.load(tmp_path / "run").resumed == 0
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
@@ -234,7 +234,7 @@ def test_checkpoints_that_are_of_no_use(lab, stop, tmp_path: Path, capsys, spoil
     assert lab(*TUNED, "hydra.run.dir=run", "resume=true") == 0
     said = "".join(capsys.readouterr())
     assert spoilt in said
-    assert "starts anew" in said
+    assert "starts again" in said
     assert RunResult.load(tmp_path / "run").epochs == EPOCHS
 
 

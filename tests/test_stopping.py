@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import others_slow
 
-from mvtec_lab.problems.anomaly import run as detect
+from mvtec_lab.engine.run import Run
+from mvtec_lab.problems.anomaly import judging
+from mvtec_lab.problems.classification import training
+from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.reporting import report
 from mvtec_lab.results import RunResult
 from mvtec_lab.sweep import main
@@ -31,13 +34,20 @@ def by(number: signal.Signals) -> Callable[..., None]:
     return stop
 
 
-@pytest.mark.parametrize(
-    "place", others_slow(["set_up", "build_classifier", "use_features", "write_inputs", "_judge"], "set_up", "_judge")
-)
+PLACES = {
+    "set_up": train,
+    "build_model": train,
+    "use_features": training,
+    "write_inputs": Run,
+    "judge": Classification,
+}
+
+
+@pytest.mark.parametrize("place", others_slow(list(PLACES), "set_up", "judge"))
 def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, place: str) -> None:
     settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, place, by(signal.SIGTERM))
+        patch.setattr(PLACES[place], place, by(signal.SIGTERM))
         assert lab(*settings) == 130
     said = "".join(capsys.readouterr())
     assert said.endswith("stopped from outside (SIGTERM)\n")
@@ -70,7 +80,7 @@ def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, numb
 
 @pytest.mark.slow
 def test_sigterm_while_a_one_class_method_scores(lab, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(detect, "score", by(signal.SIGTERM))
+    monkeypatch.setattr(judging, "score", by(signal.SIGTERM))
     assert lab(*ONE_CLASS, "hydra.run.dir=run") == 130
     assert "".join(capsys.readouterr()).endswith("stopped from outside (SIGTERM)\n")
     assert RunResult.load(tmp_path / "run").interrupted
@@ -79,7 +89,7 @@ def test_sigterm_while_a_one_class_method_scores(lab, tmp_path: Path, capsys, mo
 def test_what_a_kill_left_half_written_goes_at_the_next_start(lab, tmp_path: Path, monkeypatch) -> None:
     settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_judge", by(signal.SIGTERM))
+        patch.setattr(Classification, "judge", by(signal.SIGTERM))
         assert lab(*settings) == 130
     for name in ("best.ckpt.tmp", "last.ckpt.tmp", "history.csv.123.tmp", "result.json.4.tmp", "notes.tmp"):
         (tmp_path / "run" / name).touch()

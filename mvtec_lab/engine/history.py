@@ -27,7 +27,7 @@ class History(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self.earlier_seconds = 0.0  # of the epochs before the run was stopped and gone on with
+        self.earlier_seconds = 0.0  # of the epochs before the run was interrupted and resumed
         self._norms: list[torch.Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ INSTALL = 'python -m venv PEER && PEER/bin/pip install "anomalib[cpu]==2.7.0"'
 def product(data: list[str]) -> str:
     """The folder of the images; the built-in sample is drawn. Decodes all: no side shall be the first to read them."""
     from mvtec_lab import compose
-    from mvtec_lab.engine.setup import build_data
+    from mvtec_lab.problems.model import build_data
 
     built = build_data(compose("attempt=patchcore", *data, "cache.dir=null"))
     built.setup()

@@ -55,7 +55,7 @@ def training_epochs(overrides: list[str], run_dir: str) -> list[float]:
     def with_timer(*args: Any, callbacks: list[pl.Callback], **kwargs: Any) -> pl.Trainer:
         return build_trainer(*args, callbacks=[*callbacks, timer], **kwargs)
 
-    with mock.patch("mvtec_lab.tasks.train.build_trainer", with_timer):  # the run as it is, one callback more
+    with mock.patch("mvtec_lab.engine.run.build_trainer", with_timer):  # the run as it is, one callback more
         run_attempt(compose(*overrides), run_dir)
     return timer.seconds
 
@@ -67,13 +67,12 @@ def bare_epochs(overrides: list[str], epochs: int) -> dict[str, Any]:
     from torch import nn
 
     from mvtec_lab import compose
-    from mvtec_lab.engine.setup import build_data
-    from mvtec_lab.problems.classification.build import build_classifier
+    from mvtec_lab.problems.model import build_data, build_model
 
     config = compose(*overrides, "cache.dir=null")
     data = build_data(config)
-    classifier, _ = build_classifier(config, data)
     data.setup()
+    classifier = build_model(config, data)[0].module
     classifier.train()
     with torch.no_grad():
         batches = [(classifier.extract(batch["image"]), batch["label"]) for batch in data.train_dataloader()]

@@ -22,7 +22,7 @@ GRID_TARGET = 3  # of the four attempts as a whole, the cache made on the way
 def prepare(data: list[str]) -> dict[str, Any]:
     """The lab's split for the plain loop. Decodes every image: no variant shall be the first to read it from disk."""
     from mvtec_lab import compose
-    from mvtec_lab.engine.setup import build_data
+    from mvtec_lab.problems.model import build_data
 
     built = build_data(compose(*data, "cache.dir=null"))
     built.setup()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mvtec_lab.models.backbones import register_backbone as register_backbone
     from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
+    from mvtec_lab.problems.model import build_data as build_data
     from mvtec_lab.problems.model import build_model as build_model
     from mvtec_lab.problems.model import load_model as load_model
     from mvtec_lab.results import RunResult as RunResult
@@ -33,6 +34,7 @@ _HOMES = {
     "MVTecDataset": "data.datamodule",
     "RunResult": "results",
     "Model": "engine.model",
+    "build_data": "problems.model",
     "build_model": "problems.model",
     "compose": "sweep",
     "load_model": "problems.model",

@@ -1,4 +1,4 @@
-"""The one way to build a model of any problem, and to load it."""
+"""The one way to build the data and the model of any problem, and to load a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import ABOUT, Model, read_checkpoint
 from mvtec_lab.engine.setup import RANDOM_MARK
+from mvtec_lab.engine.setup import build_data as data_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable
 from mvtec_lab.problems import METHODS, problem_of
+
+
+def build_data(config: Config) -> MVTecDataModule:
+    """Return the data module of a configuration, scanned and split, normalised as its model expects.
+
+    Raises:
+        LabError: whatever is wrong with the folder, a mask or the split.
+    """
+    return data_of(config, problem_of(config.model.method).normalisation(config))
 
 
 def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:

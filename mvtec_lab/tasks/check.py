@@ -5,10 +5,11 @@ from __future__ import annotations
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.devices import ONE, check_devices
-from mvtec_lab.engine.setup import build_data, set_up
+from mvtec_lab.engine.setup import set_up
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
 from mvtec_lab.problems import METHODS, check, problem_of
+from mvtec_lab.problems.model import build_data
 
 _checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs
 
@@ -27,7 +28,7 @@ def check_job(config: Config, here: bool = True) -> MVTecDataModule:
     several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
     if several:  # each further device runs the whole command, the sweep included
         raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
-    data, m = build_data(config, problem.normalisation(config)), config.model
+    data, m = build_data(config), config.model
     images = len(data.of_split("train")), data.smallest_batch
     network = repr((m, config.loss, config.threshold, config.data.image_size, data.classes, images))
     if network not in _checked:

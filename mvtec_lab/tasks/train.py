@@ -17,11 +17,11 @@ from mvtec_lab.data.contents import Contents
 from mvtec_lab.engine.devices import check_devices
 from mvtec_lab.engine.resume import clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
-from mvtec_lab.engine.setup import absolute_paths, build_data, claim, set_up, training_seed
+from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
 from mvtec_lab.errors import LabError
 from mvtec_lab.locks import held
 from mvtec_lab.problems import check, problem_of
-from mvtec_lab.problems.model import build_model
+from mvtec_lab.problems.model import build_data, build_model
 from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftovers
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run_attempt(
     problem = problem_of(config.model.method)
     if check_devices(config) > 1 and (reason := problem.single_device(config)):
         raise LabError(f"{reason}: give trainer.devices=1")
-    data = build_data(config, problem.normalisation(config))
+    data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     model, notes = build_model(config, data)
     set_up(config, data, checked, problem.findings(config))

@@ -3,3 +3,5 @@
 from mvtec_lab.problems.base import Option
 
 LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")
+
+GOOD, DEFECT = CLASSES = ("good", "defect")  # an image above the threshold is a defect; its type stands beside it

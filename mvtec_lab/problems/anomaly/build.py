@@ -17,8 +17,8 @@ from mvtec_lab.engine.devices import on_gpu
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.anomaly import CLASSES
 from mvtec_lab.problems.anomaly.models import build_detector
-from mvtec_lab.problems.anomaly.problem import CLASSES
 
 
 def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:

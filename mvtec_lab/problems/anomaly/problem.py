@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvtec_lab.config import Config, SplitConfig
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import rules
+from mvtec_lab.problems.anomaly import CLASSES, DEFECT, GOOD, rules
 from mvtec_lab.problems.base import Prediction, Problem
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mvtec_lab.engine.model import Model
     from mvtec_lab.engine.run import Judgement, Run
 
-GOOD, DEFECT = CLASSES = ("good", "defect")  # an image above the threshold is a defect; its type stands beside it
 
 BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recall and accuracy are too high"
 

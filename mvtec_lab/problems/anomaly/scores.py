@@ -20,9 +20,9 @@ from mvtec_lab.evaluation.anomaly import (
     image_figures,
     image_intervals,
 )
+from mvtec_lab.problems.anomaly import CLASSES, GOOD
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.frozen import bar
-from mvtec_lab.problems.anomaly.problem import CLASSES, GOOD
 from mvtec_lab.problems.classification.explanations import mask_of
 from mvtec_lab.results import EXPLANATIONS, MISTAKES, PIXELS
 

@@ -75,7 +75,7 @@ def bare_epochs(overrides: list[str], epochs: int) -> dict[str, Any]:
     classifier = build_model(config, data)[0].module
     classifier.train()
     with torch.no_grad():
-        batches = [(classifier.extract(batch["image"]), batch["label"]) for batch in data.train_dataloader()]
+        batches = [(classifier.model.extract(batch["image"]), batch["label"]) for batch in data.train_dataloader()]
     optimizer = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=config.optimizer.lr)
 
     def epoch() -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from mvtec_lab import MVTecDataModule
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.data import transforms
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.models.modes import PartlyFrozen
 from mvtec_lab.problems.classification.features import BATCH
 from mvtec_lab.problems.model import load_model
 
@@ -307,8 +307,8 @@ def test_a_run_with_caches_is_the_run_without(arguments: list[str], expected: li
 @pytest.mark.slow
 def test_features_are_made_once_for_a_sweep_and_the_next(lab, tmp_path: Path, monkeypatch) -> None:
     made = []
-    extract = DefectClassifier.extract
-    monkeypatch.setattr(DefectClassifier, "extract", lambda self, x, n: made.append(len(x)) or extract(self, x, n))
+    extract = PartlyFrozen.extract
+    monkeypatch.setattr(PartlyFrozen, "extract", lambda self, x, n: made.append(len(x)) or extract(self, x, n))
     for sweep in ("one", "two"):
         assert lab("-m", "attempt=head,cosine,earlystop", f"hydra.sweep.dir={sweep}") == 0
     assert sum(made) == 22
@@ -319,14 +319,14 @@ def test_features_are_made_once_for_a_sweep_and_the_next(lab, tmp_path: Path, mo
 @pytest.mark.parametrize("cache", ["cache", "null"])
 def test_features_are_made_in_batches_of_one_size(cache: str, lab, product: Path, tmp_path: Path, monkeypatch) -> None:
     """Another size takes other kernels, whose rounding a training of many epochs makes larger: up to other labels."""
-    shapes, run = set(), DefectClassifier._run
+    shapes, run = set(), PartlyFrozen.run
 
     def recorded(self, values: torch.Tensor, part: slice) -> torch.Tensor:
         if part.start is None and self.prefix:
             shapes.add(len(values))
         return run(self, values, part)
 
-    monkeypatch.setattr(DefectClassifier, "_run", recorded)
+    monkeypatch.setattr(PartlyFrozen, "run", recorded)
     for i in range(20):
         shutil.copy(product / "test/good/000.png", product / f"test/good/{100 + i}.png")  # 42 images
     assert lab("attempt=head", "trainer.max_epochs=1", f"cache.dir={cache}", "hydra.run.dir=run") == 0

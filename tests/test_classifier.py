@@ -12,13 +12,14 @@ from conftest import SIZE
 from torchvision.models import squeezenet1_1
 
 from mvtec_lab import DefectClassifier, Model, MVTecDataModule, load_model
+from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.classification.classifier import TrainingDivergedError
 
 
-def make(tiny_net: str, **kwargs) -> DefectClassifier:
+def make(tiny_net: str, classes: int | list[str] = 3, **kwargs) -> DefectClassifier:
     torch.manual_seed(0)
-    return DefectClassifier(tiny_net, 3, weights=None, **kwargs)
+    return DefectClassifier(tiny_net, classes, weights=None, **kwargs)
 
 
 def batch(n: int = 6) -> dict[str, torch.Tensor]:
@@ -47,8 +48,9 @@ def test_frozen_stages_stay_in_eval_mode(tiny_net: str) -> None:
 
 
 def test_the_training_loss_is_weighted_and_the_validation_loss_is_not(tiny_net: str) -> None:
-    weights = [0.2, 0.3, 2.5]
-    model = make(tiny_net, class_weights=weights).eval()
+    counts = [30, 20, 2]
+    weights = class_weights(counts, "inverse").tolist()
+    model = make(tiny_net, class_counts=counts, loss={"class_weights": "inverse"}).eval()
     data = batch()
     logged: dict[str, float] = {}
     model.log = lambda name, value, **_: logged.__setitem__(name, value.item())  # type: ignore[method-assign]
@@ -94,7 +96,7 @@ def test_the_module_trains_tests_and_predicts_in_plain_lightning(tiny_net: str, 
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
     again = DefectClassifier.load_from_checkpoint(tmp_path / "mine.ckpt", weights=None).eval()
     assert again.classes == ["good", "crack", "hole"]
-    assert (again.mean, again.std) == (model.mean, model.std)
+    assert again.hparams["loss"] == model.hparams["loss"]
     assert again.hparams["image_size"] == SIZE
     assert again.weights_name == "random"
     assert not again.training
@@ -106,9 +108,11 @@ def test_a_checkpoint_does_not_ask_for_its_weights_again(tiny_net: str, tmp_path
     torch.save(squeezenet1_1().state_dict(), tmp_path / "start.pth")
     model = DefectClassifier("squeezenet1_1", 3, weights=str(tmp_path / "start.pth"))
     assert model.weights_name == "file:start.pth"
-    Model(model, "classifier", model.classes, 224, 65_535, model.mean, model.std).save(tmp_path / "a.ckpt")
+    Model(model, "classifier", model.classes, 224, 65_535, [0.5] * 3, [0.2] * 3).save(tmp_path / "a.ckpt")
     (tmp_path / "start.pth").unlink()
-    assert load_model(tmp_path / "a.ckpt").module.weights_name == "file:start.pth"
+    again = load_model(tmp_path / "a.ckpt")
+    assert again.module.weights_name == "file:start.pth"
+    assert (again.mean, again.std) == ([0.5] * 3, [0.2] * 3)
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:

@@ -28,7 +28,7 @@ CORNERS = [(0, 0), (0, 20), (20, 0), (20, 20)]
 @pytest.fixture
 def by_colour(tiny_net: str) -> DefectClassifier:
     """Blue and red each have a channel and a class of their own; an image without either is good."""
-    classifier = DefectClassifier(tiny_net, 3, classes=CLASSES, weights=None, image_size=SIZE, **HALF)
+    classifier = DefectClassifier(tiny_net, CLASSES, weights=None, image_size=SIZE)
     layers = [m for m in classifier.model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     first, second, head = layers
     for layer in (first, second, head):

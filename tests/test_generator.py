@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models import generator
+from mvtec_lab.problems.classification import generator
 from mvtec_lab.problems.classification.generator import (
     ConditionalGenerator,
     Generated,
     balance,
-    filter_made,
-    purify_made,
+    keep_confident,
+    keep_near,
 )
 
 DIMENSIONS = 32
@@ -34,7 +34,7 @@ def clouds(counts: Sequence[int] = COUNTS, seed: int = 0) -> tuple[Tensor, Tenso
 
 
 def same(a: Generated, b: Generated) -> bool:
-    return torch.equal(a.embeddings, b.embeddings) and torch.equal(a.labels, b.labels) and a.made == b.made
+    return torch.equal(a.embeddings, b.embeddings) and torch.equal(a.labels, b.labels) and a.drawn == b.drawn
 
 
 def test_every_class_becomes_as_frequent_as_the_most_frequent_one() -> None:
@@ -43,7 +43,7 @@ def test_every_class_becomes_as_frequent_as_the_most_frequent_one() -> None:
     assert new.embeddings.dtype == x.dtype
     assert new.embeddings.shape == (len(new.labels), DIMENSIONS)
     assert new.kept == (0, 28, 32, 39) == tuple(torch.bincount(new.labels, minlength=4).tolist())
-    assert new.made == tuple(np.add(np.add(new.filtered, new.purified), new.kept))
+    assert new.drawn == tuple(np.add(np.add(new.filtered, new.purified), new.kept))
 
 
 def test_the_seed_decides_and_the_global_random_states_neither_matter_nor_change() -> None:
@@ -106,7 +106,7 @@ def test_a_class_without_images_is_refused_with_the_remedy() -> None:
 def test_equal_classes_need_nothing(counts: tuple[int, int]) -> None:
     new = balance(*clouds(counts), 2, seed=0)
     assert new.embeddings.shape == (0, DIMENSIONS)
-    assert new.made == new.kept == (0, 0)
+    assert new.drawn == new.kept == (0, 0)
 
 
 def test_filtering_and_purification_drop_what_is_planted() -> None:
@@ -115,9 +115,9 @@ def test_filtering_and_purification_drop_what_is_planted() -> None:
     of = [x[y == label].mean(axis=0) for label in range(3)]
     made = np.stack([of[1], of[2], (of[1] + of[2]) / 2, of[1] + 3 * (of[1] - of[0])])
     labels = np.ones(4, dtype=int)
-    assert filter_made(made, labels, x, y).tolist() == [True, False, False, True]
-    assert purify_made(made, labels, x, y).tolist() == [True, False, False, False]
-    assert not purify_made(made[:1], np.array([2]), x, y).any()
+    assert keep_confident(made, labels, x, y).tolist() == [True, False, False, True]
+    assert keep_near(made, labels, x, y).tolist() == [True, False, False, False]
+    assert not keep_near(made[:1], np.array([2]), x, y).any()
 
 
 def test_purification_of_a_class_with_one_image_goes_by_the_other_classes() -> None:
@@ -128,7 +128,7 @@ def test_purification_of_a_class_with_one_image_goes_by_the_other_classes() -> N
     )
     away = np.eye(1, DIMENSIONS, 31) * reach
     made = np.concatenate([only + 0.99 * away, only + 1.01 * away])
-    assert purify_made(made, np.array([3, 3]), x, y).tolist() == [True, False]
+    assert keep_near(made, np.array([3, 3]), x, y).tolist() == [True, False]
 
 
 def test_where_few_survive_it_goes_on_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_where_few_survive_it_goes_on_with_what_there_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(generator, "ODDS", np.inf)
     new = balance(x, y, 2, seed=0)
     assert (len(new.labels), new.kept, new.purified) == (0, (0, 0), (0, 0))
-    assert new.made == new.filtered == (0, 28 * generator.ROUNDS)
+    assert new.drawn == new.filtered == (0, 28 * generator.ROUNDS)
 
 
 def test_constant_and_extreme_features_stay_finite() -> None:

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from conftest import SIZE, others_slow, write_product
 
 from mvtec_lab import DefectClassifier, MVTecDataModule, load_model
+from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.classification.generator import Generated
 from mvtec_lab.problems.classification.losses import GroupSoftmax
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import CONF
 
+CLASSES = ["good", "crack", "hole"]
 ATTEMPTS = sorted(path.stem for path in (CONF / "attempt/longtail").glob("*.yaml"))
 # Each of these has a part of the code to itself; the others run with the slow tests.
 FAST = ("bags", "class_balanced_focal", "dac", "knn", "ldam_drw", "mixup", "paste", "posthoc", "rac")
@@ -61,8 +64,8 @@ def test_neither_caches_nor_workers_change_a_result(attempt: str, views: str, la
 
 def classifier(tiny_net: str, **kwargs) -> DefectClassifier:
     torch.manual_seed(0)
-    given = {"classes": ["good", "crack", "hole"], "class_counts": [8, 2, 2], "image_size": SIZE, **kwargs}
-    return DefectClassifier(tiny_net, 3, weights=None, **given)
+    given = {"classes": CLASSES, "class_counts": [8, 2, 2], "image_size": SIZE, **kwargs}
+    return DefectClassifier(tiny_net, weights=None, **given)
 
 
 def batch(n: int = 12) -> dict[str, torch.Tensor]:
@@ -71,38 +74,46 @@ def batch(n: int = 12) -> dict[str, torch.Tensor]:
     return {"image": images, "label": torch.arange(n) % 3, "index": torch.arange(n)}
 
 
+GROUPS = {"name": "group_softmax", "class_weights": "none", "defer": 0.5}
+
+
 class Trainer:
-    """What a module asks of its trainer, without one."""
+    """What a module and its callbacks ask of their trainer, without one."""
 
     max_epochs, current_epoch = 10, 0
 
     def __init__(self, model: DefectClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model, self.callbacks = model, model.configure_callbacks()
         self.optimizers = [torch.optim.Adam(model.trained_parameters or model.parameters())]
         monkeypatch.setattr(DefectClassifier, "trainer", self)
         monkeypatch.setattr(DefectClassifier, "current_epoch", property(lambda _: self.current_epoch))
         monkeypatch.setattr(model, "log", lambda *_, **__: None)
         monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
 
+    def begin_epoch(self) -> None:
+        for callback in self.callbacks:
+            callback.on_train_epoch_start(self, self.model)  # type: ignore[arg-type]
+
 
 def test_deferred_weights_begin_when_they_should(tiny_net: str, monkeypatch) -> None:
-    weights = torch.tensor([0.2, 1.4, 1.4])
-    model = classifier(tiny_net, class_weights=weights.tolist(), defer=0.8).eval()
+    weights = torch.tensor(class_weights([8, 2, 2], "inverse")).float()
+    model = classifier(tiny_net, loss={"class_weights": "inverse", "defer": 0.8}).eval()
     trainer, data = Trainer(model, monkeypatch), batch(8)
     for epoch, weight in ((0, None), (7, None), (8, weights), (9, weights)):
         trainer.current_epoch = epoch
-        model.on_train_epoch_start()
+        trainer.begin_epoch()
         assert model.deferring == (weight is None)
         expected = F.cross_entropy(model(data["image"]), data["label"], weight)
         assert model.training_step(data, 0) == expected
 
 
 def test_groups_train_the_last_layer_alone_after_the_plain_classifier(tiny_net: str, monkeypatch) -> None:
-    model = classifier(tiny_net, loss="group_softmax", defer=0.5, unfreeze=1)
+    model = classifier(tiny_net, loss=GROUPS, unfreeze=1)
     trainer, data = Trainer(model, monkeypatch), batch()
     assert isinstance(model.criterion, GroupSoftmax)
-    assert model.criterion.begun  # what comes from a checkpoint predicts with its groups
-    model.on_train_epoch_start()
-    assert not model.criterion.begun
+    assert not model.criterion.deferred  # what comes from a checkpoint predicts with its groups
+    trainer.begin_epoch()
+    assert model.criterion.deferred
     assert model.model.stage2[0].weight.requires_grad
     model.training_step(data, 0).backward()
     assert not model.model.head[-1].weight.grad[3:].any()
@@ -110,8 +121,8 @@ def test_groups_train_the_last_layer_alone_after_the_plain_classifier(tiny_net: 
 
     trainer.current_epoch = 5
     trainer.optimizers[0].state[model.model.head[-1].weight] = {"step": 5}
-    model.on_train_epoch_start()
-    assert model.criterion.begun
+    trainer.begin_epoch()
+    assert not model.criterion.deferred
     assert not trainer.optimizers[0].state
     assert not model.model.stage2[0].weight.requires_grad
     begun = model.model.head[-1].weight.detach().clone()
@@ -119,7 +130,7 @@ def test_groups_train_the_last_layer_alone_after_the_plain_classifier(tiny_net: 
     model.training_step(data, 0).backward()
     assert not model.model.head[-1].weight.grad[:3].any()
     trainer.current_epoch = 6
-    model.on_train_epoch_start()
+    trainer.begin_epoch()
     assert torch.equal(model.model.head[-1].weight, begun)  # begins once
 
 
@@ -133,10 +144,10 @@ def test_the_checkpoint_is_chosen_once_everything_has_begun(lab, tmp_path: Path)
 @pytest.mark.parametrize("unfreeze", [0, 1, "all"])
 @pytest.mark.parametrize("head", ["fused", "retrieval", "knn"])
 def test_retrieval_asks_the_backbone_as_it_was(head: str, unfreeze, tiny_net: str, monkeypatch) -> None:
-    model, data = classifier(tiny_net, head=head, unfreeze=unfreeze, memory=12), batch()
+    model, data = classifier(tiny_net, head=head, unfreeze=unfreeze), batch()
     Trainer(model, monkeypatch)
     model.eval()
-    embeddings = model.embed(model.extract(data["image"]))
+    embeddings = model.head.embed(model.model.extract(data["image"]))
     expected = torch.nn.Sequential(*list(model.model)[:-1])(data["image"])
     torch.testing.assert_close(embeddings, expected)  # before training, both are the same
     model.learn(embeddings.detach(), data["label"], 0)
@@ -149,25 +160,25 @@ def test_retrieval_asks_the_backbone_as_it_was(head: str, unfreeze, tiny_net: st
         loss.backward()
         torch.optim.SGD(model.trained_parameters, 1.0).step()
     model.eval()
-    torch.testing.assert_close(model.embed(model.extract(data["image"])), expected)
+    torch.testing.assert_close(model.head.embed(model.model.extract(data["image"])), expected)
 
 
 def test_a_training_image_never_finds_itself(tiny_net: str, monkeypatch) -> None:
     """Twelve images, each its own nearest: with the vote of one neighbour all would be right."""
-    model, data = classifier(tiny_net, head="knn", neighbours=1, memory=12), batch()
+    model, data = classifier(tiny_net, head="knn", neighbours=1), batch()
     Trainer(model, monkeypatch)
     model.eval()
-    model.learn(model.embed(model.extract(data["image"])), data["label"], 0)
+    model.learn(model.head.embed(model.model.extract(data["image"])), data["label"], 0)
     assert (model(data["image"]).argmax(1) == data["label"]).all()
     model.training_step(data, 0)
     assert model.train_metrics["accuracy"].compute() < 1
 
 
-def test_made_up_features_join_the_batch_and_nothing_else(tiny_net: str, monkeypatch) -> None:
+def test_generated_features_join_the_batch_and_nothing_else(tiny_net: str, monkeypatch) -> None:
     model, data = classifier(tiny_net, generate=True), batch()
     data["label"] = torch.tensor([0] * 8 + [1, 1, 2, 2])
     Trainer(model, monkeypatch)
-    said = model.eval().learn(model.extract(data["image"]).detach(), data["label"], 0)
+    said = model.eval().learn(model.model.extract(data["image"]).detach(), data["label"], 0)
     assert said
     assert "crack" in said
     seen = []
@@ -178,25 +189,27 @@ def test_made_up_features_join_the_batch_and_nothing_else(tiny_net: str, monkeyp
     assert set(seen[0][12:].tolist()) <= {1, 2}
     assert model.train_metrics["accuracy"]._update_count == 1
     assert int(model.train_metrics["balanced_accuracy"].confmat.sum()) == 12
-    assert not [key for key in model.state_dict() if "made" in key]
+    assert not [key for key in model.state_dict() if "generated" in key]
 
 
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
         ({"backbone": "squeezenet1_1", "head": "cosine"}, "ends in a convolution"),
-        ({"backbone": "squeezenet1_1", "head": "knn", "memory": 12}, "ends in a convolution"),
-        ({"backbone": "squeezenet1_1", "loss": "group_softmax"}, "ends in a convolution"),
-        ({"head": "knn", "memory": 5}, "model.neighbours=5 is more than the 4 training images"),
-        ({"loss": "ldam", "class_counts": None}, "needs class_counts"),
+        ({"backbone": "squeezenet1_1", "head": "knn"}, "ends in a convolution"),
+        ({"backbone": "squeezenet1_1", "loss": GROUPS}, "ends in a convolution"),
+        ({"head": "knn", "class_counts": [3, 1, 1]}, "model.neighbours=5 is more than the 4 training images"),
+        ({"loss": {"name": "ldam", "class_weights": "none"}, "class_counts": None}, "needs class_counts"),
         ({"generate": True, "unfreeze": 1}, "give unfreeze=0"),
-        ({"generate": True, "head": "knn", "memory": 12}, "give unfreeze=0"),
+        ({"generate": True, "head": "knn"}, "give unfreeze=0 and head=linear"),
+        ({"head": "coisne"}, "did you mean cosine"),
+        ({"loss": {"class_weights": "inverse"}, "class_counts": None}, "needs class_counts"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(tiny_net: str, kwargs: dict, said: str) -> None:
-    given = {"classes": ["good", "crack", "hole"], "class_counts": [8, 2, 2], "image_size": 64, **kwargs}
+    given = {"classes": CLASSES, "class_counts": [8, 2, 2], "image_size": 64, **kwargs}
     with pytest.raises(LabError, match=said):
-        DefectClassifier(given.pop("backbone", tiny_net), 3, weights=None, **given)
+        DefectClassifier(given.pop("backbone", tiny_net), weights=None, **given)
 
 
 @pytest.mark.parametrize(
@@ -222,29 +235,27 @@ def test_bad_input_is_one_line_before_anything_is_written(
 def test_what_must_know_the_images_says_so(tiny_net: str, product: Path, tmp_path: Path) -> None:
     data = MVTecDataModule(product, image_size=SIZE)
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    for kwargs in ({"generate": True}, {"head": "knn", "memory": 12}):
+    for kwargs in ({"generate": True}, {"head": "knn"}):
         with pytest.raises(LabError, match="call learn"):
             trainer.fit(classifier(tiny_net, **kwargs), datamodule=data)
 
 
 def test_margins_are_cosines_whatever_the_scale(tiny_net: str) -> None:
-    model = classifier(tiny_net, loss="ldam", head="cosine", scale=5.0)
+    model = classifier(tiny_net, loss={"name": "ldam", "class_weights": "none"}, head="cosine", scale=5.0)
     certain = torch.tensor([[-5.0, -5.0, 5.0]])  # 2.5 of margin leave 7.5 between them
     assert model.criterion(certain, torch.tensor([2])).item() == pytest.approx(2 * np.exp(-7.5), rel=0.01)
 
 
-def test_few_made_up_features_are_not_rounded_away(tiny_net: str, monkeypatch) -> None:
-    model = classifier(tiny_net, generate=True)
-    Trainer(model, monkeypatch)
-    model._taught, model._made_up = 60, (torch.zeros(3, 16), torch.tensor([1, 1, 2]))
+def test_few_generated_features_are_not_rounded_away() -> None:
+    generated = Generated(torch.zeros(3, 16), torch.tensor([1, 1, 2]), 60, (), (), (), ())
     torch.manual_seed(0)
-    drawn = [len(model._with_made_up(torch.zeros(6, 16), torch.zeros(6).long())[1]) - 6 for _ in range(1000)]
+    drawn = [len(generated.join(torch.zeros(6, 16), torch.zeros(6).long())[1]) - 6 for _ in range(1000)]
     assert np.mean(drawn) == pytest.approx(0.3, abs=0.05)
 
 
 def test_nothing_is_said_to_train_that_does_not(tiny_net: str) -> None:
-    assert not classifier(tiny_net, head="knn", memory=12).trained_parameters
-    alone, fused = (classifier(tiny_net, head=head, memory=12) for head in ("retrieval", "fused"))
+    assert not classifier(tiny_net, head="knn").trained_parameters
+    alone, fused = (classifier(tiny_net, head=head) for head in ("retrieval", "fused"))
     head = sum(p.numel() for p in fused.model.head.parameters())
     assert sum(p.numel() for p in fused.trained_parameters) - sum(p.numel() for p in alone.trained_parameters) == head
 

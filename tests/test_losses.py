@@ -17,7 +17,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import CosineLinear
 from mvtec_lab.problems.classification import LOSSES, losses
 from mvtec_lab.problems.classification.groups import check_bins, count_bins, group_scores, group_softmax
-from mvtec_lab.problems.classification.losses import Criterion, GroupSoftmax, knobs
+from mvtec_lab.problems.classification.losses import Criterion, GroupSoftmax, options_of
 
 COUNTS = [150, 14, 3, 1]
 LOGITS = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 1.2, -0.7, 2.2], [-1.0, 0.4, 3.0, 0.1]])
@@ -62,8 +62,7 @@ def criterion(name: str, num_classes: int = 4, counts: list[int] | None = COUNTS
 @pytest.mark.parametrize("name", [name for name in LOSSES.names() if name != "group_softmax"])
 def test_a_loss_is_what_the_official_formula_gives(name: str, rule: str | None) -> None:
     weight = None if rule is None else class_weights(COUNTS, rule, 0.99)
-    given = None if weight is None else torch.tensor(weight).float()
-    loss = criterion(name)(torch.tensor(LOGITS).float(), torch.tensor(LABELS), given)
+    loss = criterion(name, weights=weight)(torch.tensor(LOGITS).float(), torch.tensor(LABELS))
     assert float(loss) == pytest.approx(expected(name, weight), rel=1e-5)
 
 
@@ -153,22 +152,22 @@ def test_adjusted_scores_undo_the_prior() -> None:
         assert logits.softmax(0).tolist() == pytest.approx(wanted, abs=0.01)
 
 
-def test_names_and_knobs_are_those_of_the_configuration() -> None:
+def test_names_and_options_are_those_of_the_configuration() -> None:
     settings = vars(LossConfig())
     assert LOSSES.names() == sorted(config.LOSSES)
     for name in LOSSES.names():
         assert LOSSES[name].__name__ == name
-    assert knobs("focal", settings) == {"gamma": 2.0}
-    assert knobs("ldam", settings) == {"margin": 0.5}
-    assert knobs("group_softmax", settings) == {"bins": 2, "others": 8.0}
-    assert knobs("cross_entropy", settings) == {}
+    assert options_of("focal", settings) == {"gamma": 2.0}
+    assert options_of("ldam", settings) == {"margin": 0.5}
+    assert options_of("group_softmax", settings) == {"bins": 2, "others": 8.0}
+    assert options_of("cross_entropy", settings) == {}
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: criterion("focl"), "unknown loss 'focl': did you mean focal?"),
-        (lambda: criterion("focal", gama=2), "unknown knob of loss focal 'gama': did you mean gamma?"),
+        (lambda: criterion("focal", gama=2), "unknown option of loss focal 'gama': did you mean gamma?"),
         (lambda: criterion("ldam", counts=None), "needs class_counts"),
         (lambda: criterion("cross_entropy", counts=None, posthoc=1.0), "needs class_counts"),
         (lambda: criterion("ldam", counts=[1, 2]), "2 numbers for 4 classes"),
@@ -267,7 +266,7 @@ def test_the_groups_start_from_the_trained_layer(kind) -> None:
     c = criterion("group_softmax", bins=BINS)
     last = kind(5, c.outputs)
     x, target = torch.randn(9, 5), torch.tensor([0, 1, 2, 3, 0, 0, 1, 2, 3])
-    c.begun = False
+    c.defer(True)
     plain = last(x)[:, :4]
     assert c(last(x), target) == F.cross_entropy(plain, target)
     torch.testing.assert_close(c.scores(last(x)), plain)
@@ -275,7 +274,7 @@ def test_the_groups_start_from_the_trained_layer(kind) -> None:
     rows = last.weight
     for place, members in {4: [0], 5: [1, 2, 3], 6: [0, 2, 3], 7: [1], 8: [0, 1], 9: [2], 10: [3]}.items():
         torch.testing.assert_close(rows[place], rows[members].mean(0))
-    assert c.begun
+    assert not c.deferred
     (slopes,) = torch.autograd.grad(c(last(x), target), last.weight)
     assert not slopes[:4].any()
     assert slopes[4:].any(dim=1).all()

@@ -76,7 +76,7 @@ def test_a_loss_registered_in_python() -> None:
 
     loss = Criterion("brier", 2, gamma=2.0)(torch.zeros(1, 2), torch.tensor([0]))
     assert loss.item() == pytest.approx(1.0)
-    with pytest.raises(LabError, match="unknown knob of loss brier 'gama': did you mean gamma"):
+    with pytest.raises(LabError, match="unknown option of loss brier 'gama': did you mean gamma"):
         Criterion("brier", 2, gama=2.0)
 
 

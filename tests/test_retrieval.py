@@ -11,8 +11,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models import retrieval
-from mvtec_lab.problems.classification.retrieval import Retrieval, TextEncoder, nearest, vote, words
+from mvtec_lab.models.modes import PartlyFrozen
+from mvtec_lab.problems.classification import HEADS, retrieval
+from mvtec_lab.problems.classification.heads import Setup
+from mvtec_lab.problems.classification.retrieval import TextEncoder, nearest, vote, words
 
 CLASSES = ["good", "cut_inner_insulation", "cut_outer_insulation"]
 
@@ -22,12 +24,13 @@ def draw(*size: int, seed: int = 0) -> Tensor:
 
 
 class Head(torch.nn.Module):
-    """A linear base and the branch beside it; where the backbone is frozen, both see the same features."""
+    """A linear layer and the head beside it; where the backbone is frozen, both see the same features."""
 
     def __init__(self, features: int, kind: str, neighbours: int, memory: int) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(features, len(CLASSES))
-        self.branch = Retrieval(features, CLASSES, kind, neighbours, memory)
+        network = PartlyFrozen({"head": torch.nn.Sequential(self.linear)}, {"head"})
+        self.branch = HEADS[kind](Setup(network, CLASSES, memory, neighbours=neighbours))
 
     def forward(self, x: Tensor, embeddings: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         return self.branch(self.linear(x), x if embeddings is None else embeddings, index)
@@ -187,12 +190,12 @@ def test_too_few_images_are_one_line_with_the_remedy() -> None:
         with pytest.raises(LabError, match=rf"^model\.neighbours={k} .*: give fewer neighbours, or more images$"):
             nearest(memory, memory, k, exclude)
     with pytest.raises(LabError, match=r"model\.neighbours=5 is more than the 4 training images"):
-        Retrieval(8, CLASSES, "knn", 5, 5)
+        make("knn", memory=5)
 
 
 @pytest.mark.parametrize(("embeddings", "labels"), [((29, 8), 29), ((30, 9), 30), ((30, 8), 29)])
 def test_a_memory_of_another_size_is_one_line(embeddings: tuple[int, int], labels: int) -> None:
-    with pytest.raises(LabError, match=r"^model\.head=fused remembers 30 images of 8 features, not .*: train it anew"):
+    with pytest.raises(LabError, match=r"^this head remembers 30 images of 8 features, not .*: train it again"):
         make("fused").branch.remember(draw(*embeddings), torch.zeros(labels).long())
 
 

@@ -1,4 +1,4 @@
-"""NaN and infinity are errors: argmax and comparisons with a threshold make a decision of them without a word."""
+"""Refuse NaN and infinity: argmax and thresholds would turn them into decisions without a warning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from mvtec_lab.errors import LabError
 
 
 def require_finite(values: Tensor, what: str) -> Tensor:
-    """Return the same values, [N, ...] of N images.
+    """Return the values unchanged, [N, ...] of N images.
+
+    Args:
+        what: what they are, for the error line.
 
     Raises:
         LabError: some are NaN or infinite.

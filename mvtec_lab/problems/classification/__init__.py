@@ -22,6 +22,19 @@ LOSSES: Registry[Callable[..., Any]] = Registry(
     require=["__call__"],
 )
 
+# What gives the class logits, ``model.head``: subclasses of heads.LinearHead.
+HEADS: Registry[type[Any]] = Registry(
+    "head",
+    {
+        "linear": f"{__name__}.heads:LinearHead",
+        "cosine": f"{__name__}.heads:CosineHead",
+        "fused": f"{__name__}.heads:FusedHead",
+        "retrieval": f"{__name__}.heads:RetrievalHead",
+        "knn": f"{__name__}.heads:NeighbourVote",
+    },
+    require=["remember", "forward"],
+)
+
 
 def register_loss(name: str) -> Callable[[Loss], Loss]:
     """Return a decorator that makes a function a training loss, ``loss.name=NAME``.

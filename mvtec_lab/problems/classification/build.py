@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -10,48 +9,29 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.problems.classification.classifier import DefectClassifier
-from mvtec_lab.problems.classification.losses import knobs
 
 
 def _classifier(config: Config, data: MVTecDataModule) -> partial[DefectClassifier]:
     """Return what builds the classifier of a configuration, given its weights."""
-    m, o, c, loss = config.model, config.optimizer, config.scheduler, config.loss
-    counts = list(data.counts()["train"].values())
-    balance = None
-    if loss.class_weights != "none":
-        balance = class_weights(counts, loss.class_weights, loss.beta).tolist()
+    m = config.model
     return partial(
         DefectClassifier,
         m.backbone,
-        data.num_classes,
-        classes=data.classes,
+        data.classes,
         unfreeze=m.unfreeze,
         warmup_epochs=m.warmup_epochs,
-        class_counts=counts,
-        class_weights=balance,
-        loss=loss.name,
-        loss_options=knobs(loss.name, asdict(loss)),
-        posthoc=loss.posthoc,
-        defer=loss.defer,
+        class_counts=list(data.counts()["train"].values()),
+        loss=config.loss,
         head=m.head,
         scale=m.scale,
         neighbours=m.neighbours,
-        memory=sum(counts),
         generate=m.generate,
-        optimizer=o.name,
-        lr=o.lr,
-        weight_decay=o.weight_decay,
-        momentum=o.momentum,
-        scheduler=c.name,
-        step_size=c.step_size,
-        gamma=c.gamma,
-        scheduler_patience=c.patience,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
         image_size=config.data.image_size,
-        white=data.white,
     )
 
 

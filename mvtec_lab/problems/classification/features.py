@@ -26,12 +26,12 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
         The splits that it loads so; none where no stage is frozen or the module has no cache.
     """
     data.features = {}
-    cache, prefix = data.cache, classifier.prefix
+    cache, prefix = data.cache, classifier.model.prefix
     if not prefix:
         return []
     seeds = data.train_sampler().view_seeds
     if not data.drawn_anew or (seeds is not None and data.mix == "none"):  # training's could be kept
-        classifier.extract_in(BATCH)
+        classifier.model.extract_in(BATCH)
     if cache is None:
         return []
     device = trainer.strategy.root_device
@@ -88,7 +88,7 @@ def teach(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Train
         parts = _extracted(classifier, trainer, images, range(len(images)))
     device = trainer.strategy.root_device
     with evaluating(classifier), torch.no_grad():
-        embeddings = torch.cat([classifier.to(device).embed(part.to(device)).float().cpu() for part in parts])
+        embeddings = torch.cat([classifier.to(device).head.embed(part.to(device)).float().cpu() for part in parts])
     return classifier.learn(embeddings, data.dataset("train").labels, seed)
 
 
@@ -101,7 +101,7 @@ def _extracted(
     for start in range(0, len(keys), BATCH):
         images = dataset[list(keys[start : start + BATCH])]["image"].to(device)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            features = classifier.extract(images, BATCH).float().cpu()
+            features = classifier.model.extract(images, BATCH).float().cpu()
         yield features
 
 

@@ -1,7 +1,7 @@
-"""Made-up embeddings for rare classes: an adaptation of the data augmentation classifier (Jiang & Ge, IEEE TASE 2020).
+"""Generate embeddings of rare classes: an adaptation of the data augmentation classifier (Jiang & Ge, IEEE TASE 2020).
 
-As there, a conditional generator makes up data of the rare classes, and what it makes is filtered and purified before a
-classifier trains on it. What differs:
+As there, a conditional generator draws data of the rare classes, which are filtered and purified before a classifier
+trains on them. The differences:
 
 - the data are a frozen backbone's embeddings of images, not process variables;
 - the generator is a conditional VAE (Sohn et al., NeurIPS 2015): a few dozen images cannot train a discriminator;
@@ -11,6 +11,7 @@ classifier trains on it. What differs:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,29 +27,54 @@ COMPONENTS = 64  # principal ones: nine tenths of the variance of two hundred em
 # Of held-out images of MVTec's bottle the bound is best here; wider layers or more steps learn images by heart.
 LATENT, HIDDEN, STEPS = 8, 64, 100
 RATE = 3e-3  # Adam's
-ROUNDS = 20  # of making up what is still lacking: a class of which a fifth survives is full by then, to a hundredth
-ODDS = 2.0  # of a made-up embedding's class against any other
+ROUNDS = 20  # of generating what still lacks: a class of which a fifth survives is full by then, to a hundredth
+ODDS = 2.0  # of a generated embedding's class against any other
 TINY = 1e-12  # to divide by where nothing varies
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Embeddings made up for the rare of C classes, and what became of all that were made, by class."""
+    """Hold embeddings that were generated for the rare of C classes, and the counts by class, [C] each.
+
+    Of those that were drawn, some were ``filtered`` out, some ``purified`` away, and the others kept.
+    """
 
     embeddings: Tensor  # [G, D]
     labels: Tensor  # [G]
-    made: tuple[int, ...]  # [C], as the others: made = filtered + purified + kept
+    images: int  # the real ones that they were learnt from
+    drawn: tuple[int, ...]
     filtered: tuple[int, ...]
     purified: tuple[int, ...]
     kept: tuple[int, ...]
 
+    def join(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch with its share of these, drawn from torch's global generator: all of them in about an epoch.
+
+        Args:
+            features: of the batch, [N, D].
+            labels: its classes, [N].
+        """
+        if not len(self.labels):
+            return features, labels
+        share = len(labels) * len(self.labels) / self.images
+        # Rounded up or down at random: a small share would otherwise always be 0.
+        places = torch.randint(len(self.labels), (int(share + torch.rand(())),))
+        features = torch.cat([features, self.embeddings[places].to(features)])
+        return features, torch.cat([labels, self.labels[places].to(labels)])
+
+    def summary(self, classes: Sequence[str]) -> str:
+        """Return in one line how many embeddings of each class were generated."""
+        counts = zip(classes, self.drawn, self.filtered, self.purified, self.kept, strict=True)
+        parts = [f"{name} {kept} ({n} less {f} filtered, {p} purified)" for name, n, f, p, kept in counts if n]
+        return f"features generated: {', '.join(parts) or 'none, all classes are as frequent'}"
+
 
 class ConditionalGenerator(nn.Module):
-    """A conditional VAE of embeddings, in double precision on the CPU.
+    """Model embeddings with a conditional VAE, in double precision on the CPU.
 
-    It works on the leading principal components of standardised embeddings. The decoder is told the class by its mean
-    and gives an image's offset from it, with Gaussian noise of a learnt width for each component; where the latent
-    code is of no use, what remains is that noise around the class's mean.
+    It works on the leading principal components of standardised embeddings. The decoder takes the class as its mean
+    and gives an image's offset from it, with Gaussian noise of a learnt width for each component; if the latent code
+    carries nothing, only that noise around the class's mean remains.
 
     Args:
         features: D.
@@ -80,11 +106,11 @@ class ConditionalGenerator(nn.Module):
         self.double()
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [N, D] to components [N, K], whose distances are those of standardised embeddings."""
+        """Return the components [N, K] of embeddings [N, D]: their distances are those of standardised embeddings."""
         return (embeddings.cpu().double() - self.mean) / self.scale @ self.axes.T
 
     def fit(self, embeddings: Tensor, labels: Tensor, seed: int) -> ConditionalGenerator:
-        """Learn from embeddings [M, D] and their labels [M]; the global random state does not matter and stays.
+        """Learn from embeddings [M, D] and their labels [M]; the global random state is neither used nor changed.
 
         Raises:
             LabError: no class has two images, so that nothing shows how images of a class vary.
@@ -136,14 +162,14 @@ class ConditionalGenerator(nn.Module):
             optimizer.step()
 
     def _decode(self, codes: Tensor, conditions: Tensor) -> Tensor:
-        """Offsets [N, K] from the class's mean: none of code 0, or a class of one image would drift off."""
+        """Return offsets [N, K] from the class's mean: 0 for code 0, or a class of one image would drift away."""
         both = torch.stack([codes, torch.zeros_like(codes)])
         there, origin = self.decoder(torch.cat([both, conditions.expand(2, *conditions.shape)], dim=2))
         return there - origin
 
     @torch.no_grad()
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """``count`` embeddings [count, D] of a class, non-negative where those that it learnt from are.
+        """Return new embeddings [count, D] of a class, non-negative where those that it learnt from are.
 
         Raises:
             LabError: the class had no image to learn from.
@@ -160,22 +186,22 @@ class ConditionalGenerator(nn.Module):
         return ((self.centres[label] + offsets) @ self.axes * self.scale + self.mean).clamp(min=self.floor)
 
 
-def filter_made(made: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> np.ndarray:
-    """Which made-up embeddings [N, K] a classifier trained on the real ones takes for their class: bool [N].
+def keep_confident(drawn: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> np.ndarray:
+    """Return which generated embeddings [N, K] a classifier trained on the real ones predicts as their class: bool [N].
 
-    Its odds must be ``ODDS`` or more against every other class. A probability to be exceeded would ask for more where
-    there are more classes to share it.
+    Its odds must be ``ODDS`` or more against every other class. A least probability would be harder to reach, the more
+    classes share it.
     """
     classifier = LogisticRegression(class_weight="balanced", max_iter=1000)
     unit = real.std(axis=0).max() or 1.0  # one for all, so that the penalty bears least on the widest components
     classifier.fit(real / unit, real_labels)
-    probabilities = classifier.predict_proba(made / unit)
+    probabilities = classifier.predict_proba(drawn / unit)
     own = classifier.classes_ == labels[:, None]
     return (probabilities * own).max(axis=1) >= ODDS * (probabilities * ~own).max(axis=1)
 
 
-def purify_made(made: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> np.ndarray:
-    """Which made-up embeddings [N, K] lie among the real ones of their class: bool [N].
+def keep_near(drawn: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> np.ndarray:
+    """Return which generated embeddings [N, K] lie among the real ones of their class: bool [N].
 
     The nearest real one must be of their class, and no farther than the largest distance of one of that class from its
     nearest neighbour in it: a new image of a class of n has a chance of about 1 in n + 1 to be farther. A class without
@@ -188,22 +214,23 @@ def purify_made(made: np.ndarray, labels: np.ndarray, real: np.ndarray, real_lab
             reach[label] = within.kneighbors()[0].max()
     if reach.any():
         reach[reach == 0] = np.median(reach[reach > 0])
-    distances, nearest = NearestNeighbors(n_neighbors=1).fit(real).kneighbors(made)
+    distances, nearest = NearestNeighbors(n_neighbors=1).fit(real).kneighbors(drawn)
     return (real_labels[nearest[:, 0]] == labels) & (distances[:, 0] <= reach[labels])
 
 
-@torch.inference_mode(False)  # whatever the caller is at: fitting needs gradients
+@torch.inference_mode(False)  # fitting needs gradients, whatever mode the caller is in
 def balance(embeddings: Tensor, labels: Tensor, num_classes: int, seed: int) -> Generated:
-    """Make up embeddings until every class has as many as the most frequent one, or ``ROUNDS`` are over.
+    """Generate embeddings until every class has as many as the most frequent one, or ``ROUNDS`` are over.
 
-    The same embeddings [M, D], labels [M] and seed give the same result, whatever the global random states, which stay.
+    Equal embeddings [M, D], labels [M] and seed give an equal result. The global random states are neither used nor
+    changed.
 
     Raises:
         LabError: a class has no image, or classes differ in size and none has two images.
     """
     embeddings, real_labels = embeddings.detach(), labels.cpu().numpy()
     present = np.bincount(real_labels, minlength=num_classes)
-    made, filtered, purified, kept = (np.zeros(num_classes, dtype=int) for _ in range(4))
+    total, filtered, purified, kept = (np.zeros(num_classes, dtype=int) for _ in range(4))
     new, new_labels = [embeddings[:0].cpu().double()], [real_labels[:0]]
     if present.min() < present.max():
         with torch.random.fork_rng(devices=[]):
@@ -218,12 +245,13 @@ def balance(embeddings: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
             drawn = torch.cat([model.sample(label, int(n), generator) for label, n in enumerate(lacking) if n])
             of = np.repeat(np.arange(num_classes), lacking)
             components = model.project(drawn).numpy()
-            confident = filter_made(components, of, real, real_labels)
-            pure = purify_made(components, of, real, real_labels)
-            for count, chosen in ((made, slice(None)), (filtered, ~confident), (purified, confident & ~pure)):
+            confident = keep_confident(components, of, real, real_labels)
+            pure = keep_near(components, of, real, real_labels)
+            for count, chosen in ((total, slice(None)), (filtered, ~confident), (purified, confident & ~pure)):
                 count += np.bincount(of[chosen], minlength=num_classes)
-            kept = made - filtered - purified
+            kept = total - filtered - purified
             new.append(drawn[confident & pure])
             new_labels.append(of[confident & pure])
-    counts = [tuple(count.tolist()) for count in (made, filtered, purified, kept)]
-    return Generated(torch.cat(new).to(embeddings), torch.from_numpy(np.concatenate(new_labels)).to(labels), *counts)
+    counts = [tuple(count.tolist()) for count in (total, filtered, purified, kept)]
+    of_new = torch.from_numpy(np.concatenate(new_labels)).to(labels)
+    return Generated(torch.cat(new).to(embeddings), of_new, len(labels), *counts)

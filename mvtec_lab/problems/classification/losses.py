@@ -1,7 +1,7 @@
-"""What training minimises: pure functions of logits and targets, and ``Criterion``, which calls one of them by name.
+"""Training losses: pure functions of logits and targets, and ``Criterion``, which calls one of them by name.
 
-A target is a class index a sample, [N], or shares of the classes, [N, C], as mixed images have them. ``weight`` are
-class weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
+A target is one class index per sample, [N], or shares of the classes, [N, C], for mixed images. ``weight`` are class
+weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
 class, [C]; a class without any counts as one image.
 
 Another loss is a function under ``@register_loss("name")`` with the arguments (logits, target, weight) and, by name,
@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvtec_lab.config import LossConfig
+from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.problems.classification import LOSSES
 from mvtec_lab.problems.classification.groups import (
@@ -31,17 +35,20 @@ from mvtec_lab.problems.classification.groups import (
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """-log p of the target. With scikit-learn's balanced weights or the effective number of samples as ``weight``
-    (Cui et al., CVPR 2019; richardaecn/class-balanced-loss), these authors' losses."""
+    """Return -log p of the target, in nats.
+
+    With the effective number of samples as ``weight`` it is the loss of Cui et al., CVPR 2019
+    (richardaecn/class-balanced-loss).
+    """
     if target.ndim == 1:
         return F.cross_entropy(logits, target, weight)
     return weighted_mean(-logits.log_softmax(1), target, weight)
 
 
 def focal(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
-    """(1 - p)^gamma times cross-entropy: easy images count less. Lin et al., ICCV 2017, with softmax.
+    """Return (1 - p)^gamma times cross-entropy, so that easy images count less: Lin et al., ICCV 2017, with softmax.
 
-    p is that of the unweighted logits: kaidic/LDAM-DRW takes it from the weighted loss, which is no probability.
+    p comes from the unweighted logits: kaidic/LDAM-DRW takes it from the weighted loss, which is not a probability.
 
     Raises:
         LabError: gamma below 0.
@@ -63,7 +70,7 @@ def ldam(
     margin: float = 0.5,
     scale: float = 30.0,
 ) -> Tensor:
-    """Cross-entropy after a margin is taken from the true class's cosine, the larger the rarer the class is.
+    """Return the cross-entropy after a margin is taken from the true class's cosine: the rarer the class, the larger.
 
     Cao et al., NeurIPS 2019 (kaidic/LDAM-DRW): n_c^(-1/4), scaled so that the largest is ``margin``.
 
@@ -79,7 +86,7 @@ def ldam(
 def logit_adjustment(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, *, counts: Tensor, tau: float = 1.0
 ) -> Tensor:
-    """Cross-entropy of logits + tau log(prior), so that the logits themselves favour no frequent class.
+    """Return the cross-entropy of logits + tau log(prior), so that the logits themselves favour no frequent class.
 
     Menon et al., ICLR 2021 (google-research/logit_adjustment).
     """
@@ -87,7 +94,7 @@ def logit_adjustment(
 
 
 def balanced_softmax(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, counts: Tensor) -> Tensor:
-    """Cross-entropy of logits + log(counts): Ren et al., NeurIPS 2020 (jiawei-ren/BalancedMetaSoftmax).
+    """Return the cross-entropy of logits + log(counts): Ren et al., NeurIPS 2020 (jiawei-ren/BalancedMetaSoftmax).
 
     A softmax does not see the constant between counts and priors: ``logit_adjustment`` with tau = 1 is the same loss.
     """
@@ -95,7 +102,7 @@ def balanced_softmax(logits: Tensor, target: Tensor, weight: Tensor | None = Non
 
 
 def log_prior(counts: Tensor) -> Tensor:
-    """log of each class's share of the training images, [C]."""
+    """Return the logarithm of each class's share of the training images, [C]."""
     present = _present(counts)
     return (present / present.sum()).log()
 
@@ -118,31 +125,41 @@ def weighted_mean(costs: Tensor, target: Tensor, weight: Tensor | None) -> Tenso
 
 
 class Criterion(nn.Module):
-    """A training loss by name, and what class logits the network's outputs stand for.
+    """Compute a training loss by name, and the class logits that the network's outputs stand for.
 
     Args:
         name: one of ``LOSSES``.
         num_classes: C.
         counts: training images of each class, [C]; None where the loss does not ask for them.
         posthoc: tau of the adjustment of the logits that predict (Menon et al., ICLR 2021): z - tau log(prior).
-        options: the loss's own knobs.
+        weights: class weights, [C]; None: all 1.
+        options: the loss's own arguments.
 
-    ``outputs`` is K, how many the last layer must have.
+    ``outputs`` is K, the number of values that the last layer must give. ``deferred`` says whether class weights (of
+    ``group_softmax``, its groups) are put off.
 
     Raises:
-        LabError: an unknown loss or knob, or counts that are missing or too few.
+        LabError: an unknown loss or argument, or counts that are missing or too few.
     """
 
     counts: Tensor
+    weights: Tensor | None
 
     def __init__(
-        self, name: str, num_classes: int, counts: Sequence[int] | None = None, posthoc: float = 0.0, **options: Any
+        self,
+        name: str,
+        num_classes: int,
+        counts: Sequence[int] | None = None,
+        posthoc: float = 0.0,
+        *,
+        weights: Sequence[float] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.function = LOSSES[name]
         known = inspect.signature(self.function).parameters
         if strangers := [key for key in options if key not in known]:
-            raise unknown(f"knob of loss {name}", strangers[0], list(known)[3:])
+            raise unknown(f"option of loss {name}", strangers[0], list(known)[3:])
         self.needs_counts = "counts" in known
         if counts is None and (self.needs_counts or posthoc):
             raise LabError(
@@ -150,28 +167,31 @@ class Criterion(nn.Module):
             )
         if counts is not None and len(counts) != num_classes:
             raise LabError(f"class_counts has {len(counts)} numbers for {num_classes} classes")
-        self.options, self.posthoc, self.outputs = options, posthoc, num_classes
+        self.options, self.posthoc, self.outputs, self.deferred = options, posthoc, num_classes, False
         # Not among a checkpoint's weights: its hyperparameters have them.
         self.register_buffer("counts", torch.tensor(counts or [1] * num_classes), persistent=False)
+        self.register_buffer("weights", None if weights is None else torch.tensor(weights).float(), persistent=False)
 
-    def forward(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss (nats, mean over the batch) of outputs [N, K]."""
+    def defer(self, deferred: bool) -> None:
+        """Put class weights (of ``group_softmax``, its groups) off, or let them begin."""
+        self.deferred = deferred
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the loss (nats, mean over the batch) of outputs [N, K]."""
         counts = {"counts": self.counts} if self.needs_counts else {}
-        return self.function(outputs.float(), target, weight, **counts, **self.options)
+        weights = None if self.deferred else self.weights
+        return self.function(outputs.float(), target, weights, **counts, **self.options)
 
     def scores(self, outputs: Tensor) -> Tensor:
-        """Outputs [N, K] to class logits [N, C]."""
+        """Return the class logits [N, C] of outputs [N, K]."""
         return outputs - self.posthoc * log_prior(self.counts) if self.posthoc else outputs
-
-    def begin(self, last: nn.Module) -> None:
-        """What has been put off begins, with that last layer."""
 
 
 class GroupSoftmax(Criterion):
-    """``group_softmax`` behind plain cross-entropy: K is C plain logits, then those of the groups.
+    """Put ``group_softmax`` behind plain cross-entropy: K is C plain logits, then those of the groups.
 
-    Until ``begin`` the plain logits train and predict. Then the groups' outputs start from the plain ones of their
-    classes, and only they train: the paper's second step, from a trained classifier's last layer.
+    While it is deferred, the plain logits train and predict. ``begin`` lets the groups' outputs start from the plain
+    ones of their classes, and only they train: the paper's second step, from a trained classifier's last layer.
 
     Args:
         good: index of the class without a defect; None: bin 0 is left out.
@@ -188,6 +208,7 @@ class GroupSoftmax(Criterion):
         counts: Sequence[int] | None,
         posthoc: float = 0.0,
         *,
+        weights: Sequence[float] | None = None,
         good: int | None = None,
         bins: int | Sequence[int] | Bins = 2,
         others: float = 8.0,
@@ -199,30 +220,32 @@ class GroupSoftmax(Criterion):
                 )
             bins = count_bins(counts, bins, good)  # type: ignore[arg-type]
         check_bins(bins, num_classes, good)  # type: ignore[arg-type]
-        super().__init__("group_softmax", num_classes, counts, posthoc, bins=bins, good=good, others=others)
-        self.num_classes, self.begun = num_classes, True
+        options = {"bins": bins, "good": good, "others": others}
+        super().__init__("group_softmax", num_classes, counts, posthoc, weights=weights, **options)
+        self.num_classes = num_classes
         self.slots = slots(bins, good)  # type: ignore[arg-type]
         self.outputs = num_classes + sum(max(slot) + 1 for slot in self.slots)
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.begun)
+        return torch.tensor(self.deferred)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.begun = bool(state)
+        self.deferred = bool(state)
 
-    def forward(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         plain, grouped = outputs.float().tensor_split([self.num_classes], dim=1)
-        return super().forward(grouped, target, weight) if self.begun else cross_entropy(plain, target)
+        return cross_entropy(plain, target) if self.deferred else super().forward(grouped, target)
 
     def scores(self, outputs: Tensor) -> Tensor:
         plain, grouped = outputs.tensor_split([self.num_classes], dim=1)
         return super().scores(
-            group_scores(grouped, self.options["bins"], self.options["good"]) if self.begun else plain
+            plain if self.deferred else group_scores(grouped, self.options["bins"], self.options["good"])
         )
 
     @torch.no_grad()
     def begin(self, last: nn.Module) -> None:
-        self.begun = True
+        """Let the groups' outputs of a network's last layer start from those of their classes."""
+        self.defer(False)
         start = self.num_classes
         for slot in self.slots:
             for place in range(max(slot) + 1):
@@ -233,6 +256,34 @@ class GroupSoftmax(Criterion):
             start += max(slot) + 1
 
 
-def knobs(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some settings that a loss takes."""
+def build_criterion(
+    loss: LossConfig, classes: Sequence[str], counts: Sequence[int] | None = None, scale: float = 30.0
+) -> Criterion:
+    """Return the training loss of a configuration.
+
+    Args:
+        classes: the class names in the order of their index.
+        counts: training images of each class, [C].
+        scale: of a cosine head, between whose cosines the margins of ``ldam`` lie.
+
+    Raises:
+        LabError: an unknown loss, bins that leave a class out, or counts that are missing.
+    """
+    weights = None
+    if loss.class_weights != "none":
+        if counts is None:
+            raise LabError(
+                f"loss.class_weights={loss.class_weights} needs class_counts, the training images of each class: give "
+                "them, or class_weights=none"
+            )
+        weights = class_weights(counts, loss.class_weights, loss.beta).tolist()
+    options = options_of(loss.name, {**asdict(loss), "scale": scale})
+    if loss.name == "group_softmax":
+        good = classes.index(GOOD) if GOOD in classes else None
+        return GroupSoftmax(len(classes), counts, loss.posthoc, weights=weights, good=good, **options)
+    return Criterion(loss.name, len(classes), counts, loss.posthoc, weights=weights, **options)
+
+
+def options_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some settings that a loss takes."""
     return {key: settings[key] for key in inspect.signature(LOSSES[name]).parameters if key in settings}

@@ -41,7 +41,7 @@ def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = No
     Raises:
         LabError: the memory has fewer rows than are asked for.
     """
-    _require(len(memory) - (exclude is not None), k)
+    require_neighbours(len(memory) - (exclude is not None), k)
     # No index library: on one CPU thread the product of 32 queries with 10,000 images of 1280 features takes 24 ms and
     # the whole search 50, with 100,000 it is .2 and .6 s; a product has a few hundred images, which take 1 ms.
     if exclude is None:
@@ -114,67 +114,7 @@ class TextEncoder(nn.Module):
         return self.out((weights[..., None] * read).sum(1))
 
 
-class Retrieval(nn.Module):
-    """The branch of a classifier that looks images up; a checkpoint carries the memory.
-
-    Args:
-        features: D, what the fixed encoder gives for an image.
-        classes: the class names in the order of their index.
-        kind: fused: the base's logits + the text encoder's; retrieval: the text encoder's alone; knn: the neighbours'
-            vote, without any parameter.
-        neighbours: k, how many images are looked up.
-        memory: M, how many there are to look up.
-
-    Raises:
-        LabError: they are fewer than k + 1.
-    """
-
-    memory: Tensor
-    labels: Tensor
-
-    def __init__(self, features: int, classes: Sequence[str], kind: str, neighbours: int, memory: int) -> None:
-        super().__init__()
-        _require(memory - 1, neighbours)  # in training an image's own place is left out
-        self.kind, self.neighbours, self.num_classes = kind, neighbours, len(classes)
-        if kind != "knn":
-            self.text = TextEncoder(classes, neighbours)
-        self.register_buffer("memory", torch.zeros(memory, features))
-        self.register_buffer("labels", torch.full((memory,), -1))  # no label: a search before ``remember`` fails
-
-    @torch.no_grad()
-    def remember(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Fill the memory with the training images: what the fixed encoder gives, [M, D], and their labels, [M].
-
-        Raises:
-            LabError: the branch was made for another number of images or features.
-        """
-        given, made_for = (*embeddings.shape, *labels.shape), (*self.memory.shape, *self.labels.shape)
-        if given != made_for:
-            raise LabError(
-                f"model.head={self.kind} remembers {made_for[0]} images of {made_for[1]} features, not embeddings "
-                f"{list(embeddings.shape)} with labels {list(labels.shape)}: train it anew on these images"
-            )
-        self.memory.copy_(F.normalize(embeddings.float(), dim=1))
-        self.labels.copy_(labels)
-
-    def forward(self, base: Tensor, embeddings: Tensor, index: Tensor | None = None) -> Tensor:
-        """Logits [N, C]; of knn, log probabilities.
-
-        Args:
-            base: logits of the base, [N, C].
-            embeddings: the fixed encoder's, [N, D]. No gradient reaches them.
-            index: of each image its place in memory, which it must not find, whatever its augmentation, [N]; -1: it has
-                none; None: none of them has.
-        """
-        similarities, places = nearest(embeddings, self.memory, self.neighbours, index)
-        labels = self.labels[places]
-        if self.kind == "knn":
-            return vote(labels, self.num_classes)
-        logits = self.text(labels, similarities)
-        return base + logits if self.kind == "fused" else logits
-
-
-def _require(available: int, neighbours: int) -> None:
+def require_neighbours(available: int, neighbours: int) -> None:
     if available < neighbours:
         raise LabError(
             f"model.neighbours={neighbours} is more than the {max(available, 0)} training images that can be looked "

@@ -40,11 +40,11 @@ def fit(run: Run) -> None:
     )
     result.features = use_features(run.data, classifier, trainer)
     if result.features:
-        log.info("frozen up to %s, computed once: %s", classifier.prefix[-1], ", ".join(result.features))
+        log.info("frozen up to %s, computed once: %s", classifier.model.prefix[-1], ", ".join(result.features))
     if classifier.learns and (note := teach(run.data, classifier, trainer, training_seed(config))):
         log.info("%s", note)
     if config.trainer.compile:
-        classifier.compile_network()
+        classifier.model.compile_parts()
     if trainer.is_global_zero and run.step is None:
         log_first_batch(run)
     result.startup_seconds = time.perf_counter() - run.began

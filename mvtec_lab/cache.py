@@ -2,8 +2,8 @@
 
 An entry is complete or not there: it is written under another name and renamed, so that readers, other writers and a
 kill in the middle never meet. A checksum of all bytes stands behind the array, where NumPy does not look: an entry that
-does not match it is made again. A cache can be deleted at any time; a caller that gets no array goes on without one, to
-the same result.
+does not match it is made again. A cache can be deleted at any time; a caller that gets no array does without, with the
+same result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHECKSUM = 4  # bytes: CRC-32, at 7 GB a second far faster than a disk
 # Nothing else in the folder is ever touched, whatever folder somebody may name.
 _ENTRY, _UNFINISHED = re.compile(r".*_[0-9a-f]{20}\.npy"), re.compile(r".*_[0-9a-f]{20}_[0-9a-f]{32}\.tmp")
 _verified: set[tuple[str, int, int, int]] = set()  # entries are read whole once, not by every run of a sweep
-_said: set[str] = set()  # each trouble is told once, not by every run of a sweep
+_said: set[str] = set()  # every trouble is said once, not by every run of a sweep
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class ArrayCache:
     def get(
         self, name: str, key: Any, rows: int, dtype: str, blocks: Callable[[], Iterable[np.ndarray]]
     ) -> np.ndarray | None:
-        """The array [rows, ...] that belongs to ``key``, mapped from disk; None where it cannot be kept there.
+        """Return the array [rows, ...] that belongs to ``key``, mapped from disk; None where it cannot be kept there.
 
         Args:
-            name: of what, for whoever reads the folder.
+            name: what it holds, for a person who reads the folder.
             key: everything that the content depends on, as JSON takes it.
             blocks: makes the array, in consecutive pieces [n, ...]; whatever it raises leaves no entry.
         """
@@ -79,8 +79,8 @@ class ArrayCache:
         return array
 
     def entries(self) -> list[Entry]:
-        """What lies in the folder, the most recently used first; damaged files have no shape."""
-        found = []
+        """Return what lies in the folder, the most recently used first; damaged files have no shape."""
+        entries = []
         for path in self._files(_ENTRY):
             try:
                 array = np.load(path, mmap_mode="r")
@@ -88,8 +88,8 @@ class ArrayCache:
             except (OSError, ValueError, EOFError):
                 shape, dtype = (), "damaged"
             stat = path.stat()
-            found.append(Entry(path, shape, dtype, stat.st_size, stat.st_mtime))
-        return sorted(found, key=lambda entry: -entry.used)
+            entries.append(Entry(path, shape, dtype, stat.st_size, stat.st_mtime))
+        return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
         """Delete every entry, unfinished ones included; returns the bytes set free."""
@@ -172,7 +172,7 @@ class ArrayCache:
         total = sum(entry.bytes for entry in entries)
         while entries and total + needed > self.max_bytes:
             oldest = entries.pop()
-            oldest.path.unlink(missing_ok=True)  # whoever has it mapped keeps it until they are done
+            oldest.path.unlink(missing_ok=True)  # a process that has it mapped keeps it until it is done
             total -= oldest.bytes
         if shutil.disk_usage(self.folder).free < needed:
             self._say(f"{self.folder} has no room for {name} ({needed / 1e9:.3g} GB): going on without")

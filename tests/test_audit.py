@@ -200,7 +200,7 @@ def test_strict_refuses_a_run_and_a_sweep(lab, product: Path, tmp_path: Path, ca
         assert lab(*many, "audit=strict", "cache.dir=null") == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {'job base: ' if many else ''}audit=strict: ")
-        assert error.endswith("more): mend it, or audit=warn goes on\n")
+        assert error.endswith("more): repair it, or audit=warn continues\n")
         assert error.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before
 

@@ -23,12 +23,12 @@ _STATE = "mvtec_lab"  # where last.ckpt keeps what Lightning does not
 
 
 class Checkpoints(pl.Callback):
-    """Writes best.ckpt, the earliest epoch with the best ``monitor``, and last.ckpt, from which training can go on.
+    """Write best.ckpt, the earliest epoch with the best ``monitor``, and last.ckpt, from which training can resume.
 
     Lightning's own writes both in every epoch: a tenth of a second each for ResNet18, longer than an epoch on cached
     features. Here the best weights wait in memory, and both are written at the end and every half minute before.
 
-    last.ckpt is the state between two epochs, and a run that goes on from it repeats what was lost after it exactly.
+    last.ckpt is the state between two epochs, and a run that resumes from it repeats what was lost after it exactly.
     best.ckpt is written first: after a kill between the two it may come from an epoch that is to be repeated, whose
     equal score will not replace it.
 
@@ -42,7 +42,7 @@ class Checkpoints(pl.Callback):
         self.folder, self.monitor, self.about = folder, monitor, about
         self.sign = -1 if monitor.endswith("loss") else 1
         self.best: dict[str, Any] = {}
-        self._random: dict[str, Tensor] = {}  # of a checkpoint that was loaded, until training goes on
+        self._random: dict[str, Tensor] = {}  # of a checkpoint that was loaded, until training resumes
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,7 +79,7 @@ class Checkpoints(pl.Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self.best and trainer.is_global_zero:  # not last.ckpt: nothing can go on exactly from within an epoch
+        if self.best and trainer.is_global_zero:  # not last.ckpt: nothing resumes exactly from within an epoch
             with suppress(OSError, LabError):  # the exception counts, not that this cannot be written either
                 save_file(self.best, self.folder / BEST)
 
@@ -111,7 +111,7 @@ class Checkpoints(pl.Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lets Lightning write checkpoints as the lab does; its own go through the system's temporary folder."""
+    """Let Lightning write checkpoints as the lab does; its own go through the system's temporary folder."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -120,13 +120,13 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_last(folder: Path) -> dict[str, Any]:
-    """A run's last.ckpt, once it is certain that training can go on from it and from the best.ckpt beside it.
+    """Return a run's last.ckpt, once it is certain that training can resume from it and the best.ckpt beside it.
 
     Raises:
-        LabError: one of them is missing, damaged, or from a version that could not go on.
+        LabError: one of them is missing, damaged, or from a version that could not resume.
     """
     last, best = load_file(folder / LAST), load_file(folder / BEST)
     for name, checkpoint, key, kind in ((LAST, last, _STATE, dict), (BEST, best, "score", tuple)):
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
-            raise LabError(f"{folder / name} is no checkpoint to go on from")
+            raise LabError(f"{folder / name} is no checkpoint to resume from")
     return last

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a line an epoch, and history.csv."""
+"""What a run shows while it trains: a line per epoch, and history.csv."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """One row an epoch: its losses, metrics, learning rate, gradient norm and seconds (validation included), in
+    """Keep one row per epoch: its losses, metrics, learning rate, gradient norm and seconds (validation included), in
     history.csv and on one log line.
 
     Args:
-        path: of history.csv, written anew after every epoch.
+        path: of history.csv, rewritten after every epoch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,10 +63,10 @@ class History(pl.Callback):
                 len(str(trainer.max_epochs)),
                 trainer.current_epoch + 1,
                 trainer.max_epochs,
-                "   ".join(_told(metrics, part) for part in ("train", "val")),
+                "   ".join(_line(metrics, part) for part in ("train", "val")),
             )
 
 
-def _told(metrics: dict[str, float], part: str) -> str:
+def _line(metrics: dict[str, float], part: str) -> str:
     accuracy = metrics.get(f"{part}/accuracy")  # a one-class method has none
     return f"{part} loss {metrics[f'{part}/loss']:.3f}" + ("" if accuracy is None else f"  accuracy {accuracy:.3f}")

@@ -1,4 +1,4 @@
-"""From a configuration to the objects that a task works with. Writes nothing but the data set it may have to fetch."""
+"""From a configuration to its data and its directory. Nothing is written but a data set that has to be fetched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RANDOM_MARK = "random weights"
 
 
 def data_module(config: Config) -> MVTecDataModule:
-    """The data module of a configuration, its folder found or made, not yet scanned."""
+    """Return the data module of a configuration, not yet scanned; a missing folder is fetched or drawn."""
     d, s = config.data, config.split
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
@@ -61,10 +61,10 @@ def data_module(config: Config) -> MVTecDataModule:
 
 
 def training_seed(config: Config) -> int:
-    """What initial weights, batches and augmentation are drawn from.
+    """Return the seed of initial weights, batches and augmentation, another one for every fold.
 
-    Each fold draws its own: an attempt that is lucky in one draw would else be lucky in all of its folds, and the
-    folds would call that a difference.
+    With one seed for all, an attempt that is lucky in one draw would be lucky in all of its folds, and the folds would
+    call that a difference.
     """
     s = config.split
     if s.protocol != "kfold":
@@ -85,7 +85,7 @@ def build_data(config: Config, normalisation: tuple[Sequence[float], Sequence[fl
         data.warnings.insert(0, SAMPLE_MARK)
     if config.augment.views is not None:
         data.warnings.append(
-            f"augment.views={config.augment.views}: training sees so many augmented views of each image, not new ones"
+            f"augment.views={config.augment.views}: training sees this many views of each image, no new ones"
         )
     return data
 
@@ -111,11 +111,11 @@ def set_up(
     """Decode the images and audit them: what is found joins the warnings.
 
     Args:
-        checked: the files that a sweep's check found, by product folder.
+        checked: the files that a sweep's check read, by product folder.
         findings: of the configuration itself, which join those of the images.
 
     Raises:
-        LabError: a broken image, other files than the check found, or with ``audit=strict`` a finding.
+        LabError: a broken image, other files than the check read, or with ``audit=strict`` a finding.
     """
     data.setup()
     if (then := (checked or {}).get(str(data.folder.absolute()))) is not None:
@@ -124,7 +124,7 @@ def set_up(
     findings = [*data.findings(), *findings]
     if findings and config.audit == "strict":
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        raise LabError(f"audit=strict: {findings[0]}{more}: mend it, or audit=warn goes on")
+        raise LabError(f"audit=strict: {findings[0]}{more}: repair it, or audit=warn continues")
     data.warnings += findings
 
 
@@ -160,7 +160,7 @@ def claim(run_dir: str | Path, marker: str) -> Path:
             raise FileExistsError
         (run_dir / marker).touch(exist_ok=False)  # of two processes one succeeds
     except FileExistsError as error:
-        remedy = "go on with it (resume=true)" if marker == CONFIG else "remove it"
+        remedy = "resume it (resume=true)" if marker == CONFIG else "remove it"
         raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or {remedy}") from error
     except OSError as error:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"

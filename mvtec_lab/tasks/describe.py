@@ -52,23 +52,23 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """
     check(config)
     data = data_module(config)
-    found = scan(product_folder(data.root, None))
-    broken = _broken([found.folder / s.path for s in found.samples])
-    sound = [s for s in found.samples if found.folder / s.path not in broken]
+    scanned = scan(product_folder(data.root, None))
+    broken = _broken([scanned.folder / s.path for s in scanned.samples])
+    sound = [s for s in scanned.samples if scanned.folder / s.path not in broken]
     warnings = [SAMPLE_MARK] if config.data.name == "sample" else []
-    warnings += [*broken.values(), *(f"mask: {problem}" for problem in found.mask_problems)]
+    warnings += [*broken.values(), *(f"mask: {problem}" for problem in scanned.mask_problems)]
     try:
-        samples = split_samples(found.samples, data.split)
-        warnings += describe_oddities(found, samples)
-        sound_used = [s for s in samples if s.split and found.folder / s.path not in broken]
-        white = config.data.white or white_level([found.folder / s.path for s in sound_used if s.split == "train"])
-        warnings += too_bright([found.folder / s.path for s in sound_used], white)
-        pictures = MVTecDataset(found.folder, sound_used, image_size=data.image_size, white=white)
+        samples = split_samples(scanned.samples, data.split)
+        warnings += describe_oddities(scanned, samples)
+        sound_used = [s for s in samples if s.split and scanned.folder / s.path not in broken]
+        white = config.data.white or white_level([scanned.folder / s.path for s in sound_used if s.split == "train"])
+        warnings += too_bright([scanned.folder / s.path for s in sound_used], white)
+        pictures = MVTecDataset(scanned.folder, sound_used, image_size=data.image_size, white=white)
         warnings += audit(pictures) + problem_of(config.model.method).findings(config)
     except LabError as error:
         warnings.append(f"no split: {error}")
-        samples = [s for s in found.samples if config.split.pool == "all" or s.path.startswith("test/")]
-        white = config.data.white or white_level([found.folder / s.path for s in sound])
+        samples = [s for s in scanned.samples if config.split.pool == "all" or s.path.startswith("test/")]
+        white = config.data.white or white_level([scanned.folder / s.path for s in sound])
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
     by_split = {
@@ -78,28 +78,28 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     }
     train = by_split.get("train") or {name: sum(s.label == name for s in used) for name in classes}
     trained = [count for count in train.values() if count]  # a one-class method trains on good alone
-    sizes = Counter(image_size(found.folder / s.path) for s in sound)
+    sizes = Counter(image_size(scanned.folder / s.path) for s in sound)
     coverage = {
-        name: [mask_share(found.folder / s.mask) for s in sound if s.label == name and s.mask] for name in classes
+        name: [mask_share(scanned.folder / s.mask) for s in sound if s.label == name and s.mask] for name in classes
     }
-    official = CATEGORIES.get(found.folder.name) if config.data.name == "mvtec" else None
+    official = CATEGORIES.get(scanned.folder.name) if config.data.name == "mvtec" else None
     facts = {
         "data": config.data.name,
-        "category": found.folder.name,
-        "folder": str(found.folder),
+        "category": scanned.folder.name,
+        "folder": str(scanned.folder),
         "num_classes": len(classes),
         "classes": classes,
-        "images_found": len(found.samples),
+        "images_found": len(scanned.samples),
         "images_used": len(used),
         "split": vars(config.split),
         "classes_by_split": by_split,
-        "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in found.samples)),
+        "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in scanned.samples)),
         "official": {"train/good": official.train, **{f"test/{k}": v for k, v in official.test.items()}}
         if official
         else None,
         "imbalance_ratio": max(trained) / min(trained),
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
-        "white": white if any(peaks([found.folder / s.path for s in sound])) else None,
+        "white": white if any(peaks([scanned.folder / s.path for s in sound])) else None,
         "mask_coverage": {
             name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
             for name, c in coverage.items()
@@ -110,20 +110,20 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     run_dir = claim(run_dir, DATASET)
     write_whole(run_dir / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     if examples := [s for s in sound if s.label in classes]:
-        write_picture(run_dir / "dataset.jpg", _examples(found.folder, examples, classes, white))
+        write_picture(run_dir / "dataset.jpg", _examples(scanned.folder, examples, classes, white))
     _print(facts, run_dir)
     return facts
 
 
 def _broken(paths: list[Path]) -> dict[Path, str]:
-    """The files that cannot be read, with the reason."""
+    """Return the files that cannot be read, with the reason."""
     with bar() as progress:
         results = progress.track(attempts(paths, check_image), len(paths), description="checking images")
         return {path: str(error) for path, error in zip(paths, results, strict=True) if isinstance(error, LabError)}
 
 
 def _examples(folder: Path, samples: list[Sample], classes: list[str], white: int) -> Any:
-    """An example of each class, the rim of its defect drawn where there is a mask."""
+    """Draw an example of each class, with the outline of its defect where there is a mask."""
     pictures = []
     examples = {s.label: s for s in reversed(samples)}  # the first of each class
     shown = [name for name in classes if name in examples]  # not a class of broken files alone

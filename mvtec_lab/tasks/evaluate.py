@@ -141,7 +141,7 @@ def _figure(value: float | None) -> str:
 
 
 def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
-    """The product folder of a checkpoint's run and the rows of its samples.csv; None: its files are not beside it."""
+    """Return the product folder of a checkpoint's run and the rows of its samples.csv; None without these files."""
     run, rows = origin_of(ckpt), table_of(ckpt.parent, SAMPLES, "path", "split")
     if run is None or rows is None:
         return None
@@ -159,10 +159,10 @@ def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
 
 
 def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
-    """A warning where images that are judged trained the checkpoint or chose its threshold, as its run's files tell."""
+    """Return a warning where judged images trained the checkpoint or chose its threshold, as its run's files say."""
     run = run_of(ckpt)
     if run is None:
-        return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images cannot be told"]
+        return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images is not known"]
     folder, rows = run
     if any(row.get("digest") for row in rows):  # wherever the images lie now
         # Of two images with the same contents the one that trained counts.

@@ -53,8 +53,8 @@ class Source:
         self.broken: list[str] = []  # why each of them cannot be read, a line each
         self.images = [self.path]
         if self.path.is_dir():
-            found = list_images(self.path, deep=True)
-            self.images, self.left_out, self.broken = found.images, found.left_out, found.unusable
+            listed = list_images(self.path, deep=True)
+            self.images, self.left_out, self.broken = listed.images, listed.left_out, listed.unusable
             if not self.images and not self.broken:
                 left_out = "".join(f"; {line}" for line in name_left_out(self.left_out, self.path))
                 raise LabError(
@@ -85,7 +85,7 @@ class Source:
                 yield path, result
 
     def name(self, path: Path) -> str:
-        """An image's path below the source."""
+        """Return the path of an image below the source."""
         return path.name if path == self.path else path.relative_to(self.path).as_posix()
 
     def report(self, predicted: int) -> None:

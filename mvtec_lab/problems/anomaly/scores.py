@@ -48,13 +48,13 @@ class Scored:
         return np.array([kind != GOOD for kind in self.kinds], dtype=bool)
 
     def worst_first(self, value: float) -> np.ndarray:
-        """The places of the images, mistakes first, by how far each lies on the wrong side of the threshold."""
+        """Return the indices of the images: mistakes first, the farthest from the threshold first."""
         beyond = np.where(self.defect, self.scores - value, value - self.scores)
         return np.lexsort((beyond, (self.scores > value) == self.defect))
 
 
 class Reading:
-    """One pass over images in batches [N, 3, S, S]; it tells how many, so that a method knows what memory it needs."""
+    """Pass over images once, in batches [N, 3, S, S]; its length lets a method estimate the memory it needs."""
 
     def __init__(self, dataset: MVTecDataset, batch_size: int, device: torch.device) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
@@ -71,19 +71,19 @@ class Reading:
 def score(
     detector: AnomalyDetector, dataset: MVTecDataset, batch_size: int, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-    """Raw scores [N] of all images, and their maps as the method gives them; None where it does not localise."""
+    """Return the raw scores [N] of all images, and their maps; None where the method does not localise."""
     detector.to(device).eval()
-    found: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
     maps: list[np.ndarray] | None = []
     with bar() as progress, torch.no_grad():
         for images in progress.track(Reading(dataset, batch_size, device), description="scoring images"):
-            each = detector.scored(images)
-            found.append(each.image.float().cpu().numpy())
-            if each.map is None:
+            scored = detector.scored(images)
+            scores.append(scored.image.float().cpu().numpy())
+            if scored.map is None:
                 maps = None
             elif maps is not None:
-                maps += list(each.map.float().cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0, np.float32), maps
+                maps += list(scored.map.float().cpu().numpy())
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32), maps
 
 
 def figures(test: Scored, run: Run, value: float) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def figures(test: Scored, run: Run, value: float) -> dict[str, Any]:
     metrics = image_figures(test.scores, test.kinds, value)
     intervals: dict[str, Any] = image_intervals(test.scores, test.kinds)
     if test.maps is not None and test.defect.any():
-        found = _pixel_figures(test, run, intervals)
-        for kind, values in found.pop("by_type", {}).items():
+        of_pixels = _pixel_figures(test, run, intervals)
+        for kind, values in of_pixels.pop("by_type", {}).items():
             metrics["by_type"][kind] |= values
-        metrics |= found
+        metrics |= of_pixels
     metrics["intervals"] = intervals
     return metrics
 
@@ -111,15 +111,15 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
         run.warn("no defect has a mask: pixel metrics are left out")
         return {}
     pixels.save(run.run_dir / PIXELS)
-    found = pixels.metrics()
+    metrics = pixels.metrics()
     intervals |= pixels.intervals()
-    if found["missing_masks"]:
-        run.warn(f"{found['missing_masks']} defect image(s) without a mask count in no pixel metric")
-    return {key: found[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro", "by_type")}
+    if metrics["missing_masks"]:
+        run.warn(f"{metrics['missing_masks']} defect image(s) without a mask count in no pixel metric")
+    return {key: metrics[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro", "by_type")}
 
 
 def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]:
-    """Of predictions.csv."""
+    """Return the rows of predictions.csv."""
     return [
         {
             "split": "test" if name == "test" else "val",
@@ -152,8 +152,13 @@ def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
 
 
 def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
-    """The worst misses (or what comes nearest), the worst false alarms and typical images: each as it is, its map, and
-    outlines of mask and map; all maps on one scale. ``order``: mistakes first."""
+    """Draw the worst misses (or the nearest to one), the worst false alarms and typical images.
+
+    Every image stands beside its map and the outlines of mask and map; all maps are on one scale.
+
+    Args:
+        order: indices of the images, mistakes first.
+    """
     test = scored["test"]
     assert test.maps is not None
     calm = scored["val"].maps if "val" in scored else None
@@ -170,7 +175,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
             roles.setdefault(i, "typical ")
     # From the highest twentieth of a usual good map, so that good images look calm, to where most defects' maps end.
     low = float(np.median([np.quantile(heat, 0.95) for heat in calm]))
-    tops = [each.max() for each, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
+    tops = [heat.max() for heat, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
     for i, role in roles.items():

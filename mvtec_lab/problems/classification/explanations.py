@@ -22,7 +22,7 @@ SAID = {True: "peak inside the mask", False: "peak outside the mask", None: "no 
 def explain(
     classifier: DefectClassifier, outcome: Outcome, batch_size: int
 ) -> tuple[dict[str, Any] | None, np.ndarray | None]:
-    """How often the map of the predicted class peaks inside the defect's mask, and a picture of it.
+    """Count how often the map of the predicted class peaks inside the defect's mask, and draw it.
 
     Returns:
         ``RunResult.explained``, and the worst mistakes (where there are none, the least certain of what is right), each
@@ -33,7 +33,7 @@ def explain(
     shown = ([i for i in order if not right[i]] or order)[:SHOWN]
     places = [i for i, sample in enumerate(dataset.samples) if sample.mask or i in shown]
     tiles: dict[int, tuple[np.ndarray, bool | None]] = {}
-    found: list[tuple[bool, bool, float]] = []  # of each image with a mask: right, peak inside, the mask's share
+    masked: list[tuple[bool, bool, float]] = []  # of each image with a mask: right, peak inside, the mask's share
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         maps = activation_maps(classifier, dataset[batch]["image"], torch.from_numpy(predictions[batch]))
@@ -43,15 +43,15 @@ def explain(
             mask, inside = mask_of(dataset, i), None
             if mask is not None:  # the peak is looked up at the mask's own size: made smaller, a thin one has gaps
                 inside = bool(mask[tuple(((peak + 0.5) * mask.shape / len(heat)).astype(int))])
-                found.append((bool(right[i]), inside, float(mask.mean())))
+                masked.append((bool(right[i]), inside, float(mask.mean())))
             if i in shown:
                 tiles[i] = heat_over(dataset.picture(i), heat, peak, mask), inside
     explained = {
-        "images": len(found),
-        "peak_in_mask": sum(inside for _, inside, _ in found),
-        "mistakes": sum(not right for right, _, _ in found),
-        "mistakes_peak_in_mask": sum(inside and not right for right, inside, _ in found),
-        "chance": float(np.mean([share for *_, share in found])) if found else None,
+        "images": len(masked),
+        "peak_in_mask": sum(inside for _, inside, _ in masked),
+        "mistakes": sum(not right for right, _, _ in masked),
+        "mistakes_peak_in_mask": sum(inside and not right for right, inside, _ in masked),
+        "chance": float(np.mean([share for *_, share in masked])) if masked else None,
     }
     pictures = [picture for i in shown for picture in (dataset.picture(i), tiles[i][0])]
     captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]

@@ -20,7 +20,7 @@ BATCH = 32
 
 
 def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer) -> list[str]:
-    """Let a data module load features: validation and test images', and training images' that are not drawn anew.
+    """Let a data module load features: of validation and test images, and of training images that stay the same.
 
     Returns:
         The splits that it loads so; none where no stage is frozen or the module has no cache.
@@ -72,8 +72,8 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
     return sorted(data.features)
 
 
-def teach(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer, seed: int) -> str | None:
-    """Let a classifier that has to know the training images take them in, as they are, not augmented.
+def learn_images(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer, seed: int) -> str | None:
+    """Show a classifier the training images that its head has to know, as they are, not augmented.
 
     Returns:
         What it has to say about them, in one line.

@@ -27,7 +27,7 @@ class Outcome:
         return self.probabilities.argmax(axis=1)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of predictions.csv."""
+        """Return the rows of predictions.csv."""
         classes = self.dataset.classes
         return [
             {
@@ -43,12 +43,12 @@ class Outcome:
         ]
 
     def order(self) -> np.ndarray:
-        """The places of the images, the worst mistakes first: by the probability that the true class was given."""
+        """Return the indices of the images, the worst mistakes first: by the probability of the true class."""
         of_truth = self.probabilities[np.arange(len(self.labels)), self.labels]
         return np.lexsort((of_truth, self.predictions == self.labels))
 
     def caption(self, place: int) -> str:
-        """What an image is, and what it was taken for."""
+        """Say what an image is, and what it was taken for."""
         classes, label, prediction = self.dataset.classes, self.labels[place], self.predictions[place]
         if prediction == label:
             return classes[label]
@@ -56,7 +56,7 @@ class Outcome:
 
     @cached_property
     def page(self) -> np.ndarray:
-        """The first images of that order on a sheet, [H, W, 3] uint8."""
+        """Draw the first images of that order on a sheet, [H, W, 3] uint8."""
         shown, right = self.order()[:SHOWN], self.predictions == self.labels
         pictures = [self.dataset.picture(i) for i in shown]
         return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown])

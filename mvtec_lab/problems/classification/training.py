@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from mvtec_lab.engine.pictures import log_picture, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import training_seed
-from mvtec_lab.problems.classification.features import teach, use_features
+from mvtec_lab.problems.classification.features import learn_images, use_features
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def fit(run: Run) -> None:
     result.features = use_features(run.data, classifier, trainer)
     if result.features:
         log.info("frozen up to %s, computed once: %s", classifier.model.prefix[-1], ", ".join(result.features))
-    if classifier.learns and (note := teach(run.data, classifier, trainer, training_seed(config))):
+    if classifier.learns and (note := learn_images(run.data, classifier, trainer, training_seed(config))):
         log.info("%s", note)
     if config.trainer.compile:
         classifier.model.compile_parts()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,11 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, is_text, printable
+from mvtec_lab.knobs import GROUPS
+from mvtec_lab.problems import option_kinds
 
 _GROUPS = ("attempt", "study", "data", "augment", "optimizer", "scheduler")  # whose choices are names of files
+OPTIONS = "model.options."  # of a method, which are no keys of the classes
 _HYDRA_TEXT = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ELEMENT = re.compile(rf"\s*({_QUOTED}|(?:\$\{{[^}}]*\}}|[^,])*?)\s*,")
@@ -68,12 +71,26 @@ def override(words: str, sweep: bool = False) -> str:
     name = key.lstrip("+~")
     if _CODE.fullmatch(name):
         raise LabError(f"{words} is refused, it could run code: --config-dir=FOLDER adds files of your own")
+    if name.startswith(OPTIONS) and key == name:
+        key = f"++{name}"  # Hydra would refuse a key that the default configuration lacks
     return key + equals + text(name, value, sweep)
+
+
+def typed_keys(words: Collection[str]) -> dict[str, str]:
+    """Return the lab's keys among ``key=value`` words, with their values; a group stands for its `name` key."""
+    typed: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        key = "augment.transforms" if key.startswith("augment.transforms") or key == "augment" else GROUPS.get(key, key)
+        typed[key] = value
+    return typed
 
 
 def text(key: str, value: str, sweep: bool = False) -> str:
     """Return a key's value as Hydra is to read it, several in a sweep."""
     known = text_keys()
+    if key.startswith(OPTIONS) and (kinds := option_kinds(key.removeprefix(OPTIONS)) & {str, list}):
+        known = {key: list in kinds}
     if key in _GROUPS:  # names alone: lists and functions stay Hydra's
         names = value.split(",") if sweep else [value]
         return ",".join(_quoted(name) if re.fullmatch(r"[\w./+-]+", name) else name for name in names)

@@ -18,7 +18,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.utils import _run_hydra
@@ -34,14 +34,15 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from mvtec_lab.arguments import override, parse, text
-from mvtec_lab.config import Config, settings, validate
-from mvtec_lab.effects import idle, typed_keys
+from mvtec_lab import problems
+from mvtec_lab.arguments import OPTIONS, override, parse, text, typed_keys
+from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import TAKEN, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.grid import cross_validate, grid, launcher_of, share_out
+from mvtec_lab.knobs import asks, settings
 from mvtec_lab.own import OWN, keys, own_files
 from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
 
@@ -52,18 +53,30 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if (d / "config.yaml").is_file())
 
 MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
-# A task is a function (config, run directory) -> anything; it is imported when it is called for.
+
+
+class Task(NamedTuple):
+    """A command of the lab: a function (config, run directory) -> anything, imported when it is called."""
+
+    function: str
+    reads: tuple[str, ...] = ()  # how the keys begin that it reads
+    ignores: tuple[str, ...] = ()  # keys that it does not read although they begin so
+
+
+_DATA = ("data.", "split.", "seed", "cache.", "audit")
 TASKS = {
-    "train": "mvtec_lab.tasks.train:run_attempt",
-    "describe": "mvtec_lab.tasks.describe:describe",
-    "backbones": "mvtec_lab.tasks.backbones:list_backbones",
-    "evaluate": "mvtec_lab.tasks.evaluate:evaluate",
-    "predict": "mvtec_lab.tasks.predict:predict",
-    "export": "mvtec_lab.tasks.export:export",
-    "cache": "mvtec_lab.tasks.cache:list_cache",
-    "clear_cache": "mvtec_lab.tasks.cache:clear_cache",
-    "compare": "mvtec_lab.tasks.compare:compare_runs",
+    "train": Task("mvtec_lab.tasks.train:run_attempt", ("",), ignores=("ckpt", "source", "dirs")),
+    "describe": Task("mvtec_lab.tasks.describe:describe", (*_DATA, "augment.", "loss.", "model.")),
+    "backbones": Task("mvtec_lab.tasks.backbones:list_backbones"),
+    # The checkpoint holds the size of its images and their white.
+    "evaluate": Task("mvtec_lab.tasks.evaluate:evaluate", (*_DATA, "ckpt"), ignores=("data.image_size", "data.white")),
+    "predict": Task("mvtec_lab.tasks.predict:predict", ("data.batch_size", "ckpt", "source")),
+    "export": Task("mvtec_lab.tasks.export:export", ("ckpt",)),
+    "cache": Task("mvtec_lab.tasks.cache:list_cache", ("cache.",)),
+    "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", ("cache.",)),
+    "compare": Task("mvtec_lab.tasks.compare:compare_runs", ("verdict.", "dirs")),
 }
+_READ_BY_ALL = ("task", "attempt", "cv.", "resume")  # a cross-validation is any sweep's
 
 # Hydra's plugins -> the extra that installs them.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
@@ -297,7 +310,7 @@ def compose(*overrides: str) -> Config:
         with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra.compose("config", [override(words) for words in overrides], return_hydra_config=True)
             config = _to_config(composed, composed.hydra.runtime.choices)
-            validate(config, typed_keys(overrides))
+            check(config, typed_keys(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
     return config
@@ -312,7 +325,7 @@ def _job(cfg: DictConfig) -> _Status:
         config, typed = _to_config(cfg, job.runtime.choices), typed_keys(job.overrides.task)
         if job.mode == RunMode.MULTIRUN:
             typed = _settle(config, typed)
-        validate(config, typed)
+        check(config, typed)
         options: dict[str, Any] = {}
         if config.task == "evaluate":
             given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
@@ -323,7 +336,7 @@ def _job(cfg: DictConfig) -> _Status:
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
         with command_line_settings():  # a launcher's own process
-            result = _task(config.task)(config, run_dir, **options)
+            result = _function(_task(config.task))(config, run_dir, **options)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new
             result.save()
@@ -429,11 +442,15 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
         result.save()
 
 
-def _task(name: str) -> Callable[[Config, Path], Any]:
+def _task(name: str) -> Task:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
-    module, function = TASKS[name].split(":")
-    return getattr(importlib.import_module(module), function)
+    return TASKS[name]
+
+
+def _function(task: Task) -> Callable[..., Any]:
+    module, name = task.function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
@@ -447,29 +464,58 @@ def _to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
     return config
 
 
+def check(config: Config, typed: Mapping[str, str]) -> None:
+    """Check a configuration, and that its task reads every key that was typed.
+
+    Raises:
+        LabError: the first mistake.
+    """
+    for reason in unread(config, typed).values():
+        raise LabError(reason)
+    problems.check(config, typed)
+
+
+def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the error line of every typed key that the configuration's task does not read."""
+    task, values = _task(config.task), settings(config)
+    lines: dict[str, str] = {}
+    for key in typed:
+        read = key.startswith((*_READ_BY_ALL, *task.reads)) and key not in task.ignores
+        if asks(value := values.get(key)) and not read:
+            said = key if isinstance(value, dict) else f"{key}={value}"
+            lines[key] = f"{said} does nothing for task={config.task}: leave it out"
+    return lines
+
+
+def idle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the error line of every key that was given and has no effect, whatever the reason."""
+    return problems.idle(config, typed) | unread(config, typed)
+
+
 def _settle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
-    """Take back what was typed for a sweep's other jobs and has no effect in this one; what remains as typed."""
+    """Reset what was typed for a sweep's other jobs and has no effect in this one; return what remains as typed."""
     default, left = Config(), dict(typed)
-    while idle_keys := idle(settings(config), settings(default), left).keys() & left:  # one may lean on another
+    while idle_keys := idle(config, left).keys() & left:  # one may depend on another
         for key in idle_keys:
             del left[key]
             section, _, name = key.rpartition(".")
-            if name == "name" and section in ("optimizer", "scheduler"):  # with all that its group's file said
+            if name == "name" and section in ("optimizer", "scheduler"):  # with all that its group's file set
                 setattr(config, section, getattr(default, section))
+            elif key.startswith(OPTIONS):
+                del config.model.options[name]
             elif section:
                 setattr(getattr(config, section), name, getattr(getattr(default, section), name))
     return left
 
 
 def _refuse_idle(configs: list[Config], typed: list[dict[str, str]]) -> None:
-    """Refuse what was typed for a sweep and has an effect in none of its jobs, or makes several of one."""
-    default = settings(Config())
-    found = [idle(settings(config), default, given) for config, given in zip(configs, typed, strict=True)]
-    for key in {key: None for reasons in found for key in reasons}:
-        reason = next(reasons[key] for reasons in found if key in reasons)
+    """Refuse what was typed for a sweep and has an effect in none of its jobs, or would make several jobs equal."""
+    lines_of_jobs = [idle(config, given) for config, given in zip(configs, typed, strict=True)]
+    for key in {key: None for lines in lines_of_jobs for key in lines}:
+        line = next(lines[key] for lines in lines_of_jobs if key in lines)
         varied = len({given.get(key) for given in typed}) > 1
-        if key in typed[0] and (varied or all(key in reasons for reasons in found)):
-            raise LabError(reason)
+        if key in typed[0] and (varied or all(key in lines for lines in lines_of_jobs)):
+            raise LabError(line)
 
 
 def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
@@ -482,11 +528,11 @@ def _check(jobs: list[DictConfig], sweep_dir: Path) -> None:
     _refuse_idle(configs, typed)
     for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
         with _of_job(job, len(jobs)):
-            validate(config, _settle(config, given))
+            check(config, _settle(config, given))
     if jobs and not _nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
     for job, config in zip(jobs, configs, strict=True):
-        _task(config.task)
+        _function(_task(config.task))
         if not _numbered(job):
             directory = sweep_dir / job.hydra.sweep.subdir
             if directory in taken:

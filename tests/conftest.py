@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvtec_lab.problems import METHODS
+
+ONE_CLASS_METHODS = [name for name in METHODS.names() if METHODS[name].problem == "anomaly"]
 SIZE = 24  # pixels of a tiny image
 COUNTS = {"good": 10, "crack": 6, "hole": 6}
 
@@ -106,7 +109,6 @@ READ = {
 @pytest.fixture
 def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
-    from mvtec_lab.effects import FIT_ONCE, FROM_SCRATCH
     from mvtec_lab.sweep import main
 
     monkeypatch.chdir(tmp_path)
@@ -114,14 +116,16 @@ def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     def run(*arguments: str) -> int:
         task = next((a[5:] for a in arguments if a.startswith("task=")), "train")
         attempt = next((a[8:] for a in arguments if a.startswith("attempt=")), "base")
+        of_method = attempt.removesuffix("_ssim")
+        method = METHODS[of_method if of_method in METHODS else "classifier"]
         small = [
             "data=folder",
             f"data.root={product}",
             f"data.image_size={SIZE}",
             "data.batch_size=8",
-            *([] if attempt.startswith(FROM_SCRATCH) else [f"model.backbone={tiny_net}"]),
+            *([f"model.backbone={tiny_net}"] if method.backbone else []),
             "model.weights=null",
-            *([] if attempt in FIT_ONCE else ["trainer.max_epochs=2"]),
+            *(["trainer.max_epochs=2"] if method.trains else []),
             "trainer.accelerator=cpu",
             f"cache.dir={tmp_path / 'cache'}",
         ]

@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from conftest import ONE_CLASS_METHODS
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial.distance import cdist, mahalanobis
 from sklearn.covariance import LedoitWolf
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.models._api import BUILTIN_MODELS
 from torchvision.ops import Permute
 
-from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly import features, frozen
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
@@ -95,7 +95,7 @@ def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tin
 
 
 def test_what_trains_draws() -> None:
-    for name in DETECTORS:
+    for name in ONE_CLASS_METHODS:
         made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}.detector").Detector
         assert made.draws or not made.trains
         assert made.draws == (name not in DRAWS_NOTHING)
@@ -182,14 +182,14 @@ def test_no_images_is_one_line(name: str, tiny_net: str) -> None:
 @pytest.mark.parametrize(
     ("name", "knobs", "says"),
     [
-        ("patchcore", {"coreset": 0.0}, "model.coreset=0.0"),
-        ("patchcore", {"coreset": 1.5}, "model.coreset=1.5"),
+        ("patchcore", {"coreset": 0.0}, "model.options.coreset=0.0"),
+        ("patchcore", {"coreset": 1.5}, "model.options.coreset=1.5"),
         ("padim", {"dimensions": 25}, "have 24 channels"),
         ("gaussian", {"dimensions": 24}, "have 24 channels"),
         ("ocsvm", {"dimensions": 0}, "have 24 channels"),
-        ("kmeans", {"clusters": 0}, "model.clusters=0"),
-        ("nearest", {"neighbours": 0}, "model.neighbours=0"),
-        ("spade", {"neighbours": 0}, "model.neighbours=0"),
+        ("kmeans", {"clusters": 0}, "model.options.clusters=0"),
+        ("nearest", {"neighbours": 0}, "model.options.neighbours=0"),
+        ("spade", {"neighbours": 0}, "model.options.neighbours=0"),
     ],
 )
 def test_a_knob_out_of_range_is_one_line(name: str, knobs: dict[str, float], says: str, tiny_net: str) -> None:
@@ -288,7 +288,7 @@ def test_a_bank_is_capped_with_a_remark(tiny_net: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(patchcore, "LARGEST", 50)
     found = fitted("patchcore", tiny_net, coreset=0.5)
     assert len(found.model.bank) == 50
-    assert found.remarks == ["model.coreset=0.5 asks for 3456 patches: the bank ends at 50"]
+    assert found.remarks == ["model.options.coreset=0.5 asks for 3456 patches: the bank ends at 50"]
 
 
 def test_a_patch_is_the_mean_of_its_neighbourhood_in_every_layer() -> None:

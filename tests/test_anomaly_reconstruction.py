@@ -143,7 +143,7 @@ def test_a_size_of_nothing_is_refused(method: str, knob: str, value: int) -> Non
 
 
 def test_an_unknown_reconstruction_is_refused() -> None:
-    with pytest.raises(LabError, match=r"unknown model.reconstruction 'l1'.* l2, ssim"):
+    with pytest.raises(LabError, match=r"unknown model.options.reconstruction 'l1'.* l2, ssim"):
         build("autoencoder", reconstruction="l1")
 
 

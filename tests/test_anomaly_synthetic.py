@@ -296,7 +296,7 @@ def test_deep_svdd_draws_good_images_together(fitted: Callable[[str], AnomalyDet
 
 
 def test_deep_svdd_has_no_more_dimensions_than_channels(tiny_net: str) -> None:
-    with pytest.raises(LabError, match=r"model.dimensions=25 is out of range: these layers have 24 channels"):
+    with pytest.raises(LabError, match=r"model.options.dimensions=25 is out of range: these layers have 24 channels"):
         build("deep_svdd", tiny_net, dimensions=25)
 
 

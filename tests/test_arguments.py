@@ -35,8 +35,9 @@ def test_what_hydra_means_by_text_stays(monkeypatch: pytest.MonkeyPatch) -> None
     assert compose("data.root='a,b'").data.root == compose('data.root="a,b"').data.root == "a,b"
     assert compose("data.root=${oc.env:PLACE}/x").data.root == "there/x"
     assert Path(compose("data.root=~/x").data.root or "") == Path("/somebody/x")
-    assert compose("attempt=patchcore", "model.layers=[features.6, '1,5']").model.layers == ["features.6", "1,5"]
-    assert compose("model.layers=null").model.layers is None
+    listed = compose("attempt=patchcore", "model.options.layers=[features.6, '1,5', 2024_05]")
+    assert listed.model.options == {"layers": ["features.6", "1,5", "2024_05"]}
+    assert compose("attempt=padim", "model.options.layers=null").model.options == {"layers": None}
     assert compose("task=compare", "dirs=s/head,seed=0").dirs == ["s/head,seed=0"]  # one needs no brackets
     assert compose("task=compare", "dirs=[]").dirs == []
     assert compose("optimizer.lr=1e-2", "trainer.precision=32").trainer.precision == "32"

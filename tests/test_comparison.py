@@ -524,7 +524,7 @@ def test_cross_validation_is_a_sweep(lab, tmp_path: Path, capsys: pytest.Capture
         (("cv.folds=3",), "cv.folds=3 makes a sweep: give -m"),
         (("+study=bottle",), "study=bottle is a sweep: give -m as well"),
         (("-m", "+study=bottle,cable"), "a study is a sweep of its own: give one a command"),
-        (("reported.accuracy=70",), "give a fraction, 0.7 for 70%"),
+        (("reported.accuracy=70",), "reported.accuracy=70.0 is out of range: give 0 to 1"),
         (("task=compare",), "task=compare needs dirs="),
         (("task=compare", "dirs=[nowhere]"), "nowhere holds no run"),
     ],

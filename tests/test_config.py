@@ -6,8 +6,9 @@ from dataclasses import asdict
 from functools import cache
 
 import pytest
+from conftest import ONE_CLASS_METHODS
 
-from mvtec_lab.config import DETECTORS, OPTIMIZERS, SCHEDULERS, Config, validate
+from mvtec_lab.config import OPTIMIZERS, SCHEDULERS, Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import optim
 from mvtec_lab.sweep import CONF, compose
@@ -33,7 +34,7 @@ CLAIMS = {
 }
 # One-class attempts, by their method; how long and how fast they learn is their files' business.
 ONE_CLASS = {
-    **{name: name for name in DETECTORS},
+    **{name: name for name in ONE_CLASS_METHODS},
     "autoencoder_ssim": "autoencoder",
 }
 LEARNING = ("optimizer.", "trainer.max_epochs", "trainer.patience", "data.image_size", "data.batch_size", "augment.")
@@ -110,8 +111,7 @@ def test_a_one_class_attempt_claims_its_method(attempt: str, method: str) -> Non
     before, composed = composed_once("base"), flat(asdict(compose(f"attempt={attempt}")))
     differing = {k: v for k, v in composed.items() if before.get(k) != v and not k.startswith(LEARNING)}
     assert differing.pop("attempt") == attempt
-    assert differing.pop("model.neighbours", 5) == (50 if attempt == "spade" else 5)
-    assert differing.pop("model.reconstruction", "l2") == ("ssim" if attempt.endswith("ssim") else "l2")
+    assert differing.pop("model.options.reconstruction", "l2") == ("ssim" if attempt.endswith("ssim") else "l2")
     assert differing == {"model.method": method, "split.protocol": "one_class", "data.masks": "optional"}
 
 
@@ -161,8 +161,8 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("loss.name=focl", "unknown loss.name 'focl': did you mean focal?"),
         ("loss.name=ldam", "give model.head=cosine"),
         ("loss.name=group_softmax", "give loss.class_weights=none"),
-        ("loss.bins=[10,5]", "loss.bins=[10, 5] parts no counts"),
-        ("loss.bins=0", "loss.bins=0 parts no counts"),
+        ("loss.bins=[10,5]", "loss.bins=[10, 5] divides no counts"),
+        ("loss.bins=0", "loss.bins=0 divides no counts"),
         ("loss.defer=1", "loss.defer=1.0 is out of range"),
         ("loss.defer=0.5 loss.class_weights=none", "has nothing to defer"),
         ("loss.defer=0.5 trainer.patience=3", "leave one of them out"),
@@ -202,13 +202,23 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("attempt=patchcore data.sampler=inverse", "data.sampler=inverse does nothing for model.method=patchcore"),
         ("attempt=autoencoder augment.mix=mixup", "augment.mix=mixup does nothing for model.method=autoencoder"),
         ("attempt=autoencoder scheduler=cosine", "scheduler.name=cosine does nothing for model.method=autoencoder"),
-        ("attempt=padim model.clusters=5", "does nothing for model.method=padim: it is a knob of kmeans"),
-        ("model.coreset=0.1", "does nothing for model.method=classifier: it is a knob of patchcore"),
-        ("model.layers=[layer2]", "does nothing for model.method=classifier: it is a knob of patchcore, padim"),
+        ("attempt=padim model.options.clusters=5", "does nothing for model.method=padim: it is an option of kmeans"),
+        ("model.options.coreset=0.1", "does nothing for model.method=classifier: it is an option of patchcore"),
+        (
+            "model.options.layers=[layer2]",
+            "model.method=classifier: it is an option of deep_svdd, gaussian",
+        ),
         ("threshold.rule=best_f1", "does nothing for model.method=classifier: it is for one-class methods"),
         ("attempt=fanogan trainer.patience=3", "might stop fanogan before its encoder"),
-        ("attempt=patchcore model.coreset=0", "model.coreset=0.0 is out of range: give a share above 0, up to 1"),
-        ("attempt=memae model.slots=0", "model.slots=0 is out of range: give 2 or more"),
+        (
+            "attempt=patchcore model.options.coreset=0",
+            "model.options.coreset=0 is out of range: give a number above 0, up to 1",
+        ),
+        ("attempt=patchcore model.options.corset=0.1", "unknown option of patchcore 'corset': did you mean coreset?"),
+        ("attempt=rotation model.options.turns=3", "model.method=rotation has no options: leave out"),
+        ("attempt=padim model.options.dimensions=many", "model.options.dimensions=many is not a whole number"),
+        ("attempt=padim model.options.dimensions=1.5", "model.options.dimensions=1.5 is not a whole number"),
+        ("attempt=memae model.options.slots=0", "model.options.slots=0 is out of range: give 2 or more"),
         ("attempt=fanogan trainer.max_epochs=1", "give 2 or more"),
         ("attempt=patchcore threshold.rule=synthetc", "unknown threshold.rule 'synthetc': did you mean synthetic?"),
         ("attempt=patchcore split.pool=all", "leave out split.val_is_test, split.per_class, split.file and split.pool"),

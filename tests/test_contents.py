@@ -14,7 +14,7 @@ from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import main
 
-LAYERS = "model.layers=[features.relu1,features.relu2]"
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 
 
 def lose_a_class(product: Path) -> str:

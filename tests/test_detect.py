@@ -26,9 +26,9 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import RunResult, find_runs, read_csv
 
 Run = Callable[..., int]
-PATCHCORE = ("attempt=patchcore", "model.layers=[features.relu1,features.relu2]")
+PATCHCORE = ("attempt=patchcore", "model.options.layers=[features.relu1,features.relu2]")
 # 32: the least that networks which reconstruct give back
-AUTOENCODER = ("attempt=autoencoder", "data.image_size=32", "model.latent=8", "optimizer.lr=0.001")
+AUTOENCODER = ("attempt=autoencoder", "data.image_size=32", "model.options.latent=8", "optimizer.lr=0.001")
 RUN_FILES = {
     "best.ckpt", "config.yaml", "explanations.jpg", "mistakes.jpg", "pixels.npz", "predictions.csv", "result.json",
     "run.log", "samples.csv",
@@ -113,13 +113,13 @@ def test_the_map_threshold_is_a_quantile_of_the_highest_scores_of_good_maps(run,
 
 def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patchcore, "LARGEST", 50)
-    remark = "model.coreset=0.5 asks for 720 patches: the bank ends at 50"
-    assert remark in run("run", *PATCHCORE, "model.coreset=0.5").warnings
+    remark = "model.options.coreset=0.5 asks for 720 patches: the bank ends at 50"
+    assert remark in run("run", *PATCHCORE, "model.options.coreset=0.5").warnings
     assert (tmp_path / "run/run.log").read_text().count(remark) == 1
 
 
 def test_a_method_without_maps_leaves_no_sheet_of_them(run, tmp_path: Path) -> None:
-    found = run("run", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2")
+    found = run("run", "attempt=nearest", "model.options.layers=[features.relu2]", "model.options.neighbours=2")
     assert found.threshold["map"] is None
     assert load_model(tmp_path / "run/best.ckpt").map_threshold is None
     assert not (tmp_path / "run/explanations.jpg").exists()
@@ -175,11 +175,23 @@ def test_a_threshold_chosen_with_defects_is_marked(run) -> None:
     ("arguments", "said"),
     [
         ("attempt=autoencoder data.image_size=40", "data.image_size=40 cannot be reconstructed"),
-        ("attempt=patchcore model.layers=[features.relu9]", "unknown layer of tiny_lab_net in model.layers"),
+        (
+            "attempt=patchcore model.options.layers=[features.relu9]",
+            "unknown layer of tiny_lab_net in model.options.layers",
+        ),
         ("attempt=patchcore", "tiny_lab_net has no map with cells of 8 pixels"),
-        ("attempt=padim model.layers=[features.relu2] model.dimensions=17", "these layers have 16 channels"),
-        ("attempt=nearest model.layers=[features.relu2] model.neighbours=11", "needs at least 11 good images"),
-        ("attempt=gaussian model.layers=[features.relu2] model.dimensions=9", "needs at least 11 good images"),
+        (
+            "attempt=padim model.options.layers=[features.relu2] model.options.dimensions=17",
+            "these layers have 16 channels",
+        ),
+        (
+            "attempt=nearest model.options.layers=[features.relu2] model.options.neighbours=11",
+            "needs at least 11 good images",
+        ),
+        (
+            "attempt=gaussian model.options.layers=[features.relu2] model.options.dimensions=9",
+            "needs at least 11 good images",
+        ),
     ],
 )
 def test_what_can_be_known_is_refused_before_anything_is_written(refused, arguments: str, said: str) -> None:
@@ -196,8 +208,10 @@ def test_several_devices_and_folds_are_refused(lab, widget: Path, tmp_path: Path
 
 
 def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, tmp_path: Path, capsys) -> None:
-    assert lab("-m", "attempt=nearest", "model.layers=[features.relu2]", "model.neighbours=2,11") == 2
-    assert "model.neighbours=11 needs at least 11 good images to learn from, and got 10" in capsys.readouterr().err
+    assert lab("-m", "attempt=nearest", "model.options.layers=[features.relu2]", "model.options.neighbours=2,11") == 2
+    assert (
+        "model.options.neighbours=11 needs at least 11 good images to learn from, and got 10" in capsys.readouterr().err
+    )
     assert not (tmp_path / "outputs").exists()
 
 

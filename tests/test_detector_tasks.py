@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import others_slow
+from conftest import ONE_CLASS_METHODS, others_slow
 from PIL import Image
 
-from mvtec_lab.config import DETECTORS
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
@@ -28,7 +27,7 @@ from mvtec_lab.tasks import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load")  # deprecated, without a date
 
-LAYERS = "model.layers=[features.relu1,features.relu2]"
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 SIDE = 64  # pixels, the least that all methods take
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -175,7 +174,7 @@ def test_evaluate_says_where_the_test_images_chose_the_threshold(lab, tmp_path: 
     assert BEST_F1_MARK in json.loads((tmp_path / "out/metrics.json").read_text())["warnings"]
 
 
-@pytest.mark.parametrize("method", others_slow([*DETECTORS, "autoencoder_ssim"], "patchcore", "spade", "memae"))
+@pytest.mark.parametrize("method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "spade", "memae"))
 def test_every_method_is_exported_for_any_batch(method: str, lab, tiny_net: str, tmp_path: Path) -> None:
     detector, ckpt = made(method, tiny_net, tmp_path)
     assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 0

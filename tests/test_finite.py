@@ -15,7 +15,7 @@ from mvtec_lab.tasks import export
 
 ATTEMPTS = {
     "finetune": ["trainer.max_epochs=1"],
-    "patchcore": ["model.layers=[features.relu1,features.relu2]"],
+    "patchcore": ["model.options.layers=[features.relu1,features.relu2]"],
 }
 
 

@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused_at_once(tiny_net: str, kwargs: dict, said:
         (["attempt=longtail/rac", "model.neighbours=40"], "model.neighbours=40 is more than the"),
         (["attempt=longtail/rac,longtail/knn", "model.neighbours=40", "-m"], "model.neighbours=40 is more than the"),
         (["attempt=longtail/dac", "model.unfreeze=1"], "give model.unfreeze=0"),
-        (["attempt=longtail/bags", "loss.bins=[5,1]"], "loss.bins=[5, 1] parts no counts"),
+        (["attempt=longtail/bags", "loss.bins=[5,1]"], "loss.bins=[5, 1] divides no counts"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(

@@ -8,8 +8,8 @@ import sys
 from importlib import import_module
 
 import pytest
+from conftest import ONE_CLASS_METHODS
 
-from mvtec_lab.config import DETECTORS
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.base import checked_options
@@ -18,12 +18,12 @@ OPTIMISER = {"optimizer", "lr", "weight_decay", "momentum"}
 
 
 def test_every_folder_is_a_method() -> None:
-    assert set(METHODS.names()) >= {"classifier", *DETECTORS}
+    assert set(METHODS.names()) >= {"classifier", *ONE_CLASS_METHODS}
     with pytest.raises(LabError, match="unknown method 'patchcor': did you mean patchcore"):
         _ = METHODS["patchcor"]
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", ONE_CLASS_METHODS)
 def test_a_method_is_what_its_class_is(name: str) -> None:
     method = METHODS[name]
     module, _, attribute = method.home.partition(":")

@@ -28,7 +28,7 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "attempt": (["attempt=finetun"], "unknown attempt 'finetun': did you mean finetune?"),
         "backbone": (["model.backbone=resnet81"], "unknown backbone 'resnet81': did you mean resnet18"),
         "stage": (["model.unfreeze=[stage9]"], "stage9"),
-        "stages": (["model.unfreeze=9"], "among 2 stages"),
+        "stages": (["model.unfreeze=9"], "a backbone of 2 stages"),
         "optimizer": (["optimizer=adem"], "unknown optimizer 'adem': did you mean adam"),
         "type": (["trainer.max_epochs=many"], "trainer.max_epochs: Value 'many'"),
         "range": (["data.batch_size=0"], "data.batch_size=0 is out of range"),

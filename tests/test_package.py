@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 import mvtec_lab
 from mvtec_lab.results import find_runs
+from mvtec_lab.sweep import main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,7 +65,6 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("-m attempt=finetun", 2),
         ("-m attempt=base data.batch_size=0", 2),
         ("-m attempt=base seed=0,-1", 2),  # the second job's mistake, before the first is looked at closely
-        ("model.backbone=resnet81", 2),
     ],
 )
 def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, status: int) -> None:
@@ -80,13 +80,16 @@ def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, st
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_backbones_are_known_without_importing_torchvision(tmp_path: Path) -> None:
-    code = (
-        "from mvtec_lab.config import torchvision_models; known = torchvision_models()\n"
-        "from mvtec_lab.models.backbones import names; print(sorted(known) == names(), torchvision_models())"
-    )
-    assert run(sys.executable, "-c", code, cwd=tmp_path, path=REPOSITORY) == "True set()\n"
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_an_unknown_backbone_is_refused_before_a_file_is_written(
+    mode: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*mode, "model.backbone=resnet81"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown backbone 'resnet81': did you mean resnet18" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_public_name_can_be_had() -> None:

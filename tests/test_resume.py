@@ -313,7 +313,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_to_it(lab, stop, tmp_path: Path, c
 
 
 def test_resume_is_for_training(lab, tmp_path: Path, capsys) -> None:
-    refused(lab, capsys, "resume=true goes on with a training", "task=describe", "hydra.run.dir=d")
+    refused(lab, capsys, "resume=true resumes a training", "task=describe", "hydra.run.dir=d")
 
 
 def test_a_directory_is_read_without_torch() -> None:

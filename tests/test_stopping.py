@@ -21,7 +21,7 @@ from mvtec_lab.results import RunResult
 from mvtec_lab.sweep import main
 from mvtec_lab.tasks import train
 
-ONE_CLASS = ["attempt=padim", "model.layers=[features.relu1,features.relu2]"]
+ONE_CLASS = ["attempt=padim", "model.options.layers=[features.relu1,features.relu2]"]
 
 
 def by(number: signal.Signals) -> Callable[..., None]:

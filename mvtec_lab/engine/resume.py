@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.knobs import changing
 from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, flatten
 
-# No result depends on workers, caches and warnings, and `cv` only says which runs there are. Device and precision are
-# not free: they change the last digits of every step.
-FREE = ("resume", "audit", "cache.", "cv.", "data.num_workers")
+# Device and precision are not free: they change the last digits of every step.
+FREE = changing(Config, "nothing")
 
 
 def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
@@ -47,7 +47,7 @@ def _require_same(path: Path, config: Config) -> None:
     differing = [
         f"{key}={old.get(key, 'unset')}, now {new.get(key, 'unset')}"
         for key in {**new, **old}
-        if not key.startswith(FREE) and old.get(key, "unset") != new.get(key, "unset")
+        if key not in FREE and old.get(key, "unset") != new.get(key, "unset")
     ]
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""

@@ -5,12 +5,14 @@ Light to import: a configuration is checked without torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pkgutil import iter_modules
 
+from mvtec_lab import knobs
 from mvtec_lab.config import Config, validate
-from mvtec_lab.problems.base import Method, Problem
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.base import Method, Problem, checked_options
 from mvtec_lab.registry import Registry
 
 _FOLDERS = Path(__file__).parent / "anomaly" / "methods"
@@ -41,13 +43,46 @@ def problem_of(method: str) -> Problem:
 
 
 def check(config: Config, typed: Collection[str] = frozenset()) -> None:
-    """Check every setting that can be checked without looking at data or network.
+    """Check every value that can be checked without data, network or torch.
 
     Args:
-        typed: the keys that somebody typed, which must have an effect even where they say the default.
+        typed: the keys that somebody typed; they must have an effect even where they repeat the default.
 
     Raises:
-        LabError: the first value that is wrong, with its key and what it may be.
+        LabError: the first wrong value, with its key and what the key takes; a key that has no effect.
     """
-    validate(config, typed)
-    problem_of(config.model.method).check(config, typed)
+    validate(config)
+    method = METHODS[config.model.method]
+    for reason in idle(config, typed).values():
+        raise LabError(reason)
+    checked_options(method, config.model.options)
+    problem_of(method.name).check(config)
+    if method.rules is not None:
+        method.rules(config)
+
+
+def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]:
+    """Return the error line of every key that was given and has no effect on a run of this configuration."""
+    if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
+        return {}
+    method, values, defaults = METHODS[config.model.method], knobs.settings(config), Config()
+    reasons = dict(problem_of(method.name).without_effect(method))
+    for name in config.model.options.keys() - method.options.keys():
+        if takers := _takers().get(name):
+            reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
+    reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
+    return knobs.idle(values, knobs.settings(defaults), typed, knobs.without_effect(defaults, values) | reasons)
+
+
+def option_kinds(name: str) -> set[type]:
+    """Return the kinds of value that options of this name take."""
+    return {METHODS[method].options[name].kind for method in _takers().get(name, ())}
+
+
+def _takers() -> Mapping[str, list[str]]:
+    """Return every option's name with the methods that take it."""
+    methods: dict[str, list[str]] = {}
+    for name in METHODS.names():
+        for option in METHODS[name].options:
+            methods.setdefault(option, []).append(name)
+    return methods

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.knobs import out_of_range
 
 if TYPE_CHECKING:  # torch is paid for by runs, not by --help
     import numpy as np
@@ -99,12 +99,7 @@ def _check_option(key: str, value: Any, option: Option) -> None:
         raise unknown(key, value, option.choices)
     if option.kind not in (int, float):
         return
-    least, most, above = option.least, option.most, option.above
-    inside = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
-    if not (isfinite(value) and inside):
-        lower = f"a number above {above}" if above is not None else f"{least} or more" if least is not None else ""
-        upper = f"up to {most}" if most is not None else ""
-        wanted = ", ".join(bound for bound in (lower, upper) if bound) or "a finite number"
+    if wanted := out_of_range(value, option.least, option.most, option.above):
         raise LabError(f"{key}={value} is out of range: give {wanted}")
 
 
@@ -133,7 +128,11 @@ class Problem:
 
     name: str
 
-    def check(self, config: Config, typed: Collection[str] = ()) -> None:
+    def without_effect(self, method: Method) -> Mapping[str, str]:
+        """Return the keys that have no effect with one of the problem's methods, each with the reason."""
+        return {}
+
+    def check(self, config: Config) -> None:
         """Refuse settings that this problem cannot work with, beside what ``config.validate`` refuses.
 
         Raises:

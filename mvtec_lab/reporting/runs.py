@@ -13,28 +13,13 @@ import numpy as np
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, read_yaml
+from mvtec_lab.knobs import changing
 from mvtec_lab.locks import fcntl
 from mvtec_lab.reporting.recount import require_own_figures
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, table_of
 
 # Tell runs of one attempt apart, not attempts: which repeat, and where and how it ran.
-RUN_KEYS = (
-    "seed",
-    "split.seed",
-    "split.fold",
-    "data.root",
-    "data.archive",
-    "data.num_workers",
-    "trainer.accelerator",
-    "cache.dir",
-    "cache.max_gb",
-    "cv.folds",
-    "cv.repeats",
-    "verdict.metric",
-    "verdict.reference",
-    "resume",
-    "audit",
-)
+RUN_KEYS = changing(Config, "run", "nothing")
 
 # One-class methods that draw nothing, for runs older than result.json's ``luck``: the attribute ``draws`` of theirs.
 DRAWS_NOTHING = ("patchcore", "spade", "nearest", "gaussian", "ocsvm")

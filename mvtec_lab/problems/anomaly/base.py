@@ -97,14 +97,14 @@ class AnomalyDetector(pl.LightningModule):
 
 
 def setting(name: str, given: int | None, default: int, least: int = 1) -> int:
-    """What was given for model.<name>, or its default.
+    """What was given for model.options.<name>, or its default.
 
     Raises:
         LabError: it is below the least.
     """
     value = default if given is None else given
     if value < least:
-        raise LabError(f"model.{name}={value} is out of range: give {least} or more")
+        raise LabError(f"model.options.{name}={value} is out of range: give {least} or more")
     return value
 
 

@@ -59,8 +59,9 @@ def marks(config: Config, data: MVTecDataModule) -> list[str]:
 
 
 def _knobs(config: Config) -> dict[str, Any]:
-    settings = {**asdict(config.optimizer), **asdict(config.model), "image_size": config.data.image_size}
-    return {**settings, "optimizer": config.optimizer.name}
+    model = {"backbone": config.model.backbone, "weights": config.model.weights, **config.model.options}
+    training = {**asdict(config.optimizer), "optimizer": config.optimizer.name}
+    return {**training, **model, "image_size": config.data.image_size}
 
 
 def rehearse(config: Config, data: MVTecDataModule) -> None:

@@ -56,22 +56,24 @@ class FeatureMaps(nn.Module):
         except Exception as error:  # what torch.fx cannot follow fails in any way there is
             raise LabError(f"the layers of {backbone} cannot be told apart: choose another backbone") from error
         if strangers := [name for name in layers or () if not any(_below(node, name) for node in known)]:
-            raise unknown(f"layer of {backbone} in model.layers", strangers[0], known)
+            raise unknown(f"layer of {backbone} in model.options.layers", strangers[0], known)
         self.layers = list(layers) if layers else _last(network, known, backbone, cells)
         self.network = create_feature_extractor(network, {name: name for name in self.layers})
         self.requires_grad_(False)
         shapes = self._shapes(224)
         if len(shapes) < len(self.layers):  # also as a module and as the last node in it
-            raise LabError(f"model.layers names a layer of {backbone} twice: give {', '.join(shapes)}")
+            raise LabError(f"model.options.layers names a layer of {backbone} twice: give {', '.join(shapes)}")
         for name, shape in shapes.items():
             # As [1, H, W, C] of a square image always are; [1, C, H, W] may be by chance, but not of two sizes.
             if len(shape) == 4 and shape[1] == shape[2] and self._shapes(192)[name][1] != shape[1]:
                 raise LabError(
-                    f"layer {name} of {backbone} has its channels last, {list(shape)}: give another in model.layers, "
-                    "or another backbone"
+                    f"layer {name} of {backbone} has its channels last, {list(shape)}: give another in "
+                    "model.options.layers, or another backbone"
                 )
             if len(shape) != 4 or shape[2] != shape[3] or shape[2] == 1:
-                raise LabError(f"layer {name} of {backbone} gives no map of the image: give another in model.layers")
+                raise LabError(
+                    f"layer {name} of {backbone} gives no map of the image: give another in model.options.layers"
+                )
         self.channels = [shape[1] for shape in shapes.values()]
 
     def _shapes(self, size: int) -> dict[str, tuple[int, ...]]:
@@ -104,7 +106,9 @@ def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequen
         if isinstance(values, Tensor) and values.ndim == 4 and values.shape[2] == values.shape[3]:
             found[round(224 / values.shape[2])] = name
     if lacking := [cell for cell in cells if cell not in found]:
-        raise LabError(f"{backbone} has no map with cells of {lacking[0]} pixels: name layers of it in model.layers")
+        raise LabError(
+            f"{backbone} has no map with cells of {lacking[0]} pixels: name layers of it in model.options.layers"
+        )
     return [found[cell] for cell in cells]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mvtec_lab.config import Config, SplitConfig
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly import CLASSES, DEFECT, GOOD, rules
-from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.base import Method, Prediction, Problem
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -29,8 +29,11 @@ class Anomaly(Problem):
 
     name = "anomaly"
 
-    def check(self, config: Config, typed: Collection[str] = ()) -> None:
-        rules.check(config, typed)
+    def without_effect(self, method: Method) -> Mapping[str, str]:
+        return rules.without_effect(method)
+
+    def check(self, config: Config) -> None:
+        rules.check(config)
 
     def single_device(self, config: Config) -> str | None:
         return f"model.method={config.model.method} runs on one device"

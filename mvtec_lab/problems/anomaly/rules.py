@@ -1,11 +1,45 @@
-"""The settings that an anomaly model can work with. Light to import."""
+"""Say which settings do not go together in an anomaly run. Light to import."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.base import Method
+
+_CLASSES = (
+    "data.sampler data.imbalance augment.paste augment.mix scheduler.name trainer.compile trainer.monitor "
+    "loss.name loss.class_weights loss.defer loss.posthoc "
+    "model.unfreeze model.warmup_epochs model.head model.neighbours model.generate"
+)
+_TRAINING = (
+    "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum "
+    "trainer.max_epochs trainer.patience trainer.precision augment.transforms augment.views"
+)
+_BACKBONE = "model.backbone model.weights"
 
 
-def check(config: Config, typed: Collection[str] = ()) -> None:
-    """Refuse settings that exclude each other."""
+def without_effect(method: Method) -> Mapping[str, str]:
+    """Return the keys that have no effect with the method, each with the reason."""
+    reasons = dict.fromkeys(_CLASSES.split(), "it learns good images alone, and has no classes")
+    if not method.trains:
+        reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
+    if not method.backbone:
+        reasons |= dict.fromkeys(_BACKBONE.split(), "its networks are its own")
+    return reasons
+
+
+def check(config: Config) -> None:
+    """Raise LabError for the first settings that do not go together."""
+    method, protocol, folds = config.model.method, config.split.protocol, config.cv.folds
+    if folds is not None:
+        raise LabError(
+            f"cv.folds={folds} folds the test images, and model.method={method} learns from none of them: leave it "
+            "out; seed=0,1,2 repeats an attempt"
+        )
+    if protocol != "one_class":
+        raise LabError(
+            f"model.method={method} and split.protocol={protocol}: only a one-class method learns from good images "
+            "alone: give split.protocol=one_class"
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.base import Method, Prediction, Problem
 from mvtec_lab.problems.classification import rules
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ class Classification(Problem):
 
     name = "classification"
 
-    def check(self, config: Config, typed: Collection[str] = ()) -> None:
-        rules.check(config, typed)
+    def without_effect(self, method: Method) -> Mapping[str, str]:
+        return rules.without_effect(method)
+
+    def check(self, config: Config) -> None:
+        rules.check(config)
 
     def single_device(self, config: Config) -> str | None:
         heads = {"knn": "model.head=knn trains nothing that several devices could share"}

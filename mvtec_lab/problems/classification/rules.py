@@ -1,14 +1,47 @@
-"""The settings that a classifier can work with. Light to import."""
+"""Say which settings do not go together in a classification. Light to import."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
-from mvtec_lab.config import BALANCING, Config
+from mvtec_lab.config import BALANCING, RETRIEVING, Config
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.problems.base import Method
+from mvtec_lab.problems.classification import LOSSES
+
+_ANOMALY = "threshold.rule threshold.quantile"
 
 
-def check(config: Config, typed: Collection[str] = ()) -> None:
-    """Refuse settings that exclude each other."""
+def without_effect(method: Method) -> Mapping[str, str]:
+    """Return the keys that have no effect in a classification, each with the reason."""
+    return dict.fromkeys(_ANOMALY.split(), "it is for one-class methods")
+
+
+def check(config: Config) -> None:
+    """Raise LabError for the first settings that do not go together."""
+    m, augment = config.model, config.augment
+    if config.split.protocol in ("one_class", "test_folder"):
+        raise LabError(
+            f"model.method={m.method} and split.protocol={config.split.protocol}: only a one-class method learns from "
+            "good images alone: give model.method=patchcore, say"
+        )
+    if config.cv.folds is not None and config.split.protocol != "kfold":
+        raise LabError(f"cv.folds={config.cv.folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
+    if augment.paste and m.head in RETRIEVING:
+        raise LabError(
+            f"augment.paste shows model.head={m.head} a training image again, as another one's background: leave it out"
+        )
+    if augment.mix != "none" and (augment.views is not None or m.head in RETRIEVING or m.generate):
+        raise LabError(
+            f"augment.mix={augment.mix} makes new images of two: leave out augment.views, model.generate and a "
+            f"model.head that retrieves ({', '.join(RETRIEVING)})"
+        )
+    if m.generate and (m.unfreeze not in (0, []) or m.head in RETRIEVING):
+        raise LabError(
+            "model.generate=true makes up features of a frozen backbone for a head of its own: "
+            "give model.unfreeze=0 and model.head=linear or cosine"
+        )
+    _check_loss(config)
 
 
 def findings(config: Config) -> list[str]:
@@ -24,3 +57,33 @@ def findings(config: Config) -> list[str]:
     if len(both := [key for key, on in balancing.items() if on]) > 1:
         return [f"{both[0]} and {both[1]} are both on: rare classes are weighted twice"]
     return []
+
+
+def _check_loss(config: Config) -> None:
+    loss, epochs = config.loss, config.trainer.max_epochs
+    plain = int(loss.defer * epochs)  # epochs before class weights or groups count
+    grouped = loss.name == "group_softmax"
+    if loss.name not in LOSSES:
+        raise unknown("loss.name", loss.name, LOSSES.names())
+    if loss.name == "ldam" and config.model.head != "cosine":
+        raise LabError("loss.name=ldam has margins between cosines: give model.head=cosine")
+    if grouped and (loss.class_weights != "none" or config.model.head not in ("linear", "cosine")):
+        raise LabError(
+            "loss.name=group_softmax balances by its bins, in the last layer: give loss.class_weights=none and "
+            "model.head=linear or cosine"
+        )
+    if loss.defer and loss.class_weights == "none" and not grouped:
+        raise LabError(f"loss.defer={loss.defer} has nothing to defer: give loss.class_weights, or leave it out")
+    if grouped and not loss.defer:
+        raise LabError(
+            "loss.name=group_softmax starts from a plain classifier: give loss.defer=0.5 for half of the epochs"
+        )
+    if loss.defer and not plain:
+        raise LabError(f"loss.defer={loss.defer} of trainer.max_epochs={epochs} is no epoch: give more")
+    if grouped and 0 < plain <= config.model.warmup_epochs:
+        raise LabError(
+            f"model.warmup_epochs={config.model.warmup_epochs} leaves none of the {plain} epochs before the groups to "
+            "the stages that are to join: give fewer"
+        )
+    if loss.defer and config.trainer.patience is not None:
+        raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")

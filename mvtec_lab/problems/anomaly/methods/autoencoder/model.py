@@ -37,7 +37,7 @@ class Autoencoder(Reconstructor):
     def __init__(self, image_size: int, latent: int = LATENT, reconstruction: str = "l2") -> None:
         super().__init__()
         if reconstruction not in ERRORS:
-            raise unknown("model.reconstruction", reconstruction, ERRORS)
+            raise unknown("model.options.reconstruction", reconstruction, ERRORS)
         self.error = ERRORS[reconstruction]
         self.layers = nn.Sequential(encode(image_size, latent), decode(image_size, latent), nn.Sigmoid())
 

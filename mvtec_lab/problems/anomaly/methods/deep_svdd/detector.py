@@ -47,7 +47,9 @@ class Detector(AnomalyDetector):
         self.features = FeatureMaps(backbone, weights, layers)
         channels = sum(self.features.channels)
         if dimensions is not None and not 1 <= dimensions <= channels:
-            raise LabError(f"model.dimensions={dimensions} is out of range: these layers have {channels} channels")
+            raise LabError(
+                f"model.options.dimensions={dimensions} is out of range: these layers have {channels} channels"
+            )
         self.sphere = Sphere(channels, dimensions or min(COMPONENTS, channels))
         self.mean, self.std = self.features.mean, self.features.std
         self.weights_name, self.weights_note = self.features.weights_name, self.features.weights_note

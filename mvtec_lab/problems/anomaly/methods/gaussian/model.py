@@ -36,7 +36,7 @@ class Gaussian(PooledModel):
     def learn(self, features: Tensor) -> None:
         count, size = features.shape
         if self.dimensions is not None:  # one more for the mean, and one that leaves something out
-            require_images(count, self.dimensions + 2, f"model.dimensions={self.dimensions}")
+            require_images(count, self.dimensions + 2, f"model.options.dimensions={self.dimensions}")
         mean = features.double().mean(0)
         _, spread, components = torch.linalg.svd(features.double() - mean, full_matrices=False)
         variances = spread**2 / count

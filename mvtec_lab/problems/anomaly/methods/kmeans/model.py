@@ -22,7 +22,7 @@ class KMeans(PooledModel):
         self.register_buffer("centres", torch.zeros(0, features))
 
     def learn(self, features: Tensor) -> None:
-        require_images(len(features), self.clusters, f"model.clusters={self.clusters}")
+        require_images(len(features), self.clusters, f"model.options.clusters={self.clusters}")
         clusters = min(self.clusters, len(features.unique(dim=0)))
         seed = int(torch.randint(2**31, ()))
         found = ScikitKMeans(clusters, n_init=STARTS, random_state=seed).fit(features.cpu().numpy())  # once, and small

@@ -19,7 +19,7 @@ class Nearest(PooledModel):
         self.register_buffer("bank", torch.zeros(0, features))
 
     def learn(self, features: Tensor) -> None:
-        require_images(len(features), self.neighbours, f"model.neighbours={self.neighbours}")
+        require_images(len(features), self.neighbours, f"model.options.neighbours={self.neighbours}")
         self.bank = features
 
     def score(self, features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class SupportVectors(PooledModel):
     def learn(self, features: Tensor) -> None:
         self.mean = features.mean(0)
         if self.dimensions is not None:
-            require_images(len(features), self.dimensions + 1, f"model.dimensions={self.dimensions}")
+            require_images(len(features), self.dimensions + 1, f"model.options.dimensions={self.dimensions}")
             self.components = torch.linalg.svd(features - self.mean, full_matrices=False)[2][: self.dimensions]
         points = self.project(features).double().cpu().numpy()  # once, and small
         gamma = 1 / (points.shape[1] * max(points.var(), SMALLEST))  # scikit-learn's "scale"

@@ -25,6 +25,8 @@ class Detector(FrozenDetector):
         features = FeatureMaps(backbone, weights, layers)
         channels = sum(features.channels)
         if dimensions is not None and not 1 <= dimensions <= channels:
-            raise LabError(f"model.dimensions={dimensions} is out of range: these layers have {channels} channels")
+            raise LabError(
+                f"model.options.dimensions={dimensions} is out of range: these layers have {channels} channels"
+            )
         super().__init__(features, Padim(channels, dimensions or min(DIMENSIONS, channels)))
         self.save_hyperparameters()

@@ -34,7 +34,7 @@ class Padim(FrozenModel):
             if not count:
                 places, dimensions = values.shape[0], values.shape[2]
                 needed = places * dimensions**2 * 4
-                remedy = "give fewer model.dimensions, or coarser model.layers"
+                remedy = "give fewer model.options.dimensions, or coarser model.options.layers"
                 require_memory(needed, values.device, f"covariances at {places} places", remedy)
                 shift = values.mean(1, keepdim=True)  # near the mean: sums of squares keep their digits
                 sums, squares = torch.zeros_like(shift), values.new_zeros(places, dimensions, dimensions)

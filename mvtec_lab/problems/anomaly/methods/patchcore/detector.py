@@ -26,7 +26,7 @@ class Detector(FrozenDetector):
         coreset: float | None = None,
     ) -> None:
         if coreset is not None and not 0 < coreset <= 1:
-            raise LabError(f"model.coreset={coreset} is out of range: give a share above 0, up to 1")
+            raise LabError(f"model.options.coreset={coreset} is out of range: give a share above 0, up to 1")
         features = FeatureMaps(backbone, weights, layers)
         super().__init__(features, PatchCore(sum(features.channels), coreset or CORESET))
         self.save_hyperparameters()

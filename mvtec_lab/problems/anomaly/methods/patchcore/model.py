@@ -33,13 +33,15 @@ class PatchCore(FrozenModel):
         self.register_buffer("bank", torch.zeros(0, channels))
 
     def fit(self, maps: Iterable[list[Tensor]]) -> None:
-        remedy = "give fewer images, a smaller data.image_size, or coarser model.layers"
+        remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
         blocks = (embed(m).flatten(0, 1) for m in maps)
         projected = 4 * PROJECTED if self.bank.shape[1] > PROJECTED else 0  # bytes a patch
         patches = collect(blocks, length_hint(maps), "patches of good images", remedy, projected)
         count = min(len(patches), max(round(self.coreset * len(patches)), NEIGHBOURS))
         if count > LARGEST:
-            self.remarks.append(f"model.coreset={self.coreset:g} asks for {count} patches: the bank ends at {LARGEST}")
+            self.remarks.append(
+                f"model.options.coreset={self.coreset:g} asks for {count} patches: the bank ends at {LARGEST}"
+            )
             count = LARGEST
         self.bank = patches[coreset(project(patches), count)]
 

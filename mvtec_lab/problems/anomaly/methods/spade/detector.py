@@ -29,7 +29,9 @@ class Detector(FrozenDetector):
         neighbours: int | None = None,
     ) -> None:
         if layers is not None and len(layers) < 2:
-            raise LabError("spade compares cells of some model.layers and finds images by the last: give two or more")
+            raise LabError(
+                "spade compares cells of some model.options.layers and finds images by the last: give two or more"
+            )
         count = setting("neighbours", neighbours, NEIGHBOURS)
         features = FeatureMaps(backbone, weights, layers, cells=(*CELLS, *POOLED))
         *channels, last = features.channels

@@ -46,7 +46,7 @@ class Spade(FrozenModel):
                 images.append(pooled(found[-1:]))
                 yield cells(joined(found[:-1], mode="bilinear"))
 
-        remedy = "give fewer images, a smaller data.image_size, or coarser model.layers"
+        remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
         self.bank = collect(blocks(), length_hint(maps), "maps of good images", remedy)
         self.images = torch.cat(images)
 

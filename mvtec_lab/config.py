@@ -267,6 +267,7 @@ class Config:
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
     ckpt: str | None = None  # task=evaluate, task=predict and task=export: the checkpoint
+    format: str = knob("onnx", choices=("onnx", "openvino"), changes="nothing")  # task=export: what it writes
     source: str | None = None  # task=predict: an image or a folder
     dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
 

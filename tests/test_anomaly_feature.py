@@ -111,16 +111,16 @@ def test_any_batches_and_any_batch_give_the_same_scores(name: str, tiny_net: str
     torch.testing.assert_close(one_by_one, method(test).image, rtol=1e-4, atol=1e-4)
 
 
-def test_maps_are_the_same_in_parts_and_traced_for_any_batch(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_the_same_in_parts_and_exported_for_any_batch(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = features.FeatureMaps(tiny_net, None, ["features.relu1", "features.relu2"])
     whole = maps(images(5))
     monkeypatch.setattr(features, "PART", 2 * SIDE**2)
-    traced = torch.jit.trace(maps, images(1), strict=False)
+    exported = torch.export.export(maps, (images(2),), dynamic_shapes=({0: torch.export.Dim("N")},)).module()
     sizes: list[int] = []
     maps.network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     parts = maps(images(5))
     assert sizes == [2, 2, 1]
-    for a, b, c in zip(whole, parts, traced(images(5)), strict=True):
+    for a, b, c in zip(whole, parts, exported(images(5)), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
         assert torch.allclose(a, c, atol=1e-6)
 

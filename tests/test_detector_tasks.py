@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_CLASS_METHODS, others_slow
 from PIL import Image
 
 from mvtec_lab.engine.model import Model
@@ -23,13 +20,9 @@ from mvtec_lab.problems.anomaly.problem import BEST_F1_MARK
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import read_csv
 from mvtec_lab.sweep import main
-from mvtec_lab.tasks import export
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load")  # deprecated, without a date
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 SIDE = 64  # pixels, the least that all methods take
-README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 @pytest.fixture
@@ -174,68 +167,6 @@ def test_evaluate_says_where_the_test_images_chose_the_threshold(lab, tmp_path: 
     assert BEST_F1_MARK in json.loads((tmp_path / "out/metrics.json").read_text())["warnings"]
 
 
-@pytest.mark.parametrize("method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "spade", "memae"))
-def test_every_method_is_exported_for_any_batch(method: str, lab, tiny_net: str, tmp_path: Path) -> None:
-    detector, ckpt = made(method, tiny_net, tmp_path)
-    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 0
-    inside = {"meta.json": ""}
-    model = torch.jit.load(tmp_path / "out/model.ts", _extra_files=inside)
-    # A device written into it would stay where map_location moves all the rest.
-    assert "Device = prim::Constant" not in str(model.inlined_graph)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (detector.mean, detector.std))
-    for count in (1, 2, 5):
-        images = torch.rand(count, 3, SIDE, SIDE)
-        with torch.no_grad():
-            wanted, (scores, maps) = detector((images - mean) / std), model(images)
-        torch.testing.assert_close(scores, wanted.image, rtol=1e-4, atol=1e-5)
-        if wanted.map is None:
-            assert maps is None
-        else:
-            torch.testing.assert_close(maps, wanted.map, rtol=1e-4, atol=1e-5)
-    meta, beside = json.loads(inside["meta.json"]), json.loads((tmp_path / "out/export.json").read_text())
-    assert meta.items() <= beside.items()
-    assert meta["method"] == method.removesuffix("_ssim")
-    assert (meta["threshold"], meta["map_threshold"], meta["image_size"]) == (0.5, 0.25, SIDE)
-    assert 0 <= beside["check"]["difference"] <= 1e-4
-    assert beside["check"]["of"].startswith("noise")
-
-
-@pytest.mark.parametrize(
-    "attempt", others_slow(["model.head=linear", "model.head=knn model.neighbours=3"], "model.head=linear")
-)
-def test_a_classifier_is_exported_as_well(attempt: str, lab, product: Path, tmp_path: Path) -> None:
-    assert lab("attempt=base", *attempt.split(), "hydra.run.dir=run") == 0
-    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
-    found = json.loads((tmp_path / "out/export.json").read_text())
-    assert found["classes"] == ["good", "crack", "hole"]
-    assert found["check"]["of"] == "the run's test images"
-    model = torch.jit.load(tmp_path / "out/model.ts")
-    for row in [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "test"]:
-        picture = np.array(Image.open(product / row["path"]))
-        probabilities = model(torch.from_numpy(picture).movedim(-1, 0)[None].float() / 255)[0]
-        assert probabilities.tolist() == pytest.approx([float(row[f"prob_{n}"]) for n in found["classes"]], abs=1e-4)
-
-
-def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_net: str, tmp_path: Path) -> None:
-    """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
-    _, ckpt = made("patchcore", tiny_net, tmp_path)
-    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 0
-    source = tmp_path / "new"
-    source.mkdir()
-    rng = np.random.default_rng(0)
-    for name, (height, width) in {"tall": (300, 20), "wide": (20, 300), "small": (20, 30), "large": (200, 90)}.items():
-        picture = rng.integers(90, 120, (height, width, 3), dtype=np.uint8)
-        picture[height // 2 : height // 2 + 3] = 250
-        cv2.imwrite(str(source / f"{name}.png"), picture)
-    assert lab("task=predict", f"ckpt={ckpt}", f"source={source}", "hydra.run.dir=predicted") == 0
-    (recipe,) = (block for block in README.read_text().split("```python\n") if "torch.jit.load" in block)
-    for row in read_csv(tmp_path / "predicted/predictions.csv"):
-        code = recipe.split("```")[0].replace("outputs/exported", "out").replace("new.png", row["path"])
-        names: dict[str, object] = {}
-        exec(code.replace(", 224", f", {SIDE}"), names)
-        assert float(names["score"]) == pytest.approx(float(row["score"]), rel=1e-4)
-
-
 def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
     lab, product: Path, tmp_path: Path, capsys
 ) -> None:
@@ -258,43 +189,6 @@ def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
     assert json.loads((tmp_path / "described/dataset.json").read_text())["white"] == 4095
     assert lab("attempt=base", "hydra.run.dir=classifier") == 0
     assert load_model(tmp_path / "classifier/best.ckpt").white == 4095
-
-
-@pytest.mark.slow
-def test_an_export_needs_nothing_but_torch(tiny_net: str, lab, tmp_path: Path) -> None:
-    detector, ckpt = made("patchcore", tiny_net, tmp_path)
-    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 0
-    code = (
-        "import sys, torch\n"
-        "model = torch.jit.load('out/model.ts')\n"
-        f"score, heat = model(torch.full((2, 3, {SIDE}, {SIDE}), 0.5))\n"
-        "assert not {'mvtec_lab', 'torchvision', 'pytorch_lightning'} & set(sys.modules)\n"
-        "print(*score.tolist(), *heat.shape)\n"
-        f"try: model(torch.zeros(1, 3, 9, 9))\nexcept Exception as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    said = done.stdout.splitlines()[0].split()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (detector.mean, detector.std))
-    with torch.no_grad():
-        wanted = detector((torch.full((2, 3, SIDE, SIDE), 0.5) - mean) / std)
-    assert [float(value) for value in said[:2]] == pytest.approx(wanted.image.tolist(), rel=1e-4)
-    assert [int(value) for value in said[2:]] == list(wanted.map.shape)
-    assert f"give float32 images [N, 3, {SIDE}, {SIDE}], RGB in [0, 1]" in done.stdout
-
-
-def test_an_export_that_differs_is_refused_and_leaves_nothing(
-    tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    _, ckpt = made("rotation", tiny_net, tmp_path)
-    right = export._script
-
-    def wrong(model, about):
-        return right(model, {**about, "mean": [0.1, 0.1, 0.1]})
-
-    monkeypatch.setattr(export, "_script", wrong)
-    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 2
-    assert "cannot be exported: the file's values differ by" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_one_way_loads_the_checkpoint_of_any_problem(lab, tiny_net: str, tmp_path: Path, capsys) -> None:

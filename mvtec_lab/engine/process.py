@@ -23,12 +23,18 @@ def command_line_settings() -> Iterator[None]:
 
 
 @contextmanager
-def without_hints() -> Iterator[None]:
-    """Silence Lightning's hints for the duration of a block: they would hide what the lab reports."""
-    lightning = logging.getLogger("pytorch_lightning")
-    before = lightning.level
-    lightning.setLevel(logging.WARNING)
+def without_hints(*names: str) -> Iterator[None]:
+    """Log only warnings and errors of these loggers, for the duration of a block.
+
+    Args:
+        names: of the loggers, which pass their level on to those below them.
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
         yield
     finally:
-        lightning.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from mvtec_lab.knobs import out_of_range
 if TYPE_CHECKING:  # torch is paid for by runs, not by --help
     import numpy as np
     from pytorch_lightning import LightningModule
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mvtec_lab.config import Config
     from mvtec_lab.data.datamodule import MVTecDataModule
@@ -212,6 +212,14 @@ class Problem:
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         """Judge new images [N, 3, S, S], normalised."""
+        raise NotImplementedError
+
+    def exported(self, model: Model) -> nn.Module:
+        """Return the network that task=export writes.
+
+        It takes normalised images [N, 3, S, S], for any N, and returns a tuple of tensors [N, ...]. Its attribute
+        ``outputs`` names them; there may be more names than tensors.
+        """
         raise NotImplementedError
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -91,5 +91,5 @@ def squared_error(made: Tensor, pictures: Tensor) -> Tensor:
 
 def smooth(maps: Tensor) -> Tensor:
     """Maps [N, S, S], blurred by a Gaussian."""
-    sigma = SMOOTHING * int(maps.shape[-1])  # int: torch.jit.trace has tensors for sizes
+    sigma = SMOOTHING * maps.shape[-1]
     return gaussian_blur(maps[:, None], 2 * round(3 * sigma) + 1, sigma)[:, 0]

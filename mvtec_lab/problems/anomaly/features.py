@@ -84,7 +84,7 @@ class FeatureMaps(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        whole = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(images) is not Tensor  # of any size
+        whole = torch.compiler.is_compiling() or type(images) is not Tensor  # a batch of any size
         if whole or images.device.type != "cpu":
             return [found.float() for found in self.network(images).values()]
         parts = images.split(max(1, PART // images[0, 0].numel()))

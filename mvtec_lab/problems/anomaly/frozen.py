@@ -53,7 +53,7 @@ class FrozenDetector(AnomalyDetector):
     def forward(self, images: Tensor) -> Scores:
         maps = self.features(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.model(maps, int(images.shape[-1]))  # int: torch.jit.trace has tensors for sizes
+            return self.model(maps, images.shape[-1])
 
 
 class _Reading:
@@ -117,7 +117,8 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     norms = bank.square().sum(1)
     rows = max(1, SEARCH_BYTES // (4 * (len(bank) + k * bank.shape[1])))
     found = []
-    for part in queries.split(rows):
+    # An exported file takes any number of queries, so none of its sizes may depend on it.
+    for part in (queries,) if torch.compiler.is_compiling() else queries.split(rows):
         squares = torch.addmm(norms, part, bank.T, alpha=-2)  # but for the query's own norm, the same for all
         places = squares.argmin(1, keepdim=True) if k == 1 else squares.topk(k, largest=False).indices
         distances, order = (part[:, None] - bank[places]).square().sum(2).sqrt().sort(dim=1)

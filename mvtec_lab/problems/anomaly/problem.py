@@ -14,7 +14,7 @@ from mvtec_lab.problems.base import Method, Prediction, Problem
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mvtec_lab.data.datamodule import MVTecDataModule
     from mvtec_lab.engine.model import Model
@@ -98,6 +98,11 @@ class Anomaly(Problem):
             row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
             predictions.append(Prediction(row, f"{name} ({score:.3g}; threshold {threshold:.3g})", heat))
         return predictions
+
+    def exported(self, model: Model) -> nn.Module:
+        from mvtec_lab.problems.anomaly.exported import ScoreAndMap
+
+        return ScoreAndMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         defects = sum(row["prediction"] == DEFECT for row in rows)

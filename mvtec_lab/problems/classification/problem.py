@@ -10,7 +10,7 @@ from mvtec_lab.problems.classification import rules
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mvtec_lab.config import Config
     from mvtec_lab.data.datamodule import MVTecDataModule
@@ -69,6 +69,11 @@ class Classification(Problem):
             row |= {f"prob_{c}": f"{p:.6g}" for c, p in zip(model.classes, probabilities, strict=True)}
             predictions.append(Prediction(row, f"{name} ({confidence:.2f})"))
         return predictions
+
+    def exported(self, model: Model) -> nn.Module:
+        from mvtec_lab.problems.classification.exported import Probabilities
+
+        return Probabilities(model.module)
 
 
 PROBLEM = Classification()

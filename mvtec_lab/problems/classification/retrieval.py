@@ -45,17 +45,23 @@ def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = No
     # No index library: on one CPU thread the product of 32 queries with 10,000 images of 1280 features takes 24 ms and
     # the whole search 50, with 100,000 it is .2 and .6 s; a product has a few hundred images, which take 1 ms.
     if exclude is None:
-        exclude = torch.full((len(queries),), -1, device=queries.device)
+        exclude = torch.full(queries.shape[:1], -1, device=queries.device)
     places = torch.arange(len(memory), device=queries.device)
     rows = max(1, SEARCH_BYTES // (PAIR_BYTES * len(memory)))
     found = []
     with torch.autocast(queries.device.type, enabled=False):
         memory = memory.float()
         lengths = memory.norm(dim=1).clamp_min(1e-12)  # as F.normalize does
-        for part, own in zip(queries.float().split(rows), exclude.split(rows), strict=True):
-            cosines = (F.normalize(part, dim=1) @ memory.T).div_(lengths)
+        # An exported file takes any number of queries, so none of its sizes may depend on it.
+        whole = torch.compiler.is_compiling()
+        parts = [(queries, exclude)] if whole else zip(queries.split(rows), exclude.split(rows), strict=True)
+        for part, own in parts:
+            cosines = (F.normalize(part.float(), dim=1) @ memory.T).div_(lengths)
             cosines.masked_fill_(own[:, None] == places, -torch.inf)
-            values, order = cosines.sort(dim=1, descending=True, stable=True)  # topk orders equals as it likes
+            if whole:  # ONNX's topk takes the lower place of equals; PyTorch's takes any
+                values, order = cosines.topk(k)
+            else:
+                values, order = cosines.sort(dim=1, descending=True, stable=True)
             found.append((values[:, :k].clone(), order[:, :k].clone()))  # a view would keep all M columns
             del cosines, values, order  # before the next part needs as much
     similarities, neighbours = zip(*found, strict=True)

@@ -50,7 +50,7 @@ class SupportVectors(PooledModel):
 
     def score(self, features: Tensor) -> Tensor:
         """Minus scikit-learn's ``decision_function``."""
-        squares = torch.cdist(self.project(features), self.vectors).square()
+        squares = (self.project(features)[:, None] - self.vectors).square().sum(2)
         return self.offset - (-self.gamma * squares).exp() @ self.weights
 
     def project(self, features: Tensor) -> Tensor:

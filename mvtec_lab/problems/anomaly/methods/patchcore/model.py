@@ -49,7 +49,7 @@ class PatchCore(FrozenModel):
         patches = embed(maps)
         distances, places = (found.view(patches.shape[:2]) for found in nearest(patches.flatten(0, 1), self.bank))
         farthest = distances.argmax(1, keepdim=True)
-        queries = patches.take_along_dim(farthest[..., None], 1)  # [N, 1, D]
+        queries = patches.gather(1, farthest[..., None].expand(-1, -1, patches.shape[2]))  # [N, 1, D]
         score = reweighted(queries[:, 0], self.bank, places.gather(1, farthest)[:, 0])
         finest = max(found.shape[-1] for found in maps)
         return Scores(score, smooth(distances.unflatten(1, (-1, finest)), size))

@@ -11,7 +11,9 @@ TURNS = 4  # quarters
 
 def turned(images: Tensor) -> tuple[Tensor, Tensor]:
     """Images [N, 3, S, S] by 0, 90, 180 and 270 degrees, [4 N, 3, S, S] in that order; the turns, [4 N]."""
-    turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
+    turns = (
+        torch.arange(TURNS, device=images.device)[:, None].expand(-1, images.shape[0]).flatten()
+    )  # export takes len() for fixed
     return torch.cat([images.rot90(k, (2, 3)) for k in range(TURNS)]), turns
 
 

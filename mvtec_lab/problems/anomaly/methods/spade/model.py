@@ -54,8 +54,10 @@ class Spade(FrozenModel):
         count = min(self.neighbours, len(self.images))
         distances, places = nearest(pooled(maps[-1:]), self.images, count)
         joint = joined(maps[:-1], mode="bilinear")
-        found = [
-            nearest(query, self.bank[near].flatten(0, 1))[0][:, 0]
-            for query, near in zip(cells(joint), places, strict=True)
-        ]
-        return Scores(distances.mean(1), smooth(torch.stack(found).view(-1, *joint.shape[-2:]), size))
+        queries, closest = cells(joint), torch.tensor(torch.inf)
+        for near in places.unbind(1):  # an image of the bank for each query image
+            rows = self.bank[near]  # [N, cells, C]
+            squares = torch.baddbmm(rows.square().sum(2)[:, None], queries, rows.transpose(1, 2), alpha=-2)
+            cell = squares.argmin(2, keepdim=True).expand(-1, -1, rows.shape[2])
+            closest = torch.minimum(closest, (queries - rows.gather(1, cell)).square().sum(2))
+        return Scores(distances.mean(1), smooth(closest.sqrt().view(-1, *joint.shape[-2:]), size))

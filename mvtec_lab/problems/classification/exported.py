@@ -1,0 +1,20 @@
+"""The network that task=export writes of a classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+
+
+class Probabilities(nn.Module):
+    """Return the class probabilities [N, C] of normalised images."""
+
+    outputs = ("probabilities",)
+
+    def __init__(self, classifier: DefectClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.classifier(images).float().softmax(1),)

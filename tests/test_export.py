@@ -1,0 +1,189 @@
+"""A checkpoint as an ONNX or OpenVINO file gives what the checkpoint gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import ONE_CLASS_METHODS, others_slow
+from PIL import Image
+from test_detector_tasks import SIDE, made
+from torch import Tensor, nn
+
+from mvtec_lab.engine import onnx
+from mvtec_lab.errors import LabError
+from mvtec_lab.results import read_csv
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+@pytest.fixture
+def tiny_export(tiny_net: str, lab, tmp_path: Path):
+    """Export an anomaly model to <tmp_path>/out: ``tiny_export("patchcore")`` -> model, checkpoint."""
+
+    def run(method: str, *arguments: str):
+        model, ckpt = made(method, tiny_net, tmp_path)
+        assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out", *arguments) == 0
+        return model, ckpt
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "spade", "rotation")
+)
+def test_every_method_is_exported_for_any_batch(method: str, tiny_export, tmp_path: Path) -> None:
+    model, _ = tiny_export(method)
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
+    for count in (1, 2, 5):
+        images = torch.rand(count, 3, SIDE, SIDE)
+        with torch.no_grad():
+            wanted = model((images - mean) / std)
+        outputs = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(outputs[0], wanted.image, rtol=1e-4, atol=1e-5)
+        assert len(outputs) == (1 if wanted.map is None else 2)
+        if wanted.map is not None:
+            np.testing.assert_allclose(outputs[1], wanted.map, rtol=1e-4, atol=1e-5)
+    inside = session.get_modelmeta().custom_metadata_map
+    beside = json.loads((tmp_path / "out/export.json").read_text())
+    assert inside["method"] == beside["method"] == method.removesuffix("_ssim")
+    assert float(inside["threshold"]) == beside["threshold"] == 0.5
+    assert json.loads(inside["classes"]) == beside["classes"] == ["good", "defect"]
+    assert (beside["map_threshold"], beside["image_size"], inside["white"]) == (0.25, SIDE, "65535")
+    assert [output.name for output in session.get_outputs()] == re.findall(r"(\w+) \[", inside["output"])
+    assert 0 <= beside["check"]["difference"] <= 1e-4
+    assert beside["check"]["of"].startswith("noise")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "export.json"}
+
+
+HEADS = [
+    "model.head=linear",
+    "model.head=cosine",
+    "model.head=fused model.neighbours=3",
+    "model.head=retrieval model.neighbours=3",
+    "model.head=knn model.neighbours=3",
+    "loss.name=group_softmax loss.class_weights=none loss.defer=0.5",
+    "loss.posthoc=1",
+]
+
+
+@pytest.mark.parametrize("attempt", others_slow(HEADS, HEADS[0], HEADS[2]))
+def test_a_classifier_is_exported_with_any_head(attempt: str, lab, product: Path, tmp_path: Path) -> None:
+    assert lab("attempt=base", *attempt.split(), "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
+    about = json.loads((tmp_path / "out/export.json").read_text())
+    assert about["classes"] == ["good", "crack", "hole"]
+    assert about["check"]["of"] == "the run's test images"
+    assert "threshold" not in about
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    for row in [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "test"]:
+        picture = np.array(Image.open(product / row["path"]))
+        ((probabilities,),) = session.run(None, {"images": picture.transpose(2, 0, 1)[None].astype(np.float32) / 255})
+        assert probabilities == pytest.approx([float(row[f"prob_{n}"]) for n in about["classes"]], abs=1e-4)
+
+
+def test_openvino_is_another_format(tiny_export, tmp_path: Path, capsys) -> None:
+    openvino = pytest.importorskip("openvino")
+    model, _ = tiny_export("patchcore", "format=openvino")
+    assert "model.xml: patchcore" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.xml", "model.bin", "export.json"}
+    read = openvino.Core().read_model(tmp_path / "out/model.xml")
+    assert float(read.get_rt_info(["model_info", "threshold"]).astype(str)) == 0.5
+    images = torch.rand(3, 3, SIDE, SIDE)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
+    with torch.no_grad():
+        wanted = model((images - mean) / std)
+    for values, output in zip(wanted, onnx.openvino_runner(read)(images), strict=True):
+        np.testing.assert_allclose(output, values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "arguments"), [("onnxscript", []), ("openvino", ["format=openvino"])])
+def test_a_library_that_is_not_installed_is_named(
+    module: str, arguments: list[str], tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    _, ckpt = made("rotation", tiny_net, tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out", *arguments) == 2
+    extra = module.replace("script", "")
+    assert re.search(rf'task=export needs {module} .*: pip install "mvtec_lab\[{extra}\]"', capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_export, tmp_path: Path) -> None:
+    """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
+    _, ckpt = tiny_export("patchcore")
+    source = tmp_path / "new"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (height, width) in {"tall": (300, 20), "wide": (20, 300), "small": (20, 30), "large": (200, 90)}.items():
+        picture = rng.integers(90, 120, (height, width, 3), dtype=np.uint8)
+        picture[height // 2 : height // 2 + 3] = 250
+        cv2.imwrite(str(source / f"{name}.png"), picture)
+    assert lab("task=predict", f"ckpt={ckpt}", f"source={source}", "hydra.run.dir=predicted") == 0
+    (recipe,) = (block for block in README.read_text().split("```python\n") if "InferenceSession" in block)
+    for row in read_csv(tmp_path / "predicted/predictions.csv"):
+        code = recipe.split("```")[0].replace("outputs/exported", "out").replace("new.png", row["path"])
+        names: dict[str, object] = {}
+        exec(code.replace(", 224", f", {SIDE}"), names)
+        assert float(names["score"][0]) == pytest.approx(float(row["score"]), rel=1e-4)  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_an_exported_file_needs_no_torch_and_refuses_other_sizes(tiny_export, tmp_path: Path) -> None:
+    model, _ = tiny_export("patchcore")
+    code = (
+        "import sys, numpy, onnxruntime\n"
+        "session = onnxruntime.InferenceSession('out/model.onnx')\n"
+        f"score, heat = session.run(None, {{'images': numpy.full((2, 3, {SIDE}, {SIDE}), 0.5, numpy.float32)}})\n"
+        "assert not {'mvtec_lab', 'torch'} & set(sys.modules)\n"
+        "print(*score.tolist(), *heat.shape)\n"
+        "try: session.run(None, {'images': numpy.zeros((1, 3, 9, 9), numpy.float32)})\n"
+        "except Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    values = done.stdout.splitlines()[0].split()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
+    with torch.no_grad():
+        wanted = model((torch.full((2, 3, SIDE, SIDE), 0.5) - mean) / std)
+    assert [float(value) for value in values[:2]] == pytest.approx(wanted.image.tolist(), rel=1e-4)
+    assert [int(value) for value in values[2:]] == list(wanted.map.shape)
+    assert f"index: 2 Got: 9 Expected: {SIDE}" in done.stdout
+
+
+def test_an_export_that_differs_is_refused_and_leaves_nothing(
+    tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    _, ckpt = made("rotation", tiny_net, tmp_path)
+    monkeypatch.setattr(onnx.Normalised, "forward", lambda self, images: self.network(images - self.mean))
+    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 2
+    assert "cannot be exported: the file's values differ by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_exported_file_that_gives_nan_differs(place: int) -> None:
+    wanted = torch.ones(2), torch.ones(2, 4, 4)
+    given = [values.clone() for values in wanted]
+    given[place].view(-1)[0] = float("nan")
+    assert not onnx.difference(wanted, lambda images: tuple(given), torch.zeros(2, 3), 2) <= 1
+
+
+def test_a_network_that_onnx_cannot_hold_is_refused_in_one_line() -> None:
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (images.sum((1, 2, 3)) * len(images),)
+
+    with pytest.raises(
+        LabError, match=r"mine\.ckpt cannot be written as ONNX \(the file would take 2 images .*: use"
+    ) as caught:
+        onnx.to_onnx(Fixed(), ["score"], 8, {}, "mine.ckpt")
+    assert "\n" not in str(caught.value)

@@ -33,6 +33,7 @@ from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.knobs import settings
 from mvtec_lab.results import (
     CONFIG,
     HISTORY,
@@ -271,38 +272,42 @@ def sample_rows(data: MVTecDataModule, fold: int | None) -> list[dict[str, Any]]
     ]
 
 
+# The keys that attempts usually differ in: a page with every key could not be read.
+SHOWN = [
+    "attempt",
+    "seed",
+    "model.method",
+    "model.backbone",
+    "model.weights",
+    "model.unfreeze",
+    "model.warmup_epochs",
+    "model.head",
+    "model.generate",
+    "loss.name",
+    "loss.class_weights",
+    "loss.defer",
+    "loss.posthoc",
+    "data.image_size",
+    "data.batch_size",
+    "data.sampler",
+    "data.imbalance",
+    "augment.mix",
+    "augment.paste",
+    "optimizer.name",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "scheduler.name",
+    "trainer.max_epochs",
+    "trainer.patience",
+    "split.fold",
+]
+
+
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return the keys that attempts usually differ in, for TensorBoard: a page with every key could not be read."""
-    c = config
-    return {
-        "attempt": c.attempt,
-        "method": c.model.method,
-        "seed": c.seed,
-        "augment": ", ".join(c.augment.transforms) or "none",
-        "image_size": c.data.image_size,
-        "batch_size": c.data.batch_size,
-        "sampler": c.data.sampler,
-        "imbalance": str(c.data.imbalance),
-        "mix": c.augment.mix,
-        "paste": c.augment.paste,
-        "loss": c.loss.name,
-        "class_weights": c.loss.class_weights,
-        "defer": c.loss.defer,
-        "posthoc": c.loss.posthoc,
-        "head": c.model.head,
-        "generate": c.model.generate,
-        "fold": c.split.fold,
-        "backbone": c.model.backbone,
-        "weights": str(c.model.weights),
-        "unfreeze": str(c.model.unfreeze),
-        "warmup_epochs": c.model.warmup_epochs,
-        "optimizer": c.optimizer.name,
-        "lr": c.optimizer.lr,
-        "weight_decay": c.optimizer.weight_decay,
-        "scheduler": c.scheduler.name,
-        "max_epochs": c.trainer.max_epochs,
-        "patience": str(c.trainer.patience),
-    }
+    """Return what TensorBoard's table of runs shows of a configuration."""
+    values = settings(config)
+    shown = {key: values[key] for key in SHOWN} | {"augment": ", ".join(config.augment.transforms) or "none"}
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in shown.items()}
 
 
 class RunLogger(TensorBoardLogger):

@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from mvtec_lab import knobs
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.base import Method, Problem, checked_options
+from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry
 
 _FOLDERS = Path(__file__).parent / "anomaly" / "methods"
@@ -30,6 +30,11 @@ PROBLEMS: Registry[Problem] = Registry(
         "classification": f"{__name__}.classification.problem:PROBLEM",
         "anomaly": f"{__name__}.anomaly.problem:PROBLEM",
     },
+)
+# What is checked before torch is imported; a problem without rules of this kind checks its settings when it is built.
+RULES: Registry[Rules] = Registry(
+    "rule",
+    {name: f"{__name__}.{name}.rules:RULES" for name in ("classification", "anomaly")},
 )
 
 
@@ -56,7 +61,7 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
     for reason in idle(config, typed).values():
         raise LabError(reason)
     checked_options(method, config.model.options)
-    problem_of(method.name).check(config)
+    _rules_of(method).check(config)
     if method.rules is not None:
         method.rules(config)
 
@@ -66,12 +71,16 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
         return {}
     method, values, defaults = METHODS[config.model.method], knobs.settings(config), Config()
-    reasons = dict(problem_of(method.name).without_effect(method))
+    reasons = dict(_rules_of(method).without_effect(method))
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers().get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
     return knobs.idle(values, knobs.settings(defaults), typed, knobs.without_effect(defaults, values) | reasons)
+
+
+def _rules_of(method: Method) -> Rules:
+    return RULES[method.problem] if method.problem in RULES else Rules()
 
 
 def option_kinds(name: str) -> set[type]:

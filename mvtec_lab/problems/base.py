@@ -118,26 +118,28 @@ class Prediction:
     heat: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a problem says of settings before torch is imported: ``RULES`` in the rules.py of its folder.
+
+    Args:
+        check: raises LabError for settings that the problem cannot work with.
+        without_effect: returns the keys that have no effect with a method, each with the reason.
+    """
+
+    check: Callable[[Config], None] = lambda config: None
+    without_effect: Callable[[Method], Mapping[str, str]] = lambda method: {}
+
+
 class Problem:
     """What is learnt: classification, anomaly ... One object a problem, ``PROBLEM`` in its folder.
 
     Tasks and the engine ask it and never test its name. A new problem is a folder with a subclass of this one, a line
     in ``problems.PROBLEMS`` (or an entry point in ``mvtec_lab.problems``), its ``Method``s, and its metrics in
-    ``evaluation.specs``. The class methods import torch; the module of a problem need not.
+    ``evaluation.specs``. What is asked before torch is imported stands apart: ``Rules``, and the methods.
     """
 
     name: str
-
-    def without_effect(self, method: Method) -> Mapping[str, str]:
-        """Return the keys that have no effect with one of the problem's methods, each with the reason."""
-        return {}
-
-    def check(self, config: Config) -> None:
-        """Refuse settings that this problem cannot work with, beside what ``config.validate`` refuses.
-
-        Raises:
-            LabError: the first one, with its key and what it may be.
-        """
 
     def single_device(self, config: Config) -> str | None:
         """Return why these settings run on one device only; None where several can share the work."""

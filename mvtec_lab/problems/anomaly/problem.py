@@ -1,25 +1,27 @@
-"""Anomaly as a problem of the lab. Light to import: what needs torch is imported where it is called."""
+"""Anomaly as a problem of the lab."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor, nn
 
 from mvtec_lab.config import Config, SplitConfig
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.model import Model
+from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import CLASSES, DEFECT, GOOD, rules
-from mvtec_lab.problems.base import Method, Prediction, Problem
-
-if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule
-    from torch import Tensor, nn
-
-    from mvtec_lab.data.datamodule import MVTecDataModule
-    from mvtec_lab.engine.model import Model
-    from mvtec_lab.engine.run import Judgement, Run
-
+from mvtec_lab.problems.anomaly import CLASSES, DEFECT, GOOD
+from mvtec_lab.problems.anomaly.build import build, marks, rehearse
+from mvtec_lab.problems.anomaly.exported import ScoreAndMap
+from mvtec_lab.problems.anomaly.judging import judge
+from mvtec_lab.problems.anomaly.models import restore
+from mvtec_lab.problems.anomaly.scores import scores_of
+from mvtec_lab.problems.anomaly.training import fit
+from mvtec_lab.problems.base import Prediction, Problem
 
 BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recall and accuracy are too high"
 
@@ -28,12 +30,11 @@ class Anomaly(Problem):
     """How unlike good images an image is, and where. Learnt from good images alone."""
 
     name = "anomaly"
-
-    def without_effect(self, method: Method) -> Mapping[str, str]:
-        return rules.without_effect(method)
-
-    def check(self, config: Config) -> None:
-        rules.check(config)
+    rehearse = staticmethod(rehearse)
+    build = staticmethod(build)
+    restore = staticmethod(restore)
+    fit = staticmethod(fit)
+    judge = staticmethod(judge)
 
     def single_device(self, config: Config) -> str | None:
         return f"model.method={config.model.method} runs on one device"
@@ -42,18 +43,9 @@ class Anomaly(Problem):
         return [BEST_F1_MARK] if config.threshold.rule == "best_f1" else []
 
     def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
-        from mvtec_lab.problems.anomaly.build import marks
-
         return [*self.chosen_on_test(config), *marks(config, data)]
 
-    def rehearse(self, config: Config, data: MVTecDataModule) -> None:
-        from mvtec_lab.problems.anomaly.build import rehearse
-
-        rehearse(config, data)
-
     def normalisation(self, config: Config) -> tuple[Sequence[float], Sequence[float]]:
-        from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
-
         return super().normalisation(config) if METHODS[config.model.method].backbone else (IMAGENET_MEAN, IMAGENET_STD)
 
     def classes(self, data: MVTecDataModule) -> list[str]:
@@ -64,33 +56,11 @@ class Anomaly(Problem):
         counters = {split: Counter(defect) for split, defect in labels.items()}
         return {split: {GOOD: counter[False], DEFECT: counter[True]} for split, counter in counters.items()}
 
-    def build(self, config: Config, data: MVTecDataModule, weights: str | None) -> Model:
-        from mvtec_lab.problems.anomaly.build import build
-
-        return build(config, data, weights)
-
-    def restore(self, content: Mapping[str, Any]) -> LightningModule:
-        from mvtec_lab.problems.anomaly.models import restore
-
-        return restore(content)
-
-    def fit(self, run: Run) -> None:
-        from mvtec_lab.problems.anomaly.training import fit
-
-        fit(run)
-
-    def judge(self, run: Run) -> Judgement:
-        from mvtec_lab.problems.anomaly.judging import judge
-
-        return judge(run)
-
     def to_judge(self, config: Config, model: Model) -> Config:
         split = SplitConfig(protocol="test_folder", seed=config.split.seed)
         return replace(config, split=split, data=replace(config.data, masks="optional"))
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        from mvtec_lab.problems.anomaly.scores import scores_of
-
         predictions, threshold = [], model.threshold
         assert threshold is not None
         for score, heat in scores_of(model.module, images):
@@ -100,8 +70,6 @@ class Anomaly(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
-        from mvtec_lab.problems.anomaly.exported import ScoreAndMap
-
         return ScoreAndMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:

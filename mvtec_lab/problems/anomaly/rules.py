@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.base import Method
+from mvtec_lab.problems.base import Method, Rules
 
 _CLASSES = (
     "data.sampler data.imbalance augment.paste augment.mix scheduler.name trainer.compile trainer.monitor "
@@ -43,3 +43,6 @@ def check(config: Config) -> None:
             f"model.method={method} and split.protocol={protocol}: only a one-class method learns from good images "
             "alone: give split.protocol=one_class"
         )
+
+
+RULES = Rules(check, without_effect)

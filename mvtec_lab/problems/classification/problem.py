@@ -1,65 +1,36 @@
-"""Classification as a problem of the lab. Light to import: what needs torch is imported where it is called."""
+"""Classification as a problem of the lab."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from torch import Tensor, nn
 
-from mvtec_lab.problems.base import Method, Prediction, Problem
-from mvtec_lab.problems.classification import rules
-
-if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule
-    from torch import Tensor, nn
-
-    from mvtec_lab.config import Config
-    from mvtec_lab.data.datamodule import MVTecDataModule
-    from mvtec_lab.engine.model import Model
-    from mvtec_lab.engine.run import Judgement, Run
+from mvtec_lab.config import Config
+from mvtec_lab.engine.model import Model
+from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.classification.build import build, rehearse
+from mvtec_lab.problems.classification.classifier import restore
+from mvtec_lab.problems.classification.exported import Probabilities
+from mvtec_lab.problems.classification.judging import judge
+from mvtec_lab.problems.classification.rules import findings
+from mvtec_lab.problems.classification.training import fit
 
 
 class Classification(Problem):
     """Which class an image shows: good, or one of the defect types. Learnt from labelled images."""
 
     name = "classification"
-
-    def without_effect(self, method: Method) -> Mapping[str, str]:
-        return rules.without_effect(method)
-
-    def check(self, config: Config) -> None:
-        rules.check(config)
+    rehearse = staticmethod(rehearse)
+    build = staticmethod(build)
+    restore = staticmethod(restore)
+    fit = staticmethod(fit)
+    judge = staticmethod(judge)
 
     def single_device(self, config: Config) -> str | None:
         heads = {"knn": "model.head=knn trains nothing that several devices could share"}
         return heads.get(config.model.head)
 
     def findings(self, config: Config) -> list[str]:
-        return [*super().findings(config), *rules.findings(config)]
-
-    def rehearse(self, config: Config, data: MVTecDataModule) -> None:
-        from mvtec_lab.problems.classification.build import rehearse
-
-        rehearse(config, data)
-
-    def build(self, config: Config, data: MVTecDataModule, weights: str | None) -> Model:
-        from mvtec_lab.problems.classification.build import build
-
-        return build(config, data, weights)
-
-    def restore(self, content: Mapping[str, Any]) -> LightningModule:
-        from mvtec_lab.problems.classification.classifier import restore
-
-        return restore(content)
-
-    def fit(self, run: Run) -> None:
-        from mvtec_lab.problems.classification.training import fit
-
-        fit(run)
-
-    def judge(self, run: Run) -> Judgement:
-        from mvtec_lab.problems.classification.judging import judge
-
-        return judge(run)
+        return [*super().findings(config), *findings(config)]
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         predictions = []
@@ -71,8 +42,6 @@ class Classification(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
-        from mvtec_lab.problems.classification.exported import Probabilities
-
         return Probabilities(model.module)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import BALANCING, RETRIEVING, Config
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.problems.base import Method
+from mvtec_lab.problems.base import Method, Rules
 from mvtec_lab.problems.classification import LOSSES
 
 _ANOMALY = "threshold.rule threshold.quantile"
@@ -87,3 +87,6 @@ def _check_loss(config: Config) -> None:
         )
     if loss.defer and config.trainer.patience is not None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
+
+
+RULES = Rules(check, without_effect)

@@ -50,7 +50,7 @@ def run_lab(
     import numpy as np
     import torch
 
-    from mvtec_lab.data.datamodule import MVTecDataset
+    from mvtec_lab.data.dataset import MVTecDataset
     from mvtec_lab.data.samples import scan
     from mvtec_lab.problems.anomaly.models import build_detector
     from mvtec_lab.problems.anomaly.scores import score

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvtec_lab.config import Config as Config
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
-    from mvtec_lab.data.datamodule import MVTecDataset as MVTecDataset
+    from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
     from mvtec_lab.engine.model import Model as Model
     from mvtec_lab.errors import LabError as LabError
     from mvtec_lab.models.backbones import register_backbone as register_backbone
@@ -31,7 +31,7 @@ _HOMES = {
     "DefectClassifier": "problems.classification.classifier",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
-    "MVTecDataset": "data.datamodule",
+    "MVTecDataset": "data.dataset",
     "RunResult": "results",
     "Model": "engine.model",
     "build_data": "problems.model",

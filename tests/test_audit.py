@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from test_real import ROOT
 
+from mvtec_lab.cache import ArrayCache
+from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.cable import generate
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.results import RunResult, read_csv, write_csv
@@ -52,16 +54,15 @@ TRAIN, VAL, TEST = (f"test/good/{i:02}.png" for i in (0, 6, 11))  # an image of 
 
 
 def findings(folder: Path, **options) -> list[str]:
-    data = MVTecDataModule(
-        folder, **{"image_size": 64, "protocol": "file", "split_file": folder / "split.csv"} | options
-    )
+    split = SplitConfig(protocol="file", file=str(folder / "split.csv"))
+    data = MVTecDataModule(folder, **{"image_size": 64, "split": split} | options)
     data.setup()
     return data.findings()
 
 
 def test_a_clean_product_has_no_finding(folder: Path, tmp_path: Path) -> None:
     assert findings(folder) == []
-    assert findings(folder, cache_dir=tmp_path / "c", image_size=224) == []
+    assert findings(folder, cache=ArrayCache(tmp_path / "c"), image_size=224) == []
 
 
 def test_the_same_defect_is_no_copy(folder: Path) -> None:
@@ -227,7 +228,7 @@ def test_findings_are_warnings_of_run_sweep_and_description(lab, product: Path, 
 def test_the_sample_has_no_copies(tmp_path: Path) -> None:
     folder = generate(tmp_path)
     for size in (64, 128):
-        assert findings(folder, image_size=size, pool="all", protocol="holdout", split_file=None) == []
+        assert findings(folder, image_size=size, split=SplitConfig(pool="all")) == []
 
 
 @pytest.mark.mvtec

@@ -23,6 +23,7 @@ from PIL import Image
 
 from mvtec_lab import MVTecDataModule
 from mvtec_lab.cache import ArrayCache
+from mvtec_lab.config import SplitConfig
 from mvtec_lab.data import transforms
 from mvtec_lab.models.modes import PartlyFrozen
 from mvtec_lab.problems.classification.features import BATCH
@@ -195,7 +196,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 
 
 def images(product: Path, folder: Path, **kwargs: object) -> MVTecDataModule:
-    data = MVTecDataModule(product, image_size=SIZE, cache_dir=folder, **kwargs)  # type: ignore[arg-type]
+    data = MVTecDataModule(product, image_size=SIZE, cache=ArrayCache(folder), **kwargs)  # type: ignore[arg-type]
     data.setup()
     return data
 
@@ -212,7 +213,8 @@ def test_every_image_is_decoded_once_for_all_folds_and_seeds(
 ) -> None:
     seen = decoded(monkeypatch)
     for fold in range(3):
-        data = images(product, tmp_path / "c", protocol="kfold", folds=3, fold=fold, seed=fold)
+        split = SplitConfig(protocol="kfold", folds=3, fold=fold)
+        data = images(product, tmp_path / "c", split=split, seed=fold)
         for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
             assert sum(len(batch["label"]) for batch in loader) > 0
     assert len(seen) == len(set(seen)) == 22
@@ -239,7 +241,7 @@ def test_a_replaced_image_is_noticed(size: int, product: Path, tmp_path: Path) -
     Image.fromarray(flipped).save(path)
     path.write_bytes(path.read_bytes().ljust(len(before), b"\0")[: len(before)] if size == SIZE else before)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same name, and size, and time
-    data = MVTecDataModule(product, image_size=size, cache_dir=tmp_path / "c")
+    data = MVTecDataModule(product, image_size=size, cache=ArrayCache(tmp_path / "c"))
     data.setup()
     everything = data.images([s for s in data.samples if s.path == "test/hole/000.png"])
     expected = transforms.read_picture(path, size)
@@ -453,8 +455,8 @@ def test_every_family_trains_the_same_from_features(
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
     product = write_product(tmp_path / "widget")
     script = (
-        "import sys; from mvtec_lab import MVTecDataModule\n"
-        "data = MVTecDataModule(sys.argv[1], image_size=24, cache_dir=sys.argv[2]); data.setup()\n"
+        "import sys; from mvtec_lab import MVTecDataModule; from mvtec_lab.cache import ArrayCache\n"
+        "data = MVTecDataModule(sys.argv[1], image_size=24, cache=ArrayCache(sys.argv[2])); data.setup()\n"
         "print(int(sum(data.dataset('train').picture(i).sum() for i in range(3))))"
     )
     command = [sys.executable, "-c", script, str(product), str(tmp_path / "c")]

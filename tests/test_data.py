@@ -14,13 +14,16 @@ import torch
 from conftest import COUNTS, SIZE, write_product
 from PIL import Image
 
-from mvtec_lab.config import SplitConfig
-from mvtec_lab.data import datamodule, splits
+from mvtec_lab.cache import ArrayCache
+from mvtec_lab.config import AugmentConfig, SplitConfig
+from mvtec_lab.data import dataset as dataset_module
+from mvtec_lab.data import splits
 from mvtec_lab.data.catalogue import CATEGORIES
-from mvtec_lab.data.datamodule import MVTecDataModule, MVTecDataset
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.samples import Sample, scan
-from mvtec_lab.data.sampling import EpochSampler, class_weights
+from mvtec_lab.data.sampling import EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import Augmentation, normalise, resize
 from mvtec_lab.errors import LabError
@@ -269,10 +272,10 @@ def test_normalise() -> None:
 def test_augmentation_is_its_seed() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     augment = Augmentation({"Rotate": {"limit": 30, "p": 1.0}, "ColorJitter": {"p": 1.0}})
-    first = augment(image, 5)
+    first = augment(image, 5)[0]
     augment(image, 6)
-    np.testing.assert_array_equal(augment(image, 5), first)
-    assert (augment(image, 6) != first).any()
+    np.testing.assert_array_equal(augment(image, 5)[0], first)
+    assert (augment(image, 6)[0] != first).any()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_dataset_alone(product: Path) -> None:
 
 
 def test_datamodule_by_root_and_category(product: Path) -> None:
-    data = MVTecDataModule(product.parent, "widget", image_size=SIZE, batch_size=8, sampler="inverse")
+    data = MVTecDataModule(product.parent, "widget", image_size=SIZE, batch_size=8, sampling=Sampling("inverse"))
     data.setup()
     assert data.classes == ["good", "crack", "hole"]
     assert {name: sum(c[name] for c in data.counts().values()) for name in data.classes} == COUNTS
@@ -327,10 +330,10 @@ def test_datamodule_by_root_and_category(product: Path) -> None:
 
 
 def test_batches_do_not_depend_on_workers(product: Path) -> None:
+    turned = AugmentConfig(transforms={"Rotate": {"limit": 90}})
+
     def batches(workers: int) -> list[torch.Tensor]:
-        data = MVTecDataModule(
-            product, image_size=SIZE, batch_size=4, num_workers=workers, augment={"Rotate": {"limit": 90}}, seed=5
-        )
+        data = MVTecDataModule(product, image_size=SIZE, batch_size=4, num_workers=workers, augment=turned, seed=5)
         data.setup()
         torch.manual_seed(workers)
         return [b["image"] for b in data.train_dataloader()]
@@ -399,10 +402,10 @@ def test_cached_images_lie_on_the_device_where_they_fit(
     free: int, there: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands in for a GPU: it has shapes, no values."""
-    data = MVTecDataModule(product, image_size=SIZE, batch_size=4, cache_dir=tmp_path / "c")
+    data = MVTecDataModule(product, image_size=SIZE, batch_size=4, cache=ArrayCache(tmp_path / "c"))
     data.setup()
     data.trainer = SimpleNamespace(current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("meta")))
-    monkeypatch.setattr(datamodule, "free_memory", lambda device: free)
+    monkeypatch.setattr(dataset_module, "free_memory", lambda device: free)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].device.type == there
     assert batch["image"].shape == (4, 3, SIZE, SIZE)
@@ -413,7 +416,7 @@ def test_cached_images_lie_on_the_device_where_they_fit(
 def test_processes_help_only_where_there_is_work(
     product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datamodule, "free_memory", lambda device: 0)
+    monkeypatch.setattr(dataset_module, "free_memory", lambda device: 0)
 
     def workers(device: str, **kwargs: object) -> tuple[int, int]:
         data = MVTecDataModule(product, image_size=SIZE, **kwargs)  # type: ignore[arg-type]
@@ -421,7 +424,8 @@ def test_processes_help_only_where_there_is_work(
         data.trainer = SimpleNamespace(current_epoch=0, strategy=SimpleNamespace(root_device=torch.device(device)))
         return data.train_dataloader().num_workers, data.val_dataloader().num_workers
 
-    cached, augmented = {"cache_dir": tmp_path / "c"}, {"augment": {"HorizontalFlip": {"p": 0.5}}}
+    flip = AugmentConfig(transforms={"HorizontalFlip": {"p": 0.5}})
+    cached, augmented = {"cache": ArrayCache(tmp_path / "c")}, {"augment": flip}
     assert workers("cpu") == (0, 0)
     assert workers("cpu", **cached, num_workers=3) == (0, 0)  # all in memory: nothing to do for them
     assert workers("cpu", **cached, **augmented, num_workers=3) == (3, 0)

@@ -13,7 +13,7 @@ import torch
 from conftest import SIZE, write_product
 from PIL import Image
 
-from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics

@@ -13,7 +13,7 @@ from PIL import Image
 from test_backbones import FAMILIES
 from test_reporting import fabricate, page, text_of
 
-from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.problems.classification.activation import activation_maps
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.problems.classification.explanations import explain

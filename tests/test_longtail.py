@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import SIZE, others_slow, write_product
 
 from mvtec_lab import DefectClassifier, MVTecDataModule, load_model
+from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.classification.generator import Generated
@@ -41,7 +42,7 @@ def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: P
     assert result.luck == (attempt != "knn" or result.weights == "random")
     assert not [w for w in result.warnings if "weighted twice" in w]
     again = load_model(tmp_path / "run/best.ckpt").module
-    data = MVTecDataModule(product, image_size=SIZE, pool="all")
+    data = MVTecDataModule(product, image_size=SIZE, split=SplitConfig(pool="all"))
     data.setup()
     np.testing.assert_allclose(again.probabilities(data.test_dataloader()), p, atol=1e-4)
 

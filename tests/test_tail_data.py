@@ -14,10 +14,12 @@ import torch
 from conftest import SIZE
 from PIL import Image, ImageOps
 
-from mvtec_lab.config import SplitConfig
+from mvtec_lab.cache import ArrayCache
+from mvtec_lab.config import AugmentConfig, SplitConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.paste import INSIDE, feathered, object_mask
 from mvtec_lab.data.samples import Sample
+from mvtec_lab.data.sampling import Sampling
 from mvtec_lab.data.splits import split_samples, thin_out
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import RunResult, write_csv
@@ -94,7 +96,8 @@ def test_a_ratio_that_cannot_be_had_is_refused() -> None:
 
 def test_the_data_module_thins_training_alone(product: Path, tmp_path: Path) -> None:
     plain, thin, thinner = (
-        MVTecDataModule(product, image_size=SIZE, cache_dir=tmp_path / "c", imbalance=r) for r in (None, 2, 4)
+        MVTecDataModule(product, image_size=SIZE, cache=ArrayCache(tmp_path / "c"), sampling=Sampling(imbalance=r))
+        for r in (None, 2, 4)
     )
     for data in (plain, thin, thinner):
         data.setup()
@@ -126,8 +129,11 @@ def write(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-def pasting(folder: Path, paste: float = 1.0, size: int = 48, **settings: Any) -> MVTecDataModule:
-    data = MVTecDataModule(folder, image_size=size, batch_size=4, paste=paste, **settings)
+def pasting(
+    folder: Path, paste: float = 1.0, size: int = 48, transforms: dict[str, Any] | None = None, **settings: Any
+) -> MVTecDataModule:
+    augment = AugmentConfig(paste=paste, transforms=transforms or {})
+    data = MVTecDataModule(folder, image_size=size, batch_size=4, augment=augment, **settings)
     data.setup()
     return data
 
@@ -147,7 +153,7 @@ def test_a_stain_is_pasted_onto_the_disc_of_a_good_image(discs: Path) -> None:
     for place in (i for i, s in enumerate(dataset.samples) if s.label == "stain"):
         before = dataset.picture(place)
         for seed in range(20):
-            new = dataset.seen((place, seed))
+            new = dataset.view((place, seed))[0]
             stain = red(new)
             far = cv2.dilate(stain.astype(np.uint8), np.ones((7, 7))) == 0
             under = [g for g in good if (new[far] == g[far]).all()]  # nothing else of its picture comes along
@@ -164,7 +170,7 @@ def test_only_defects_and_only_some_are_made_anew(discs: Path) -> None:
     dataset = pasting(discs, 0.5).dataset("train")
     same = {label: [] for label in dataset.classes}
     for place, sample in enumerate(dataset.samples):
-        same[sample.label] += [(dataset.seen((place, seed)) == dataset.picture(place)).all() for seed in range(50)]
+        same[sample.label] += [(dataset.view((place, seed))[0] == dataset.picture(place)).all() for seed in range(50)]
     assert all(same["good"])
     assert np.mean(same["stain"]) == pytest.approx(0.5, abs=0.1)
     data = pasting(discs)
@@ -174,9 +180,9 @@ def test_only_defects_and_only_some_are_made_anew(discs: Path) -> None:
 @pytest.mark.parametrize("cached", [True, False])
 def test_pasting_is_its_seed_whatever_the_workers(cached: bool, discs: Path, tmp_path: Path) -> None:
     def images(workers: int) -> torch.Tensor:
-        cache = tmp_path / "c" if cached and workers else None
+        cache = ArrayCache(tmp_path / "c") if cached and workers else None
         flip = {"HorizontalFlip": {"p": 0.5}}
-        data = pasting(discs, 0.7, seed=3, num_workers=workers, cache_dir=cache, augment=flip)
+        data = pasting(discs, 0.7, transforms=flip, seed=3, num_workers=workers, cache=cache)
         torch.manual_seed(workers)
         np.random.seed(workers)
         return torch.cat([batch["image"] for batch in data.train_dataloader()])
@@ -277,7 +283,9 @@ class Recorder(pl.LightningModule):
 
 
 def recorded(product: Path, mix: str, workers: int = 0, cache: Path | None = None) -> Recorder:
-    data = MVTecDataModule(product, image_size=SIZE, batch_size=4, mix=mix, num_workers=workers, cache_dir=cache)
+    kept = None if cache is None else ArrayCache(cache)
+    mixed = AugmentConfig(mix=mix)
+    data = MVTecDataModule(product, image_size=SIZE, batch_size=4, augment=mixed, num_workers=workers, cache=kept)
     data.predict_dataloader = data.test_dataloader  # type: ignore[method-assign]
     recorder = Recorder()
     settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -328,7 +336,7 @@ def test_mixing_does_not_depend_on_workers_and_cache(product: Path, tmp_path: Pa
 
 def test_an_unknown_mix_is_refused(product: Path) -> None:
     with pytest.raises(LabError, match="did you mean mixup"):
-        MVTecDataModule(product, mix="mixupp")
+        MVTecDataModule(product, augment=AugmentConfig(mix="mixupp"))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Defect images made anew: a defect, cut out along its mask, turned about its object's centre, on a good image.
+"""New defect images: a defect, cut out along its mask, turned about its object's centre and pasted onto a good image.
 
-As Cut, Paste and Learn (Dwibedi et al., ICCV 2017), but onto an image of the same product, where such defects occur; as
-NSA (Schlüter et al., ECCV 2022), but with real defects that keep their class, and blended by a feathered edge: Poisson
-blending solves for the colour from the edge inwards, and would take a stain's or a hole's colour away.
+It follows Cut, Paste and Learn (Dwibedi et al., ICCV 2017), but pastes onto an image of the same product, where such
+defects occur; and NSA (Schlüter et al., ECCV 2022), but with real defects that keep their class, blended by a feathered
+edge: Poisson blending solves for the colour from the edge inwards, and would remove the colour of a stain or a hole.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _Region = tuple[int, int, np.ndarray]  # top, left, and the crop of a mask [h, w
 
 
 class Paste:
-    """Draws for a training image the picture that training is to see: itself, or one made of it.
+    """Draw the picture that training sees of a training image: the image itself, or its defect on a good image.
 
     Args:
-        chance: of a defect image to be made anew.
+        chance: that a defect image is replaced, in [0, 1].
         folder: the product folder.
         samples: the training images, in the order of their places.
         size: S, pixels of a picture.
@@ -48,15 +48,22 @@ class Paste:
         defects = {place: folder / s.mask for place, s in enumerate(samples) if s.label != GOOD and s.mask}
         regions = each_image(list(defects.values()), partial(_region, size=size))
         self.regions = dict(zip(defects, regions, strict=True))
-        # what its pictures depend on beside the images and the seed: a part of a cache's key
+        # its pictures depend on this, beside the images and the seed: a part of a cache's key
         self.key: list[Any] = [VERSION, cv2.__version__, chance, self.good, digests(list(defects.values()))]
 
-    def __call__(self, picture: Callable[[int], np.ndarray], place: int, seed: int) -> np.ndarray:
-        """The picture [S, S, 3] uint8 of a place, drawn from the seed alone; ``picture`` gives those at hand."""
+    def __call__(
+        self, picture: Callable[[int], np.ndarray], place: int, seed: int, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the picture [S, S, 3] uint8 of a place, drawn from the seed alone, and its mask, moved along.
+
+        Args:
+            picture: gives the pictures of all places.
+            mask: of the place, [S, S] uint8, or None.
+        """
         image = picture(place)
         rng = np.random.default_rng([seed, 1])  # another stream than albumentations', which has the seed itself
         if place not in self.regions or rng.random() >= self.chance:
-            return image
+            return image, mask
         good = picture(self.good[rng.integers(len(self.good))])
         top, left, crop = self.regions[place]
         region = np.zeros(image.shape[:2], np.float32)
@@ -70,7 +77,8 @@ class Paste:
         else:
             moved = np.column_stack([np.eye(2), there - here])  # where it was on its own object
         alpha = _warp(feathered(region > 0, FEATHER * self.size), moved)[..., None]
-        return np.rint(alpha * _warp(image, moved) + (1 - alpha) * good).astype(np.uint8)
+        pasted = np.rint(alpha * _warp(image, moved) + (1 - alpha) * good).astype(np.uint8)
+        return pasted, None if mask is None else (_warp(mask.astype(np.float32), moved) > 0.5).astype(np.uint8)
 
 
 def check_sources(samples: Sequence[Sample]) -> None:
@@ -89,9 +97,9 @@ def check_sources(samples: Sequence[Sample]) -> None:
 
 
 def object_mask(picture: np.ndarray) -> np.ndarray:
-    """Where the object lies, [H, W] bool: what departs from the colour of the picture's border, its holes filled.
+    """Return where the object lies, [H, W] bool: what departs from the colour of the picture's border, holes filled.
 
-    Everywhere, where the border has no colour of its own, as in a texture or an object that fills the picture.
+    It is True everywhere if the border has no colour of its own, as in a texture or an object that fills the picture.
     """
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     colour = np.full_like(picture, np.median(border, axis=0))
@@ -109,7 +117,7 @@ def object_mask(picture: np.ndarray) -> np.ndarray:
 
 
 def feathered(region: np.ndarray, width: float) -> np.ndarray:
-    """1 in a region [H, W] bool, falling to 0 over ``width`` pixels around it: inwards, a scratch would fade."""
+    """Return 1 in a region [H, W] bool, falling to 0 over ``width`` pixels around it: inwards, a scratch would fade."""
     away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     ramp = np.clip(1 - away / (width + 1), 0, 1)
     return ramp * ramp * (3 - 2 * ramp)  # smoothstep: a straight ramp shows where it begins
@@ -126,13 +134,13 @@ def _region(path: Path, size: int) -> _Region:
 
 
 def _centre(mask: np.ndarray) -> np.ndarray:
-    """(x, y) in pixels."""
+    """Return a mask's centre, (x, y) in pixels."""
     rows, columns = np.nonzero(mask)
     return np.array([columns.mean(), rows.mean()])
 
 
 def _turn(here: np.ndarray, there: np.ndarray, rng: np.random.Generator, shift: float) -> np.ndarray:
-    """A random turn, perhaps a flip, about ``here`` that takes it to ``there`` or up to ``shift`` beside it: [2, 3]."""
+    """Return a random turn or flip about ``here`` that moves it to ``there`` or up to ``shift`` away: [2, 3]."""
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:, 0] *= rng.choice([-1, 1])
@@ -140,6 +148,6 @@ def _turn(here: np.ndarray, there: np.ndarray, rng: np.random.Generator, shift: 
 
 
 def _warp(image: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """[H, W, ...] moved; beyond its border a picture goes on as it ends, a region does not."""
+    """Return an image [H, W, ...] moved; beyond its border a picture repeats its edge, a region is 0."""
     border = cv2.BORDER_REPLICATE if image.ndim == 3 else cv2.BORDER_CONSTANT
     return cv2.warpAffine(image, moved, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=border)

@@ -41,8 +41,30 @@ class Scan:
     mask_problems: list[str] = field(default_factory=list)
 
     def leave_out(self, left_out: LeftOut) -> None:
+        """Add paths that are left out, by reason."""
         for reason, paths in left_out.items():
             self.left_out.setdefault(reason, []).extend(paths)
+
+    def check_masks(self, required: bool) -> list[str]:
+        """Return a warning for each problem of the masks.
+
+        Raises:
+            LabError: masks are ``required``, and one is missing or does not fit.
+        """
+        problems, defects = list(self.mask_problems), [s for s in self.samples if s.label != GOOD]
+        if required and defects and not problems and not any(s.mask for s in defects):
+            problems = [f"{self.folder} has no ground_truth/ folder with masks"]
+        if problems and required:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise LabError(f"{self.folder}: {problems[0]}{more}: correct it, or give data.masks=optional")
+        return [f"mask: {problem}" for problem in problems]
+
+    def oddities(self, samples: Sequence[Sample]) -> list[str]:
+        """Return what a reader of the figures should know of these samples, after the split, a line each."""
+        messages = name_left_out(self.left_out, self.folder)
+        if not any(s.label == GOOD for s in samples if s.split):
+            messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
+        return messages
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Class balance: weights by frequency, and a sampler whose order depends on seed and epoch alone."""
+"""Which training images are drawn, and how often: class weights, and a sampler that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,8 +13,23 @@ from torch.utils.data import Sampler
 from mvtec_lab.errors import unknown
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Say which training images are drawn, and how often.
+
+    Args:
+        rule: draws them by class: ``none``, or a rule of ``class_weights``.
+        beta: of the rule ``effective``.
+        imbalance: thins the training images out to an exponential tail, as in DataConfig; None: never.
+    """
+
+    rule: str = "none"
+    beta: float = 0.99
+    imbalance: float | None = None
+
+
 def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.ndarray:
-    """Weights of C classes from their training counts, scaled to sum to C; a class without images weighs 0.
+    """Return weights of C classes from their training counts, scaled to sum to C; a class without images weighs 0.
 
     Args:
         counts: images of each class, [C].
@@ -37,17 +53,17 @@ def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.nd
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields ``(index, seed)``: which image, and the seed of its augmentation.
+    """Yield ``(index, seed)``: which image, and the seed of its augmentation.
 
-    The draw depends on ``seed`` and the epoch alone: not on the worker that loads the image, and not on the process, of
-    which each takes its share (so Lightning must not wrap it: ``Trainer(use_distributed_sampler=False)``). Lightning
-    calls ``set_epoch``.
+    The draw depends on ``seed`` and the epoch alone, not on the worker that loads the image. Each process takes its own
+    share of it, so Lightning must not wrap this sampler: ``Trainer(use_distributed_sampler=False)``. Lightning calls
+    ``set_epoch``.
 
     Args:
         size: images in the data set.
         weights: chance of each image, [size], drawn with replacement; None: a permutation.
         seed: of this run.
-        views: how many augmentation seeds an image has, of which each draw takes one; None: a new one each time.
+        views: the number of augmentation seeds of an image, of which each draw takes one; None: a new one each time.
     """
 
     def __init__(
@@ -58,7 +74,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.view_seeds = None if views is None else self._view_seeds(views)
 
     def _view_seeds(self, views: int) -> torch.Tensor:
-        """[size, views]; a seed modulo ``views`` is the number of its view."""
+        """Return the seeds, [size, views]; a seed modulo ``views`` is the number of its view."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(2**31 // views - 1, (self.size, views), generator=generator) * views + torch.arange(views)
 
@@ -91,7 +107,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The draws of an ``EpochSampler`` in lists of ``batch_size``, the last one shorter or left out."""
+    """Yield the draws of an ``EpochSampler`` in lists of ``batch_size``, the last one shorter or left out."""
 
     def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last

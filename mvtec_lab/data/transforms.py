@@ -1,4 +1,4 @@
-"""From an image of any size to the tensor that the network sees: resize, augment (training only), normalise."""
+"""Turn an image of any size into the tensor that the network sees: resize, augment (training only), normalise."""
 
 from __future__ import annotations
 
@@ -34,43 +34,47 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_picture(path: Path, size: int, white: int = WHITE) -> np.ndarray:
-    """Return an image file as the data set has it: [size, size, 3] uint8; ``white`` as in ``read_image``."""
+    """Return an image file as data sets give it: [size, size, 3] uint8; ``white`` as in ``read_image``."""
     return resize(read_image(path, white), size)
 
 
 class Augmentation:
-    """Random albumentations transforms of an [H, W, 3] uint8 image, drawn from the seed of each call alone.
+    """Apply random albumentations transforms to an [H, W, 3] uint8 image, drawn from the seed of each call alone.
 
     Args:
         transforms: albumentations names with their arguments, ``{"Rotate": {"limit": 15}}``, applied in this order.
         size: S of the images; all transforms are tried on one.
 
     Raises:
-        LabError: a name that albumentations does not have, arguments that it does not take, or a result that is no
+        LabError: a name that albumentations does not have, arguments that it does not take, or a result that is not a
             uint8 image of the same size: training normalises images itself.
     """
 
     def __init__(self, transforms: Mapping[str, Mapping[str, Any] | None], size: int = 224) -> None:
-        # what its output depends on beside image and seed: a part of a cache's key
+        # its output depends on this, beside image and seed: a part of a cache's key
         self.key = [A.__version__, [[name, dict(arguments or {})] for name, arguments in transforms.items()]]
         built = {name: _transform(name, arguments or {}) for name, arguments in transforms.items()}
         _rehearse(built, size)
         self._compose = A.Compose(list(built.values()))
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, seed: int, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the transformed image, and its mask [H, W] moved along; None without a mask."""
         self._compose.set_random_seed(seed)
-        result = self._compose(image=image)["image"]
-        if not _is_like(result, image):  # what is applied by chance alone, so that the next does not restore the size
+        moved = self._compose(image=image) if mask is None else self._compose(image=image, mask=mask)
+        result = moved["image"]
+        if not _is_like(result, image):  # a transform that is applied by chance may not have restored the size
             names = ", ".join(name for name, _ in self.key[1])
             raise LabError(f"augment.transforms ({names}) made {_kind(result)} of {_kind(image)}: {_NEEDED}")
-        return result
+        return result, None if mask is None else np.ascontiguousarray(moved["mask"])
 
 
 _NEEDED = "training needs uint8 RGB images of one size, and normalises them itself: leave it out"
 
 
 def _rehearse(transforms: Mapping[str, A.BasicTransform], size: int) -> None:
-    """Apply all transforms, whatever their chance, to an image; the last one that leaves no image is named."""
+    """Apply all transforms, whatever their chance, to an image; the error names the last one that leaves no image."""
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     for seed in range(3):  # a random size may happen to be the right one
         result, culprit = image, None
@@ -80,7 +84,7 @@ def _rehearse(transforms: Mapping[str, A.BasicTransform], size: int) -> None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     result = transform(force_apply=True, image=result)["image"]
-            except Exception as error:  # of any kind: it asks for masks, for boxes, or for another image
+            except Exception as error:  # of any kind: it needs masks, boxes, or another image
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise LabError(
                     f"augment.transforms.{culprit or name} cannot be applied ({name} of {_kind(result)}: {reason}): "
@@ -113,7 +117,7 @@ def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:
 
 
 def normalise(images: torch.Tensor | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """[..., H, W, 3] uint8 to [..., 3, H, W] float32, channels last in memory: (image / 255 - mean) / std."""
+    """Return (image / 255 - mean) / std: [..., 3, H, W] float32, channels last in memory, of [..., H, W, 3] uint8."""
     pixels = torch.as_tensor(images).float()
     shift, scale = (torch.tensor(values, device=pixels.device).mul(255) for values in (mean, std))
     return pixels.sub_(shift).div_(scale).movedim(-1, -3)

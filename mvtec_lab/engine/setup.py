@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.sampling import Sampling
 from mvtec_lab.data.source import locate
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.results import CONFIG
 
@@ -23,9 +26,15 @@ SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"
 
 
-def data_module(config: Config) -> MVTecDataModule:
-    """Return the data module of a configuration, not yet scanned; a missing folder is fetched or drawn."""
-    d, s = config.data, config.split
+def data_module(
+    config: Config, normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD)
+) -> MVTecDataModule:
+    """Return the data module of a configuration, not yet scanned; a missing folder is fetched or drawn.
+
+    Args:
+        normalisation: mean and std of RGB in [0, 1].
+    """
+    d, c = config.data, config.cache
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
@@ -34,29 +43,14 @@ def data_module(config: Config) -> MVTecDataModule:
         white=d.white,
         batch_size=d.batch_size,
         num_workers=d.num_workers,
-        sampler=d.sampler,
-        sampler_beta=d.sampler_beta,
-        augment=config.augment.transforms,
-        views=config.augment.views,
-        paste=config.augment.paste,
-        mix=config.augment.mix,
-        mix_alpha=config.augment.mix_alpha,
-        imbalance=d.imbalance,
         masks=d.masks,
-        protocol=s.protocol,
-        pool=s.pool,
-        per_class=s.per_class,
-        val=s.val,
-        test=s.test,
-        folds=s.folds,
-        fold=s.fold,
-        split_file=s.file,
-        group_by=s.group_by,
-        val_is_test=s.val_is_test,
-        split_seed=s.seed,
+        split=config.split,
+        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance),
+        augment=config.augment,
+        cache=None if c.dir is None else ArrayCache(c.dir, c.max_gb),
+        mean=normalisation[0],
+        std=normalisation[1],
         seed=training_seed(config),
-        cache_dir=config.cache.dir,
-        cache_gb=config.cache.max_gb,
     )
 
 
@@ -78,15 +72,12 @@ def build_data(config: Config, normalisation: tuple[Sequence[float], Sequence[fl
     Args:
         normalisation: mean and std of RGB in [0, 1].
     """
-    data = data_module(config)
-    data.mean, data.std = normalisation
-    data.scan()
+    data = data_module(config, normalisation)
     if config.data.name == "sample":
-        data.warnings.insert(0, SAMPLE_MARK)
+        data.warn(SAMPLE_MARK)
+    data.scan()
     if config.augment.views is not None:
-        data.warnings.append(
-            f"augment.views={config.augment.views}: training sees this many views of each image, no new ones"
-        )
+        data.warn(f"augment.views={config.augment.views}: training sees this many views of each image, no new ones")
     return data
 
 
@@ -125,7 +116,7 @@ def set_up(
     if findings and config.audit == "strict":
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise LabError(f"audit=strict: {findings[0]}{more}: repair it, or audit=warn continues")
-    data.warnings += findings
+    data.warn(*findings)
 
 
 def rehearse_batch(config: Config, data: MVTecDataModule, step: Callable[[torch.Tensor], object]) -> None:

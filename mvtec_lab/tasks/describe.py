@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,21 +15,20 @@ from rich.table import Table
 from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
-from mvtec_lab.data.datamodule import MVTecDataset, describe_oddities
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import (
     attempts,
     check_image,
     image_size,
     mask_share,
     peaks,
-    read_mask,
     too_bright,
     white_level,
 )
 from mvtec_lab.data.samples import Sample, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
-from mvtec_lab.data.transforms import read_picture
+from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import SAMPLE_MARK, claim, data_module
 from mvtec_lab.errors import LabError
@@ -59,7 +57,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     warnings += [*broken.values(), *(f"mask: {problem}" for problem in scanned.mask_problems)]
     try:
         samples = split_samples(scanned.samples, data.split)
-        warnings += describe_oddities(scanned, samples)
+        warnings += scanned.oddities(samples)
         sound_used = [s for s in samples if s.split and scanned.folder / s.path not in broken]
         white = config.data.white or white_level([scanned.folder / s.path for s in sound_used if s.split == "train"])
         warnings += too_bright([scanned.folder / s.path for s in sound_used], white)
@@ -127,14 +125,11 @@ def _examples(folder: Path, samples: list[Sample], classes: list[str], white: in
     pictures = []
     examples = {s.label: s for s in reversed(samples)}  # the first of each class
     shown = [name for name in classes if name in examples]  # not a class of broken files alone
-    for name in shown:
-        example = examples[name]
-        picture = read_picture(folder / example.path, TILE, white).copy()
-        if example.mask:
-            mask = cv2.resize(
-                read_mask(folder / example.mask).astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_AREA
-            )
-            rims, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    dataset = MVTecDataset(folder, [examples[name] for name in shown], image_size=TILE, white=white)
+    for place in range(len(shown)):
+        picture, mask = dataset.picture(place).copy(), dataset.mask(place)
+        if mask is not None:
+            rims, _ = cv2.findContours(resize_mask(mask, TILE), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, rims, -1, (255, 0, 0), 1)
         pictures.append(picture)
     return sheet(pictures, shown, [None] * len(shown), columns=min(5, len(shown)), tile=TILE)

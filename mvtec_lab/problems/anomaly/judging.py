@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from mvtec_lab.data.datamodule import MVTecDataset, Rows
+from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quantile_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline

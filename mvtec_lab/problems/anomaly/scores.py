@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet
 from mvtec_lab.engine.run import Run
@@ -23,7 +23,6 @@ from mvtec_lab.evaluation.anomaly import (
 from mvtec_lab.problems.anomaly import CLASSES, GOOD
 from mvtec_lab.problems.anomaly.base import AnomalyDetector
 from mvtec_lab.problems.anomaly.frozen import bar
-from mvtec_lab.problems.classification.explanations import mask_of
 from mvtec_lab.results import EXPLANATIONS, MISTAKES, PIXELS
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
     for i, (sample, heat) in enumerate(zip(test.dataset.samples, test.maps, strict=True)):
         width, height, _ = image_size(test.dataset.folder / sample.path)
         size = (height, width) if sample.label == GOOD else None
-        pixels.add(sample.path, heat, mask_of(test.dataset, i), sample.label, size)
+        pixels.add(sample.path, heat, test.dataset.mask(i), sample.label, size)
     if len(pixels.missing) == test.defect.sum():
         run.warn("no defect has a mask: pixel metrics are left out")
         return {}
@@ -179,7 +178,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
     for i, role in roles.items():
-        picture, heat, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), mask_of(test.dataset, i)
+        picture, heat, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), test.dataset.mask(i)
         peak = np.array(np.unravel_index(heat.argmax(), heat.shape)) * len(picture) / SIDE
         hot = heat > on_map
         tiles += [

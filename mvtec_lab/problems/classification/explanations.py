@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvtec_lab.data.datamodule import MVTecDataset
-from mvtec_lab.data.images import read_mask
 from mvtec_lab.engine.pictures import heat_over, sheet
-from mvtec_lab.errors import LabError
 from mvtec_lab.problems.classification.activation import activation_maps
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.problems.classification.outcome import Outcome
@@ -40,7 +37,7 @@ def explain(
         if maps is None:
             return None, None
         for i, heat, peak in zip(batch, maps[0].numpy(), maps[1].numpy(), strict=True):
-            mask, inside = mask_of(dataset, i), None
+            mask, inside = dataset.mask(i), None
             if mask is not None:  # the peak is looked up at the mask's own size: made smaller, a thin one has gaps
                 inside = bool(mask[tuple(((peak + 0.5) * mask.shape / len(heat)).astype(int))])
                 masked.append((bool(right[i]), inside, float(mask.mean())))
@@ -57,13 +54,3 @@ def explain(
     captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]
     marks = [mark for i in shown for mark in (bool(right[i]), tiles[i][1])]
     return explained, sheet(pictures, captions, marks)
-
-
-def mask_of(dataset: MVTecDataset, place: int) -> np.ndarray | None:
-    """None where there is none, where it marks nothing, or cannot be read: nothing but figures needs it."""
-    path = dataset.samples[place].mask
-    try:
-        mask = None if path is None else read_mask(dataset.folder / path)
-    except LabError:
-        return None
-    return None if mask is None or not mask.any() else mask

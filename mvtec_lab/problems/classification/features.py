@@ -10,7 +10,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from mvtec_lab.data.datamodule import FeatureDataset, MVTecDataModule, MVTecDataset, Rows
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 
@@ -25,12 +26,11 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
     Returns:
         The splits that it loads so; none where no stage is frozen or the module has no cache.
     """
-    data.features = {}
     cache, prefix = data.cache, classifier.model.prefix
     if not prefix:
         return []
     seeds = data.train_sampler().view_seeds
-    if not data.drawn_anew or (seeds is not None and data.mix == "none"):  # training's could be kept
+    if not data.random or (seeds is not None and data.augment.mix == "none"):  # training's could be kept
         classifier.model.extract_in(BATCH)
     if cache is None:
         return []
@@ -53,22 +53,21 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
             array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
         return None if array is None else torch.from_numpy(array)
 
-    still = ("val", "test") if data.drawn_anew else ("train", "val", "test")
+    still = ("val", "test") if data.random else ("train", "val", "test")
     paths = {s.path for split in still for s in data.of_split(split)}
     images = data.images([s for s in data.samples if s.path in paths])
     features = cached(images, range(len(images)), None)
     if features is not None:
         row = {s.path: i for i, s in enumerate(images.samples)}
         for split in still:
-            dataset = data.dataset(split)
-            data.features[split] = FeatureDataset(dataset, Rows(features, [row[s.path] for s in dataset.samples]))
+            data.load_features(split, Rows(features, [row[s.path] for s in data.of_split(split)]))
     train = data.dataset("train")
-    if train.drawn_anew and seeds is not None and data.mix == "none":
+    if train.random and seeds is not None and data.augment.mix == "none":
         keys = [(place, int(seed)) for place, row_ in enumerate(seeds) for seed in row_]
         random = [maker.key for maker in (train.augmentation, train.paste) if maker]
         features = cached(train, keys, [*random, seeds.tolist()])
         if features is not None:
-            data.features["train"] = FeatureDataset(train, Rows(features, range(len(keys))), data.views or 1)
+            data.load_features("train", Rows(features, range(len(keys))), seeds.shape[1])
     return sorted(data.features)
 
 
@@ -79,7 +78,7 @@ def learn_images(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
         What it has to say about them, in one line.
     """
     parts: Iterable[torch.Tensor]
-    if "train" in data.features and not data.drawn_anew:
+    if "train" in data.features and not data.random:
         known = data.features["train"]
         keys = range(len(known))
         parts = (known[list(keys[start : start + BATCH])]["features"] for start in keys[::BATCH])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mvtec_lab.data.datamodule import MVTecDataset
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.engine.pictures import SHOWN, sheet
 
 

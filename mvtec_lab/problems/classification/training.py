@@ -56,6 +56,6 @@ def log_first_batch(run: Run) -> None:
     dataset, logger = run.data.dataset("train"), run.trainer.logger
     keys = list(run.data.train_sampler())[: min(SAMPLED, run.data.batch_size)]
     captions = [dataset.samples[place].label for place, _ in keys]
-    picture = sheet([dataset.seen(key) for key in keys], captions, [None] * len(keys))
+    picture = sheet([dataset.view(key)[0] for key in keys], captions, [None] * len(keys))
     assert isinstance(logger, TensorBoardLogger)
     log_picture(logger.experiment, "input/first_batch", picture, 0)

@@ -1,0 +1,220 @@
+"""The data set of one product: its images, or features of them, by place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.images import WHITE, each_image, read_mask
+from mvtec_lab.data.paste import Paste
+from mvtec_lab.data.samples import Sample, classes_of, scan
+from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
+from mvtec_lab.errors import LabError, unknown
+
+Key = int | tuple[int, int]  # the place of a sample, or that and the seed of what is random
+
+
+class Rows:
+    """Some rows of an array [M, ...], read when they are asked for.
+
+    Args:
+        array: on any device; a mapped file stays on disk.
+        rows: which of its rows, by place.
+    """
+
+    def __init__(self, array: Tensor, rows: Sequence[int]) -> None:
+        self.array, self.rows = array, torch.tensor(rows)
+
+    def __getitem__(self, places: list[int]) -> Tensor:
+        return self.array.index_select(0, self.rows[places].to(self.array.device))
+
+    def near(self, device: torch.device) -> Rows:
+        """Return these rows on a device, if they leave half of its free memory to the network; else where they are."""
+        if device.type == "cpu" or len(self.rows) * self.array[0].nbytes > free_memory(device) // 2:
+            return self
+        return Rows(self.array.index_select(0, self.rows).to(device), range(len(self.rows)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a GPU in bytes; 0 for devices that do not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+class MVTecDataset(Dataset[dict[str, Any]]):
+    """Give the images of one product folder with their class.
+
+    An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in
+    samples}``. A list of keys gives a batch: image [N, 3, S, S], channels last in memory, label and index [N].
+
+    With ``targets``, items also have ``mask``, uint8 [S, S], 1 in a defect ([N, S, S] in a batch), or ``boxes``,
+    float32 [K, 4] in pixels (x0, y0, x1, y1), with ``labels``, int64 [K], which count the defect types from 1; a batch
+    has lists of N of both. An image without a defect has K = 0. Masks are moved along with their images.
+
+    Args:
+        folder: the product folder, ``.../bottle``.
+        samples: which of its images; None: all of them.
+        classes: the class names in the order of their index; None: those of ``samples``, good first.
+        image_size: S, pixels.
+        white: the value of 16-bit files that becomes 255.
+        augmentation: random transforms, or None.
+        paste: replaces defect images at random, before they are augmented; None: never.
+        mean, std: of RGB in [0, 1].
+        pictures: the decoded images, one uint8 row [S, S, 3] per sample; None: each is read when it is asked for.
+        targets: some of ``TARGETS``.
+
+    Raises:
+        LabError: an unknown target, or targets of a defect image that has no mask.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        samples: Sequence[Sample] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        image_size: int = 224,
+        white: int = WHITE,
+        augmentation: Augmentation | None = None,
+        paste: Paste | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        pictures: Rows | None = None,
+        targets: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(folder)
+        self.samples = list(scan(self.folder).samples if samples is None else samples)
+        self.classes = list(classes_of(self.samples) if classes is None else classes)
+        self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
+        self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets
+        index = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
+        self._kinds = {name: i for i, name in enumerate((c for c in self.classes if c != GOOD), start=1)}
+        if strangers := [name for name in targets if name not in TARGETS]:
+            raise unknown("target", strangers[0], TARGETS)
+        if targets and (bare := [s.path for s in self.samples if s.label != GOOD and s.mask is None]):
+            raise LabError(f"{self.folder / bare[0]} has no mask to learn from: add it, or remove the image")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def random(self) -> bool:
+        """Return whether an image differs each time that it is asked for."""
+        return self.augmentation is not None or self.paste is not None
+
+    @property
+    def in_memory(self) -> bool:
+        """Return whether items are merely rows of an array."""
+        return self.pictures is not None and not self.random and not self.targets
+
+    def near(self, device: torch.device) -> MVTecDataset:
+        """Return this data set with its decoded images on a device, where they fit."""
+        near = copy(self)
+        near.pictures = None if self.pictures is None else self.pictures.near(device)
+        return near
+
+    def picture(self, place: int) -> np.ndarray:
+        """Return the image itself, resized: [S, S, 3] uint8."""
+        if self.pictures is not None:
+            return self.pictures[[place]][0].cpu().numpy()
+        return read_picture(self.folder / self.samples[place].path, self.image_size, self.white)
+
+    def mask(self, place: int) -> np.ndarray | None:
+        """Return the image's mask in its file's size, [H, W] bool, to draw or to measure.
+
+        None where there is none, it marks nothing or cannot be read.
+        """
+        path = self.samples[place].mask
+        try:
+            mask = None if path is None else read_mask(self.folder / path)
+        except LabError:
+            return None
+        return mask if mask is not None and mask.any() else None
+
+    def view(self, key: Key) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return an image as training sees it, pasted and augmented but not normalised, and its mask.
+
+        Returns:
+            [S, S, 3] uint8, and [S, S] uint8, or None where no target asks for it.
+        """
+        place, seed = key if isinstance(key, tuple) else (key, int(torch.randint(2**31, ())) if self.random else 0)
+        mask = self._small_mask(place) if self.targets else None
+        image, mask = self.paste(self.picture, place, seed, mask) if self.paste else (self.picture(place), mask)
+        return self.augmentation(image, seed, mask) if self.augmentation else (image, mask)
+
+    def __getitem__(self, key: Key | list[int] | list[tuple[int, int]]) -> dict[str, Any]:
+        if not isinstance(key, list):
+            return {name: values[0] for name, values in self[[key]].items()}  # type: ignore[index]
+        places = [k[0] if isinstance(k, tuple) else k for k in key]
+        index = torch.tensor(places)
+        masks: Sequence[Any] = ()
+        if self.random or self.targets:
+            pictures, masks = zip(*map(self.view, key), strict=True)
+            images = torch.from_numpy(np.stack(pictures))
+        elif self.pictures is not None:
+            images = self.pictures[places]
+        else:
+            paths = [self.folder / self.samples[place].path for place in places]
+            read = partial(read_picture, size=self.image_size, white=self.white)
+            images = torch.from_numpy(np.stack(list(each_image(paths, read))))
+        item: dict[str, Any] = {
+            "image": normalise(images, self.mean, self.std),
+            "label": self.labels[index],
+            "index": index,
+        }
+        if "mask" in self.targets:
+            item["mask"] = torch.from_numpy(np.stack(masks))
+        if "boxes" in self.targets:
+            item["boxes"] = [boxes_of(mask) for mask in masks]
+            kinds = [self._kinds.get(self.samples[place].label, 0) for place in places]
+            item["labels"] = [torch.full((len(b),), kind) for b, kind in zip(item["boxes"], kinds, strict=True)]
+        return item
+
+    def _small_mask(self, place: int) -> np.ndarray:
+        """Return the mask to learn from, [S, S] uint8."""
+        path = self.samples[place].mask
+        if path is None:
+            return np.zeros((self.image_size, self.image_size), np.uint8)
+        return resize_mask(read_mask(self.folder / path), self.image_size)
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """Give features of a data set's images: ``{"features": [N, ...], "label": [N], "index": [N]}``.
+
+    Args:
+        dataset: the images, for their labels.
+        features: one row per image, or ``views`` consecutive rows per image; four-dimensional ones channels last.
+        views: the seed of an item's key says which of them it is.
+    """
+
+    in_memory = True
+
+    def __init__(self, dataset: MVTecDataset, features: Rows, views: int = 1) -> None:
+        self.dataset, self.features, self.views = dataset, features, views
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def near(self, device: torch.device) -> FeatureDataset:
+        """Return this data set with its features on a device, where they fit."""
+        return FeatureDataset(self.dataset, self.features.near(device), self.views)
+
+    def __getitem__(self, keys: list[int] | list[tuple[int, int]]) -> dict[str, Any]:
+        pairs = [k if isinstance(k, tuple) else (k, 0) for k in keys]
+        features = self.features[[place * self.views + seed % self.views for place, seed in pairs]]
+        index = torch.tensor([place for place, _ in pairs])
+        return {
+            "features": features.permute(0, 3, 1, 2) if features.ndim == 4 else features,
+            "label": self.dataset.labels[index],
+            "index": index,
+        }

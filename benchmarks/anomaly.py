@@ -52,29 +52,29 @@ def run_lab(
 
     from mvtec_lab.data.dataset import MVTecDataset
     from mvtec_lab.data.samples import scan
-    from mvtec_lab.problems.anomaly.models import build_detector
+    from mvtec_lab.problems.anomaly.models import build_anomaly_model
     from mvtec_lab.problems.anomaly.scores import score
 
     torch.manual_seed(seed)
     folder = Path(root) / category
-    settings = {"backbone": backbone, "weights": weights, "layers": layers}
-    settings |= {"coreset": coreset, "dimensions": dimensions, "image_size": size}
-    detector = build_detector(method, settings).eval()
+    own = {"coreset": coreset} if method == "patchcore" else {"dimensions": dimensions}
+    settings = {"backbone": backbone, "weights": weights, "image_size": size}
+    model = build_anomaly_model(method, **settings, layers=layers, **own).eval()
 
     def images(split: str) -> MVTecDataset:
         samples = [s for s in scan(folder).samples if s.path.startswith(split)]
-        return MVTecDataset(folder, samples, image_size=size, mean=detector.mean, std=detector.std)
+        return MVTecDataset(folder, samples, image_size=size, mean=model.mean, std=model.std)
 
     def fit() -> int:
         good = images("train/good/")
         places = [list(range(len(good)))[start : start + batch_size] for start in range(0, len(good), batch_size)]
         with torch.no_grad():
-            detector.prepare(lambda: (good[batch]["image"] for batch in places))
+            model.prepare(lambda: (good[batch]["image"] for batch in places))
         return len(good)
 
     fitting, trained = common.timed(fit)
     test = images("test/")
-    scoring, (scores, maps) = common.timed(score, detector, test, batch_size, torch.device("cpu"))
+    scoring, (scores, maps) = common.timed(score, model, test, batch_size, torch.device("cpu"))
     np.savez(out, paths=[s.path for s in test.samples], scores=scores, maps=maps)
     return {"trained": trained, "fit": fitting, "image": scoring / len(test)}
 

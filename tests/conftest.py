@@ -116,7 +116,8 @@ def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     def run(*arguments: str) -> int:
         task = next((a[5:] for a in arguments if a.startswith("task=")), "train")
         attempt = next((a[8:] for a in arguments if a.startswith("attempt=")), "base")
-        of_method = attempt.removesuffix("_ssim")
+        given = next((a[13:] for a in arguments if a.startswith("model.method=")), None)
+        of_method = given or attempt.removesuffix("_ssim")
         method = METHODS[of_method if of_method in METHODS else "classifier"]
         small = [
             "data=folder",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -18,20 +16,21 @@ from torchvision.models._api import BUILTIN_MODELS
 from torchvision.ops import Permute
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly import features, frozen
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
-from mvtec_lab.problems.anomaly.methods.gaussian.model import Gaussian
-from mvtec_lab.problems.anomaly.methods.kmeans.model import KMeans
-from mvtec_lab.problems.anomaly.methods.nearest.model import Nearest
+from mvtec_lab.problems.anomaly.base import AnomalyModel
+from mvtec_lab.problems.anomaly.methods.gaussian.model import FeatureGaussian
+from mvtec_lab.problems.anomaly.methods.kmeans.model import CentreDistance
+from mvtec_lab.problems.anomaly.methods.nearest.model import NeighbourDistance
 from mvtec_lab.problems.anomaly.methods.ocsvm.model import NU, SupportVectors
-from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, Padim
+from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, PlaceGaussians
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
-from mvtec_lab.problems.anomaly.methods.spade import detector as spade
-from mvtec_lab.problems.anomaly.methods.spade.model import Spade
+from mvtec_lab.problems.anomaly.methods.spade.model import Gallery
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.reporting.runs import DRAWS_NOTHING
 
 LOCALISING = ("patchcore", "padim", "spade")
-METHODS = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
+FITTED_ONCE = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
 SKEWED = torch.randn(60, 20, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 20) + 4
 SIDE = 48
 SPOT = (slice(20, 30), slice(30, 40))  # rows, columns of the defect
@@ -46,20 +45,19 @@ def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
     return found
 
 
-def detector(name: str, net: str, seed: int = 0, **knobs: object) -> AnomalyDetector:
+def unfitted(name: str, net: str, seed: int = 0, **options: object) -> AnomalyModel:
     torch.manual_seed(seed)
     layers = ["features.relu1", "features.relu2"]
-    made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}.detector").Detector
-    return made(backbone=net, weights=None, layers=layers, **knobs).eval()
+    return build_anomaly_model(name, backbone=net, weights=None, **{"layers": layers, **options}).eval()
 
 
-def fitted(name: str, net: str, count: int = 12, **knobs: object) -> AnomalyDetector:
-    found = detector(name, net, **knobs)
-    found.prepare(lambda: images(count).split(5))
-    return found
+def fitted(name: str, net: str, count: int = 12, **options: object) -> AnomalyModel:
+    method = unfitted(name, net, **options)
+    method.prepare(lambda: images(count).split(5))
+    return method
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FITTED_ONCE)
 def test_a_method_finds_a_spot_and_is_restored_exactly(name: str, tiny_net: str) -> None:
     method = fitted(name, tiny_net)
     good, bad = method(images(6, seed=1)), method(images(6, defect=True, seed=2))
@@ -81,29 +79,28 @@ def test_a_method_finds_a_spot_and_is_restored_exactly(name: str, tiny_net: str)
         assert torch.equal(other(images(6, defect=True, seed=2)).image, bad.image)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FITTED_ONCE)
 def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tiny_net: str) -> None:
-    knobs = {"dimensions": 5} if name == "padim" else {"clusters": 15} if name == "kmeans" else {}
-    scores, network = [], detector(name, tiny_net).features.state_dict()
+    options = {"dimensions": 5} if name == "padim" else {"clusters": 15} if name == "kmeans" else {}
+    scores, network = [], unfitted(name, tiny_net).features.state_dict()
     for seed in range(4):
-        found = detector(name, tiny_net, seed, **knobs)
+        found = unfitted(name, tiny_net, seed, **options)
         found.features.load_state_dict(network)  # pretrained weights are the same for all seeds
         found.prepare(lambda: images(40).split(10))
         scores.append(found(images(4, defect=True, seed=2)).image)
-    assert found.draws != all(torch.equal(each, scores[0]) for each in scores)
-    assert found.draws == (name not in DRAWS_NOTHING)
+    assert found.method.draws != all(torch.equal(each, scores[0]) for each in scores)
+    assert found.method.draws == (name not in DRAWS_NOTHING)
 
 
 def test_what_trains_draws() -> None:
     for name in ONE_CLASS_METHODS:
-        made = importlib.import_module(f"mvtec_lab.problems.anomaly.methods.{name}.detector").Detector
-        assert made.draws or not made.trains
-        assert made.draws == (name not in DRAWS_NOTHING)
+        assert METHODS[name].draws or not METHODS[name].trains
+        assert METHODS[name].draws == (name not in DRAWS_NOTHING)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FITTED_ONCE)
 def test_any_batches_and_any_batch_give_the_same_scores(name: str, tiny_net: str) -> None:
-    method, other = fitted(name, tiny_net), detector(name, tiny_net)
+    method, other = fitted(name, tiny_net), unfitted(name, tiny_net)
     other.prepare(lambda: iter([images(12)]))  # one batch, of unknown number
     test = images(4, defect=True, seed=3)
     torch.testing.assert_close(other(test).image, method(test).image, rtol=1e-3, atol=1e-4)
@@ -163,9 +160,9 @@ def test_a_layer_named_twice_is_one_line(layers: list[str], mixed: str) -> None:
         features.FeatureMaps(mixed, None, layers)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FITTED_ONCE)
 def test_constant_images_give_finite_scores(name: str, tiny_net: str) -> None:
-    method = detector(name, tiny_net)
+    method = unfitted(name, tiny_net)
     method.prepare(lambda: torch.ones(8, 3, SIDE, SIDE).split(3))
     same, bad = method(torch.ones(3, 3, SIDE, SIDE)), method(images(3, defect=True))
     assert same.image.isfinite().all()
@@ -173,32 +170,33 @@ def test_constant_images_give_finite_scores(name: str, tiny_net: str) -> None:
     assert same.image.max() <= bad.image.min()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FITTED_ONCE)
 def test_no_images_is_one_line(name: str, tiny_net: str) -> None:
     with pytest.raises(LabError, match="good images"):
-        detector(name, tiny_net).prepare(lambda: [])
+        unfitted(name, tiny_net).prepare(lambda: [])
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "says"),
+    ("name", "options", "says"),
     [
         ("patchcore", {"coreset": 0.0}, "model.options.coreset=0.0"),
         ("patchcore", {"coreset": 1.5}, "model.options.coreset=1.5"),
         ("padim", {"dimensions": 25}, "have 24 channels"),
         ("gaussian", {"dimensions": 24}, "have 24 channels"),
-        ("ocsvm", {"dimensions": 0}, "have 24 channels"),
+        ("ocsvm", {"dimensions": 25}, "have 24 channels"),
+        ("ocsvm", {"dimensions": 0}, "model.options.dimensions=0 is out of range: give 1 or more"),
         ("kmeans", {"clusters": 0}, "model.options.clusters=0"),
         ("nearest", {"neighbours": 0}, "model.options.neighbours=0"),
         ("spade", {"neighbours": 0}, "model.options.neighbours=0"),
     ],
 )
-def test_a_knob_out_of_range_is_one_line(name: str, knobs: dict[str, float], says: str, tiny_net: str) -> None:
+def test_an_option_out_of_range_is_one_line(name: str, options: dict[str, float], says: str, tiny_net: str) -> None:
     with pytest.raises(LabError, match=says):
-        detector(name, tiny_net, **knobs)
+        unfitted(name, tiny_net, **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "needed"),
+    ("name", "options", "needed"),
     [
         ("padim", {}, 2),
         ("nearest", {}, 5),
@@ -208,8 +206,8 @@ def test_a_knob_out_of_range_is_one_line(name: str, knobs: dict[str, float], say
         ("ocsvm", {}, 2),
     ],
 )
-def test_too_few_images_is_one_line(name: str, knobs: dict[str, int], needed: int, tiny_net: str) -> None:
-    method = detector(name, tiny_net, **knobs)
+def test_too_few_images_is_one_line(name: str, options: dict[str, int], needed: int, tiny_net: str) -> None:
+    method = unfitted(name, tiny_net, **options)
     with pytest.raises(LabError, match=f"at least {needed} good images"):
         method.prepare(lambda: [images(needed - 1)])
     method.prepare(lambda: [images(needed)])
@@ -218,7 +216,7 @@ def test_too_few_images_is_one_line(name: str, knobs: dict[str, int], needed: in
 
 def test_spade_needs_two_layers(tiny_net: str) -> None:
     with pytest.raises(LabError, match="two or more"):
-        spade.Detector(tiny_net, None, ["features.relu1"])
+        unfitted("spade", tiny_net, layers=["features.relu1"])
 
 
 @pytest.mark.parametrize("name", LOCALISING)
@@ -234,16 +232,28 @@ def test_more_than_the_memory_is_refused_ahead(
         return list(images(12).split(5))
 
     with pytest.raises(LabError, match="GB are free"):
-        detector(name, tiny_net).prepare(batches)
+        unfitted(name, tiny_net).prepare(batches)
     assert given == 1
 
 
 @pytest.mark.parametrize(("channels", "bytes_a_patch"), [(128, 4 * 128), (200, 4 * (200 + 128))])
 def test_the_projection_counts_as_memory(channels: int, bytes_a_patch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[int] = []
-    monkeypatch.setattr(frozen, "require_memory", lambda count, *_: needed.append(count))
-    patchcore.PatchCore(channels, 0.1).fit([[torch.rand(2, channels, 4, 4)] for _ in range(3)])
-    assert needed == [3 * 2 * 16 * bytes_a_patch]
+    monkeypatch.setattr(patchcore, "require_memory", lambda count, *_: needed.append(count))
+    bank = patchcore.PatchBank(channels, 0.1)
+    bank.require_memory([torch.rand(2, channels, 4, 4)], images=6, device=torch.device("cpu"))
+    assert needed == [6 * 16 * bytes_a_patch]
+
+
+@pytest.mark.parametrize(("announced", "planned"), [(True, [15]), (False, [5, 20])])
+def test_memory_is_planned_for_all_images_and_again_if_more_come(
+    announced: bool, planned: list[int], tiny_net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, counts = unfitted("spade", tiny_net), []
+    monkeypatch.setattr(method.model, "require_memory", lambda maps, count, device: counts.append(count))
+    batches = [images(5), images(5), images(2)]
+    method.prepare(lambda: batches if announced else (batch for batch in batches))
+    assert counts == planned
 
 
 def greedy(points: np.ndarray, count: int) -> list[int]:
@@ -316,7 +326,7 @@ def test_the_reweighting_is_equation_7() -> None:
 
 def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
     generator = torch.Generator().manual_seed(6)
-    model = patchcore.PatchCore(3, 1.0)
+    model = patchcore.PatchBank(3, 1.0)
     model.bank = torch.randn(50, 3, generator=generator)
     maps = [3 * torch.randn(4, 3, 5, 5, generator=generator)]
     distances = cdist(patchcore.embed(maps).flatten(0, 1), model.bank).reshape(4, 25, 50)
@@ -353,7 +363,7 @@ def test_smoothing_is_bilinear_then_gaussian() -> None:
 
 def test_padim_is_the_mahalanobis_distance_at_each_place() -> None:
     torch.manual_seed(0)
-    model = Padim(channels=6, dimensions=4)
+    model = PlaceGaussians(channels=6, dimensions=4)
     maps = [[torch.randn(n, 4, 4, 4) * 3 + 50, torch.randn(n, 2, 2, 2)] for n in (5, 6)]
     model.fit(maps)
     values = torch.cat([model.embed(found) for found in maps]).double().numpy()
@@ -372,14 +382,14 @@ def test_padim_draws_its_channels_by_the_seed() -> None:
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(Padim(channels=60, dimensions=20).drawn.tolist())
+        drawn.append(PlaceGaussians(channels=60, dimensions=20).drawn.tolist())
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(len(set(channels)) == 20 for channels in drawn)
 
 
 def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
     torch.manual_seed(0)
-    model = Spade(channels=3, features=2, neighbours=2)
+    model = Gallery(channels=3, features=2, neighbours=2)
     maps = [[torch.randn(n, 3, 4, 4), torch.randn(n, 2, 2, 2)] for n in (3, 4)]
     model.fit(maps)
     pooled = torch.cat([last.mean((2, 3)) for _, last in maps])
@@ -397,7 +407,7 @@ def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
 
 def test_the_gaussian_is_ledoit_and_wolfs() -> None:
     values, queries = SKEWED[:12], SKEWED[12:]
-    model = Gaussian(20, dimensions=None)
+    model = FeatureGaussian(20, dimensions=None)
     model.learn(values)
     expected = LedoitWolf().fit(values.double().numpy()).mahalanobis(queries.double().numpy()) ** 0.5
     assert np.allclose(model.score(queries), expected, rtol=1e-3)
@@ -405,7 +415,7 @@ def test_the_gaussian_is_ledoit_and_wolfs() -> None:
 
 def test_with_dimensions_the_gaussian_is_probabilistic_pca() -> None:
     values, queries = SKEWED, SKEWED[:5] * 2
-    model = Gaussian(20, dimensions=6)
+    model = FeatureGaussian(20, dimensions=6)
     model.learn(values)
     pca = PCA(6).fit(values.double().numpy())
     centred = queries.double().numpy() - pca.mean_
@@ -427,14 +437,14 @@ def test_support_vectors_score_as_scikit_learn_does(dimensions: int | None) -> N
 def test_kmeans_measures_to_the_nearest_centre() -> None:
     torch.manual_seed(0)
     values = torch.cat([SKEWED[:10] * 0.01, SKEWED[:10] * 0.01 + 5])
-    model = KMeans(20, clusters=2)
+    model = CentreDistance(20, clusters=2)
     model.learn(values)
     distances = cdist(values, torch.stack([values[:10].mean(0), values[10:].mean(0)])).min(1)
     assert np.allclose(model.score(values), distances, rtol=1e-3)
 
 
 def test_nearest_is_the_mean_over_the_neighbours() -> None:
-    model = Nearest(20, neighbours=3)
+    model = NeighbourDistance(20, neighbours=3)
     model.learn(SKEWED[5:])
     expected = np.sort(cdist(SKEWED[:5], SKEWED[5:]), 1)[:, :3].mean(1)
     assert np.allclose(model.score(SKEWED[:5]), expected, rtol=1e-4)
@@ -443,4 +453,4 @@ def test_nearest_is_the_mean_over_the_neighbours() -> None:
 def test_blocks_are_collected_whatever_their_number_is_said_to_be() -> None:
     blocks = [torch.arange(6.0).view(3, 2), torch.arange(4.0).view(2, 2), torch.ones(1, 2)]
     for count in (0, 1, 3, 5):
-        assert torch.equal(frozen.collect(iter(blocks), count, "blocks", "give fewer"), torch.cat(blocks))
+        assert torch.equal(frozen.collect(iter(blocks), count), torch.cat(blocks))

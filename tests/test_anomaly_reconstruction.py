@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.methods.autoencoder.model import dissimilarity
-from mvtec_lab.problems.anomaly.methods.fanogan import detector as fanogan
-from mvtec_lab.problems.anomaly.methods.fanogan.model import KAPPA, FAnoGAN
+from mvtec_lab.problems.anomaly.methods.fanogan import model as fanogan
+from mvtec_lab.problems.anomaly.methods.fanogan.model import KAPPA, GanNetwork
 from mvtec_lab.problems.anomaly.methods.memae import model as memae
 from mvtec_lab.problems.anomaly.methods.vae.model import GREY, divergence
-from mvtec_lab.problems.anomaly.reconstruction import ReconstructionDetector
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.anomaly.reconstruction import ReconstructionModel
 
 SIZE = 32
 ALL = ("autoencoder", "vae", "memae", "fanogan")
@@ -42,24 +42,24 @@ def pictures(count: int, seed: int, size: int = SIZE) -> Tensor:
     return (clean + 0.02 * torch.randn(clean.shape, generator=draw)).clamp(0, 1)
 
 
-def spoilt(count: int, seed: int) -> Tensor:
+def corrupted(count: int, seed: int) -> Tensor:
     """Half a period ahead in rows and columns 8 to 19: no pixel by itself shows it."""
     made = pictures(count, seed)
     made[:, :, 8:20, 8:20] = made.roll(8, dims=3)[:, :, 8:20, 8:20]
     return made
 
 
-def normalised(made: Tensor) -> Tensor:
-    return (made - MEAN) / STD
+def normalised(images: Tensor) -> Tensor:
+    return (images - MEAN) / STD
 
 
-def build(method: str, **knobs: Any) -> ReconstructionDetector:
-    return import_module(f"mvtec_lab.problems.anomaly.methods.{method}.detector").Detector(
-        **{"image_size": SIZE, **knobs}
-    )
+def build(method: str, **settings: Any) -> ReconstructionModel:
+    model = build_anomaly_model(method, **{"image_size": SIZE, **settings})
+    assert isinstance(model, ReconstructionModel)
+    return model
 
 
-def fit(detector: ReconstructionDetector, epochs: int, good: Tensor | None = None) -> ReconstructionDetector:
+def fit(model: ReconstructionModel, epochs: int, good: Tensor | None = None) -> ReconstructionModel:
     images = normalised(pictures(32, seed=0) if good is None else good)
     batches = DataLoader([{"image": image} for image in images], batch_size=16)
     trainer = pl.Trainer(
@@ -71,17 +71,17 @@ def fit(detector: ReconstructionDetector, epochs: int, good: Tensor | None = Non
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(detector, batches, batches)
-    return detector.eval()
+    trainer.fit(model, batches, batches)
+    return model.eval()
 
 
 @torch.no_grad()
-def score(detector: ReconstructionDetector, made: Tensor) -> Scores:
-    return detector(normalised(made))
+def score(model: ReconstructionModel, made: Tensor) -> Scores:
+    return model(normalised(made))
 
 
 @pytest.mark.parametrize(
-    ("method", "knobs"),
+    ("method", "settings"),
     [
         ("autoencoder", {"lr": 3e-3}),
         pytest.param("autoencoder", {"lr": 3e-3, "reconstruction": "ssim"}, marks=pytest.mark.slow),
@@ -90,10 +90,10 @@ def score(detector: ReconstructionDetector, made: Tensor) -> Scores:
         pytest.param("fanogan", {"lr": 1e-3, "latent": 8}, marks=pytest.mark.slow),
     ],
 )
-def test_a_defect_is_found_and_located(method: str, knobs: dict[str, Any]) -> None:
+def test_a_defect_is_found_and_located(method: str, settings: dict[str, Any]) -> None:
     pl.seed_everything(0)
-    detector = fit(build(method, **knobs), epochs=100 if method == "fanogan" else 30)
-    good, bad = score(detector, pictures(20, seed=1)), score(detector, spoilt(20, seed=2))
+    model = fit(build(method, **settings), epochs=100 if method == "fanogan" else 30)
+    good, bad = score(model, pictures(20, seed=1)), score(model, corrupted(20, seed=2))
     assert bad.map is not None
     assert bad.image.shape == (20,)
     assert bad.map.shape == (20, SIZE, SIZE)
@@ -106,11 +106,11 @@ def test_a_defect_is_found_and_located(method: str, knobs: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("method", others_slow(ALL, "vae"))
 def test_the_seed_decides_and_a_checkpoint_brings_the_scores_back(method: str) -> None:
-    def trained(seed: int) -> ReconstructionDetector:
+    def trained(seed: int) -> ReconstructionModel:
         pl.seed_everything(seed)
         return fit(build(method, latent=8), epochs=4)
 
-    first, made = trained(0), spoilt(3, seed=3)
+    first, made = trained(0), corrupted(3, seed=3)
     again = build(**{"method": method, **first.hparams}).eval()
     assert not torch.equal(score(again, made).image, score(first, made).image)
     again.load_state_dict(first.state_dict())
@@ -124,8 +124,8 @@ def test_the_seed_decides_and_a_checkpoint_brings_the_scores_back(method: str) -
 
 @pytest.mark.parametrize("method", ALL)
 def test_pictures_of_one_colour_give_finite_scores(method: str) -> None:
-    detector = fit(build(method), epochs=2, good=torch.zeros(4, 3, SIZE, SIZE))
-    found = score(detector, torch.ones(2, 3, SIZE, SIZE))
+    model = fit(build(method), epochs=2, good=torch.zeros(4, 3, SIZE, SIZE))
+    found = score(model, torch.ones(2, 3, SIZE, SIZE))
     assert all(values.isfinite().all() for values in found if values is not None)
 
 
@@ -136,10 +136,10 @@ def test_a_size_that_does_not_fit_is_refused(method: str, size: int) -> None:
         build(method, image_size=size)
 
 
-@pytest.mark.parametrize(("method", "knob", "value"), [*((m, "latent", 0) for m in ALL), ("memae", "slots", 1)])
-def test_a_size_of_nothing_is_refused(method: str, knob: str, value: int) -> None:
-    with pytest.raises(LabError, match=f"model.{knob}={value} is out of range: give {value + 1} or more"):
-        build(method, **{knob: value})
+@pytest.mark.parametrize(("method", "option", "value"), [*((m, "latent", 0) for m in ALL), ("memae", "slots", 1)])
+def test_a_size_of_nothing_is_refused(method: str, option: str, value: int) -> None:
+    with pytest.raises(LabError, match=f"model.options.{option}={value} is out of range: give {value + 1} or more"):
+        build(method, **{option: value})
 
 
 def test_an_unknown_reconstruction_is_refused() -> None:
@@ -149,8 +149,8 @@ def test_an_unknown_reconstruction_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ALL)
 def test_other_sizes_and_codes(method: str) -> None:
-    detector = build(method, image_size=64, latent=5).eval()
-    found = score(detector, pictures(2, seed=0, size=64))
+    model = build(method, image_size=64, latent=5).eval()
+    found = score(model, pictures(2, seed=0, size=64))
     assert found.map is not None
     assert found.map.shape == (2, 64, 64)
 
@@ -170,10 +170,10 @@ def test_ssim_as_numpy_has_it() -> None:
 
 
 def test_the_autoencoder_of_ssim_learns_and_scores_by_dissimilarity() -> None:
-    detector, made = build("autoencoder", reconstruction="ssim").eval(), spoilt(2, seed=0)
-    expected = dissimilarity(detector.network.layers(made), made)
-    torch.testing.assert_close(detector.network.residual(made), expected)
-    torch.testing.assert_close(detector.loss(normalised(made)), expected.mean())
+    model, made = build("autoencoder", reconstruction="ssim").eval(), corrupted(2, seed=0)
+    expected = dissimilarity(model.network.layers(made), made)
+    torch.testing.assert_close(model.network.residual(made), expected)
+    torch.testing.assert_close(model.loss(normalised(made)), expected.mean())
 
 
 def reconstructs_grey(decoder: nn.Module) -> None:
@@ -184,12 +184,12 @@ def reconstructs_grey(decoder: nn.Module) -> None:
 
 
 def test_the_variational_loss_by_hand() -> None:
-    detector = build("vae", latent=4).eval()
-    reconstructs_grey(detector.network.decoder)
-    code = detector.network.encoder[-1]
+    model = build("vae", latent=4).eval()
+    reconstructs_grey(model.network.decoder)
+    code = model.network.encoder[-1]
     nn.init.zeros_(code.weight)
     code.bias.data.copy_(torch.tensor([2.0] * 4 + [1.0] * 4))  # means, logarithms of variances
-    loss = detector.loss(normalised(torch.full((2, 3, SIZE, SIZE), 0.6)))
+    loss = model.loss(normalised(torch.full((2, 3, SIZE, SIZE), 0.6)))
     expected = math.log(0.1**2 + GREY) / 2 + 4 * (2**2 + math.e - 1 - 1) / 2 / (3 * SIZE**2)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -202,12 +202,12 @@ class Undecided(nn.Module):
 
 
 def test_memaes_loss_and_score_by_hand() -> None:
-    detector, made = build("memae"), spoilt(2, seed=0)
-    detector.network.memory = Undecided()
-    reconstructs_grey(detector.network.decoder)
-    loss = detector.loss(normalised(torch.full((2, 3, SIZE, SIZE), 0.6)))
+    model, made = build("memae"), corrupted(2, seed=0)
+    model.network.memory = Undecided()
+    reconstructs_grey(model.network.decoder)
+    loss = model.loss(normalised(torch.full((2, 3, SIZE, SIZE), 0.6)))
     assert loss.item() == pytest.approx(0.1**2 + 2e-4 * math.log(4), rel=1e-5)
-    found = score(detector.eval(), made)
+    found = score(model.eval(), made)
     assert found.map is not None
     torch.testing.assert_close(found.image, found.map.mean((1, 2)))
 
@@ -220,10 +220,10 @@ def test_the_divergence_as_torch_has_it() -> None:
 
 
 def test_the_code_is_drawn_in_training_alone() -> None:
-    detector, images = build("vae"), normalised(pictures(2, seed=0))
-    assert detector.loss(images) != detector.loss(images)
-    detector.eval()
-    assert detector.loss(images) == detector.loss(images)
+    model, images = build("vae"), normalised(pictures(2, seed=0))
+    assert model.loss(images) != model.loss(images)
+    model.eval()
+    assert model.loss(images) == model.loss(images)
 
 
 def test_the_memory_as_numpy_has_it() -> None:
@@ -243,17 +243,17 @@ def test_the_memory_as_numpy_has_it() -> None:
 
 @pytest.mark.parametrize("method", ["memae", "fanogan"])
 def test_batch_statistics_end_as_those_of_the_last_weights(method: str) -> None:
-    detector = fit(build(method, latent=8), epochs=2)
+    model = fit(build(method, latent=8), epochs=2)
     good = normalised(pictures(16, seed=0))
-    detector.finish(lambda: [good])
-    seen = detector.pictures(good) if method == "memae" else 2 * detector.pictures(good) - 1
-    first, norm = detector.network.encoder[0][:2]
+    model.finish(lambda: [good])
+    seen = model.pictures(good) if method == "memae" else 2 * model.pictures(good) - 1
+    first, norm = model.network.encoder[0][:2]
     torch.testing.assert_close(norm.running_mean, first(seen).mean((0, 2, 3)))
-    assert not detector.network.training
+    assert not model.network.training
 
 
 def test_the_critic_of_one_line_has_a_known_loss() -> None:
-    network = FAnoGAN(SIZE, latent=4)
+    network = GanNetwork(SIZE, latent=4)
     inputs = 3 * SIZE**2
     network.features, network.verdict = nn.Sequential(nn.Flatten()), nn.Linear(inputs, 1)
     nn.init.constant_(network.verdict.weight, 3 / inputs**0.5)  # the gradient is 3 long everywhere
@@ -284,14 +284,14 @@ class Changes(pl.Callback):
 
 def test_fanogan_trains_critic_and_generator_first_then_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanogan, "CRITIC_STEPS", 3)  # an epoch has two batches: its first turn is in the second
-    detector, changes = build("fanogan"), Changes()
-    monkeypatch.setattr(detector, "configure_callbacks", lambda: [changes])
-    fit(detector, epochs=4)
+    model, changes = build("fanogan"), Changes()
+    monkeypatch.setattr(model, "configure_callbacks", lambda: [changes])
+    fit(model, epochs=4)
     trained = [{name.split(".")[1] for name in names if name.endswith(("weight", "bias"))} for names in changes.epochs]
     critic = {"features", "verdict"}
     assert trained == [critic, {*critic, "generator"}, {*critic, "generator"}, {"encoder"}]
     assert all(name.startswith("network.encoder") for name in changes.epochs[-1])  # running statistics as well
-    optimizers = detector.configure_optimizers()
+    optimizers = model.configure_optimizers()
     assert isinstance(optimizers, list)
     assert [o.param_groups[0]["betas"] for o in optimizers] == [(0.0, 0.9), (0.0, 0.9), (0.9, 0.999)]
 
@@ -303,6 +303,6 @@ def test_fanogan_needs_an_epoch_for_the_encoder() -> None:
 
 @pytest.mark.parametrize("method", ["autoencoder", "fanogan"])  # fanogan has a training step of its own
 def test_a_training_that_diverges_stops_and_says_so(method: str) -> None:
-    detector = build(method, latent=8)
+    model = build(method, latent=8)
     with pytest.raises(LabError, match=r"its loss is nan: lower optimizer\.lr"):
-        fit(detector, epochs=2, good=torch.full((4, 3, SIZE, SIZE), torch.nan))
+        fit(model, epochs=2, good=torch.full((4, 3, SIZE, SIZE), torch.nan))

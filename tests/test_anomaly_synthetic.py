@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from torch.utils.data import DataLoader
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import pretrained
-from mvtec_lab.problems.anomaly.base import AnomalyDetector, Scores
-from mvtec_lab.problems.anomaly.methods.cutpaste import detector as cutpaste
+from mvtec_lab.problems.anomaly.base import AnomalyModel, Scores
+from mvtec_lab.problems.anomaly.methods.cutpaste import model as cutpaste
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import Density, paste_patch, paste_scar
 from mvtec_lab.problems.anomaly.methods.deep_svdd.model import Sphere
-from mvtec_lab.problems.anomaly.methods.draem.model import Draem, draem_loss, image_score, perlin, spoil
-from mvtec_lab.problems.anomaly.methods.rotation.model import doubt, turned
+from mvtec_lab.problems.anomaly.methods.draem.model import DraemNetwork, corrupt, draem_loss, image_score, perlin
+from mvtec_lab.problems.anomaly.methods.rotation.model import turned, uncertainty
 from mvtec_lab.problems.anomaly.methods.stfpm.model import anomaly_map, distance, matching_loss
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.anomaly.pretext import FineTuned
 
 SIZE = 32
@@ -52,44 +52,43 @@ def toy(count: int, defect: bool, seed: int) -> tuple[Tensor, Tensor]:
     return images, masks
 
 
-def build(method: str, tiny_net: str, **settings: Any) -> AnomalyDetector:
-    module = import_module(f"mvtec_lab.problems.anomaly.methods.{method}.detector")
+def build(method: str, tiny_net: str, **settings: Any) -> AnomalyModel:
     if method != "draem":
         settings = {"backbone": tiny_net, "weights": None, **settings}
     if method in ("stfpm", "deep_svdd"):
         settings.setdefault("layers", ["features.relu1", "features.relu2"])
-    return module.Detector(**settings)
+    return build_anomaly_model(method, **settings)
 
 
-def fit(method: str, tiny_net: str, steps: int, lr: float) -> AnomalyDetector:
+def fit(method: str, tiny_net: str, steps: int, lr: float) -> AnomalyModel:
     torch.manual_seed(0)
     images = toy(32, False, 1)[0]
-    detector = build(method, tiny_net, lr=lr).train()
-    detector.prepare(lambda: images.split(16))
-    optimizer = detector.configure_optimizers()
+    model = build(method, tiny_net, lr=lr).train()
+    model.prepare(lambda: images.split(16))
+    optimizer = model.configure_optimizers()
     for _ in range(steps):
-        loss = detector.loss(images[torch.randperm(len(images))[:8]])
+        loss = model.loss(images[torch.randperm(len(images))[:8]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    detector.finish(lambda: images.split(16))
-    return detector.eval()
+    model.finish(lambda: images.split(16))
+    return model.eval()
 
 
-def scores(detector: AnomalyDetector, images: Tensor) -> Scores:
+def scores(model: AnomalyModel, images: Tensor) -> Scores:
     with torch.no_grad():
-        return detector(images)
+        return model(images)
 
 
 @pytest.fixture(scope="module")
-def fitted(tiny_net: str) -> Callable[[str], AnomalyDetector]:
+def fitted(tiny_net: str) -> Callable[[str], AnomalyModel]:
     """A method that has learnt the toy's good images."""
     rates = {"deep_svdd": 1e-3}
     return cache(lambda method: fit(method, tiny_net, 300 if method == "draem" else 60, rates.get(method, 3e-3)))
 
 
 @pytest.mark.parametrize("method", LEARNING)
-def test_obvious_defects_score_higher_than_good_images(method: str, fitted: Callable[[str], AnomalyDetector]) -> None:
+def test_obvious_defects_score_higher_than_good_images(method: str, fitted: Callable[[str], AnomalyModel]) -> None:
     found = scores(fitted(method), torch.cat([toy(16, False, 2)[0], toy(16, True, 3)[0]]))
     assert found.image.shape == (32,)
     assert found.image.dtype == torch.float32
@@ -99,7 +98,7 @@ def test_obvious_defects_score_higher_than_good_images(method: str, fitted: Call
 
 
 @pytest.mark.parametrize("method", [LEARNING[0], LEARNING[-1]])
-def test_maps_peak_at_the_defect(method: str, fitted: Callable[[str], AnomalyDetector]) -> None:
+def test_maps_peak_at_the_defect(method: str, fitted: Callable[[str], AnomalyModel]) -> None:
     images, masks = toy(16, True, 4)
     found = scores(fitted(method), images).map
     assert found is not None
@@ -126,7 +125,7 @@ def test_the_same_seed_trains_the_same(method: str, tiny_net: str) -> None:
 
 
 def test_lightning_trains_in_train_mode_what_was_prepared_in_eval_mode(tiny_net: str) -> None:
-    detector = build("stfpm", tiny_net).eval()
+    model = build("stfpm", tiny_net).eval()
     items: Any = [{"image": image} for image in toy(4, False, 0)[0]]
     trainer = pl.Trainer(
         max_epochs=1,
@@ -136,27 +135,27 @@ def test_lightning_trains_in_train_mode_what_was_prepared_in_eval_mode(tiny_net:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(detector, DataLoader(items, batch_size=4))
-    counted = [value for name, value in detector.student.named_buffers() if name.endswith("num_batches_tracked")]
+    trainer.fit(model, DataLoader(items, batch_size=4))
+    counted = [value for name, value in model.student.named_buffers() if name.endswith("num_batches_tracked")]
     assert [int(value) for value in counted] == [1, 1]
-    assert not any(module.training for module in detector.teacher.modules())
+    assert not any(module.training for module in model.features.modules())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_constant_images_are_learnt_and_scored(method: str, tiny_net: str) -> None:
     torch.manual_seed(0)
     images = torch.zeros(4, 3, SIZE, SIZE)
-    detector = build(method, tiny_net).train()
-    detector.prepare(lambda: [images])
-    detector.loss(images).backward()
-    detector.finish(lambda: [images])
-    assert scores(detector.eval(), images).image.isfinite().all()
+    model = build(method, tiny_net).train()
+    model.prepare(lambda: [images])
+    model.loss(images).backward()
+    model.finish(lambda: [images])
+    assert scores(model.eval(), images).image.isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["cutpaste", "deep_svdd"])
 def test_one_good_image_is_too_few(method: str, tiny_net: str) -> None:
-    detector, image = build(method, tiny_net), toy(1, False, 0)[0]
-    learn = detector.finish if method == "cutpaste" else detector.prepare
+    model, image = build(method, tiny_net), toy(1, False, 0)[0]
+    learn = model.finish if method == "cutpaste" else model.prepare
     with pytest.raises(LabError, match="two good training images, not 1"):
         learn(lambda: [image])
     with pytest.raises(LabError, match="no good images"):
@@ -176,12 +175,12 @@ def test_stfpm_multiplies_the_layers_normalised_distances() -> None:
     assert anomaly_map(teacher, teacher).abs().max() == 0
 
 
-def test_stfpm_leaves_its_teacher_alone(fitted: Callable[[str], AnomalyDetector], tiny_net: str) -> None:
+def test_stfpm_leaves_its_teacher_alone(fitted: Callable[[str], AnomalyModel], tiny_net: str) -> None:
     torch.manual_seed(0)
     untrained = build("stfpm", tiny_net).state_dict()
     trained = fitted("stfpm").state_dict()
     same = {name: torch.equal(untrained[name], value) for name, value in trained.items()}
-    assert all(kept for name, kept in same.items() if name.startswith("teacher."))
+    assert all(kept for name, kept in same.items() if name.startswith("features."))
     assert not any(kept for name, kept in same.items() if name.startswith("student.") and name.endswith("weight"))
 
 
@@ -218,15 +217,15 @@ class Given(torch.nn.Module):
 def test_cutpaste_tells_good_patched_and_scarred_images_apart(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutpaste, "paste_patch", lambda picture: torch.full_like(picture, 0.2))
     monkeypatch.setattr(cutpaste, "paste_scar", lambda picture: torch.full_like(picture, 0.9))
-    detector, images = build("cutpaste", tiny_net), toy(2, False, 0)[0]
+    model, images = build("cutpaste", tiny_net), toy(2, False, 0)[0]
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    detector.classifier = Given(logits)
+    model.classifier = Given(logits)
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
     by_hand = -sum(math.log(p[row, kind]) for row, kind in enumerate([0, 0, 1, 1, 2, 2])) / 6
-    assert detector.loss(images).item() == pytest.approx(by_hand, rel=1e-5)
-    seen = detector.classifier.seen
+    assert model.loss(images).item() == pytest.approx(by_hand, rel=1e-5)
+    seen = model.classifier.seen
     assert torch.equal(seen[:2], images)
-    shown = seen * torch.tensor(detector.std).view(3, 1, 1) + torch.tensor(detector.mean).view(3, 1, 1)
+    shown = seen * torch.tensor(model.std).view(3, 1, 1) + torch.tensor(model.mean).view(3, 1, 1)
     assert shown[2:4].flatten().tolist() == pytest.approx([0.2] * shown[2:4].numel(), abs=1e-5)
     assert shown[4:].flatten().tolist() == pytest.approx([0.9] * shown[4:].numel(), abs=1e-5)
 
@@ -262,13 +261,13 @@ def test_rotation_is_sure_of_nothing_where_turns_look_the_same() -> None:
     found, turns = turned(images)
     assert torch.equal(found[2], torch.from_numpy(np.rot90(images[0].numpy(), 1, (1, 2)).copy()))
     assert turns.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert doubt(torch.zeros(8, 4), turns).tolist() == pytest.approx([math.log(4)] * 2)
+    assert uncertainty(torch.zeros(8, 4), turns).tolist() == pytest.approx([math.log(4)] * 2)
     logits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     p = torch.softmax(logits, 1)
     by_hand = -sum(math.log(p[2 * k + 1, k]) for k in range(4)) / 4
-    assert doubt(logits, turns)[1].item() == pytest.approx(by_hand, rel=1e-5)
+    assert uncertainty(logits, turns)[1].item() == pytest.approx(by_hand, rel=1e-5)
     sure = torch.where(F.one_hot(turns, 4) > 0, 20.0, 0.0)
-    assert doubt(sure, turns).tolist() == pytest.approx([math.log1p(3 * math.exp(-20))] * 2, rel=1e-5, abs=0)
+    assert uncertainty(sure, turns).tolist() == pytest.approx([math.log1p(3 * math.exp(-20))] * 2, rel=1e-5, abs=0)
 
 
 def test_deep_svdd_whitens_and_keeps_its_centre_from_zero() -> None:
@@ -286,7 +285,7 @@ def test_deep_svdd_whitens_and_keeps_its_centre_from_zero() -> None:
     assert not [name for name, _ in sphere.named_parameters() if name.endswith("bias")]
 
 
-def test_deep_svdd_draws_good_images_together(fitted: Callable[[str], AnomalyDetector], tiny_net: str) -> None:
+def test_deep_svdd_draws_good_images_together(fitted: Callable[[str], AnomalyModel], tiny_net: str) -> None:
     images = toy(32, False, 1)[0]
     torch.manual_seed(0)
     untrained = build("deep_svdd", tiny_net)
@@ -310,19 +309,19 @@ def test_perlin_noise_is_zero_on_its_grid_and_smooth_between() -> None:
     assert steps < 0.5  # white noise of this width has steps of its whole range
 
 
-def test_draem_spoils_within_masks_alone_and_spares_half() -> None:
+def test_draem_corrupts_within_masks_alone_and_spares_half() -> None:
     torch.manual_seed(0)
     pictures = torch.rand(32, 3, 48, 48)
     before = pictures.clone()
-    found = [spoil(pictures) for _ in range(8)]
-    spoilt, masks = (torch.cat(parts) for parts in zip(*found, strict=True))
+    found = [corrupt(pictures) for _ in range(8)]
+    corrupted, masks = (torch.cat(parts) for parts in zip(*found, strict=True))
     assert torch.equal(pictures, before)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
-    changed = (spoilt != pictures.repeat(8, 1, 1, 1)).any(1, keepdim=True)
+    changed = (corrupted != pictures.repeat(8, 1, 1, 1)).any(1, keepdim=True)
     assert not (changed & (masks == 0)).any()
     assert (changed & (masks == 1)).sum() > 0.9 * masks.sum()
-    assert spoilt.min() >= 0
-    assert spoilt.max() <= 1
+    assert corrupted.min() >= 0
+    assert corrupted.max() <= 1
     assert 0.2 < (masks.amax((1, 2, 3)) > 0).float().mean() < 0.6  # some of the noise never passes the threshold
 
 
@@ -340,4 +339,4 @@ def test_draems_loss_and_score_are_the_papers() -> None:
     found = torch.zeros(1, 64, 64)
     found[0, 30:33, 40:43] = 1
     assert image_score(found).item() == pytest.approx(9 / 25)  # 64 * 21 / 256 is 5 pixels
-    assert Draem()(torch.rand(1, 3, 33, 33))[1].shape == (1, 1, 33, 33)
+    assert DraemNetwork()(torch.rand(1, 3, 33, 33))[1].shape == (1, 1, 33, 33)

@@ -1,20 +1,26 @@
-"""What a method says of itself in its folder is what its class takes and does; saying it needs no torch."""
+"""Facts that a method declares are true of its class, and are read without torch; own methods are as good as the lab's."""
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ONE_CLASS_METHODS
+import torch
+from conftest import ONE_CLASS_METHODS, SIZE
+from torch import Tensor
 
+from mvtec_lab import load_model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.base import checked_options
-
-OPTIMISER = {"optimizer", "lr", "weight_decay", "momentum"}
+from mvtec_lab.problems.anomaly.base import AnomalyModel, Batches, Scores
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.base import Method, checked_options
+from mvtec_lab.results import RunResult
 
 
 def test_every_folder_is_a_method() -> None:
@@ -24,14 +30,70 @@ def test_every_folder_is_a_method() -> None:
 
 
 @pytest.mark.parametrize("name", ONE_CLASS_METHODS)
-def test_a_method_is_what_its_class_is(name: str) -> None:
+def test_a_method_is_what_its_class_is(name: str, tiny_net: str) -> None:
     method = METHODS[name]
-    module, _, attribute = method.home.partition(":")
-    model = getattr(import_module(module), attribute)
-    taken = set(inspect.signature(model).parameters)
-    assert taken - OPTIMISER - {"backbone", "weights", "image_size"} == set(method.options)
-    assert ("backbone" in taken, model.trains, model.draws) == (method.backbone, method.trains, method.draws)
+    layers = {"layers": ["features.relu1", "features.relu2"]} if "layers" in method.options else {}
+    model = build_anomaly_model(name, backbone=tiny_net, weights=None, **layers)
+    assert model.method is method
     assert method.name == name
+    assert (type(model).loss is not AnomalyModel.loss) == method.trains
+    with pytest.raises(LabError, match="unknown backbone 'none'") if method.backbone else nullcontext():
+        build_anomaly_model(name, backbone="none", weights=None, **layers)
+
+
+class MeanImage(AnomalyModel):
+    """Measure the distance of each pixel from the mean good image, as a method of somebody else might."""
+
+    method = Method("mean_image", "anomaly", home=f"{__name__}:MeanImage", trains=False, draws=False, backbone=False)
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("expected", torch.zeros(0))
+
+    def prepare(self, batches: Batches) -> None:
+        self.expected = torch.cat(list(batches())).mean(0)
+
+    def forward(self, images: Tensor) -> Scores:
+        errors = (images - self.expected).square().mean(1)
+        return Scores(errors.mean((1, 2)), errors)
+
+
+class Idle(AnomalyModel):
+    """Lack all that a method has."""
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Register a method; its name leaves with the test."""
+    monkeypatch.setattr(METHODS, "_own", dict(METHODS._own))
+    return lambda method: METHODS.register(method.name, method)
+
+
+def test_a_registered_method_is_run_and_loaded_as_any_other(own, lab, product: Path, tmp_path: Path) -> None:
+    own(MeanImage.method)
+    assert lab("attempt=patchcore", "model.method=mean_image", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    result = RunResult.load(tmp_path / "run")
+    assert (result.method, result.backbone, result.epochs) == ("mean_image", "none", 0)
+    assert result.metrics["test"]["pixel_auroc"] > 0.9
+    model = load_model(tmp_path / "run/best.ckpt")
+    assert isinstance(model.module, MeanImage)
+    assert model.module.expected.shape == (3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("home", "trains", "says"),
+    [
+        ("no_such_package:Mine", False, "cannot be imported .*No module named 'no_such_package'"),
+        (f"{__name__}:Nothing", False, "cannot be imported .*no attribute 'Nothing'"),
+        (f"{__name__}:SIZE", False, "is no anomaly model: derive it from .*AnomalyModel"),
+        (f"{__name__}:Idle", False, "has no method, forward, prepare: see AnomalyModel"),
+        (f"{__name__}:MeanImage", True, "has no loss: see AnomalyModel"),
+    ],
+)
+def test_a_registered_method_that_lacks_something_is_one_line(own, home: str, trains: bool, says: str) -> None:
+    own(Method("mine", "anomaly", home=home, trains=trains))
+    with pytest.raises(LabError, match=rf"^the method 'mine' \({home}\) {says}"):
+        build_anomaly_model("mine")
 
 
 def test_methods_are_known_without_torch() -> None:

@@ -1,9 +1,9 @@
-"""What every one-class method is: it learns good images alone, and scores any image; the higher, the less like them."""
+"""The base of all anomaly models: a model learns good images alone and scores any image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -12,48 +12,110 @@ from torch import Tensor, nn, optim
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.optim import build_optimizer
+from mvtec_lab.models.weights import Weights
+from mvtec_lab.problems.base import Method, checked_options
 
-# Good training images as normalised batches [N, 3, S, S], on the method's device, in the same order each time; asked
-# for as often as a method needs to see them all.
+# Return the good training images as normalised batches [N, 3, S, S] on the model's device, always in the same order. A
+# model calls it once for each pass that it needs.
 Batches = Callable[[], Iterable[Tensor]]
 
 
 class Scores(NamedTuple):
-    """Raw, of no fixed range; both float32."""
+    """Raw scores of images: float32, of no fixed range; the higher, the less an image is like the good ones."""
 
     image: Tensor  # [N]
-    map: Tensor | None  # [N, H, W], any H and W, that cover the whole image; None: the method does not localise
+    map: Tensor | None  # [N, H, W] over the whole image, of any H and W; None: the method does not localise
 
 
-class AnomalyDetector(pl.LightningModule):
-    """A method: a fit-once one does everything in ``prepare``; one that is trained by gradient has a ``loss`` as well.
+class AnomalyModel(pl.LightningModule):
+    """Learn good images and score any image.
 
-    Buffers that are fitted may have any shape: ``load_state_dict`` takes the checkpoint's.
+    A method is a subclass. It sets ``method`` and defines ``forward``, and ``prepare`` if it is fitted without
+    gradients, or ``loss`` if ``method.trains``. A constructor of its own hands all settings on::
+
+        METHOD = Method("mean_image", "anomaly", home="my_package:MeanImage", trains=False, draws=False, backbone=False)
+
+        class MeanImage(AnomalyModel):
+            method = METHOD
+
+            def __init__(self, **settings):
+                super().__init__(**settings)
+                self.register_buffer("expected", torch.zeros(0))
+
+            def prepare(self, batches):
+                self.expected = torch.cat(list(batches())).mean(0)
+
+            def forward(self, images):
+                errors = (images - self.expected).square().mean(1)
+                return Scores(errors.mean((1, 2)), errors)
+
+    ``BackboneModel``, ``FrozenFeatureModel``, ``PretextModel`` and ``ReconstructionModel`` hold what several methods
+    share. Fitted buffers may have any shape: ``load_state_dict`` takes the checkpoint's.
+
+    Args:
+        backbone, weights: as in ``ModelConfig``; a method with networks of its own does not read them.
+        image_size: pixels a side of the images.
+        optimizer, lr, weight_decay, momentum: as in ``OptimizerConfig``, for a method that trains.
+        options: the method's own, by name; an option that is missing or None has its default.
+
+    Raises:
+        LabError: an option that the method does not know, or a value that it cannot work with.
     """
 
-    trains = False  # by gradient
-    draws = True  # from torch's generators: another seed gives another model; False where fitting draws nothing
-    mean: Sequence[float]  # of RGB in [0, 1], as are the images that it takes
-    std: Sequence[float]
-    weights_name: str | None
-    weights_note: str | None
+    method: ClassVar[Method]
+    channel_mean: Tensor
+    channel_std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: str = "resnet18",
+        weights: str | None = "DEFAULT",
+        image_size: int = 128,
+        optimizer: str = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.remarks: list[str] = []  # on the fit, where it is not what was asked for: a warning each
+        self.options = checked_options(self.method, options)
+        self.save_hyperparameters(logger=False)
+        self.use_weights(Weights("random"))
+        self.remarks: list[str] = []  # where the fit is not what was asked for; each becomes a warning of the run
+
+    def use_weights(self, weights: Weights) -> None:
+        """Take over the normalisation that weights expect, and what they say about themselves."""
+        self.mean, self.std = weights.mean, weights.std  # of RGB in [0, 1]
+        self.weights_name, self.weights_note = weights.name, weights.note
+        for name, values in (("channel_mean", self.mean), ("channel_std", self.std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def plan(self, images: int, device: torch.device) -> None:
+        """Refuse ahead what fitting would be refused for.
+
+        This is called on a model that was built on torch's meta device: shapes are known, values are not.
+
+        Args:
+            images: number of good training images.
+            device: where the model will be fitted.
+
+        Raises:
+            LabError: too few images, or too little memory.
+        """
 
     def prepare(self, batches: Batches) -> None:
-        """Before training by gradient, or instead of it."""
+        """Fit the model without gradients, before training if the method trains."""
 
     def loss(self, images: Tensor) -> Tensor:
-        """Of a batch of good images [N, 3, S, S], normalised; in training and in validation."""
+        """Return the loss of a batch of normalised good images [N, 3, S, S], in training and in validation."""
         raise NotImplementedError
 
     def finish(self, batches: Batches) -> None:
-        """After training by gradient."""
+        """Fit what depends on trained weights, after training."""
 
     def forward(self, images: Tensor) -> Scores:
-        """Of images [N, 3, S, S], normalised, in eval mode."""
+        """Score normalised images [N, 3, S, S], in eval mode."""
         raise NotImplementedError
 
     def scored(self, images: Tensor) -> Scores:
@@ -62,28 +124,33 @@ class AnomalyDetector(pl.LightningModule):
         Raises:
             LabError: a score or a map holds NaN or infinity.
         """
-        found: Scores = self(images)
-        for values, what in zip(found, ("the scores", "the maps"), strict=True):
+        scores: Scores = self(images)
+        for values, what in zip(scores, ("the scores", "the maps"), strict=True):
             if values is not None:
                 require_finite(values, what)
-        return found
+        return scores
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Return normalised images [N, 3, S, S] as float32 RGB in [0, 1]."""
+        return images.float() * self.channel_std + self.channel_mean
 
     def on_train_start(self) -> None:
-        self.train()  # Lightning leaves a module in the mode that it finds, and ``prepare`` wants eval mode
+        self.train()  # Lightning leaves a module in the mode that it finds, and ``prepare`` needs eval mode
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = finite(self.loss(batch["image"]))
+        loss = finite_loss(self.loss(batch["image"]))
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", finite(self.loss(batch["image"])), batch_size=len(batch["image"]), prog_bar=True)
+        loss = finite_loss(self.loss(batch["image"]))
+        self.log("val/loss", loss, batch_size=len(batch["image"]), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer_of(p for p in self.parameters() if p.requires_grad)
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-        """As the hyperparameters have it, which a trained method saves."""
+        """Return an optimiser of these parameters, with the model's settings."""
         h = self.hparams
         return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
 
@@ -96,24 +163,8 @@ class AnomalyDetector(pl.LightningModule):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
-def setting(name: str, given: int | None, default: int, least: int = 1) -> int:
-    """What was given for model.options.<name>, or its default.
-
-    Raises:
-        LabError: it is below the least.
-    """
-    value = default if given is None else given
-    if value < least:
-        raise LabError(f"model.options.{name}={value} is out of range: give {least} or more")
-    return value
-
-
-def finite(loss: Tensor) -> Tensor:
-    """The same loss.
-
-    Raises:
-        LabError: it is infinite or NaN, and would make every weight so.
-    """
+def finite_loss(loss: Tensor) -> Tensor:
+    """Return the loss; raise LabError if it is NaN or infinite, which would make every weight so."""
     if not loss.isfinite():
         raise LabError(f"the training has diverged, its loss is {loss.item()}: lower optimizer.lr")
     return loss

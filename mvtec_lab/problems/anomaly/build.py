@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch._subclasses.fake_tensor import FakeTensorMode  # where PyTorch documents it
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.catalogue import GOOD
@@ -17,8 +15,9 @@ from mvtec_lab.engine.devices import on_gpu
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly import CLASSES
-from mvtec_lab.problems.anomaly.models import build_detector
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
 
 
 def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
@@ -28,7 +27,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
         LabError: what the method refuses, so far as it can be known before fitting.
     """
     rehearse(config, data)
-    module = build_detector(config.model.method, {**_knobs(config), "weights": weights})
+    module = build_anomaly_model(config.model.method, **_settings(config), weights=weights)
     return Model(
         module,
         config.model.method,
@@ -58,30 +57,29 @@ def marks(config: Config, data: MVTecDataModule) -> list[str]:
     return marks
 
 
-def _knobs(config: Config) -> dict[str, Any]:
-    model = {"backbone": config.model.backbone, "weights": config.model.weights, **config.model.options}
-    training = {**asdict(config.optimizer), "optimizer": config.optimizer.name}
-    return {**training, **model, "image_size": config.data.image_size}
-
-
 def rehearse(config: Config, data: MVTecDataModule) -> None:
-    """Refuse ahead what a one-class run would be refused for later, so far as data and method tell without training.
+    """Refuse ahead what a run would be refused for later, as far as it can be known without training.
 
-    The method is prepared on images without values (PyTorch's fake tensors), until it asks for one: by then it has
-    looked at its settings, at how many images there are, and at the memory that it needs.
+    The model is built on torch's meta device, where tensors have shapes and no values, and plans its fit. Where a batch
+    holds a single image, the loss of a trained method is computed once, on a model with random weights.
 
     Raises:
         LabError: what the method would raise, or no defect for a threshold that is chosen with them.
     """
     if config.threshold.rule == "best_f1" and all(s.label == GOOD for s in data.of_split("test")):
         raise LabError("threshold.rule=best_f1 needs defects, and test/ has none: threshold.rule=quantile does without")
-    size, images = config.data.image_size, len(data.of_split("train"))
-    device = torch.device("cuda" if on_gpu(config) else "cpu")
-    with isolate_rng(), FakeTensorMode(), device, torch.no_grad(), suppress(RuntimeError):
-        detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
-        detector.eval().prepare(lambda: [torch.empty(images, 3, size, size)])
-    if data.smallest_batch == 1:
-        with isolate_rng(), FakeTensorMode(), device, torch.no_grad(), suppress(RuntimeError):
-            detector = build_detector(config.model.method, {**_knobs(config), "weights": None})
-            if detector.trains:
-                rehearse_batch(config, data, detector.train().loss)
+    name, settings = config.model.method, {**_settings(config), "weights": None}
+    with isolate_rng(), torch.no_grad():
+        with torch.device("meta"):
+            model = build_anomaly_model(name, **settings)
+            model.plan(len(data.of_split("train")), torch.device("cuda" if on_gpu(config) else "cpu"))
+        if data.smallest_batch == 1 and METHODS[name].trains:
+            rehearse_batch(config, data, build_anomaly_model(name, **settings).train().loss)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the arguments of an anomaly model; the caller gives the weights."""
+    training = {**asdict(config.optimizer), "optimizer": config.optimizer.name}
+    training.pop("name")
+    model = {"backbone": config.model.backbone, "image_size": config.data.image_size}
+    return {**training, **model, **config.model.options}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.base import AnomalyModel
 
 
 class ScoreAndMap(nn.Module):
@@ -12,7 +12,7 @@ class ScoreAndMap(nn.Module):
 
     outputs = ("score", "map")
 
-    def __init__(self, model: AnomalyDetector) -> None:
+    def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
         self.model = model
 

@@ -1,98 +1,127 @@
-"""Fit-once methods over frozen maps: what they share is here, what each of them is in its folder."""
+"""The base of the methods that fit a model to frozen feature maps in one pass, and the steps that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import length_hint
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly.base import AnomalyDetector, Batches, Scores
-from mvtec_lab.problems.anomaly.features import FeatureMaps
+from mvtec_lab.problems.anomaly.base import Batches, Scores
+from mvtec_lab.problems.anomaly.features import BackboneModel
 from mvtec_lab.progress import bar
 
-SEARCH_BYTES = 2**26  # what a search may hold at once beside its arguments, unless a single query takes more
-SIGMA = 4 / 224  # of a map's Gaussian, of its side: the papers' 4 pixels of 224
-POOLED = (32,)  # pixels a cell of the last maps, which are pooled: what a classifier sees
+SEARCH_BYTES = 2**26  # what a search may hold beside its arguments, unless a single query takes more
+SIGMA = 4 / 224  # of a map's Gaussian, as a share of its side: the papers' 4 pixels of 224
 
 
-class FrozenModel(nn.Module):
-    """The method itself; maps are those of FeatureMaps for a batch."""
+class FeatureModel(nn.Module):
+    """Learn the maps of good images and score maps; maps are what FeatureMaps returns for a batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.remarks: list[str] = []  # as an AnomalyDetector's
+        self.required: dict[str, int] = {}  # number of good images that fitting needs, by what needs them
+        self.remarks: list[str] = []  # as an AnomalyModel's
+
+    def require_memory(self, maps: Sequence[Tensor], images: int, device: torch.device) -> None:
+        """Raise LabError if fitting to this many images, whose maps are of such shapes, takes more than is free."""
 
     def fit(self, maps: Iterable[list[Tensor]]) -> None:
+        """Learn the maps of all good images, batch by batch."""
         raise NotImplementedError
 
     def forward(self, maps: list[Tensor], size: int) -> Scores:
-        """size: S of the images, pixels."""
+        """Score the maps of images whose sides are ``size`` pixels."""
         raise NotImplementedError
 
 
-class FrozenDetector(AnomalyDetector):
-    """Frozen maps and a model of them, which is fitted in one pass over the good images."""
+class FrozenFeatureModel(BackboneModel):
+    """Fit a FeatureModel to frozen maps in one pass over the good images. A subclass defines ``build_model``."""
 
-    def __init__(self, features: FeatureMaps, model: FrozenModel) -> None:
-        super().__init__()
-        self.features, self.model = features, model
-        self.remarks = model.remarks
-        self.mean, self.std = features.mean, features.std
-        self.weights_name, self.weights_note = features.weights_name, features.weights_note
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.model = self.build_model()
+        self.remarks = self.model.remarks
+
+    def build_model(self) -> FeatureModel:
+        """Return the model of the maps, not yet fitted."""
+        raise NotImplementedError
+
+    def plan(self, images: int, device: torch.device) -> None:
+        self._require_images(images)
+        size = self.hparams["image_size"]
+        self.model.require_memory(self.features(torch.empty(1, 3, size, size)), images, device)
 
     @torch.no_grad()
     def prepare(self, batches: Batches) -> None:
         with torch.autocast(self.device.type, enabled=False):  # sums of squares want float32
-            self.model.fit(_Reading(batches(), self.features))
+            self.model.fit(_Reading(batches(), self))
 
     def forward(self, images: Tensor) -> Scores:
         maps = self.features(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.model(maps, images.shape[-1])
 
+    def _require_images(self, count: int) -> None:
+        for what, least in self.model.required.items():
+            if count < least:
+                raise LabError(f"{what} needs at least {least} good images to learn from, and got {count}")
+
 
 class _Reading:
-    """The maps of each batch, under a progress bar; as long as the batches are, where they tell."""
+    """Yield the maps of each batch under a progress bar, and refuse what does not fit into memory."""
 
-    def __init__(self, batches: Iterable[Tensor], features: FeatureMaps) -> None:
-        self.batches, self.features = batches, features
+    def __init__(self, batches: Iterable[Tensor], model: FrozenFeatureModel) -> None:
+        self.batches, self.model = batches, model
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        seen = planned = 0
         with bar() as progress:
             for batch in progress.track(self.batches, length_hint(self) or None, description="reading good images"):
-                yield self.features(batch)
+                maps = self.model.features(batch)
+                seen += len(batch)
+                if seen > planned:  # the first batch, or more of them than was announced
+                    planned = 2 * seen if planned else seen * max(length_hint(self), 1)
+                    self.model.model.require_memory(maps, planned, batch.device)
+                yield maps
+        self.model._require_images(seen)
 
     def __length_hint__(self) -> int:
         return length_hint(self.batches)
 
 
 def pooled(maps: Sequence[Tensor]) -> Tensor:
-    """Global average of every channel: [N, C of all maps]."""
-    return torch.cat([found.mean((2, 3)) for found in maps], dim=1)
+    """Return the global average of every channel: [N, C of all maps]."""
+    return torch.cat([layer.mean((2, 3)) for layer in maps], dim=1)
+
+
+def finest(maps: Sequence[Tensor]) -> torch.Size:
+    """Return the height and width of the map with the most cells."""
+    return max((layer.shape[-2:] for layer in maps), key=lambda shape: shape[0] * shape[1])
 
 
 def joined(maps: Sequence[Tensor], mode: str) -> Tensor:
-    """One map [N, C of all maps, H, W] at the finest one's resolution; mode: of F.interpolate."""
-    size = max((found.shape[-2:] for found in maps), key=lambda shape: shape[0] * shape[1])
+    """Return one map [N, C of all maps, H, W] at the finest one's resolution; ``mode`` is F.interpolate's."""
+    size = finest(maps)
     return torch.cat(
-        [found if found.shape[-2:] == size else F.interpolate(found, size, mode=mode) for found in maps], 1
+        [layer if layer.shape[-2:] == size else F.interpolate(layer, size, mode=mode) for layer in maps], 1
     )
 
 
 def cells(joint: Tensor) -> Tensor:
-    """A map [N, C, H, W] as rows [N, H x W, C]."""
+    """Return a map [N, C, H, W] as rows [N, H x W, C]."""
     return joint.flatten(2).transpose(1, 2).contiguous()
 
 
 def smooth(scores: Tensor, size: int) -> Tensor:
-    """Maps [N, h, w] at the images' resolution [N, size, size]: bilinear, then Gaussian, as the papers do.
+    """Return maps [N, h, w] at the images' resolution [N, size, size]: bilinear, then Gaussian, as the papers do.
 
-    Both are linear and separable: one matrix for each side does them at once.
+    Both steps are linear and separable: one matrix per side does them at once.
     """
     rows, columns = (_smoothing(int(side), size, scores) for side in scores.shape[1:])
     return rows @ scores @ columns.T
@@ -110,42 +139,41 @@ def _smoothing(side: int, size: int, like: Tensor) -> Tensor:
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Euclidean distances [N, k] to the k nearest rows of bank [M, D], nearest first, and their places [N, k].
+    """Return the Euclidean distances [N, k] to the k nearest rows of bank [M, D], and their indices [N, k].
 
-    Found by a matrix product, in parts that bound the memory; measured by the difference, which loses no digits.
+    The nearest row comes first. A matrix product finds the rows, in parts that bound the memory; the differences
+    measure the distances, which loses no digits.
     """
     norms = bank.square().sum(1)
     rows = max(1, SEARCH_BYTES // (4 * (len(bank) + k * bank.shape[1])))
-    found = []
-    # An exported file takes any number of queries, so none of its sizes may depend on it.
+    parts = []
+    # An exported file takes any number of queries: none of its sizes may depend on it.
     for part in (queries,) if torch.compiler.is_compiling() else queries.split(rows):
-        squares = torch.addmm(norms, part, bank.T, alpha=-2)  # but for the query's own norm, the same for all
-        places = squares.argmin(1, keepdim=True) if k == 1 else squares.topk(k, largest=False).indices
-        distances, order = (part[:, None] - bank[places]).square().sum(2).sqrt().sort(dim=1)
-        found.append((distances, places.gather(1, order)))
-    return torch.cat([distances for distances, _ in found]), torch.cat([places for _, places in found])
+        squares = torch.addmm(norms, part, bank.T, alpha=-2)  # without the query's own norm, which is the same for all
+        indices = squares.argmin(1, keepdim=True) if k == 1 else squares.topk(k, largest=False).indices
+        distances, order = (part[:, None] - bank[indices]).square().sum(2).sqrt().sort(dim=1)
+        parts.append((distances, indices.gather(1, order)))
+    return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
 
 
-def collect(blocks: Iterable[Tensor], count: int, what: str, remedy: str, beside: int = 0) -> Tensor:
-    """Blocks [n, ...] one below the other, none of them held twice.
+def collect(blocks: Iterable[Tensor], count: int = 0) -> Tensor:
+    """Return blocks [n, ...] one below the other; no block is held twice.
 
     Args:
-        count: how many there will be; 0: unknown.
-        beside: bytes a row that will be taken as well, later and as long as these are held.
+        count: how many blocks will come; 0: unknown.
 
     Raises:
-        LabError: there is none; they take more memory than is free, by an estimate from the first one.
+        LabError: there is no block.
     """
     rows, filled = torch.empty(0), 0
     for block in blocks:
-        wanted = len(rows)
+        size = len(rows)
         if not filled:
-            wanted = max(count, 1) * len(block)
-        elif filled + len(block) > wanted:
-            wanted = 2 * (filled + len(block))
-        if wanted > len(rows):
-            require_memory(wanted * (block[0].nbytes + beside), block.device, what, remedy)
-            grown = block.new_empty(wanted, *block.shape[1:])  # takes up memory as it is written to
+            size = max(count, 1) * len(block)
+        elif filled + len(block) > size:
+            size = 2 * (filled + len(block))
+        if size > len(rows):
+            grown = block.new_empty(size, *block.shape[1:])  # takes up memory as it is written to
             if filled:
                 grown[:filled] = rows[:filled]
             rows = grown
@@ -157,7 +185,7 @@ def collect(blocks: Iterable[Tensor], count: int, what: str, remedy: str, beside
 
 
 def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raises LabError where so many bytes are not free."""
+    """Raise LabError if fewer bytes than needed are free on the device."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -170,27 +198,23 @@ def require_memory(needed: int, device: torch.device, what: str, remedy: str) ->
         raise LabError(f"{what} take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free: {remedy}")
 
 
-def require_images(found: int, needed: int, method: str) -> None:
-    """Raises LabError where there are too few good images; method: what needs them."""
-    if found < needed:
-        raise LabError(f"{method} needs at least {needed} good images to learn from, and got {found}")
+class PooledModel(FeatureModel):
+    """Learn and score globally averaged features [N, D], one row per image; there is no map."""
 
-
-class PooledModel(FrozenModel):
-    """A model of globally averaged features, which does not localise."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.required["this method"] = 2  # a single image has no spread
 
     def fit(self, maps: Iterable[list[Tensor]]) -> None:
-        features = collect((pooled(m) for m in maps), length_hint(maps), "features", "give fewer images")
-        require_images(len(features), 2, "this method")  # one has no spread
-        self.learn(features)
+        self.learn(collect(map(pooled, maps), length_hint(maps)))
 
     def forward(self, maps: list[Tensor], size: int) -> Scores:
         return Scores(self.score(pooled(maps)), None)
 
     def learn(self, features: Tensor) -> None:
-        """From [N, D], one row a good image."""
+        """Learn the features [N, D] of good images."""
         raise NotImplementedError
 
     def score(self, features: Tensor) -> Tensor:
-        """[N, D] to [N]"""
+        """Return the scores [N] of features [N, D]."""
         raise NotImplementedError

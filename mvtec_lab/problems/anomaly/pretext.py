@@ -1,33 +1,36 @@
-"""What CutPaste and rotation prediction learn with: a pretrained classifier tells apart what was done to images."""
+"""The base of CutPaste and rotation prediction: a pretrained classifier learns to tell changed images apart."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mvtec_lab.models.backbones import build, stages, trainable_stages
 from mvtec_lab.models.weights import load_weights
+from mvtec_lab.problems.anomaly.base import AnomalyModel
 
-# Stages that train beside the head: two hundred good images spoil earlier ones, and it takes a third of the time. Of
-# random weights, which nothing can spoil, all train.
+# Stages that train beside the head. Two hundred good images would corrupt earlier ones, and it takes a third of the
+# time. Random weights have nothing to lose: all stages train.
 TRAINED = 1
 
 
 class FineTuned(nn.Module):
-    """A backbone with a fresh head, images [N, 3, S, S] to logits [N, ways]; frozen stages stay in eval mode.
+    """A backbone with a fresh head: images [N, 3, S, S] to logits [N, ways]; frozen stages stay in eval mode.
 
-    ``mean``, ``std``, ``weights_name`` and ``weights_note`` as in FeatureMaps.
+    ``weights`` holds what the weights say about themselves.
 
     Args:
-        backbone, weights: as in DefectClassifier.
-        ways: classes to tell apart.
+        backbone, weights: as in ``load_weights``.
+        ways: number of classes to tell apart.
     """
 
     def __init__(self, backbone: str, weights: str | None, ways: int) -> None:
         super().__init__()
         loaded = load_weights(backbone, weights)
-        self.mean, self.std = list(loaded.mean), list(loaded.std)
-        self.weights_name, self.weights_note = loaded.name, loaded.note
+        self.weights = replace(loaded, state_dict=None)
         # Channels last: changed images come in any layout, and the other one takes twice the time on a CPU.
         self.network = build(backbone, ways, weights=loaded.state_dict).to(memory_format=torch.channels_last)
         trained = trainable_stages(self.network, "all" if loaded.state_dict is None else TRAINED)
@@ -46,6 +49,17 @@ class FineTuned(nn.Module):
         return self.network(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the head sees of images: float32 [N, D]."""
-        seen = self.network[:-1](images).float()
-        return seen.mean((2, 3)) if seen.ndim == 4 else seen  # SqueezeNet's head pools
+        """Return the float32 features [N, D] of images, which the head reads."""
+        features = self.network[:-1](images).float()
+        return features.mean((2, 3)) if features.ndim == 4 else features  # SqueezeNet's head pools
+
+
+class PretextModel(AnomalyModel):
+    """Train a pretrained ``classifier`` to tell apart what was done to good images. A subclass sets ``ways``."""
+
+    ways: ClassVar[int]  # number of classes
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.classifier = FineTuned(self.hparams["backbone"], self.hparams["weights"], self.ways)
+        self.use_weights(self.classifier.weights)

@@ -21,7 +21,7 @@ from mvtec_lab.evaluation.anomaly import (
     image_intervals,
 )
 from mvtec_lab.problems.anomaly import CLASSES, GOOD
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
+from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.frozen import bar
 from mvtec_lab.results import EXPLANATIONS, MISTAKES, PIXELS
 
@@ -68,15 +68,15 @@ class Reading:
 
 
 def score(
-    detector: AnomalyDetector, dataset: MVTecDataset, batch_size: int, device: torch.device
+    model: AnomalyModel, dataset: MVTecDataset, batch_size: int, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
     """Return the raw scores [N] of all images, and their maps; None where the method does not localise."""
-    detector.to(device).eval()
+    model.to(device).eval()
     scores: list[np.ndarray] = []
     maps: list[np.ndarray] | None = []
     with bar() as progress, torch.no_grad():
         for images in progress.track(Reading(dataset, batch_size, device), description="scoring images"):
-            scored = detector.scored(images)
+            scored = model.scored(images)
             scores.append(scored.image.float().cpu().numpy())
             if scored.map is None:
                 maps = None
@@ -196,7 +196,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     return sheet(tiles, texts, marks)
 
 
-def scores_of(module: AnomalyDetector, images: torch.Tensor) -> Iterator[tuple[np.float32, np.ndarray | None]]:
+def scores_of(module: AnomalyModel, images: torch.Tensor) -> Iterator[tuple[np.float32, np.ndarray | None]]:
     """Yield the score of each image [N, 3, S, S], normalised, and its map [h, w]; None where there is none."""
     with torch.no_grad():
         scores = module.scored(images)

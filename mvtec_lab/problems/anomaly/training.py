@@ -21,9 +21,9 @@ def fit(run: Run) -> None:
     result.method = run.model.method
     device = trainer.strategy.root_device
     total = sum(p.numel() for p in module.parameters())
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad) if module.trains else 0
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad) if module.method.trains else 0
     result.parameters = {"total": total, "trained": trained}
-    result.luck = module.draws or result.weights == "random"
+    result.luck = module.method.draws or result.weights == "random"
     train = data.images(data.of_split("train"))
     log.info(
         "%s: %s%s%d good images to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
@@ -41,14 +41,14 @@ def fit(run: Run) -> None:
     def batches() -> Reading:
         return Reading(train, data.batch_size, device)
 
-    if module.trains:
+    if module.method.trains:
         keep_memory()
     result.startup_seconds = time.perf_counter() - run.began
     started = time.perf_counter()
     module.to(device).eval()
     with torch.no_grad():
         module.prepare(batches)
-    if module.trains:
+    if module.method.trains:
         run.fit(train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
         module.eval()
         with torch.no_grad():

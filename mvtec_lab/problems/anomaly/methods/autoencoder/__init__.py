@@ -5,7 +5,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "autoencoder",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.autoencoder.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.autoencoder.model:Autoencoder",
     backbone=False,
     options={
         # The paper's for textures; that of MVTec AD, CVPR 2019, for whole objects at 128 pixels.

@@ -5,47 +5,41 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from mvtec_lab.errors import unknown
 from mvtec_lab.problems.anomaly.convnets import Reconstructor, decode, encode, squared_error
+from mvtec_lab.problems.anomaly.methods.autoencoder import METHOD
+from mvtec_lab.problems.anomaly.reconstruction import ReconstructionModel
 
-LATENT = 100  # the paper's for textures, and that of MVTec AD, CVPR 2019, for whole objects at 128 pixels
 
+def dissimilarity(reconstructions: Tensor, pictures: Tensor) -> Tensor:
+    """Return 1 - SSIM around each pixel of [N, 3, S, S] in [0, 1], mean over the channels: [N, S, S], float32.
 
-def dissimilarity(made: Tensor, pictures: Tensor) -> Tensor:
-    """Return 1 - SSIM around each pixel of two [N, 3, S, S] in [0, 1]: mean over the channels, [N, S, S], float32.
-
-    Wang et al., IEEE TIP 2004: a Gaussian window of 11 pixels (sigma 1.5), constants 0.01 and 0.03. torchmetrics' own
-    splits a batch by its size, which torch.export cannot leave open.
+    Wang et al., IEEE TIP 2004: a Gaussian window of 11 pixels (sigma 1.5), constants 0.01 and 0.03. The function of
+    torchmetrics splits a batch by its size, which an export for any size forbids.
     """
-    made = made.float()
-    mean, other, square, other_square, product = (
-        gaussian_blur(values, [11, 11], [1.5, 1.5])
-        for values in (made, pictures, made * made, pictures * pictures, made * pictures)
+    a, b = reconstructions.float(), pictures
+    mean_a, mean_b, square_a, square_b, product = (
+        gaussian_blur(values, [11, 11], [1.5, 1.5]) for values in (a, b, a * a, b * b, a * b)
     )
-    variances = (square - mean * mean).clamp_min(0) + (other_square - other * other).clamp_min(0)
-    structure = (2 * (product - mean * other) + 0.03**2) / (variances + 0.03**2)
-    luminance = (2 * mean * other + 0.01**2) / (mean * mean + other * other + 0.01**2)
+    variances = (square_a - mean_a * mean_a).clamp_min(0) + (square_b - mean_b * mean_b).clamp_min(0)
+    structure = (2 * (product - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a * mean_a + mean_b * mean_b + 0.01**2)
     return 1 - (luminance * structure).mean(1)
 
 
 ERRORS = {"l2": squared_error, "ssim": dissimilarity}
 
 
-class Autoencoder(Reconstructor):
-    """
+class AutoencoderNetwork(Reconstructor):
+    """Reconstruct a picture from a narrow code, which a defect does not pass.
+
     Args:
         image_size: S.
-        latent: of the code.
-        reconstruction: ``l2`` or ``ssim``: of each pixel, in training and as residual.
-
-    Raises:
-        LabError: another reconstruction.
+        latent: size of the code.
+        reconstruction: a name of ``ERRORS``, the error of each pixel, in training and as residual.
     """
 
-    def __init__(self, image_size: int, latent: int = LATENT, reconstruction: str = "l2") -> None:
+    def __init__(self, image_size: int, latent: int, reconstruction: str) -> None:
         super().__init__()
-        if reconstruction not in ERRORS:
-            raise unknown("model.options.reconstruction", reconstruction, ERRORS)
         self.error = ERRORS[reconstruction]
         self.layers = nn.Sequential(encode(image_size, latent), decode(image_size, latent), nn.Sigmoid())
 
@@ -54,3 +48,9 @@ class Autoencoder(Reconstructor):
 
     def residual(self, pictures: Tensor) -> Tensor:
         return self.error(self.layers(pictures), pictures)
+
+
+class Autoencoder(ReconstructionModel):
+    """Score an image by what does not pass the narrow code of an autoencoder."""
+
+    method, network_class = METHOD, AutoencoderNetwork

@@ -5,5 +5,5 @@ from mvtec_lab.problems.base import Method
 METHOD = Method(
     "cutpaste",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.cutpaste.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.cutpaste.model:CutPaste",
 )

@@ -1,18 +1,24 @@
-"""CutPaste's two defects and the Gaussian density of embeddings (Li et al., CVPR 2021)."""
+"""CutPaste (Li et al., CVPR 2021): two kinds of pasted defects, and a Gaussian density of embeddings."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.anomaly.base import Batches, Scores
+from mvtec_lab.problems.anomaly.frozen import collect
+from mvtec_lab.problems.anomaly.methods.cutpaste import METHOD
+from mvtec_lab.problems.anomaly.pretext import PretextModel
 
-# The paper's, of images of 256 pixels; lengths shrink and grow with the image.
+# The paper's values, for images of 256 pixels; lengths shrink and grow with the image.
 AREA = (0.02, 0.15)  # of the image
 ASPECT = 0.3  # of the shorter side of a patch to the longer one, at least
 SCAR_WIDTH, SCAR_LENGTH = (2 / 256, 16 / 256), (10 / 256, 25 / 256)  # of the image's side
@@ -21,7 +27,7 @@ JITTER = 0.1  # of brightness, contrast, saturation and hue
 
 
 def paste_patch(image: Tensor) -> Tensor:
-    """A rectangle of an image [3, H, W] of RGB in [0, 1], its colours jittered, somewhere else on it."""
+    """Return an image [3, H, W] of RGB in [0, 1] with a rectangle of its own pasted elsewhere, in jittered colours."""
     height, width = image.shape[-2:]
     area = _uniform(*AREA) * height * width
     aspect = _uniform(ASPECT, 1) ** (1 if torch.rand(()) < 0.5 else -1)
@@ -30,7 +36,7 @@ def paste_patch(image: Tensor) -> Tensor:
 
 
 def paste_scar(image: Tensor) -> Tensor:
-    """A thin strip of an image [3, H, W] of RGB in [0, 1], its colours jittered, turned, somewhere else on it."""
+    """Return an image [3, H, W] of RGB in [0, 1] with a thin strip of its own pasted elsewhere, jittered and turned."""
     height, width = image.shape[-2:]
     size = _within(_uniform(*SCAR_LENGTH) * height, height), _within(_uniform(*SCAR_WIDTH) * width, width)
     strip = _jitter(_crop(image, size))
@@ -40,7 +46,7 @@ def paste_scar(image: Tensor) -> Tensor:
 
 
 class Density(nn.Module):
-    """A Gaussian of embeddings, whose covariance is Ledoit and Wolf's (there are fewer images than dimensions)."""
+    """Fit a Gaussian to embeddings; with fewer images than dimensions its covariance is Ledoit and Wolf's."""
 
     mean: Tensor
     precision: Tensor
@@ -51,11 +57,7 @@ class Density(nn.Module):
         self.register_buffer("precision", torch.empty(0, 0))
 
     def fit(self, embeddings: Tensor) -> None:
-        """To embeddings [M, D].
-
-        Raises:
-            LabError: fewer than two.
-        """
+        """Fit the Gaussian to embeddings [M, D]; raise LabError if they are fewer than two."""
         if len(embeddings) < 2:
             raise LabError(f"a covariance needs two good training images, not {len(embeddings)}: add images")
         fitted = LedoitWolf().fit(embeddings.double().cpu().numpy())
@@ -64,9 +66,40 @@ class Density(nn.Module):
         )
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Mahalanobis distance of embeddings [N, D]: [N]."""
-        away = embeddings - self.mean
-        return (away @ self.precision * away).sum(1).clamp(min=0).sqrt()
+        """Return the Mahalanobis distances [N] of embeddings [N, D]."""
+        centred = embeddings - self.mean
+        return (centred @ self.precision * centred).sum(1).clamp(min=0).sqrt()
+
+
+class CutPaste(PretextModel):
+    """Train a classifier of good, patched and scarred images, the paper's 3-way variant.
+
+    A score is the Mahalanobis distance of an image's embedding from good ones; there is no map.
+    """
+
+    method, ways = METHOD, 3
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.density = Density()
+
+    def loss(self, images: Tensor) -> Tensor:
+        pictures = self.pictures(images).clamp(0, 1)
+        pasted = torch.stack([paste(picture) for paste in (paste_patch, paste_scar) for picture in pictures])
+        kinds = torch.arange(self.ways, device=images.device).repeat_interleave(len(images))
+        shown = torch.cat([images, (pasted - self.channel_mean) / self.channel_std])
+        return F.cross_entropy(self.classifier(shown), kinds)
+
+    @torch.no_grad()
+    def finish(self, batches: Batches) -> None:
+        """Fit the density; raise LabError if there are fewer than two good images."""
+        self.eval()
+        self.density.fit(collect(map(self.classifier.embed, batches())))
+
+    def forward(self, images: Tensor) -> Scores:
+        embeddings = self.classifier.embed(images)
+        with torch.autocast(images.device.type, enabled=False):  # squares of small differences want float32
+            return Scores(self.density(embeddings), None)
 
 
 def _uniform(low: float, high: float) -> float:
@@ -95,6 +128,6 @@ def _paste(image: Tensor, patch: Tensor, alpha: Tensor) -> Tensor:
     height, width = patch.shape[-2:]
     top, left = _place((height, width), (image.shape[1], image.shape[2]))
     pasted = image.clone()
-    there = pasted[:, top : top + height, left : left + width]
-    there.copy_(alpha * patch + (1 - alpha) * there)
+    covered = pasted[:, top : top + height, left : left + width]
+    covered.copy_(alpha * patch + (1 - alpha) * covered)
     return pasted

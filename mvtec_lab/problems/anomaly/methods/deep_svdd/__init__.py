@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "deep_svdd",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.deep_svdd.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.deep_svdd.model:DeepSvdd",
     options={
         "layers": LAYERS,
         "dimensions": Option(

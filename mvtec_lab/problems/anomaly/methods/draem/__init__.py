@@ -5,6 +5,6 @@ from mvtec_lab.problems.base import Method
 METHOD = Method(
     "draem",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.draem.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.draem.model:Draem",
     backbone=False,
 )

@@ -1,9 +1,10 @@
-"""DRAEM's two networks, made-up defects and loss (Zavrtanik et al., ICCV 2021). Pictures are RGB in [0, 1]."""
+"""DRAEM (Zavrtanik et al., ICCV 2021): two networks, synthetic defects and their loss. Pictures are RGB in [0, 1]."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,21 @@ from torchvision.ops import sigmoid_focal_loss
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
-# For a CPU: the paper's networks work at full size, with 64 or 128 channels in the finest of six scales.
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.anomaly.base import AnomalyModel, Scores
+from mvtec_lab.problems.anomaly.methods.draem import METHOD
+
+# Small enough for a CPU: the paper's networks work at full size, with 64 or 128 channels in the finest of six scales.
 FOLD = 2  # pixels a side that become channels of one place
 WIDTHS = (16, 32, 64, 64)  # channels of each scale
 LEAST = FOLD * 2 ** (len(WIDTHS) - 1)  # pixels a side: one cell of the coarsest scale
 FINEST = 8  # pixels of the noise's finest cells: the official code's 32 cells across 256 pixels
-THRESHOLD = 0.5  # of the noise, as is what follows: the official code's
+THRESHOLD = 0.5  # of the noise; this and what follows are the official code's
 TURN = 90.0  # degrees, either way
 SPARED = 0.5  # share of pictures that stay as they are
-TRANSPARENT = 0.8  # most of the picture that may shine through
+TRANSPARENT = 0.8  # largest share of the picture that shines through
 PLAIN = 0.5  # share of sources that keep their colours
-CHANGES = 3  # of the others', out of:
+CHANGES = 3  # colour changes of the other sources, out of:
 COLOURS = (
     v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5),
     v2.RandomChannelPermutation(),
@@ -34,12 +39,12 @@ COLOURS = (
     v2.RandomEqualize(1.0),
     v2.RandomAdjustSharpness(3.0, 1.0),
 )
-TILES = 4  # a side: a source's are shuffled, so that parts of the product lie where they never do
-SMOOTHING = 21 / 256  # of the map's side, the mean filter before the maximum: the official code's
+TILES = 4  # per side: a source's tiles are shuffled, so that parts of the product lie where they never do
+SMOOTHING = 21 / 256  # of the map's side, width of the mean filter before the maximum; the official code's
 
 
 class Hourglass(nn.Module):
-    """Images [N, inputs, S, S] to [N, outputs, S, S]; without skips only the coarsest scale passes on."""
+    """Map images [N, inputs, S, S] to [N, outputs, S, S]; without skips only the coarsest scale passes on."""
 
     def __init__(self, inputs: int, outputs: int, skips: bool) -> None:
         super().__init__()
@@ -60,8 +65,8 @@ class Hourglass(nn.Module):
         return F.pixel_shuffle(self.last(values), FOLD)[:, :, :size, :size]
 
 
-class Draem(nn.Module):
-    """Pictures [N, 3, S, S] to what they should look like, and to the logits of what departs from it, [N, 1, S, S]."""
+class DraemNetwork(nn.Module):
+    """Restore pictures [N, 3, S, S]; return them, and the logits [N, 1, S, S] of where they were corrupted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,26 +74,54 @@ class Draem(nn.Module):
         self.discriminate = Hourglass(6, 1, skips=True)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        mended = self.reconstruct(pictures)
-        return mended, self.discriminate(torch.cat([mended, pictures], 1))
+        restored = self.reconstruct(pictures)
+        return restored, self.discriminate(torch.cat([restored, pictures], 1))
 
 
-def draem_loss(pictures: Tensor, mask: Tensor, mended: Tensor, logits: Tensor) -> Tensor:
-    """L2 and SSIM of what was mended, focal loss of where."""
-    mended = mended.float()
-    similar = ssim(mended, pictures, data_range=1.0)
+def draem_loss(pictures: Tensor, mask: Tensor, restored: Tensor, logits: Tensor) -> Tensor:
+    """Return L2 and SSIM losses of the restored pictures, plus the focal loss of where they were corrupted."""
+    restored = restored.float()
+    similar = ssim(restored, pictures, data_range=1.0)
     assert isinstance(similar, Tensor)
-    return F.mse_loss(mended, pictures) + 1 - similar + sigmoid_focal_loss(logits.float(), mask, -1, 2, "mean")
+    return F.mse_loss(restored, pictures) + 1 - similar + sigmoid_focal_loss(logits.float(), mask, -1, 2, "mean")
 
 
-def image_score(found: Tensor) -> Tensor:
-    """The maximum of smoothed maps [N, S, S]: [N]."""
-    half = int(SMOOTHING * found.shape[-1] / 2)
-    return F.avg_pool2d(found[:, None], 2 * half + 1, 1, half).amax((1, 2, 3))
+def image_score(maps: Tensor) -> Tensor:
+    """Return the maximum [N] of maps [N, S, S] after smoothing."""
+    half = int(SMOOTHING * maps.shape[-1] / 2)
+    return F.avg_pool2d(maps[:, None], 2 * half + 1, 1, half).amax((1, 2, 3))
 
 
-def spoil(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [N, 3, S, S] with made-up defects, and their masks [N, 1, S, S], float of 0 and 1.
+class Draem(AnomalyModel):
+    """Train two networks: one restores corrupted images, the other one shows what was corrupted.
+
+    The map is the probability that a pixel is unlike good ones; the score is the maximum of the smoothed map.
+
+    Raises:
+        LabError: images too small for the networks.
+    """
+
+    method = METHOD
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        size = self.hparams["image_size"]
+        if size < LEAST:
+            raise LabError(f"data.image_size={size} is too small for draem: give {LEAST} or more, 128 are meant")
+        self.network = DraemNetwork()
+
+    def loss(self, images: Tensor) -> Tensor:
+        pictures = self.pictures(images).clamp(0, 1)
+        corrupted, mask = corrupt(pictures)
+        return draem_loss(pictures, mask, *self.network(corrupted))
+
+    def forward(self, images: Tensor) -> Scores:
+        heat = self.network(self.pictures(images).clamp(0, 1))[1].float().sigmoid()[:, 0]
+        return Scores(image_score(heat), heat)
+
+
+def corrupt(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pictures [N, 3, S, S] with synthetic defects, and their masks [N, 1, S, S], float of 0 and 1.
 
     A defect shows another picture of the batch, its tiles shuffled and its colours changed: the paper's textures (DTD)
     are no part of an inspection's data.
@@ -102,15 +135,15 @@ def spoil(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def perlin(size: int, rows: int, columns: int) -> Tensor:
-    """Perlin's gradient noise of rows x columns cells, [size, size] in [-1, 1]."""
+    """Return Perlin's gradient noise of rows x columns cells, [size, size] in [-1, 1]."""
     angle = 2 * math.pi * torch.rand(rows + 1, columns + 1)
     y, x = (torch.arange(size)[:, None] * (rows / size)), torch.arange(size) * (columns / size)
     top, left = y.long(), x.long()
     y, x = y - top, x - left
 
     def corner(down: int, right: int) -> Tensor:
-        there = angle[top + down, left + right]
-        return there.sin() * (y - down) + there.cos() * (x - right)
+        direction = angle[top + down, left + right]
+        return direction.sin() * (y - down) + direction.cos() * (x - right)
 
     fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (y, x))
     above, below = (torch.lerp(corner(down, 0), corner(down, 1), fade_x.expand(size, size)) for down in (0, 1))
@@ -129,11 +162,11 @@ def _source(picture: Tensor) -> Tensor:
     whole = F.pad(picture, (0, TILES * side - picture.shape[-1]) * 2, mode="replicate")
     tiles = whole.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)[:, torch.randperm(TILES**2)]
     shuffled = tiles.unflatten(1, (TILES, TILES)).permute(0, 1, 3, 2, 4).reshape(whole.shape)
-    found = shuffled[:, : picture.shape[-1], : picture.shape[-1]].rot90(int(torch.randint(4, ())), (1, 2))
+    source = shuffled[:, : picture.shape[-1], : picture.shape[-1]].rot90(int(torch.randint(4, ())), (1, 2))
     if torch.rand(()) >= PLAIN:
-        for which in torch.randperm(len(COLOURS))[:CHANGES].tolist():
-            found = COLOURS[which](found)
-    return found
+        for index in torch.randperm(len(COLOURS))[:CHANGES].tolist():
+            source = COLOURS[index](source)
+    return source
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

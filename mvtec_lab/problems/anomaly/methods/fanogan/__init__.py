@@ -16,7 +16,7 @@ def _check(config: Config) -> None:
 METHOD = Method(
     "fanogan",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.fanogan.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.fanogan.model:FAnoGan",
     backbone=False,
     rules=_check,
     options={

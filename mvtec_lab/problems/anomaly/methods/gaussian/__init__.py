@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "gaussian",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.gaussian.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.gaussian.model:Gaussian",
     trains=False,
     draws=False,
     options={

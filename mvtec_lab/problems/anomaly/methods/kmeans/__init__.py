@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "kmeans",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.kmeans.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.kmeans.model:KMeans",
     trains=False,
     options={
         "layers": LAYERS,

@@ -5,7 +5,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "memae",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.memae.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.memae.model:MemoryAutoencoder",
     backbone=False,
     options={
         # Half of the encoder's channels.

@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "nearest",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.nearest.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.nearest.model:Nearest",
     trains=False,
     draws=False,
     options={

@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "ocsvm",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.ocsvm.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.ocsvm.model:OneClassSvm",
     trains=False,
     draws=False,
     options={

@@ -6,14 +6,21 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from mvtec_lab.problems.anomaly.frozen import PooledModel, require_images
+from mvtec_lab.problems.anomaly.features import POOLED
+from mvtec_lab.problems.anomaly.frozen import FrozenFeatureModel, PooledModel
+from mvtec_lab.problems.anomaly.methods.ocsvm import METHOD
 
 NU = 0.05  # share of the good images that may lie outside: what threshold.quantile allows by default
-SMALLEST = 1e-8  # variance: of constant images all are 0
+SMALLEST = 1e-8  # variance: constant images have none
 
 
 class SupportVectors(PooledModel):
-    """Args: features: D; dimensions: principal components; None: the features as they are."""
+    """Separate the features of good images from the origin, in the space of a Gaussian kernel.
+
+    Args:
+        features: D.
+        dimensions: principal components; None: the features as they are.
+    """
 
     mean: Tensor
     components: Tensor
@@ -25,6 +32,8 @@ class SupportVectors(PooledModel):
     def __init__(self, features: int, dimensions: int | None) -> None:
         super().__init__()
         self.dimensions = dimensions
+        if dimensions is not None:
+            self.required[f"model.options.dimensions={dimensions}"] = dimensions + 1
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("components", torch.zeros(0, features))  # [d, D]
         self.register_buffer("vectors", torch.zeros(0, dimensions or features))  # [V, d]
@@ -35,7 +44,6 @@ class SupportVectors(PooledModel):
     def learn(self, features: Tensor) -> None:
         self.mean = features.mean(0)
         if self.dimensions is not None:
-            require_images(len(features), self.dimensions + 1, f"model.options.dimensions={self.dimensions}")
             self.components = torch.linalg.svd(features - self.mean, full_matrices=False)[2][: self.dimensions]
         points = self.project(features).double().cpu().numpy()  # once, and small
         gamma = 1 / (points.shape[1] * max(points.var(), SMALLEST))  # scikit-learn's "scale"
@@ -49,10 +57,20 @@ class SupportVectors(PooledModel):
             setattr(self, name, torch.as_tensor(values).to(features))
 
     def score(self, features: Tensor) -> Tensor:
-        """Minus scikit-learn's ``decision_function``."""
+        """Return minus scikit-learn's ``decision_function``."""
         squares = (self.project(features)[:, None] - self.vectors).square().sum(2)
         return self.offset - (-self.gamma * squares).exp() @ self.weights
 
     def project(self, features: Tensor) -> Tensor:
+        """Return centred features [N, D], or their principal components [N, d]."""
         centred = features - self.mean
         return centred if self.dimensions is None else centred @ self.components.T
+
+
+class OneClassSvm(FrozenFeatureModel):
+    """Score an image by how far it lies outside of the good images' support (Schölkopf et al., 2001)."""
+
+    method, cells = METHOD, POOLED
+
+    def build_model(self) -> SupportVectors:
+        return SupportVectors(sum(self.features.channels), self.dimensions())

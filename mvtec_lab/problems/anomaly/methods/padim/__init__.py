@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "padim",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.padim.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.padim.model:Padim",
     trains=False,
     options={
         "layers": LAYERS,

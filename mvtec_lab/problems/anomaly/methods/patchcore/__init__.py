@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "patchcore",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.patchcore.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.patchcore.model:PatchCore",
     trains=False,
     draws=False,
     options={

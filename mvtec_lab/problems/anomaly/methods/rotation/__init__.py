@@ -5,5 +5,5 @@ from mvtec_lab.problems.base import Method
 METHOD = Method(
     "rotation",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.rotation.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.rotation.model:RotationPrediction",
 )

@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "spade",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.spade.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.spade.model:Spade",
     trains=False,
     draws=False,
     options={

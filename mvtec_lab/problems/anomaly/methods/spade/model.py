@@ -1,32 +1,38 @@
-"""SPADE: the most similar good images, and what of an image is to be found nowhere in them. See README.md."""
+"""SPADE: the good images most like an image, and what of the image is in none of them. See README.md."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import length_hint
 
 import torch
 from torch import Tensor
 
+from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import Scores
+from mvtec_lab.problems.anomaly.features import CELLS, POOLED
 from mvtec_lab.problems.anomaly.frozen import (
-    FrozenModel,
+    FeatureModel,
+    FrozenFeatureModel,
     cells,
     collect,
+    finest,
     joined,
     nearest,
     pooled,
+    require_memory,
     smooth,
 )
+from mvtec_lab.problems.anomaly.methods.spade import METHOD
 
 
-class Spade(FrozenModel):
-    """Of the maps the last one, pooled, finds the nearest images, and the cells of the others are compared.
+class Gallery(FeatureModel):
+    """Keep the maps of all good images. The last map, pooled, finds the nearest images; the others are compared.
 
     Args:
-        channels: of the others together.
-        features: of the last one.
-        neighbours: images that are compared with, or all where there are fewer.
+        channels: number of channels of the others together.
+        features: number of channels of the last map.
+        neighbours: number of images that are compared, at most all.
     """
 
     images: Tensor
@@ -38,26 +44,46 @@ class Spade(FrozenModel):
         self.register_buffer("images", torch.zeros(0, features))
         self.register_buffer("bank", torch.zeros(0, 0, channels))  # [images, cells, C]
 
+    def require_memory(self, maps: Sequence[Tensor], images: int, device: torch.device) -> None:
+        held = 4 * images * finest(maps[:-1]).numel() * self.bank.shape[2]
+        remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
+        require_memory(held, device, "maps of good images", remedy)
+
     def fit(self, maps: Iterable[list[Tensor]]) -> None:
         images = []
 
         def blocks() -> Iterator[Tensor]:
-            for found in maps:
-                images.append(pooled(found[-1:]))
-                yield cells(joined(found[:-1], mode="bilinear"))
+            for layers in maps:
+                images.append(pooled(layers[-1:]))
+                yield cells(joined(layers[:-1], mode="bilinear"))
 
-        remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
-        self.bank = collect(blocks(), length_hint(maps), "maps of good images", remedy)
+        self.bank = collect(blocks(), length_hint(maps))
         self.images = torch.cat(images)
 
     def forward(self, maps: list[Tensor], size: int) -> Scores:
         count = min(self.neighbours, len(self.images))
-        distances, places = nearest(pooled(maps[-1:]), self.images, count)
+        distances, indices = nearest(pooled(maps[-1:]), self.images, count)
         joint = joined(maps[:-1], mode="bilinear")
         queries, closest = cells(joint), torch.tensor(torch.inf)
-        for near in places.unbind(1):  # an image of the bank for each query image
+        for near in indices.unbind(1):  # an image of the bank for each query image
             rows = self.bank[near]  # [N, cells, C]
             squares = torch.baddbmm(rows.square().sum(2)[:, None], queries, rows.transpose(1, 2), alpha=-2)
             cell = squares.argmin(2, keepdim=True).expand(-1, -1, rows.shape[2])
             closest = torch.minimum(closest, (queries - rows.gather(1, cell)).square().sum(2))
         return Scores(distances.mean(1), smooth(closest.sqrt().view(-1, *joint.shape[-2:]), size))
+
+
+class Spade(FrozenFeatureModel):
+    """Score each place by its distance from all places of the nearest good images (Cohen & Hoshen, 2020).
+
+    The last of the layers finds these images, the others are searched.
+    """
+
+    method, cells = METHOD, (*CELLS, *POOLED)
+
+    def build_model(self) -> Gallery:
+        *channels, last = self.features.channels
+        if not channels:
+            what = "spade compares cells of some model.options.layers and finds images by the last"
+            raise LabError(f"{what}: give two or more")
+        return Gallery(sum(channels), last, self.options["neighbours"])

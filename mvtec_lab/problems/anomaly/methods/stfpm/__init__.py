@@ -6,7 +6,7 @@ from mvtec_lab.problems.base import Method
 METHOD = Method(
     "stfpm",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.stfpm.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.stfpm.model:Stfpm",
     options={
         "layers": LAYERS,
     },

@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvtec_lab.problems.anomaly.base import Scores
+from mvtec_lab.problems.anomaly.features import BackboneModel, FeatureMaps
+from mvtec_lab.problems.anomaly.methods.stfpm import METHOD
+
 
 def distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Half the squared distance of two maps [N, C, H, W] whose channels are scaled to length one at each place.
+    """Return half the squared distance [N, H, W] of two maps [N, C, H, W] whose channels are scaled to length one.
 
-    Returns [N, H, W]; in [0, 1] where neither map is negative. Of the paper; the official code leaves out the half.
+    It lies in [0, 1] if neither map is negative. The half is the paper's; the official code leaves it out.
     """
     return (F.normalize(teacher) - F.normalize(student)).square().sum(1) / 2
 
 
 def matching_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """The layers' mean distances, added up."""
+    """Return the sum of the layers' mean distances."""
     return torch.stack([distance(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
 
 
 def anomaly_map(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Product of the layers' distances on the finest layer's grid: [N, H, W]."""
-    found = [distance(t, s)[:, None] for t, s in zip(teacher, student, strict=True)]
-    size = max(tuple(layer.shape[-2:]) for layer in found)
-    return torch.stack([F.interpolate(layer, size, mode="bilinear") for layer in found]).prod(0)[:, 0]
+    """Return the product of the layers' distances on the finest layer's grid: [N, H, W]."""
+    distances = [distance(t, s)[:, None] for t, s in zip(teacher, student, strict=True)]
+    size = max(tuple(layer.shape[-2:]) for layer in distances)
+    return torch.stack([F.interpolate(layer, size, mode="bilinear") for layer in distances]).prod(0)[:, 0]
+
+
+class Stfpm(BackboneModel):
+    """Train a student on the maps of a frozen teacher; at a defect it departs from the teacher.
+
+    The teacher is ``features``; the student has its architecture and starts from random weights. The image's score is
+    its map's maximum.
+    """
+
+    method = METHOD
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        student = FeatureMaps(self.hparams["backbone"], None, self.features.layers)
+        self.student = student.network.requires_grad_(True).train()
+
+    def _maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.no_grad():
+            teacher = self.features(images)
+        return teacher, [layer.float() for layer in self.student(images).values()]
+
+    def loss(self, images: Tensor) -> Tensor:
+        return matching_loss(*self._maps(images))
+
+    def forward(self, images: Tensor) -> Scores:
+        heat = anomaly_map(*self._maps(images))
+        return Scores(heat.amax((1, 2)), heat)

@@ -5,7 +5,7 @@ from mvtec_lab.problems.base import Method, Option
 METHOD = Method(
     "vae",
     "anomaly",
-    home="mvtec_lab.problems.anomaly.methods.vae.detector:Detector",
+    home="mvtec_lab.problems.anomaly.methods.vae.model:VariationalAutoencoder",
     backbone=False,
     options={
         # The autoencoder's, so that the two differ in the prior alone.

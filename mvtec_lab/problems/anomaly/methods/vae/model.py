@@ -6,31 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from mvtec_lab.problems.anomaly.convnets import Reconstructor, decode, encode, squared_error
+from mvtec_lab.problems.anomaly.methods.vae import METHOD
+from mvtec_lab.problems.anomaly.reconstruction import ReconstructionModel
 
-LATENT = 100  # the autoencoder's, so that the two differ in the prior alone
 GREY = (1 / 255) ** 2  # variance of one grey value: a picture in eight bits is not known any better
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) | N(0, 1)) of codes [N, L]: [N], nats."""
+    """Return KL(N(mean, variance) | N(0, 1)) of codes [N, L]: [N], in nats."""
     return (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
 
 
-class VariationalAutoencoder(Reconstructor):
-    """
-    The pixels are Gaussian, all of one variance, whose most likely value is the mean squared error (Rybkin et al., ICML
-    2021): nothing is left to weigh the divergence with. The loss is in nats a pixel and channel, but for a constant.
+class VariationalNetwork(Reconstructor):
+    """Reconstruct a picture from a code whose distribution is held close to a standard normal one.
 
-    The residual is the reconstruction error from the code's mean, not the evidence lower bound: its divergence is of
-    the whole image and has no place in it, a hundred numbers beside fifty thousand; and it would need draws, that make
-    scores random.
+    The pixels are Gaussian, all of one variance, whose most likely value is the mean squared error (Rybkin et al., ICML
+    2021): the divergence needs no weight. The loss is in nats per pixel and channel, up to a constant.
+
+    The residual is the reconstruction error from the code's mean, not the evidence lower bound. The bound's divergence
+    belongs to the whole image and to no place in it, a hundred numbers beside fifty thousand; and the bound needs
+    draws, which would make scores random.
 
     Args:
         image_size: S.
-        latent: of the code.
+        latent: size of the code.
     """
 
-    def __init__(self, image_size: int, latent: int = LATENT) -> None:
+    def __init__(self, image_size: int, latent: int) -> None:
         super().__init__()
         self.encoder = encode(image_size, 2 * latent)
         self.decoder = nn.Sequential(decode(image_size, latent), nn.Sigmoid())
@@ -44,3 +46,9 @@ class VariationalAutoencoder(Reconstructor):
     def residual(self, pictures: Tensor) -> Tensor:
         mean, _ = self.encoder(pictures).chunk(2, dim=1)
         return squared_error(self.decoder(mean), pictures)
+
+
+class VariationalAutoencoder(ReconstructionModel):
+    """Score an image by what a variational autoencoder does not reconstruct."""
+
+    method, network_class = METHOD, VariationalNetwork

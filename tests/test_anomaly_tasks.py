@@ -14,8 +14,9 @@ from PIL import Image
 
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly.base import AnomalyDetector
-from mvtec_lab.problems.anomaly.models import build_detector
+from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.anomaly.base import AnomalyModel
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.anomaly.problem import BEST_F1_MARK
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import read_csv
@@ -30,39 +31,40 @@ def run(lab, tmp_path: Path) -> Path:
     """A PatchCore run whose map threshold is half of the way from the good images' maps to those of defects."""
     assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
     path = tmp_path / "run/best.ckpt"
-    detector = load_model(path).module
+    anomaly_model = load_model(path).module
     checkpoint = torch.load(path, weights_only=True)
-    tops = {kind: tops_of(detector, tmp_path / "products/widget/test" / kind) for kind in ("good", "hole")}
+    tops = {kind: tops_of(anomaly_model, tmp_path / "products/widget/test" / kind) for kind in ("good", "hole")}
     assert max(tops["good"]) < min(tops["hole"])
     checkpoint["about"]["map_threshold"] = (max(tops["good"]) + min(tops["hole"])) / 2
     torch.save(checkpoint, path)
     return path
 
 
-def tops_of(detector: AnomalyDetector, folder: Path) -> list[float]:
+def tops_of(anomaly_model: AnomalyModel, folder: Path) -> list[float]:
     pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
     images = torch.from_numpy(pictures).movedim(-1, 1) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (detector.mean, detector.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (anomaly_model.mean, anomaly_model.std))
     with torch.no_grad():
-        heat = detector((images - mean) / std).map
+        heat = anomaly_model((images - mean) / std).map
     assert heat is not None
     return heat.amax((1, 2)).tolist()
 
 
-def made(method: str, net: str, tmp_path: Path) -> tuple[AnomalyDetector, Path]:
-    """A detector that saw a few images, not trained, and its checkpoint."""
+def made(method: str, net: str, tmp_path: Path) -> tuple[AnomalyModel, Path]:
+    """An anomaly model that saw a few images, not trained, and its checkpoint."""
     torch.manual_seed(0)
     name, ssim = method.removesuffix("_ssim"), method.endswith("_ssim")
-    settings = {"backbone": net, "weights": None, "image_size": SIDE, "layers": ["features.relu1", "features.relu2"]}
-    detector = build_detector(name, {**settings, "reconstruction": "ssim" if ssim else "l2"}).eval()
+    options = {"layers": ["features.relu1", "features.relu2"], "reconstruction": "ssim" if ssim else "l2"}
+    options = {option: value for option, value in options.items() if option in METHODS[name].options}
+    anomaly_model = build_anomaly_model(name, backbone=net, weights=None, image_size=SIDE, **options).eval()
     images = torch.randn(9, 3, SIDE, SIDE)
     with torch.no_grad():
-        detector.prepare(lambda: images.split(4))
-        detector.finish(lambda: images.split(4))
+        anomaly_model.prepare(lambda: images.split(4))
+        anomaly_model.finish(lambda: images.split(4))
     path = tmp_path / "best.ckpt"
-    about = (name, ["good", "defect"], SIDE, 65_535, detector.mean, detector.std)
-    Model(detector.eval(), *about, threshold=0.5, map_threshold=0.25).save(path)
-    return detector, path
+    about = (name, ["good", "defect"], SIDE, 65_535, anomaly_model.mean, anomaly_model.std)
+    Model(anomaly_model.eval(), *about, threshold=0.5, map_threshold=0.25).save(path)
+    return anomaly_model, path
 
 
 def test_predict_names_defects_and_shows_where(run: Path, lab, product: Path, tmp_path: Path, capsys) -> None:

@@ -18,8 +18,8 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
 from mvtec_lab.problems.anomaly.judging import SYNTHETIC, with_pasted_patches
-from mvtec_lab.problems.anomaly.methods.autoencoder.detector import Detector as Autoencoder
-from mvtec_lab.problems.anomaly.methods.padim.detector import Detector as Padim
+from mvtec_lab.problems.anomaly.methods.autoencoder.model import Autoencoder
+from mvtec_lab.problems.anomaly.methods.padim.model import Padim
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
 from mvtec_lab.problems.anomaly.scores import Scored
 from mvtec_lab.problems.model import load_model
@@ -198,6 +198,15 @@ def test_what_can_be_known_is_refused_before_anything_is_written(refused, argume
     assert said in refused(*arguments.split())
 
 
+def test_an_error_of_the_code_is_not_swallowed_by_the_rehearsal(lab, widget: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Padim, "plan", fail)
+    assert lab("attempt=padim", *PATCHCORE[1:], f"hydra.run.dir={tmp_path / 'run'}") == 1
+    assert not (tmp_path / "run/result.json").exists()
+
+
 def test_several_devices_and_folds_are_refused(lab, widget: Path, tmp_path: Path, capsys) -> None:
     assert lab(*PATCHCORE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}") == 2
     assert "model.method=patchcore runs on one device: give trainer.devices=1" in capsys.readouterr().err
@@ -359,8 +368,7 @@ def test_a_completed_run_is_skipped_and_a_failed_or_stopped_one_starts_anew(
 @pytest.mark.slow
 def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path, monkeypatch) -> None:
     def stop(self, batches) -> None:
-        if type(next(iter(batches()))) is torch.Tensor:  # not in the rehearsal
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Padim, "prepare", stop)
     assert lab("attempt=padim", *PATCHCORE[1:], f"hydra.run.dir={tmp_path / 'run'}") == 130

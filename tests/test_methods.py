@@ -1,4 +1,4 @@
-"""Facts that a method declares are true of its class, and are read without torch; own methods are as good as the lab's."""
+"""Facts that a method declares are true of its class and are read without torch; own methods run as the lab's do."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
 from mvtec_lab.errors import LabError
 from mvtec_lab.locks import held
-from mvtec_lab.problems import check, problem_of
+from mvtec_lab.problems import METHODS, check, problem_of
 from mvtec_lab.problems.model import build_data, build_model
 from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftovers
 
@@ -66,7 +66,7 @@ def run_attempt(
         data=config.data.name,
         category=data.folder.name,
         problem=problem.name,
-        backbone=config.model.backbone,
+        backbone=config.model.backbone if METHODS[config.model.method].backbone else "none",
         weights=model.weights,
         classes=problem.classes(data),
         counts=problem.counts(data),

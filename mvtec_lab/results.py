@@ -1,6 +1,6 @@
-"""What a run leaves behind: result.json, samples.csv, predictions.csv, history.csv, and how they are read back.
+"""Write and read the files of a run: result.json, samples.csv, predictions.csv, history.csv.
 
-Everything that compares runs reads these files and nothing else, so runs from other days and machines compare.
+Comparisons read these files and nothing else, so that runs from other days and machines can be compared.
 """
 
 from __future__ import annotations
@@ -24,49 +24,24 @@ from mvtec_lab.locks import in_use
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
-PIXELS = "pixels.npz"  # histograms of a one-class run's maps, from which pixel metrics are compared
+PIXELS = "pixels.npz"  # histograms of anomaly maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
-# In the order in which a run is cleared: a kill on the way must not leave a checkpoint without the result.json that
-# says it failed.
+# In the order in which a run is cleared: a kill in between must not leave a checkpoint without the result.json that
+# says that it failed.
 FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
-ROWS = 1_000_000  # of a CSV: more images than any set that the lab is meant for
-IN_TABLE = {"in_table": True}  # of a log line that result.warnings holds: the command line says it once, not twice
+ROWS = 1_000_000  # of a CSV: more images than the lab is made for
+IN_TABLE = {"in_table": True}  # marks a log line that result.warnings has too: the command line shows it once
 
 
-class OfType(TypedDict, total=False):
-    """Hold the metrics of a defect type; None where there is nothing to measure."""
+class Values(TypedDict, total=False):
+    """Hold the metrics of a split beside those that ``evaluation.specs`` names; shares and sizes, None: none."""
 
-    images: Count
-    recall: Share | None
-    image_auroc: Share | None
-    pixel_auroc: Share | None
-    pixel_ap: Share | None
-    pixel_aupro: Share | None
-
-
-class Figures(TypedDict, total=False):
-    """Hold the metrics of a split."""
-
-    accuracy: Share | None
-    balanced_accuracy: Share | None
-    macro_f1: Share | None
-    defect_accuracy: Share | None
-    calibration_error: Share | None
-    image_auroc: Share | None
-    image_ap: Share | None
-    f1: Share | None
-    precision: Share | None
-    recall_of_defects: Share | None
-    false_alarm_rate: Share | None
-    pixel_auroc: Share | None
-    pixel_ap: Share | None
-    pixel_aupro: Share | None
     loss: Size | None
     images: Count
     recall: dict[str, Share | None]
     group_recall: dict[str, Share | None]
-    intervals: dict[str, list[Share] | None]
-    by_type: dict[str, OfType]
+    intervals: dict[str, list[float] | None]
+    by_type: dict[str, dict[str, Any]]
 
 
 class Threshold(TypedDict):
@@ -89,11 +64,11 @@ class Explained(TypedDict, total=False):
 
 @dataclass
 class RunResult:
-    """One run: one attempt, one seed, one fold, one directory.
+    """Describe one run: one attempt, one seed, one fold, one directory.
 
-    ``metrics`` maps ``"val"`` and ``"test"`` to accuracy, balanced_accuracy, macro_f1, defect_accuracy, loss (mean
-    cross-entropy, nats), recall (by class name) and images; since the long tail also to calibration_error and
-    group_recall (by head, middle and tail). Fractions lie in [0, 1].
+    ``metrics`` maps ``"val"`` and ``"test"`` to the metrics of ``evaluation.specs`` by their keys, to images (their
+    number), loss, and where they apply to recall (by class), group_recall (of head, middle and tail), intervals (95%,
+    by metric) and by_type (metrics by defect type).
     """
 
     attempt: str
@@ -109,8 +84,8 @@ class RunResult:
     classes: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     majority_baseline: float | None = None  # test accuracy of always naming training's most frequent class
-    # of the test images with a mask: how many, whose class-activation map peaks inside it, and the masks' mean share of
-    # the image (chance); the same of the mistakes among them; None: the backbone has no such map
+    # of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
+    # the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
     explained: dict[str, Any] | None = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
     parameters: dict[str, int] = field(default_factory=dict)  # total and trained
@@ -119,16 +94,16 @@ class RunResult:
     reported: dict[str, Any] | None = None  # a published figure of this attempt: accuracy, and the split it is of
     epochs: int = 0  # epochs trained
     best_epoch: int | None = None  # whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
-    resumed: int = 0  # how often it was stopped and gone on with
+    resumed: int = 0  # how often it was interrupted and resumed
     seconds: float = 0.0  # training and validation epochs
     luck: bool | None = None  # whether another seed gives another model; None: an older run, which does not say
-    problem: str = "classification"
-    method: str | None = None
-    threshold: dict[str, Any] | None = None  # value, rule, and map: that of a map's pixel
-    fit_seconds: float | None = None  # all that learns from the good images
-    seconds_per_image: float | None = None  # to score one
-    peak_mib: float | None = None  # of the process's memory while it fitted and scored; on a GPU, of the device's
-    startup_seconds: float = 0.0  # everything before them
+    problem: str = ""  # what was learnt; empty in an older result.json, see __post_init__
+    method: str | None = None  # how
+    threshold: dict[str, Any] | None = None  # of anomaly scores: value, rule, and map, the threshold of a map's pixel
+    fit_seconds: float | None = None  # everything that learns from the good images
+    seconds_per_image: float | None = None  # to score one image
+    peak_mib: float | None = None  # memory of the process while it fitted and scored; on a GPU, of the device
+    startup_seconds: float = 0.0  # everything before training or fitting
     device: str | None = None
     precision: str | None = None
     error: str | None = None
@@ -137,23 +112,29 @@ class RunResult:
     git_revision: str | None = None
     paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
 
+    def __post_init__(self) -> None:
+        self.problem = self.problem or ("anomaly" if self.method else "classification")
+        self.method = self.method or "classifier"
+
     @property
     def completed(self) -> bool:
+        """Tell whether the run ended well."""
         return self.status == "completed"
 
     @property
     def running(self) -> bool:
+        """Tell whether a process works on it."""
         return self.status == "running"
 
     @property
     def interrupted(self) -> bool:
-        """Ended from outside: killed, so that nothing was recorded, by Ctrl-C or SIGTERM, or by a full disk."""
+        """Tell whether it was ended from outside: killed (nothing was recorded), Ctrl-C, SIGTERM, or a full disk."""
         stops = (KeyboardInterrupt.__name__, DiskFullError.__name__)
         return not self.completed and (self.error is None or self.error.startswith(stops))
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep result.json true to how a run ends: completed, failed with its first error, or, at first, killed."""
+        """Write into result.json how the run ends: completed, or failed with its first error."""
         self.save()
         try:
             yield
@@ -169,12 +150,12 @@ class RunResult:
             raise
 
     def save(self) -> None:
-        """Write result.json into ``run_dir``; over itself where a full disk has no room for a new one."""
+        """Write result.json into ``run_dir``; into the file itself where a full disk has no room for a new one."""
         path, text = Path(self.run_dir) / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         try:
             write_whole(path, text)
         except DiskFullError:
-            # The blocks that the file has already: of st_blocks, which Windows lacks, one is 512 bytes.
+            # The blocks that the file has already: one of st_blocks, which Windows lacks, is 512 bytes.
             room = getattr(path.stat(), "st_blocks", 0) * 512 if path.exists() else 0
             if self.completed or len(data := text.encode()) > room:
                 raise
@@ -189,7 +170,7 @@ class RunResult:
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike[str]) -> RunResult:
-        """Read a run's result.json; ``run_dir`` becomes where it lies now.
+        """Return the run of a result.json; ``run_dir`` becomes the directory where it lies now.
 
         Raises:
             LabError: the file is missing, not JSON, or lacks a field that every result has.
@@ -211,7 +192,7 @@ class RunResult:
 
 
 _SHAPES: dict[str, Any] = {
-    "metrics": dict[str, Figures],
+    "metrics": dict[str, Values],
     "counts": dict[str, dict[str, Count]],
     "parameters": dict[str, Count],
     "explained": Explained | None,
@@ -224,7 +205,7 @@ _SHAPES: dict[str, Any] = {
 
 
 def _impossible(run: RunResult) -> str | None:
-    """Return what no run can have left although its fields have the right types; None where all is possible."""
+    """Return what cannot be true of a run although its fields have the right types; None: everything can."""
     if run.status not in ("completed", "failed", "running"):
         return f"status is {run.status!r}"
     for name, shape in _SHAPES.items():
@@ -234,30 +215,23 @@ def _impossible(run: RunResult) -> str | None:
         return "classes name one twice"
     if not run.completed:
         return None
-    # What tables, verdict and report read without asking whether it is there.
-    needed: dict[str, tuple[str, ...]] = {"test": ("accuracy", "images"), "val": ("balanced_accuracy", "loss")}
-    if run.method is not None:
-        needed = {"test": ("accuracy", "images", "by_type", "intervals"), "val": ("image_auroc",)}
-    for split in ("test", "val"):
-        figures = run.metrics.get(split, {})
-        if lacking := [key for key in needed[split] if figures.get(key) is None and (figures or split == "test")]:
-            return f"metrics.{split} has no {lacking[0]}"
-        if any(len(bounds) != 2 for bounds in figures.get("intervals", {}).values() if bounds is not None):
+    for split, metrics in run.metrics.items():
+        if any(len(bounds) != 2 for bounds in metrics.get("intervals", {}).values() if bounds is not None):
             return f"metrics.{split} has an interval without two bounds"
-    if run.method is not None and run.threshold is None:
-        return "threshold is None"
+    if run.metrics.get("test", {}).get("images") is None:
+        return "metrics.test has no images"
     if run.explained and (unsaid := Explained.__annotations__.keys() - run.explained.keys()):
         return f"explained has no {min(unsaid)}"
     return None
 
 
 def one_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of what it says."""
+    """Return the kind of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
-    """Every run at or below ``directory``, in the order in which they started.
+    """Return every run at or below a directory, in the order in which they started.
 
     Raises:
         LabError: a run's result.json is missing or damaged.
@@ -268,16 +242,15 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
 
 
 def path_of_run(run_dir: Path, key: str, typed: str) -> str:
-    """Return a path among a run's settings as an absolute one, where the run recorded it and it still exists; else as
-    it was typed."""
+    """Return a path among a run's settings: the absolute one that it recorded, if it still exists, else as typed."""
     absolute = RunResult.load(run_dir).paths.get(key) if file_of(run_dir, RESULT) else None  # older runs have none
     return absolute if absolute is not None and Path(absolute).exists() else typed
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, str]:
-    """A configuration as dotted keys and texts.
+    """Return a configuration as dotted keys and texts.
 
-    What lies deeper than section, key and name (a transform's arguments) stays together in one text.
+    Values below section, key and name (the arguments of a transform) stay together in one text.
     """
     flat: dict[str, str] = {}
     for key, value in values.items():
@@ -295,7 +268,7 @@ def _text(value: Any) -> str:
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file, text as UTF-8: whole or not at all, whenever the process is killed and whatever goes wrong.
+    """Write a file, text as UTF-8: complete or not at all, even if the process is killed.
 
     Raises:
         DiskFullError: there is no room for it.
@@ -314,7 +287,7 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed processes left of the files that they were writing; the folder is held by this one."""
+    """Remove the unfinished files that killed processes left in a folder; this process holds its lock."""
     for name in names:
         for path in folder.glob(f"{name}*.tmp"):
             path.unlink(missing_ok=True)
@@ -323,7 +296,7 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as UTF-8 CSV with a header; None becomes an empty cell.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front, which ``read_csv`` takes off.
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which ``read_csv`` removes.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(columns))
@@ -333,7 +306,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV with a header into one dict a row; an Excel byte-order mark is ignored.
+    """Return the rows of a CSV with a header, one dict per row; an Excel byte-order mark is ignored.
 
     Raises:
         ValueError: it is no UTF-8, or has more than ROWS rows.
@@ -350,10 +323,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def table_of(run_dir: str | os.PathLike[str], name: str, *columns: str) -> list[dict[str, str]] | None:
-    """Read a CSV of a run's directory; None where there is none.
+    """Return the rows of a CSV in a run's directory; None where there is none.
 
     Raises:
-        LabError: it is damaged: not even a CSV, without rows, or with a row that lacks one of the ``columns``.
+        LabError: it is damaged: no CSV, no rows, or a row without one of the ``columns``.
     """
     path = file_of(run_dir, name)
     if path is None:

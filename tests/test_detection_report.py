@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_reporting import fabricate, page, printed, text_of
 
@@ -17,8 +18,9 @@ from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import anomaly, differences
 from mvtec_lab.evaluation.metrics import classification_metrics
-from mvtec_lab.reporting import figures, report, summary
-from mvtec_lab.reporting.comparison import Comparison, compare
+from mvtec_lab.reporting import report, summary
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import CONFIG, MISTAKES, PIXELS, PREDICTIONS, RunResult, read_csv, write_csv
 
@@ -127,12 +129,17 @@ def test_methods_are_compared_by_delong(tmp_path: Path) -> None:
     rows = read_csv(tmp_path / "padim" / PREDICTIONS)[: len(KINDS)]
     assert estimate.value == pytest.approx(roc_auc_score(TRUTH, [float(row["score"]) for row in rows]))
     assert estimate.low < estimate.value < estimate.high
-    text = said(comparison)
-    assert "cannot choose among 3 methods; the highest on test, which flatters it: patchcore" in text
-    assert "The patchcore model trained here is shown to be better in image AUROC than that of vae" in text
-    assert "DeLong's test with one more image of each kind on image AUROC, Holm's correction for 3 comparisons" in text
-    assert "By chance image AUROC is 0.500; not shown to be better: vae." in text
-    assert "defects found and false alarms: patchcore 100% and" in text
+    assert pair.lead_of("patchcore") > 0
+    assert {attempt.name: attempt.learnt for attempt in comparison.attempts} == {
+        "patchcore": True,
+        "padim": True,
+        "vae": False,
+    }
+    assert {attempt.baseline for attempt in comparison.attempts} == {0.5}
+    headline, text = comparison.verdict[0], said(comparison)
+    assert ": patchcore; test image AUROC" in headline  # the best on test
+    for figure in (pair.test, "0.500", f"{100 * pair.lead:.1f} points", "patchcore 1.000 and"):
+        assert figure in text
 
 
 def test_made_up_defects_choose(tmp_path: Path) -> None:
@@ -140,9 +147,10 @@ def test_made_up_defects_choose(tmp_path: Path) -> None:
     detect(tmp_path / "1", "padim", 0.2, made_up=0.9, rule="synthetic")
     comparison = compare(load_runs(tmp_path))
     assert comparison.best == "padim"
-    text = said(comparison)
-    assert "Best on validation: padim (image AUROC of made-up defects 0.900); test image AUROC" in text
-    assert "padim model trained here is shown to be worse on test in image AUROC than that of patchcore" in text
+    (pair,) = comparison.pairs
+    assert pair.different
+    assert pair.lead_of("padim") < 0
+    assert "padim (image AUROC of made-up defects 0.900)" in comparison.verdict[0]
 
 
 def test_what_was_never_validated_is_no_loser_on_validation(tmp_path: Path) -> None:
@@ -150,7 +158,7 @@ def test_what_was_never_validated_is_no_loser_on_validation(tmp_path: Path) -> N
     detect(tmp_path / "1", "padim", 0.1, made_up=0.55, rule="synthetic")
     comparison = compare(load_runs(tmp_path))
     assert comparison.best is None
-    assert "the highest on test, which flatters it: patchcore" in said(comparison)
+    assert ": patchcore; test image AUROC" in comparison.verdict[0]
 
 
 @pytest.mark.parametrize("metric", ["pixel_auroc", "pixel_aupro"])
@@ -176,7 +184,8 @@ def test_pixel_ap_on_one_test_set_is_stated_and_not_tested(tmp_path: Path) -> No
     comparison = compare(load_runs(tmp_path), VerdictConfig("pixel_ap"))
     assert comparison.pairs[0].p is None
     assert comparison.attempts[0].estimate("pixel_ap").low is not None
-    assert "no test of pixel AP on a single test set is sound: give verdict.metric=pixel_aupro" in said(comparison)
+    assert comparison.pairs[0].refused is not None
+    assert "verdict.metric=pixel_aupro" in comparison.pairs[0].refused
 
 
 @pytest.mark.parametrize("told", [None, False, True])
@@ -226,7 +235,7 @@ def test_classifiers_and_methods_have_tables_of_their_own(tmp_path: Path) -> Non
     assert comparison.metrics == ["accuracy", "image_auroc"]
     assert [len(part) for part in summary.parts(rows)] == [1, 1]
     (pair,) = comparison.pairs
-    assert pair.refused == "one scores how defective an image is, the other names its class"
+    assert pair.refused == "their problems are not the same: anomaly and classification"
     html = text_of(page(tmp_path))
     assert "test accuracy" in html
     assert "test image AUROC" in html
@@ -237,8 +246,9 @@ def test_classifiers_and_methods_have_tables_of_their_own(tmp_path: Path) -> Non
 
 def test_a_metric_that_applies_to_nobody_is_said(tmp_path: Path) -> None:
     detect(tmp_path / "1", "patchcore")
-    text = said(compare(load_runs(tmp_path), VerdictConfig("macro_f1")))
-    assert "verdict.metric=macro_f1 is not what these attempts are judged by: image AUROC instead." in text
+    comparison = compare(load_runs(tmp_path), VerdictConfig("macro_f1"))
+    assert comparison.metrics == ["image_auroc"]
+    assert "verdict.metric=macro_f1" in said(comparison)
     with pytest.raises(LabError, match="image_auroc"):
         compare(load_runs(tmp_path), VerdictConfig("image_aurok"))
 
@@ -270,7 +280,7 @@ def test_table_and_csv(tmp_path: Path) -> None:
 def test_report_of_methods(tmp_path: Path) -> None:
     detect(tmp_path / "0", "patchcore", 4)
     detect(tmp_path / "1", "gaussian", maps=False)
-    figures.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0" / MISTAKES)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0" / MISTAKES)
     report.sum_up(tmp_path)
     html = page(tmp_path)
     text = unescape(text_of(html))
@@ -297,7 +307,9 @@ def test_without_defects_nothing_is_compared(tmp_path: Path) -> None:
     rows, comparison = report.sum_up(tmp_path)
     assert rows[0]["test_image_auroc"] is None
     assert rows[0]["test_false_alarm_rate"] is not None
-    assert "needs two good and two defective images" in said(comparison)
+    (pair,) = comparison.pairs
+    assert (pair.test, pair.p) == (None, None)
+    assert f"{pair.first} and {pair.second}: {pair.refused}." in said(comparison)
     assert "–" in printed(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""Two methods on the same images: what their figures differ by, whether that is luck, and what would be found.
+"""Compare two methods on the same images: the difference, whether it is luck, and which difference would be found.
 
-What a test goes by is a sum of noises: of the good images, of the defects, of the seeds. The careful test takes some of
-them for larger than they seem.
+A test rests on a sum of noises: of the good images, of the defects, of the seeds. The careful test assumes that some of
+them are larger than they seem.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from mvtec_lab.evaluation import statistics
 
 POWER = 0.8  # Cohen's convention: a difference that is said to be found is found eight times in ten
 LEAST_RUNS = 3  # two have a spread of one degree of freedom: an interval that nearly always leaves the metric's range
-# Images that each kind is given more in the tests of ``of_images``: the least of 0.2, 0.5 and 1 with which at most 6%
-# of simulated methods of equal figures were called different (``python -m benchmarks.levels``). Of pixel AP none is
+# Extra images of each kind in the tests of ``of_images``: the least of 0.2, 0.5 and 1 with which at most 6% of
+# simulated methods with equal values were called different (``python -m benchmarks.levels``). For pixel AP none is
 # enough: one good image in twenty with a false alarm changes it more than the rest of the images shows.
 EXTRA = {"image_auroc": 1.0, "pixel_auroc": 0.2, "pixel_aupro": 0.5}
 DRAWS = 400  # of the noises' estimates, when power is computed: it is then known to within 2 points
 
 
 class Noise(NamedTuple):
-    """An independent part of a difference's variance: as the test takes it, as it seems, and its degrees of freedom.
+    """Hold an independent part of a difference's variance.
 
-    ``grows``: that of images does with the difference, that of seeds does not.
+    Args:
+        variance: as the test takes it.
+        seen: as it seems.
+        freedom: its degrees of freedom.
+        grows: with the difference, as that of images does; that of seeds does not.
     """
 
     variance: float
@@ -36,26 +40,35 @@ class Noise(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What two methods' figures on the same images differ by: the first's minus the second's, its 95% interval, and a
-    two-sided p."""
+    """Hold the difference of two methods on the same images, the first's value minus the second's.
+
+    Args:
+        value: the difference.
+        low, high: its 95% interval.
+        p: two-sided.
+        noises: which the test rests on.
+        limit: the largest difference that there can be.
+    """
 
     value: float
     low: float
     high: float
     p: float
     noises: tuple[Noise, ...]
+    limit: float = 1.0
 
 
-def _tested(value: float, noises: Sequence[Noise], centre: float) -> Difference:
+def _tested(value: float, noises: Sequence[Noise], centre: float, limit: float = 1.0) -> Difference:
     """Return a difference with Student's interval and p, Satterthwaite's degrees of freedom."""
     from scipy import stats
 
     error, freedom = _added(np.array([noise.variance for noise in noises]), [noise.freedom for noise in noises])
     if error == 0:
-        return Difference(value, value, value, 1.0 if value == 0 else 0.0, tuple(noises))
+        return Difference(value, value, value, 1.0 if value == 0 else 0.0, tuple(noises), limit)
     half = stats.t.ppf(0.975, freedom) * error
     p = float(2 * stats.t.sf(abs(centre) / error, freedom))
-    return Difference(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), p, tuple(noises))
+    low, high = max(-limit, float(centre - half)), min(limit, float(centre + half))
+    return Difference(value, low, high, p, tuple(noises), limit)
 
 
 def _added(variances: np.ndarray, freedoms: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +78,11 @@ def _added(variances: np.ndarray, freedoms: Sequence[float]) -> tuple[np.ndarray
 
 
 def accuracy_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Difference, str]:
-    """Return the difference of two accuracies on the same images [N], as ``paired_test`` takes them, and its name."""
+    """Return the difference of two accuracies on the same images, and the name of the test.
+
+    Args:
+        first, second: as ``paired_test`` takes them, [N].
+    """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     name, p = statistics.paired_test(first, second)
     interval, seen = statistics.paired_interval(first, second), difference.var() / len(difference)
@@ -75,8 +92,10 @@ def accuracy_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Di
 def balanced_difference(
     first: npt.ArrayLike, second: npt.ArrayLike, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[Difference, str]:
-    """Return the difference of two balanced accuracies on the same images, tested as ``permutation_test`` does, and the
-    name of the test."""
+    """Return the difference of two balanced accuracies on the same images, and the name of the test.
+
+    Arguments as ``permutation_test`` takes them.
+    """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     truth, right = first.sum(axis=2).argmax(axis=1), [np.trace(each, axis1=1, axis2=2) for each in (first, second)]
     classes = [(right[0][truth == c], right[1][truth == c]) for c in np.unique(truth)]
@@ -84,7 +103,24 @@ def balanced_difference(
     interval = statistics.mean_interval(values, [statistics.paired_interval(*shares) for shares in classes])
     seen = sum((ours - theirs).var() / len(ours) for ours, theirs in classes) / len(classes) ** 2
     p = statistics.permutation_test(statistic, first, second)
-    return _by_interval(float(np.mean(values)), interval, p, seen, len(truth)), "paired permutation test"
+    return _by_interval(float(np.mean(values)), interval, p, seen, len(truth)), statistics.PERMUTATION
+
+
+def mean_difference(first: npt.ArrayLike, second: npt.ArrayLike, limit: float) -> tuple[Difference, str]:
+    """Return the difference of the means of two methods' values on the same images, and the name of the test.
+
+    The interval is Student's, p that of the permutation test that swaps the two methods at random.
+
+    Args:
+        first, second: the values of the images, [N].
+        limit: the largest difference that there can be.
+    """
+    change = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    name, p = statistics.paired_test(first, second)
+    value, images = float(change.mean()), len(change)
+    variance = float(change.var(ddof=1) / images) if images > 1 else float("inf")
+    noises = [Noise(variance, variance, max(images - 1, 1), grows=False)]
+    return _tested(value, noises, value, limit)._replace(p=p), name
 
 
 def _by_interval(value: float, interval: tuple[float, float], p: float, seen: float, images: int) -> Difference:
@@ -99,7 +135,7 @@ def _by_interval(value: float, interval: tuple[float, float], p: float, seen: fl
 def auroc_difference(first: npt.ArrayLike, second: npt.ArrayLike, truth: npt.ArrayLike) -> Difference:
     """Test whether two scores of the same images [N] differ in AUROC; ``truth`` [N] bool: which are defects.
 
-    Of several runs on the same images [R, N] the means count.
+    Several runs on the same images [R, N] count by their means.
 
     The variance is DeLong's (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988), by midranks as in Sun and Xu,
     IEEE Signal Processing Letters 21, 2014, with one image more of each kind (``of_images``) and Student's t. Without
@@ -132,16 +168,16 @@ def _placements(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def of_images(value: float, parts: Sequence[npt.ArrayLike], extra: float) -> Difference:
-    """Test a difference of two figures that is the mean, over the images of either kind, of what each contributes.
+    """Test a difference that is the mean of the contributions of the good images, and of those of the defects.
 
-    A test by the spread of the images seen takes for certain what none of them shows: where one good image in twenty
-    outscores all defects, a third of the samples of 20 hold no such image. So each kind is given images more that
-    contribute all there is, half of them to either side, as Bonett and Price's interval of paired proportions does.
+    A test by the spread of the images seen ignores what none of them shows: where one good image in twenty has a higher
+    score than all defects, a third of the samples of 20 hold no such image. So each kind gets extra images that
+    contribute as much as possible, half of them to each side, as in Bonett and Price's interval of paired proportions.
 
     Args:
         value: the difference.
         parts: the contributions of the good images [G] and of the defects [D], each with the mean ``value``.
-        extra: how many images more each kind is given: 0 is DeLong's variance.
+        extra: the number of extra images of each kind: 0 is DeLong's variance.
 
     Raises:
         ValueError: fewer than two images of a kind.
@@ -159,16 +195,16 @@ def of_images(value: float, parts: Sequence[npt.ArrayLike], extra: float) -> Dif
 
 
 def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Difference:
-    """Add the luck of training to a difference over images: to speak of two methods, not of the models trained here.
+    """Add the luck of training to a difference over images, so that it is about two methods, not two trained models.
 
-    The variances of images and of seeds are added. What a model has by chance in a single image is in both, so that the
-    sum is rather too large. In simulations of networks whose true accuracy scatters by 0 to 8 points, 3 to 10 seeds and
+    The variances of images and of seeds are added. The chance of a model in a single image is in both, so that the sum
+    is rather too large. In simulations of networks whose true accuracy scatters by 0 to 8 points, 3 to 10 seeds and
     16 or 83 images, it called at most 6% of equal methods different (``python -m benchmarks.levels``).
 
     Args:
         difference: of the means over the runs.
-        groups: figures, one a seed, whose means are added or subtracted: the differences of two methods with the same
-            seeds, or the figures of each by themselves.
+        groups: values, one per seed, whose means are added or subtracted: the differences of two methods with the same
+            seeds, or the values of each method.
     """
     noises, common = list(difference.noises), sum(noise.seen for noise in difference.noises)
     for group in groups:
@@ -176,13 +212,13 @@ def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Diffe
         variance = float(values.var(ddof=1)) / len(values)
         seen = variance - min(variance, common) / 2  # half of what both may have in common
         noises.append(Noise(variance, seen, len(values) - 1, grows=False))
-    return _tested(difference.value, noises, (difference.low + difference.high) / 2)
+    return _tested(difference.value, noises, (difference.low + difference.high) / 2, difference.limit)
 
 
 def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float) -> Noise:
-    """Return the noise of a mean difference over test sets that ``corrected_t_test`` goes by; arguments as there.
+    """Return the noise of a mean difference over test sets, as ``corrected_t_test`` takes it; arguments as there.
 
-    That test is careful. The mean seems to vary as that of images which are each tested once does, at least.
+    That test is careful. The variance that is seen is at least that of images which are each tested once.
     """
     number = len(np.asarray(differences))
     variance = statistics.corrected_error(differences, ratio, resolution) ** 2
@@ -190,14 +226,22 @@ def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: flo
     return Noise(variance, seen, number - 1, grows=False)
 
 
-def found_difference(noises: Sequence[Noise], figures: tuple[float, float], alpha: float) -> float | None:
-    """Return the difference that a t-test at level ``alpha`` finds with a probability of POWER; None: not even 1.
+def found_difference(
+    noises: Sequence[Noise], figures: tuple[float, float], alpha: float, most: float = 1.0
+) -> float | None:
+    """Return the difference that a t-test at level ``alpha`` finds with a probability of POWER.
 
-    The noises that were seen stand for the true ones, around which those of the next test are drawn. That of images
-    grows as the worse method falls behind, as a share's variance does.
+    The noises that were seen stand for the true ones, and those of the next test are drawn around them. The noise of
+    images grows with the distance of the worse method, as the variance of a share does.
 
     Args:
-        figures: of the two methods, in [0, 1], as they were seen.
+        noises: of the difference.
+        figures: the values of the two methods, in [0, 1], as they were seen.
+        alpha: the level of the test.
+        most: the largest difference that there can be.
+
+    Returns:
+        The difference; None where not even ``most`` is found.
     """
     from scipy import optimize, special, stats
 
@@ -215,13 +259,15 @@ def found_difference(noises: Sequence[Noise], figures: tuple[float, float], alph
         cut = special.stdtrit(freedom, 1 - alpha / 2) * error
         return float(special.ndtr((change - cut) / np.sqrt(max((seen + more).sum(), 1e-12))).mean())  # 0: none was seen
 
-    if power(1.0) < POWER:
+    if np.isinf(most):  # far beyond what any power needs
+        most = 100 * float(np.sqrt(variance.sum())) or 1.0
+    if power(most) < POWER:
         return None
-    return float(optimize.brentq(lambda change: power(change) - POWER, 1e-6, 1.0, xtol=1e-4))
+    return float(optimize.brentq(lambda change: power(change) - POWER, 1e-6 * most, most, xtol=1e-4 * most))
 
 
 def _of_share(share: float) -> float:
-    """Return what the variance of a share is proportional to; below a half, and next to 1, it is held."""
+    """Return what the variance of a share is proportional to; constant below a half, and next to 1."""
     share = min(max(share, 0.5), 0.99)
     return share * (1 - share)
 
@@ -229,17 +275,18 @@ def _of_share(share: float) -> float:
 def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha: float) -> float | None:
     """Return the difference in accuracy that McNemar's exact test at level ``alpha`` finds with a probability of POWER.
 
-    A larger difference makes two models disagree in more images. They are taken to lie halfway between as many as were
-    seen, and as many as keep the product of both kinds, as where one model's odds of being right rise by one factor:
-    simulated networks lie there.
+    A larger difference makes two models disagree in more images. Their number is assumed to lie halfway between the
+    number that was seen and the number that keeps the product of both kinds, which is so where one model's odds of
+    being right rise by one factor: simulated networks lie there.
 
     Args:
         images: how many both were tested on.
         disagreement: the share of them that one of the two gets right and the other wrong, as it was seen.
         difference: of the two accuracies, as it was seen.
+        alpha: the level of the test.
 
     Returns:
-        None where it finds none: too few images.
+        The difference; None where it finds none: too few images.
     """
     from scipy import optimize, stats
 

@@ -1,4 +1,4 @@
-"""What results on a few images can say: intervals and tests, on scipy, statsmodels and baycomp; pure functions.
+"""Intervals and tests for metrics of a few images, on scipy and statsmodels: pure functions.
 
 Libraries are imported where they are called: together they take two seconds, which only a comparison pays.
 """
@@ -12,22 +12,38 @@ import numpy.typing as npt
 
 RESAMPLES = 2_000  # of a bootstrap: its 95% bounds then move by less than a hundredth from one seed to the next
 PERMUTATIONS = 9_999  # a p-value of 0.05 is then known to within 0.004
+MCNEMAR, PERMUTATION = "exact McNemar test", "paired permutation test"
 
 
 def interval_with_seeds(
     value: float, interval: tuple[float, float], values: npt.ArrayLike, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Widen a mean figure's interval over images by the spread of its values, one a seed: Zou and Donner's sum."""
+    """Return the interval of a mean over seeds: its interval over images, widened by the spread of the seeds.
+
+    The two are added as Zou and Donner do; a bound may lie outside the range of the metric.
+
+    Args:
+        value: the mean.
+        interval: its interval over the images.
+        values: the metric of each seed, [R].
+        confidence: in (0, 1).
+    """
     from scipy import stats
 
     values = np.asarray(values, dtype=np.float64)
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     below, above = np.hypot(value - interval[0], half), np.hypot(interval[1] - value, half)
-    return max(0.0, float(value - below)), min(1.0, float(value + above))
+    return float(value - below), float(value + above)
+
+
+def mean_t_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return Student's interval of the mean of values [N]; None of fewer than two."""
+    values = np.asarray(values, dtype=np.float64)
+    return corrected_interval(values, 0.0, confidence=confidence) if len(values) > 1 else None
 
 
 def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: it stays within [0, 1] and holds for a few dozen images.
+    """Return Wilson's score interval of a proportion, which stays within [0, 1] and holds for a few dozen images.
 
     Counts that are means over several runs are rounded to whole images.
     """
@@ -41,12 +57,12 @@ def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> t
 def corrected_interval(
     values: npt.ArrayLike, ratio: float, resolution: float = 0.0, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of a mean over resampled splits, wider than Student's because their training images overlap.
+    """Return the interval of a mean over resampled splits, wider than Student's: their training images overlap.
 
     The corrected resampled t of Nadeau and Bengio, Machine Learning 52, 2003.
 
     Args:
-        values: one a split, [n], n at least 2.
+        values: one per split, [n], n at least 2.
         ratio: test images over the images that the learner had, validation included.
         resolution: what a single image changes in a value. Splits that agree by chance would make the interval as
             narrow as one likes: the values are taken to vary at least as if one image had fallen the other way.
@@ -60,8 +76,10 @@ def corrected_interval(
 
 
 def corrected_t_test(differences: npt.ArrayLike, ratio: float, resolution: float = 0.0) -> float:
-    """Two-sided p of the corrected resampled t-test that two learners' scores differ; arguments as above, but paired
-    differences of the two."""
+    """Return the two-sided p of the corrected resampled t-test that two learners differ.
+
+    Arguments as above, but ``differences`` are the first learner's values minus the second's.
+    """
     from scipy import stats
 
     mean, error, freedom = _corrected(differences, ratio, resolution)
@@ -73,30 +91,34 @@ def corrected_t_test(differences: npt.ArrayLike, ratio: float, resolution: float
 def practical_equivalence(
     differences: npt.ArrayLike, ratio: float, rope: float, resolution: float = 0.0
 ) -> tuple[float, float, float]:
-    """Probabilities that the first learner is worse, practically equal (within ``rope``) and better than the second.
+    """Return the probabilities that the first learner is worse, practically equal (within ``rope``), and better.
 
     The Bayesian correlated t-test of Corani and Benavoli, Machine Learning 100, 2015; arguments as above.
     """
-    from baycomp.single import Posterior  # its CorrelatedTTest takes whole cross-validations only
+    from scipy import stats
 
     mean, error, freedom = _corrected(differences, ratio, resolution)
-    worse, equal, better = Posterior(mean, error**2, freedom, rope).probs()
-    return float(worse), float(equal), float(better)
+    if error == 0:
+        worse, better = float(mean < -rope), float(mean > rope)
+    else:
+        worse = float(stats.t.cdf(-rope, freedom, mean, error))
+        better = float(1 - stats.t.cdf(rope, freedom, mean, error))
+    return worse, 1 - worse - better, better
 
 
 def corrected_error(values: npt.ArrayLike, ratio: float, resolution: float = 0.0) -> float:
-    """Return the standard error that the corrected resampled t goes by; arguments as above."""
+    """Return the standard error of the corrected resampled t; arguments as above."""
     return float(_corrected(values, ratio, resolution)[1])
 
 
 def _corrected(values: npt.ArrayLike, ratio: float, resolution: float) -> tuple[float, float, int]:
-    """Mean, its standard error and the degrees of freedom."""
+    """Return the mean, its standard error and the degrees of freedom."""
     spread = _spread(values, resolution)
     return spread.mean(), np.sqrt(spread.var(ddof=1) * (1 / len(spread) + ratio)), len(spread) - 1
 
 
 def _spread(values: npt.ArrayLike, resolution: float) -> np.ndarray:
-    """The values, or others of the same mean where these vary less than a single image in one of them would make."""
+    """Return the values, or others with the same mean where they vary less than one image in one of them would make."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         raise ValueError("a single split has no spread: give two or more")
@@ -108,7 +130,7 @@ def _spread(values: npt.ArrayLike, resolution: float) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, Holm 1979: below 0.05, at most 5% of such families hold a false one."""
+    """Return p-values adjusted for their number, Holm 1979: below 0.05, at most 5% of families hold a false one."""
     if not p_values:
         return []
     from statsmodels.stats.multitest import multipletests
@@ -117,21 +139,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_test(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[str, float]:
-    """Two-sided p that two learners differ on the same images, and the test's name.
+    """Return the name of the test that two learners differ on the same images, and its two-sided p.
 
     Args:
-        first, second: of each image, whether that learner was right, [N]: 0 or 1 take McNemar's exact test; shares (it
-            was asked several times) its generalisation, the permutation test that swaps the two at random.
+        first, second: whether the learner was right in each image, [N]. Values of 0 and 1 take McNemar's exact test;
+            means over several runs take its generalisation, the permutation test that swaps the two at random.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if np.isin([first, second], (0, 1)).all():
         from statsmodels.stats.contingency_tables import mcnemar
 
         only = int(np.sum(first > second)), int(np.sum(first < second))
-        return "exact McNemar test", float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
+        return MCNEMAR, float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
     from scipy import stats
 
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (first, second),
         lambda a, b, axis: np.mean(a - b, axis=axis),
         permutation_type="samples",
@@ -139,11 +161,11 @@ def paired_test(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[str, float
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return "paired permutation test", float(found.pvalue)
+    return PERMUTATION, float(test.pvalue)
 
 
 def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of two accuracies on the same images: Bonett and Price, 2012, adjusted Wald."""
+    """Return the interval of the difference of two accuracies on the same images: Bonett and Price, 2012."""
     from scipy import stats
 
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
@@ -156,15 +178,15 @@ def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: flo
 def permutation_test(
     statistic: Callable[[np.ndarray], np.ndarray], first: npt.ArrayLike, second: npt.ArrayLike
 ) -> float:
-    """Two-sided p that two learners classify the same images alike, by a statistic of their confusion matrices.
+    """Return the two-sided p that two learners classify the same images alike, by a statistic of their confusions.
 
-    Learners that trade one class for another do not, and may yet be equal in the statistic.
-
-    Whose prediction is whose is drawn at random, image by image; exactly where few images tell the two apart.
+    Learners that trade one class for another do not classify alike, and may still be equal in the statistic.
+    Which prediction belongs to which learner is drawn at random for each image, and all draws are made where few images
+    tell the two apart.
 
     Args:
         statistic: as ``bootstrap`` takes it.
-        first, second: of each image, how that learner classified it, [N, C, C], summing to 1 an image.
+        first, second: how each learner classified each image, [N, C, C], with the sum 1 per image.
     """
     from scipy import stats
 
@@ -178,7 +200,7 @@ def permutation_test(
         swapped = np.tensordot((a >= len(change)).astype(np.float64), change, axes=1)
         return statistic(ours + swapped) - statistic(theirs - swapped)
 
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (np.arange(len(change)), np.arange(len(change)) + len(change)),
         difference,
         permutation_type="samples",
@@ -186,12 +208,11 @@ def permutation_test(
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def mean_interval(values: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[float, float]:
-    """Interval of the mean of independent figures [n] that have intervals of their own [n, 2]: balanced accuracy's, of
-    the classes' recalls.
+    """Return the interval of the mean of independent values [n] that have intervals of their own [n, 2].
 
     Zou and Donner, Statistics in Medicine 27, 2008. A bootstrap, which sees no spread in a class of two images that are
     both right, covers 70 to 90% instead of 95 where the rarest class has two to four.
@@ -230,7 +251,7 @@ def balanced_interval(right: npt.ArrayLike, images: npt.ArrayLike, confidence: f
 
 
 def mann_whitney_interval(auroc: float, good: int, defects: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of an AUROC from so many images of either kind; it has a width at 1 too.
+    """Return the score interval of an AUROC of ``good`` and ``defects`` images; it has a width at 1 too.
 
     Newcombe, Statistics in Medicine 25, 2006, part 2, method 5: Hanley and McNeil's variance, at the bound itself and
     with both numbers less one at their mean.
@@ -250,7 +271,7 @@ def mann_whitney_interval(auroc: float, good: int, defects: int, confidence: flo
 
 
 def image_weights(labels: npt.ArrayLike) -> np.ndarray:
-    """What each image [N] changes in balanced accuracy: one part of its class's images in one part of the classes."""
+    """Return what each image [N] changes in balanced accuracy: 1 / (classes x images of its class)."""
     _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     return 1 / (len(counts) * counts[place])
 
@@ -258,16 +279,17 @@ def image_weights(labels: npt.ArrayLike) -> np.ndarray:
 def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray], confusions: npt.ArrayLike, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of a confusion matrix over resampled images.
+    """Return the percentile interval of a statistic of a confusion matrix over resampled images.
 
     Args:
-        statistic: confusion matrices [..., C, C], rows truth, to values [...]; ``macro_f1`` is one.
-        confusions: of each image, [N, C, C]: a single 1, or several where it was predicted several times.
+        statistic: maps confusion matrices [..., C, C], rows truth, to values [...], as ``macro_f1`` does.
+        confusions: the predictions of each image, [N, C, C]: a single 1, or several where several runs predicted it.
+        confidence: in (0, 1).
     """
     from scipy import stats
 
     each = np.asarray(confusions, dtype=np.float64)
-    found = stats.bootstrap(
+    test = stats.bootstrap(
         (np.arange(len(each)),),
         lambda index, axis: statistic(_summed(each, index)),
         n_resamples=RESAMPLES,
@@ -276,11 +298,11 @@ def bootstrap(
         method="percentile",  # the corrected ones fail where no resample differs, as with a perfect attempt
         rng=np.random.default_rng(0),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(test.confidence_interval.low), float(test.confidence_interval.high)
 
 
 def _summed(each: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Sum of the matrices that each row of ``index`` names: [..., N] to [..., C, C]."""
+    """Return the sums of the matrices that each row of ``index`` names: [..., N] to [..., C, C]."""
     rows = index.reshape(-1, index.shape[-1])
     drawn = np.zeros((len(rows), len(each)))
     for row, picks in zip(drawn, rows, strict=True):
@@ -289,14 +311,14 @@ def _summed(each: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Mean recall over the classes that occur: [..., C, C] to [...]."""
+    """Return the mean recall over the classes that occur: [..., C, C] to [...]."""
     truth = matrix.sum(axis=-1)
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     return (hits / np.maximum(truth, 1)).sum(axis=-1) / np.maximum((truth > 0).sum(axis=-1), 1)
 
 
 def macro_f1(matrix: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes that occur or are named: [..., C, C] to [...]."""
+    """Return the mean F1 over the classes that occur or are predicted: [..., C, C] to [...]."""
     named = matrix.sum(axis=-1) + matrix.sum(axis=-2)
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     return (2 * hits / np.maximum(named, 1)).sum(axis=-1) / np.maximum((named > 0).sum(axis=-1), 1)

@@ -1,4 +1,4 @@
-"""One attempt: all of its runs, and what their test predictions say about it."""
+"""All runs of one attempt, and what their test predictions say about it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from mvtec_lab.config import METRICS, SCORE_METRICS
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.evaluation.anomaly import PRO_LIMIT, PixelScores
 from mvtec_lab.evaluation.differences import LEAST_RUNS
-from mvtec_lab.foreign import file_of
-from mvtec_lab.reporting.runs import Settings, Tested, TestSet, has_luck, tested
-from mvtec_lab.results import PIXELS, RunResult
-
-STATED = (*SCORE_METRICS, "image_ap")  # of one-class methods, with the intervals that their runs found
-# What scores and maps reach that know nothing; a random map finds as much of a region as of the sound pixels.
-CHANCE = {"image_auroc": 0.5, "pixel_auroc": 0.5, "pixel_aupro": PRO_LIMIT / 2}
+from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosing, deciding, metrics_of
+from mvtec_lab.evaluation.tested import Tested, TestSet, confusions
+from mvtec_lab.reporting.runs import Settings, has_luck, tested
+from mvtec_lab.results import RunResult
 
 
 @dataclass
 class Estimate:
-    """A figure and its 95% interval; a bound is None where nothing is known of it."""
+    """Hold a value and its 95% interval; a bound is None where it is not known."""
 
     value: float
     low: float | None = None
@@ -37,57 +32,52 @@ class Estimate:
 class Attempt:
     """All runs of one attempt, and what their test predictions say. Copies of a run count once.
 
-    ``detects``: it is a one-class method, which scores images. ``metric``: what it is judged by, one of ``metrics``.
-
     Args:
+        name: of the attempt.
+        runs: its runs.
         settings: as ``settings_of`` gives them, by the runs' directories.
+        metric: the key of the metric that it is judged by; None, or one of another problem: the default.
+
+    Raises:
+        LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
     """
 
-    def __init__(self, name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings]) -> None:
+    def __init__(
+        self, name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings], metric: str | None = None
+    ) -> None:
         self.name, self.runs = name, list(runs)
         self.done = [run for run in runs if run.completed]
-        self.classes = self.done[0].classes if self.done else []
-        methods = [run.method or settings[run.run_dir].get("model.method", "classifier") for run in runs]
-        self.detects = any(method != "classifier" for method in methods)
-        self.metrics = SCORE_METRICS if self.detects else METRICS
-        self.metric = self.metrics[0]
+        self.problem = (self.done or self.runs)[0].problem
+        known = deciding(self.problem)
+        self.metric = next((each for each in known if each.key == metric), known[0])
         self.luck = any(map(has_luck, self.done))
-        self._pixels: dict[TestSet, tuple[list[str], np.ndarray, np.ndarray] | None] = {}
         self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
-        found = [t for run in self.done if (t := tested(run)) is not None]
-        latest = {(t.images, t.run.seed, _drawn(settings[t.run.run_dir])): t for t in found}
-        self.copies = len(found) - len(latest)
-        superseded = {id(t.run) for t in found} - {id(t.run) for t in latest.values()}
+        predicted = [t for run in self.done if (t := tested(run)) is not None]
+        latest = {(t.images, t.run.seed, _drawn(settings[t.run.run_dir])): t for t in predicted}
+        self.copies = len(predicted) - len(latest)
+        superseded = {id(t.run) for t in predicted} - {id(t.run) for t in latest.values()}
         self.done = [run for run in self.done if id(run) not in superseded]
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
         for (images, *_), t in latest.items():
             self.tests[images].append(t)
 
-    def values(self, on: Sequence[TestSet], metric: str = "accuracy", split: str = "test") -> np.ndarray:
-        """A metric of each test set's runs, their mean; with ``split="val"`` on their validation images."""
-        runs = ([t.run.metrics.get(split, {}) for t in self.tests[images]] for images in on)
-        found = [[metrics[metric] for metrics in each if metrics.get(metric) is not None] for each in runs]
-        return np.array([st.fmean(values) for values in found if values])
+    def on(self, test_sets: Collection[TestSet] | None = None) -> list[Tested]:
+        """Return the test predictions of all runs on some test sets; None: on all."""
+        return [t for images in (self.tests if test_sets is None else test_sets) for t in self.tests[images]]
 
-    def seeds(self, images: TestSet, metric: str) -> dict[tuple[int, str | None], float]:
-        """Return a metric of each run on a test set, by its seed and the seed of its split."""
-        runs = [t.run for t in self.tests[images]]
-        return {
-            (run.seed, self._split[run.run_dir]): value
-            for run in runs
-            if (value := run.metrics.get("test", {}).get(metric)) is not None
-        }
+    def values(self, test_sets: Sequence[TestSet], metric: Metric, split: str = "test") -> np.ndarray:
+        """Return the mean of a metric over the runs of each test set; ``split="val"``: on their validation images."""
+        of_runs = [[metric.of(t.run.metrics.get(split, {})) for t in self.tests[images]] for images in test_sets]
+        known = [[value for value in values if value is not None] for values in of_runs]
+        return np.array([st.fmean(values) for values in known if values])
 
-    def shares(self, on: Sequence[TestSet]) -> dict[str, float]:
-        """Of each image, the share of predictions that were right."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for t in (t for images in on for t in self.tests[images]):
-            for image, right in zip(t.images, t.right, strict=True):
-                found[image].append(right)
-        return {image: float(np.mean(values)) for image, values in found.items()}
+    def seeds(self, images: TestSet) -> dict[tuple[int, str | None], float]:
+        """Return the attempt's metric of each run on a test set, by its seed and the seed of its split."""
+        values = {(t.run.seed, self._split[t.run.run_dir]): t.run.metrics.get("test", {}) for t in self.tests[images]}
+        return {seed: value for seed, metrics in values.items() if (value := self.metric.of(metrics)) is not None}
 
     def ratio(self, split: str = "test") -> float:
-        """Images judged on over those that the learner had: for training, and for choosing where test is judged."""
+        """Return the images judged on over those that the learner had: for training, and for choosing if on test."""
 
         def ratio(run: RunResult) -> float:
             count = {name: sum(images.values()) for name, images in run.counts.items()}
@@ -96,144 +86,103 @@ class Attempt:
 
         return st.fmean(ratio(run) for run in self.done)
 
-    def estimate(self, metric: str = "accuracy", split: str = "test") -> Estimate | None:
-        """Return the mean of a metric with what is known of its uncertainty; None without a completed run.
+    def resolution(self, test_sets: Sequence[TestSet], metric: Metric, images: float | None = None) -> float:
+        """Return what one image changes in a metric, on test sets of ``images`` on average (None: as predicted)."""
+        images = images or float(np.mean([len(test_set) for test_set in test_sets]))
+        return metric.resolution_of(images, [self.tests[test_set][0] for test_set in test_sets])
+
+    def mean(self, metric: Metric, split: str = "test") -> float | None:
+        """Return the mean of a metric over the runs that have it."""
+        values = [value for run in self.done if (value := metric.of(run.metrics.get(split, {}))) is not None]
+        return st.fmean(values) if values else None
+
+    def estimate(self, key: str | None = None, split: str = "test") -> Estimate | None:
+        """Return the mean of a metric with its 95% interval; None without a completed run that has it.
 
         Over several test sets the interval is that of their mean, from three of them on. On a single one it is that of
         the images, and from three runs on of their seeds as well; macro F1 has none there.
+
+        Args:
+            key: of the metric; None: the attempt's.
+            split: test or val.
         """
-        found = [m for run in self.done if (m := run.metrics.get(split, {})).get(metric) is not None]
-        if not found:
+        metric = self.metric if key is None else METRICS[key]
+        of_runs = [m for run in self.done if metric.of(m := run.metrics.get(split, {})) is not None]
+        if not of_runs:
             return None
-        images = found[0]["images"]
-        values = self.values(list(self.tests), metric, split)
-        if 1 < len(values) < LEAST_RUNS:
-            return Estimate(float(values.mean()), method=f"mean of {len(values)} test sets")
+        values, images = self.values(list(self.tests), metric, split), of_runs[0].get("images", 0)
         if len(values) > 1:
-            one = 1 / images if metric == "accuracy" else self.resolution(list(self.tests), metric)
-            low, high = statistics.corrected_interval(values, self.ratio(split), one)
-            return Estimate(float(values.mean()), max(0.0, low), min(1.0, high), f"mean of {len(values)} test sets")
-        each = [m[metric] for m in found]
-        value = st.fmean(each)
-        if not self.tests and len(found) > 1:  # whether they share their images is not known
+            mean, method = float(values.mean()), f"mean of {len(values)} test sets"
+            if len(values) < LEAST_RUNS:
+                return Estimate(mean, method=method)
+            one = self.resolution(list(self.tests), metric, images)
+            interval = statistics.corrected_interval(values, self.ratio(split), one)
+            return Estimate(mean, *metric.clip(*interval), method)
+        of_seeds = [value for m in of_runs if (value := metric.of(m)) is not None]
+        value, runs = st.fmean(of_seeds), len(of_seeds)
+        if not self.tests and runs > 1:  # whether they share their images is not known
             return Estimate(value)
-        bounds, method = self._of_images(metric, split, found), f"{images} images"
-        if bounds is None or len(each) == 1:
-            return Estimate(value, *bounds, method) if bounds else Estimate(value)
-        if len(each) < LEAST_RUNS:
-            return Estimate(value, *bounds, f"{method}, means of {len(each)} runs")
-        return Estimate(value, *statistics.interval_with_seeds(value, bounds, each), f"{method} and {len(each)} runs")
+        bounds, method = metric.interval_of(of_runs, self.on() if split == "test" else []), f"{images} images"
+        if bounds is None:
+            return Estimate(value)
+        if runs >= LEAST_RUNS:
+            bounds = metric.clip(*statistics.interval_with_seeds(value, bounds, of_seeds))
+            return Estimate(value, *bounds, f"{method} and {runs} runs")
+        return Estimate(value, *bounds, method if runs == 1 else f"{method}, means of {runs} runs")
 
-    def _of_images(self, metric: str, split: str, found: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-        """Return the interval of a metric over the images of a single test set, from its runs' metrics."""
-        if metric in STATED:
-            bounds = [interval for m in found if (interval := m["intervals"].get(metric))]
-            return (st.fmean(b[0] for b in bounds), st.fmean(b[1] for b in bounds)) if bounds else None
-        if metric == "accuracy":
-            images = found[0]["images"]
-            return statistics.wilson_interval(st.fmean(m[metric] for m in found) * images, images)
-        together = self.together.get(metric) if split == "test" and metric == "balanced_accuracy" else None
-        return (
-            None if together is None or together.low is None or together.high is None else (together.low, together.high)
-        )
+    @cached_property
+    def baseline(self) -> float | None:
+        """Return the value of the attempt's metric for a run that learnt nothing, the mean over the runs."""
+        values = [self.metric.chance[0](run) for run in self.done] if self.metric.chance else []
+        known = [value for value in values if value is not None]
+        return st.fmean(known) if known else None
 
-    def resolution(self, on: Sequence[TestSet], metric: str) -> float:
-        """What a single image changes in a metric of one of these test sets.
+    @cached_property
+    def learnt(self) -> bool | None:
+        """Tell whether it is shown to be better than the baseline; None where one of the two is not known.
 
-        In balanced accuracy an image counts the more the rarer its class is, so it depends on which one falls the
-        other way. Here it is one of the rarest class, which changes most: that is where luck has most room, and the
-        smaller steps would make splits that agree by chance look surer than they are. Macro F1 takes about such a step.
+        Two test sets have no interval and show nothing.
         """
-        if metric == "accuracy":
-            return 1 / float(np.mean([len(images) for images in on]))
-        # Of AUROC, which compares pairs, an image of the rarer kind is its share of that kind.
-        return (1 + self.detects) * float(
-            np.mean([statistics.image_weights(self.tests[images][0].labels).max() for images in on])
-        )
-
-    def baseline(self, metric: str) -> float | None:
-        """What always naming training's most frequent class reaches on the test images, the mean over the runs; of
-        scores what those reach that know nothing."""
-        if self.detects:
-            return CHANCE.get(metric) if self.done else None
-        values = []
-        for run in self.done:
-            share, recall = run.majority_baseline, run.metrics.get("test", {}).get("recall", {})
-            classes = sum(value is not None for value in recall.values())
-            if share is not None and (classes or metric == "accuracy"):
-                f1 = 2 * share / (1 + share)  # precision is the share, recall 1
-                of_class = {"balanced_accuracy": float(share > 0), "macro_f1": f1}
-                values.append(share if metric == "accuracy" else of_class[metric] / classes)
-        return st.fmean(values) if values else None
-
-    def confusions(self, on: Collection[TestSet] | None = None) -> np.ndarray | None:
-        """Of each image that was tested, on some test sets or on all, its predictions: [N, C, C]; None where runs
-        differ in their classes."""
-        found = [t for images in (self.tests if on is None else on) for t in self.tests[images]]
-        if not found or any(t.run.classes != self.classes for t in found):
+        estimate, sign = self.estimate(), self.metric.sign
+        if estimate is None or self.baseline is None:
             return None
-        place: dict[str, int] = {}
-        for image in (image for t in found for image in t.images):
-            place.setdefault(image, len(place))
-        each = np.zeros((len(place), len(self.classes), len(self.classes)))
-        for t in found:
-            np.add.at(each, (np.array([place[image] for image in t.images]), t.labels, t.predictions), 1)
-        return each
+        if estimate.low is None or estimate.high is None:
+            return len(self.tests) < 2 and sign * (estimate.value - self.baseline) > 0
+        return sign * ((estimate.low if sign > 0 else estimate.high) - self.baseline) > 0
 
-    def pixels(self, images: TestSet) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-        """Return the images that count in pixel metrics, sorted, and their ``PixelScores.contributions``, the means
-        over the runs on a test set; None where one of them has none.
+    def score(self, test_sets: Collection[TestSet] = ()) -> tuple[bool, float, float]:
+        """Return what attempts are ranked by, the higher the better; -inf without validation metrics.
 
-        Raises:
-            LabError: a pixels.npz is damaged.
+        A checkpoint that was not chosen on the test images comes first, then the metric on validation that chooses,
+        then the lower validation loss: means over the runs on some test sets, or over all.
         """
-        if images not in self._pixels:
-            self._pixels[images] = self._contributions(images)
-        return self._pixels[images]
-
-    def _contributions(self, images: TestSet) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-        values, names, defect = [], set(), np.zeros(0, dtype=bool)
-        for t in self.tests[images]:
-            path = file_of(t.run.run_dir, PIXELS)
-            if path is None:
-                return None
-            scores = PixelScores.load(path)  # which was found to be whole when the run's figures were counted again
-            names.add(tuple(sorted(scores.names)))
-            of_images, defect = scores.contributions()
-            values.append(of_images)
-        if len(names) != 1 or np.isnan(values).any():
-            return None
-        return list(names.pop()), np.mean(values, axis=0), defect
-
-    def score(self, on: Collection[TestSet] = ()) -> tuple[bool, float, float]:
-        """What attempts are ranked by: a checkpoint not chosen on the test images, balanced validation accuracy, the
-        lower validation loss; the means over the runs on some test sets, or over all. -inf where there are none.
-
-        Of a one-class method the image AUROC of validation's made-up defects, where it has such.
-        """
-        runs = [t.run for images in on for t in self.tests[images]] or self.done
-        honest = not any(run.val_is_test for run in runs)
-        found = [run.metrics["val"] for run in runs if run.metrics.get("val")]
-        if not found:
+        runs = [t.run for t in self.on(test_sets)] or self.done
+        honest, metric = not any(run.val_is_test for run in runs), choosing(self.problem)
+        of_runs = [m for run in runs if metric.of(m := run.metrics.get("val", {})) is not None]
+        if not of_runs:
             return honest, float("-inf"), float("-inf")
-        if self.detects:
-            return honest, st.fmean(m["image_auroc"] for m in found), 0.0
-        return honest, st.fmean(m["balanced_accuracy"] for m in found), -st.fmean(m["loss"] for m in found)
+        values = [value for m in of_runs if (value := metric.of(m)) is not None]
+        return honest, metric.sign * st.fmean(values), -st.fmean(m.get("loss") or 0.0 for m in of_runs)
 
     @property
     def reported(self) -> tuple[float, str] | None:
-        """The accuracy that a published report states for this attempt, and the split that it was measured on."""
-        found = next((run.reported for run in self.done if run.reported), None)
-        return (found["accuracy"], found["split"]) if found else None
+        """Return the accuracy that a published report states for this attempt, and the split that it is of."""
+        reported = next((run.reported for run in self.done if run.reported), None)
+        return (reported["accuracy"], reported["split"]) if reported else None
+
+    @cached_property
+    def confusions(self) -> np.ndarray | None:
+        """Return the predictions of each tested image, [N, C, C]; None where runs differ in their classes."""
+        return confusions(self.on())
 
     @cached_property
     def recall(self) -> dict[str, Estimate]:
-        """Of each class among the tested images, all of them together; empty where runs differ in their classes."""
-        each, recall = self.confusions(), {}
-        if each is not None:
-            total = each.sum(axis=0)
-            times = total.sum() / len(each)  # predictions of an image
-            for name, row, hits in zip(self.classes, total.sum(axis=1), total.diagonal(), strict=True):
+        """Return the recall of each class, over all tested images; empty where runs differ in their classes."""
+        counts, recall = self.confusions, {}
+        if counts is not None:
+            total = counts.sum(axis=0)
+            times = total.sum() / len(counts)  # predictions per image
+            for name, row, hits in zip(self.done[0].classes, total.sum(axis=1), total.diagonal(), strict=True):
                 if row:
                     interval = statistics.wilson_interval(hits / times, row / times)
                     recall[name] = Estimate(hits / row, *interval, f"{row / times:g} images")
@@ -241,41 +190,44 @@ class Attempt:
 
     @cached_property
     def together(self) -> dict[str, Estimate]:
-        """Balanced accuracy and macro F1 of all tested images together; empty where runs differ in their classes."""
-        each = self.confusions()
-        if each is None:
-            return {}
-        total, method = each.sum(axis=0), f"all {len(each)} tested images together"
-        occur, times = total.any(axis=1), total.sum() / len(each)  # predictions of an image
-        right, images = (counts[occur] / times for counts in (total.diagonal(), total.sum(axis=1)))
-        interval = statistics.balanced_interval(right, images)
-        balanced = Estimate(float(np.mean(right / images)), *interval, f"{method}, score interval")
-        macro = Estimate(float(statistics.macro_f1(total)))
-        # Where all are right no resample differs: that is no certainty.
-        if len(each) > 1 and (bounds := statistics.bootstrap(statistics.macro_f1, each))[0] < bounds[1]:
-            macro = Estimate(macro.value, *bounds, f"{method}, bootstrap over images")
-        return {"balanced_accuracy": balanced, "macro_f1": macro}
+        """Return the metrics of all tested images together, by key; empty where runs differ in their classes."""
+        estimates: dict[str, Estimate] = {}
+        if (counts := self.confusions) is not None:
+            for metric in all_metrics():
+                if metric.inference.together:
+                    value, bounds, how = metric.inference.together(counts)
+                    text = f"all {len(counts)} tested images together, {how}"
+                    estimates[metric.key] = Estimate(value, *bounds, text) if bounds else Estimate(value)
+        return estimates
 
     @property
     def described(self) -> dict[str, Any]:
-        """The attempt's part of comparison.json."""
-        estimates = {metric: self.estimate(metric) for metric in (*METRICS, *(STATED if self.detects else ()))}
+        """Return the attempt's part of comparison.json."""
+        own = metrics_of(self.problem)
+        choose = [metric for metric in all_metrics() if metric.chooses or metric == choosing(self.problem)]
+        estimates = {m.key: self.estimate(m.key) for m in all_metrics() if m.stated}
+        estimates = {key: e for key, e in estimates.items() if e or METRICS[key] in own}
         return {
             "attempt": self.name,
-            "metric": self.metric,
+            "problem": self.problem,
+            "metric": self.metric.key,
             "runs": len(self.runs),
             "completed": len(self.done),
             "test_sets": len(self.tests),
-            **{metric: asdict(estimate) if estimate else None for metric, estimate in estimates.items()},
-            "together": {metric: asdict(estimate) for metric, estimate in self.together.items()},
+            **{key: asdict(estimate) if estimate else None for key, estimate in estimates.items()},
+            "together": {key: asdict(estimate) for key, estimate in self.together.items()},
             "recall": {name: asdict(estimate) for name, estimate in self.recall.items()},
-            "validation_balanced_accuracy": self.score()[1] if np.isfinite(self.score()[1]) else None,
+            "baseline": self.baseline,
+            "learnt": self.learnt,
+            **{f"validation_{metric.key}": self.mean(metric, "val") for metric in choose},
             "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
         }
 
 
 def _drawn(settings: Settings) -> str | None:
-    """Return what tells training sets apart that are tested on the same images: those that were thinned out to a tail,
-    and the good images of a one-class split."""
+    """Return what tells training sets apart that are tested on the same images.
+
+    These are sets that were thinned out to a tail, and the good images of a one-class split.
+    """
     draws = settings.get("data.imbalance", "null") != "null" or settings.get("split.protocol") == "one_class"
     return settings.get("split.seed") if draws else None

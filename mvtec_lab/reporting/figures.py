@@ -1,4 +1,4 @@
-"""Charts of runs and reports. Matplotlib's Figure objects, never pyplot: nothing leaks, threads are safe."""
+"""Charts of runs and reports, as Matplotlib's Figure objects: without pyplot nothing leaks and threads are safe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvtec_lab.evaluation.specs import Metric, all_metrics
+
 if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,15 +22,15 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
-PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
-MOST = 30  # classes, kinds or attempts in one figure: so many are drawn in a second, on a page that a screen shows
+LOSSES = ("train/loss", "val/loss")
+MOST = 30  # classes, kinds or attempts in one figure: drawn in a second, on a page that a screen shows
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | None = None) -> Figure:
     """Draw a confusion matrix [C, C] (rows truth): counts as text, each row's shares as shading.
 
     Raises:
-        ValueError: more than MOST classes; ``metrics.top_confusions`` says in a table what matters of them.
+        ValueError: more than MOST classes; ``metrics.top_confusions`` gives the most frequent mistakes.
     """
     if len(classes) > MOST:
         raise ValueError(f"{len(classes)} classes are too many to draw, at most {MOST}")
@@ -61,13 +63,13 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
 
 
 def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Draw every attempt's training curves in one figure.
+    """Draw every attempt's training curves in one figure: the losses and up to two metrics that decide.
 
     Args:
         histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
-            runs are thin lines beside their mean, which goes as far as the shortest of them. An attempt without runs
-            is left out but keeps its colour. Without accuracies, as of one-class methods, the losses alone are shown.
-            Of more than MOST attempts the first ones are drawn. Epochs are counted from 1 here, from 0 in the file.
+            runs are thin lines beside their mean, which ends with the shortest of them. An attempt without runs is left
+            out but keeps its colour. Of more than MOST attempts the first ones are drawn. Epochs are counted from 1
+            here, from 0 in the file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -76,11 +78,16 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
     drawn = [name for name, runs in histories.items() if any(runs)]
     each = [rows for runs in histories.values() for rows in runs]
-    panels = PANELS if any(_series(rows, key) for rows in each for key in PANELS[2:]) else PANELS[:2]
+    titles = {"train/loss": "training loss", "val/loss": "validation loss"}
+    decide = {f"val/{metric.key}": metric for metric in all_metrics() if metric.decides}
+    metrics = dict(islice(((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in each)), 2))
+    panels = [*LOSSES, *metrics]
     height = 3.1 * len(panels) / 2 + 0.22 * (len(drawn) // 4)
-    figure = Figure(figsize=(9, height if len(panels) > 2 else height + 0.4), layout="constrained")
-    axes = figure.subplots(len(panels) // 2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
-    for ax, key in zip(axes.flat, panels, strict=True):
+    figure = Figure(figsize=(9, height if metrics else height + 0.4), layout="constrained")
+    axes = figure.subplots((len(panels) + 1) // 2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
+    for unused in axes.flat[len(panels) :]:
+        unused.set_visible(False)
+    for ax, key in zip(axes.flat, panels, strict=False):
         for index, (name, runs) in enumerate(histories.items()):
             colour, dash = _style(index)
             lines = [line for line in (_series(rows, key) for rows in runs) if line]
@@ -94,16 +101,16 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
                 ax.plot(
                     list(line), list(line.values()), color=colour, linestyle=dash, marker=marker, label=_label(name, 40)
                 )
-        ax.set_title(key.replace("train/", "training ").replace("val/", "validation ").replace("_", " "), fontsize=10)
+        ax.set_title(f"validation {metrics[key].title}" if key in metrics else titles[key], fontsize=10)
         _quiet(ax)
         ax.grid(color=RULE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if key.endswith("accuracy"):
+        if key in metrics and metrics[key].share:
             ax.set_ylim(0, 1)
         if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
         values = [value for rows in each for value in _series(rows, key).values()]
-        if len(panels) == 2 and values:  # each method has a loss of its own, of any size; some are below zero
+        if not metrics and values:  # each method has a loss of its own, of any size; some are below zero
             ax.set_yscale("symlog", linthresh=0.01)
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
@@ -111,41 +118,48 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     return figure
 
 
-def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
-    """Draw the verdict's metric of each row of ``summary.summarise``: a dot and its 95% interval, pale dots for the
-    test sets where there are several; a diamond for a reported accuracy; dashed, the majority baseline or chance.
+def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the metric of each row of one problem: a dot and its 95% interval.
 
-    ``name`` is the metric's in words. Of more than MOST rows the best are drawn.
+    Pale dots are the test sets, where there are several; a diamond is a reported accuracy; dashed is the baseline. Of
+    more than MOST rows the best are drawn.
+
+    Args:
+        rows: of ``summary.summarise``.
     """
     from matplotlib.figure import Figure
 
-    key, total = f"test_{rows[0]['metric']}", len(rows)
+    metric: Metric = rows[0]["metric"]
+    total = len(rows)
     if total > MOST:
-        best = sorted(range(total), key=lambda i: -1 if rows[i][key] is None else rows[i][key], reverse=True)
-        rows = [rows[i] for i in sorted(best[:MOST])]
+        values = [-np.inf if row["estimate"] is None else metric.sign * row["estimate"].value for row in rows]
+        rows = [rows[i] for i in sorted(sorted(range(total), key=lambda i: -values[i])[:MOST])]
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
         colour, _ = _style(y)
-        if row[key] is None:
-            ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9)
+        estimate = row["estimate"]
+        if estimate is None:
+            ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9, transform=ax.get_yaxis_transform())
         else:
             if len(values := row["test_values"]) > 1:
                 ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.3, clip_on=False)
-            if row[f"{key}_low"] is not None:
-                ax.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(row[key], y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
-        if key == "test_accuracy" and row["reported_accuracy"] is not None and row["reported_split"] == "test":
+            if estimate.low is not None:
+                ax.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2)
+            ax.plot(estimate.value, y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
+        if metric.needed and row["reported_accuracy"] is not None and row["reported_split"] == "test":
             label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
             ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
-        if row["baseline"] is not None:  # a piece a row: attempts on other data have another baseline
-            what = "chance" if row["detects"] else "majority baseline"
+        if row["baseline"] is not None:  # a piece per row: attempts on other data have another baseline
+            what = metric.chance[1] if metric.chance else ""
             label = "" if what in ax.get_legend_handles_labels()[1] else what
             ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
     ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel(f"test {name}" + (f", the best {MOST} of {total} attempts" if total > MOST else ""), color=GREY)
+    if metric.share:
+        ax.set_xlim(0, 1)
+    best = f", the best {MOST} of {total} attempts" if total > MOST else ""
+    ax.set_xlabel(f"test {metric.title}" + (f", {metric.unit}" if metric.unit else "") + best, color=GREY)
     _quiet(ax)
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
@@ -154,10 +168,15 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
 
 
 def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
-    """Draw anomaly scores, a dot an image, in a row for each kind of image; dashed, the threshold.
+    """Draw anomaly scores, one dot per image, in a row for each kind of image; dashed is the threshold.
 
-    ``good``: the kinds without a defect, which have a colour of their own. Of more than MOST other kinds those with the
-    lowest scores are drawn, which are the hardest to find, and the rest in one row.
+    Of more than MOST kinds with defects those with the lowest scores are drawn, which are the hardest to find, and the
+    rest in one row.
+
+    Args:
+        scores: kind of image -> scores.
+        threshold: above which an image is called a defect.
+        good: the kinds without a defect, which have a colour of their own.
     """
     from matplotlib.figure import Figure
 
@@ -182,7 +201,7 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
 
 
 def to_data_uri(source: Figure | Path) -> str:
-    """Turn a figure (as SVG) or a PNG or JPEG file into a ``data:`` address to embed in HTML."""
+    """Return a figure (as SVG), or a PNG or JPEG file, as a ``data:`` address to embed in HTML."""
     if isinstance(source, Path):
         content, kind = source.read_bytes(), "png" if source.suffix == ".png" else "jpeg"
     else:
@@ -197,12 +216,12 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """One column of a history by epoch, counted from 1, without its empty cells."""
+    """Return one column of a history by epoch, counted from 1, without its empty cells."""
     return {int(row["epoch"]) + 1: float(row[key]) for row in rows if row.get(key) not in (None, "")}
 
 
 def wrap(text: str, width: int, most: int | None = None) -> list[str]:
-    """Break a text into lines at spaces and after underscores: class names are long and have no spaces."""
+    """Return the lines of a text, broken at spaces and after underscores: class names are long and have no spaces."""
     lines = []
     for line in text.splitlines() or [""]:
         lines += [part.replace("_ ", "_") for part in textwrap.wrap(line.replace("_", "_ "), width)] or [""]

@@ -1,8 +1,8 @@
-"""A run's figures counted again from its predictions: a result.json that says something else is not believed."""
+"""Recount a run's metrics from its predictions: a result.json that says something else is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,38 @@ import numpy as np
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
+from mvtec_lab.evaluation.specs import METRICS, columns_of, metrics_of
+from mvtec_lab.evaluation.tested import Rows
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.results import PIXELS, PREDICTIONS, RESULT, RunResult
 
-Rows = Sequence[Mapping[str, str]]
-
 EXACT = 1e-6  # both are counted from the same decisions; sums in another order differ in the last digits
-# Probabilities are written with six digits, and pixels are summed in single precision.
-TOLERANCE = {"loss": 1e-4, **dict.fromkeys(PIXEL_METRICS, 1e-3)}
+ROUNDED = 1e-4  # of the loss: probabilities are written with six digits
 
 
-def require_own_figures(run: RunResult, rows: Rows) -> None:
-    """Compare what result.json says with what the rows of predictions.csv give, split by split where there are rows.
+def require_own_metrics(run: RunResult, rows: Rows) -> None:
+    """Compare the metrics in result.json with those of the rows of predictions.csv, in each split that has rows.
 
-    Intervals and the calibration error, which hang on draws and on bins, are left out, as is what only one of them has.
+    Intervals and the calibration error depend on draws and on bins, and are not compared.
 
     Raises:
         LabError: they differ.
+        ValueError: a cell is no value that the metrics allow.
     """
     for split in ("test", "val"):
         of_split = [row for row in rows if row["split"] == split]
-        said = run.metrics.get(split)
-        if not of_split or not said:
+        stated = run.metrics.get(split)
+        if not of_split or not stated:
             continue
-        counted = _of_scores(run, of_split) if run.method else _of_classes(run, of_split)
+        columns = columns_of(run.problem)
+        counted = _of_scores(run, of_split) if "score" in columns else {}
+        counted |= _of_classes(run, of_split) if "prediction" in columns and not counted else {}
+        own = [metric for metric in metrics_of(run.problem) if metric.of_images]
+        counted |= {metric.key: float(np.mean(metric.of_images(of_split))) for metric in own if metric.of_images}
         if split == "test":
-            said = {**said, "majority_baseline": run.majority_baseline}
-            if run.method:
-                _add(counted, _of_pixels(run))
-        if different := _different(said, counted, split):
+            stated = {**stated, "majority_baseline": run.majority_baseline}
+            _add(counted, _of_pixels(run))
+        if different := _different(stated, counted, split):
             name, value, again = different
             source = PIXELS if "pixel" in name else PREDICTIONS
             raise LabError(
@@ -60,14 +63,15 @@ def _of_classes(run: RunResult, rows: Rows) -> dict[str, Any]:
     if f"prob_{run.classes[0]}" in rows[0]:
         truth = np.array([float(row[f"prob_{row['label']}"]) for row in rows])
         if not ((truth >= 0) & (truth <= 1 + 1e-5)).all():  # NaN is no probability either
-            raise ValueError("a probability is none")
+            raise ValueError("a probability lies outside [0, 1]")
         counted["loss"] = float(-np.log(truth.clip(np.finfo(np.float64).eps)).mean())
     return counted
 
 
 def _of_scores(run: RunResult, rows: Rows) -> dict[str, Any]:
-    assert run.threshold is not None
-    scores = np.array([float(row["score"]) for row in rows], dtype=np.float32)  # which they were when they were judged
+    if run.threshold is None:
+        raise ValueError(f"it has scores, and {RESULT} no threshold")
+    scores = np.array([float(row["score"]) for row in rows], dtype=np.float32)  # the precision of the run
     counted = image_figures(scores, [row["type"] for row in rows], run.threshold["value"])
     good = float(np.mean([row["type"] == "good" for row in rows]))
     return {**counted, "majority_baseline": good}
@@ -78,28 +82,26 @@ def _of_pixels(run: RunResult) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = PixelScores.load(path).metrics()
+        metrics = PixelScores.load(path).metrics()
     except Exception as error:  # NumPy and zipfile answer damage in a dozen ways
         raise damaged(path, error) from error
-    return {key: found[key] for key in (*PIXEL_METRICS, "by_type")}
+    return {key: metrics[key] for key in (*PIXEL_METRICS, "by_type")}
 
 
 def _add(counted: dict[str, Any], further: Mapping[str, Any]) -> None:
-    for key, value in further.items():
-        if key == "by_type":
-            for kind, values in value.items():
-                counted["by_type"].setdefault(kind, {}).update(values)
-        else:
-            counted[key] = value
+    for kind, values in further.get("by_type", {}).items():
+        counted.setdefault("by_type", {}).setdefault(kind, {}).update(values)
+    counted.update({key: value for key, value in further.items() if key != "by_type"})
 
 
-def _different(said: Any, counted: Any, name: str) -> tuple[str, float, float] | None:
-    """Return the first figure of which both say something, and not the same: its name and both values."""
+def _different(stated: Any, counted: Any, name: str) -> tuple[str, float, float] | None:
+    """Return the name and both values of the first metric that both have with different values; None: all agree."""
     if isinstance(counted, Mapping):
-        inner = [(key, value) for key, value in counted.items() if isinstance(said, Mapping) and key in said]
-        found = (_different(said[key], value, f"{name} {key}") for key, value in inner)
-        return next((each for each in found if each), None)
-    if said is None or counted is None:
+        inner = [(key, value) for key, value in counted.items() if isinstance(stated, Mapping) and key in stated]
+        differences = (_different(stated[key], value, f"{name} {key}") for key, value in inner)
+        return next((difference for difference in differences if difference), None)
+    if stated is None or counted is None:
         return None
-    within = TOLERANCE.get(name.rpartition(" ")[2], EXACT)
-    return None if abs(said - counted) <= within * max(1.0, abs(counted)) else (name, said, counted)
+    key = name.rpartition(" ")[2]
+    within = ROUNDED if key == "loss" else METRICS[key].inference.tolerance if key in METRICS else EXACT
+    return None if abs(stated - counted) <= within * max(1.0, abs(counted)) else (name, stated, counted)

@@ -1,10 +1,11 @@
-"""report.html: one self-contained page on the runs of a sweep. No script, and no address outside the page."""
+"""Write report.html: one self-contained page on the runs of a sweep, without scripts or addresses outside the page."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 from PIL import Image
 
 from mvtec_lab.config import VerdictConfig
-from mvtec_lab.evaluation.metrics import GROUPS, top_confusions
+from mvtec_lab.evaluation.metrics import top_confusions
+from mvtec_lab.evaluation.specs import METRICS, all_metrics
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.reporting.comparison import COMPARISON, Comparison, Pair, compare
+from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pairs import COMPARISON, Comparison, Pair
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
-from mvtec_lab.reporting.verdict import FEW, NAMES
+from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
     EXPLANATIONS,
     HISTORY,
@@ -35,15 +38,33 @@ from mvtec_lab.results import (
 )
 
 REPORT = "report.html"
-PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has at most a million or two
+PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
 GOOD = "good"
-TYPE_FIGURES = {  # of each defect type, in a one-class run's table
-    "recall": "found",
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_aupro": "AUPRO",
+RULES = {
+    "quantile": "a quantile of the good validation images' scores",
+    "synthetic": "of best F1 on validation's good images and made-up defects",
+    "best_f1": "of best F1 on the test images, defects included",
 }
+
+
+@dataclass
+class Table:
+    """A table of the page; a cell is text, a number, or an Estimate, which is drawn as a share with its interval."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    tall: bool = False
+
+
+@dataclass
+class Picture:
+    """A picture of the page, as a ``data:`` address."""
+
+    title: str
+    source: str
+    alt: str
+    about: str = ""
 
 
 def sum_up(
@@ -52,9 +73,13 @@ def sum_up(
     verdict: VerdictConfig | None = None,
     show: Callable[[Sequence[summary.Row], Sequence[str]], None] | None = None,
 ) -> tuple[list[summary.Row], Comparison]:
-    """Compare every run below the sources (the directory itself where there are none), and write summary.csv,
-    comparison.json and report.html into the directory. ``verdict`` goes before what the runs say of it. ``show`` takes
-    rows and verdict before anything is written: a full disk does not take them away.
+    """Compare runs and write summary.csv, comparison.json and report.html into a directory.
+
+    Args:
+        directory: where the files go.
+        sources: every run below them is compared; none: below the directory itself.
+        verdict: metric and reference, which go before those of the runs.
+        show: takes rows and verdict before anything is written, so that a full disk does not lose them.
 
     Raises:
         LabError: a source without a run, or a damaged file of a run's.
@@ -72,9 +97,9 @@ def sum_up(
 
 
 def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory: Path) -> Path:
-    """Write report.html, whole or not at all, and return its path.
+    """Write report.html, complete or not at all, and return its path.
 
-    What a run lacks (a history, predictions, a picture sheet) is left out, and the page says so.
+    The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
     groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
     runs = [run for group in groups.values() for run in group]
@@ -91,12 +116,12 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = summary.number
-    environment.filters["digits"] = summary.digits
+    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     html = environment.get_template("report.html.j2").render(
         rows=rows,
         tables=[_table(part) for part in summary.parts(rows)],
         titles=list(dict.fromkeys(row["data"] for row in rows)),
-        protocols=list(dict.fromkeys(text for found in settings.values() if (text := _protocol(found)))),
+        protocols=list(dict.fromkeys(text for of_run in settings.values() if (text := _protocol(of_run)))),
         sizes=_sizes(runs),
         backbones=list(dict.fromkeys(run.backbone for run in runs if run.backbone != "none")),
         seeds=sorted({run.seed for run in runs}),
@@ -107,19 +132,20 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         pairs=pairs,
         other_pairs=other_pairs,
         reference=comparison.reference,
-        names=NAMES,
-        metrics=" or ".join(NAMES[metric] for metric in comparison.metrics),
-        groups=[group for group in GROUPS if any(row[f"test_{group}_recall"] is not None for row in rows)],
+        specs=METRICS,
+        metrics=" or ".join(METRICS[key].title for key in comparison.metrics),
+        in_points=all(METRICS[key].share for key in comparison.metrics),
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
         reproduced=summary.reproduced,
         judged=summary.judged,
         counted=summary.counted,
         curves=figures.to_data_uri(figures.curves_figure(histories)) if any(histories.values()) else None,
-        curveless=[a.name for a in comparison.attempts if not histories[a.name] and not _fit_once(a)],
+        own_losses=len({run.method for run in runs if any(histories.values()) and run.epochs}) > 1,
+        curveless=[a.name for a in comparison.attempts if not histories[a.name] and not _fits_once(a)],
         attempts=list(groups),
         differences=_differences(groups, settings),
-        details=[_detail(attempt) for attempt in comparison.attempts if attempt.done],
+        details=[_detail(attempt) for attempt in comparison.done],
         failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
         logdir=shlex.quote(common_folder(directory, runs)),
         versions=_merged([run.versions for run in runs]),
@@ -131,84 +157,135 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
 
 
 def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
-    """One of ``summary.parts``, with its columns after the verdict's metric, and that metric's figure."""
-    name = NAMES[rows[0]["metric"]]
-    done = any(row["completed"] for row in rows)
+    """Return the table of results of one problem, the further tables of its aspects, and the figure of its metric."""
+    further = summary.shown(rows)
+    aspects = dict.fromkeys(column.aspect for column in summary.columns() if column.aspect)
+    tables = {aspect: summary.shown(rows, aspect=aspect) for aspect in aspects}
     return {
         "rows": rows,
-        "metric": name,
-        "detects": rows[0]["detects"],
-        "shown": summary.figures_of(rows),
-        "figure": figures.to_data_uri(figures.verdict_figure(rows, name)) if done else None,
+        "metric": rows[0]["metric"].title,
+        "shown": further,
+        "about": " ".join(dict.fromkeys(column.about for column in further if column.about)),
+        "aspects": {aspect: columns for aspect, columns in tables.items() if columns},
+        "figure": figures.to_data_uri(figures.verdict_figure(rows)) if any(row["completed"] for row in rows) else None,
     }
 
 
-def _fit_once(attempt: Attempt) -> bool:
-    """There is no curve to miss: it trains no epoch."""
-    return attempt.detects and any(run.completed and not run.epochs for run in attempt.runs)
+def _fits_once(attempt: Attempt) -> bool:
+    """Tell whether it trains no epoch, so that it has no curve."""
+    return any(run.completed and not run.epochs for run in attempt.runs)
 
 
 def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
-    """The folder above all runs: the directory itself, unless they were gathered from elsewhere."""
+    """Return the folder above all runs: the directory itself, unless they are from elsewhere."""
     if all(directory in Path(run.run_dir).parents or directory == Path(run.run_dir) for run in runs):
         return str(directory)
     return os.path.commonpath([Path(run.run_dir).resolve() for run in runs])
 
 
 def _detail(attempt: Attempt) -> dict[str, Any]:
-    """What the page shows of one attempt: the test predictions of all its completed runs, the first one's pictures."""
-    if attempt.detects:
-        return _detector_detail(attempt)
-    first, each = attempt.done[0], attempt.confusions()
-    matrix = None if each is None else each.sum(axis=0).astype(int)
-    counts = [] if matrix is None else zip(first.classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
-    many = len(first.classes) > figures.MOST
+    """Return what the page shows of one attempt: what its runs have left of figures, tables, notes and pictures."""
+    first, runs = attempt.done[0], len(attempt.done)
+    of_first = " of the first run" if runs > 1 else ""
+    charts: list[Picture | None] = [_scores(attempt, of_first)]
+    tables = [_by_type(attempt)]
+    notes = []
+    if first.threshold:
+        rule = RULES.get(first.threshold["rule"], first.threshold["rule"])
+        notes.append(f"Threshold {first.threshold['value']:.4g}, {rule}.")
+    elif (counts := attempt.confusions) is not None:
+        chart, mistakes = _confusion(attempt, counts.sum(axis=0).astype(int))
+        charts.append(chart)
+        tables += [mistakes, _recall(attempt, counts.sum(axis=0).astype(int))]
+        for key, estimate in attempt.together.items():
+            title = METRICS[key].title
+            value = f"{title[0].upper()}{title[1:]} of {len(counts)} tested images together: {estimate.value:.3f}"
+            notes.append(f"{value} [{summary.number(estimate.low, 2)}, {summary.number(estimate.high, 2)}].")
+    elif not attempt.tests:
+        notes.append("No test predictions were left: there is no confusion matrix.")
+    sheet = _picture(first, MISTAKES)
+    explanations = _picture(first, EXPLANATIONS)
+    pictures = []
+    if sheet:
+        title = "Test images, worst mistakes first" + (", of the first run" if runs > 1 else "")
+        pictures.append(Picture(title, sheet, f"Test images of {attempt.name}, worst mistakes first"))
+    if explanations:
+        pictures.append(_explanation(attempt, explanations, ", in the first run" if runs > 1 else ""))
+    missing = [] if sheet else ["No picture sheet was left."]
+    if not explanations and first.threshold:
+        missing.append("This method scores whole images: it has no map.")
+    elif not explanations and first.explained is None:
+        missing.append("There is no class-activation map for this backbone, or for neighbours that predict.")
     return {
         "attempt": attempt.name,
-        "detects": False,
         "first": first,
-        "runs": len(attempt.done),
-        "counted": sum(map(len, attempt.tests.values())),
-        "judged": matrix is not None,
-        "confusion": None if matrix is None or many else _confusion(matrix, first.classes),
-        "confusions": top_confusions(matrix, first.classes) if matrix is not None and many else [],
-        "many": many,
-        "recall": [(name, right, images, attempt.recall.get(name)) for name, right, images in counts],
-        "together": [(NAMES[metric], estimate) for metric, estimate in attempt.together.items()],
-        "images": 0 if each is None else len(each),
-        "mistakes": _picture(first, MISTAKES),
-        "explanations": _picture(first, EXPLANATIONS),
-        "explained": _explained(attempt.done),
+        "runs": runs,
+        "charts": [chart for chart in charts if chart],
+        "tables": [table for table in tables if table],
+        "notes": notes,
+        "pictures": pictures,
+        "missing": missing,
     }
 
 
-def _detector_detail(attempt: Attempt) -> dict[str, Any]:
-    """The same of a one-class method: scores and pictures of the first run, figures of each defect type over all."""
-    first = attempt.done[0]
-    found = [run.metrics["test"]["by_type"] for run in attempt.done]
-    columns = [key for key in TYPE_FIGURES if any(key in values for types in found for values in types.values())]
-    types = {
-        kind: [
-            found[0][kind]["images"],
-            *(summary.mean([t[kind].get(key) for t in found if kind in t]) for key in columns),
+def _explanation(attempt: Attempt, source: str, of_first: str) -> Picture:
+    if attempt.done[0].threshold:
+        return Picture(
+            f"Where{of_first}",
+            source,
+            f"Anomaly maps of {attempt.name}",
+            "The worst misses, the worst false alarms and typical images. All maps have one scale. Blue: the outline "
+            "of the defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
+        )
+    about = "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask."
+    explained = _explained(attempt.done)
+    return Picture(
+        f"What spoke for the predicted class{of_first}",
+        source,
+        f"Class-activation maps of {attempt.name}",
+        f"{about} {explained}" if explained else about,
+    )
+
+
+def _by_type(attempt: Attempt) -> Table | None:
+    """Return the metrics of each defect type, the means over the runs."""
+    of_runs = [types for run in attempt.done if (types := run.metrics["test"].get("by_type"))]
+    keys = {key for types in of_runs for values in types.values() for key in values}
+    metrics = [metric for metric in all_metrics() if metric.words.by_type in keys]
+    if not of_runs:
+        return None
+    rows = [
+        [
+            kind,
+            values["images"],
+            *(summary.mean(t[kind].get(m.words.by_type) for t in of_runs if kind in t) for m in metrics),
         ]
-        for kind in found[0]
-    }
-    return {
-        "attempt": attempt.name,
-        "detects": True,
-        "first": first,
-        "runs": len(attempt.done),
-        "columns": [TYPE_FIGURES[key] for key in columns],
-        "types": types,
-        "scores": _scores(first),
-        "mistakes": _picture(first, MISTAKES),
-        "explanations": _picture(first, EXPLANATIONS),
-    }
+        for kind, values in of_runs[0].items()
+    ]
+    title = "By defect type" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")
+    return Table(title, ["type", "images", *(metric.title for metric in metrics)], rows)
 
 
-def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
-    return figures.to_data_uri(figures.confusion_figure(matrix, classes))
+def _confusion(attempt: Attempt, matrix: np.ndarray) -> tuple[Picture | None, Table | None]:
+    """Return the confusion matrix as a picture, or of many classes the most frequent mistakes as a table."""
+    classes, tested = attempt.done[0].classes, len(attempt.on())
+    together = f", test images of {tested} runs together" if tested > 1 else ", test images"
+    if len(classes) <= figures.MOST:
+        source = figures.to_data_uri(figures.confusion_figure(matrix, classes))
+        return Picture(f"Confusion matrix{together}", source, f"Confusion matrix of {attempt.name}"), None
+    rows: Sequence[Sequence[Any]] = top_confusions(matrix, classes) or [("none", "", "", "")]
+    return None, Table(f"Most frequent mistakes{together}", ["class", "taken for", "how often", "of"], rows)
+
+
+def _recall(attempt: Attempt, matrix: np.ndarray) -> Table:
+    images = "images" if len(attempt.on()) == 1 else "of"
+    rows = [
+        [name, right, total, attempt.recall.get(name)]
+        for name, right, total in zip(attempt.done[0].classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
+    ]
+    return Table(
+        "Recall by class", ["class", "right", images, "recall", "95% interval"], rows, len(rows) > figures.MOST
+    )
 
 
 def _picture(run: RunResult, name: str) -> str | None:
@@ -230,8 +307,9 @@ def _picture(run: RunResult, name: str) -> str | None:
     return figures.to_data_uri(path)
 
 
-def _scores(run: RunResult) -> str | None:
-    """The scores of a run's images, a row for validation's, the good ones' and each defect type's."""
+def _scores(attempt: Attempt, of_first: str) -> Picture | None:
+    """Return the first run's scores: a row for validation, the good images and each defect type; None without any."""
+    run = attempt.done[0]
     rows = predictions_of(run)
     if rows is None or run.threshold is None:
         return None
@@ -239,12 +317,14 @@ def _scores(run: RunResult) -> str | None:
     for row in sorted(rows, key=lambda row: (row["split"] != "val", row["type"] != GOOD, row["type"])):
         kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
         scores.setdefault(kind, []).append(float(row["score"]))
-    good = (GOOD, f"{GOOD}, validation")
-    return figures.to_data_uri(figures.scores_figure(scores, run.threshold["value"], good))
+    chart = figures.scores_figure(scores, run.threshold["value"], (GOOD, f"{GOOD}, validation"))
+    return Picture(
+        f"Scores{of_first}", figures.to_data_uri(chart), f"Anomaly scores of {attempt.name} by kind of image"
+    )
 
 
 def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:
-    """The pairs, and those that the page shows on demand alone: with many attempts, all without the best of them."""
+    """Return the pairs to show, and those to show on demand: with many attempts, all pairs without the best."""
     pairs, best = comparison.pairs, comparison.best
     if len(comparison.attempts) <= FEW + 1 or comparison.reference or best is None:
         return pairs, []
@@ -253,15 +333,15 @@ def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:
 
 
 def _explained(runs: Sequence[RunResult]) -> str | None:
-    """Where the class-activation maps of all runs peak, in a sentence; None where no image has a mask."""
-    found = [run.explained for run in runs if run.explained and run.explained["images"]]
-    if not found:
+    """Return where the class-activation maps of all runs peak, in a sentence; None where no image has a mask."""
+    explained = [run.explained for run in runs if run.explained and run.explained["images"]]
+    if not explained:
         return None
     keys = ("images", "peak_in_mask", "mistakes", "mistakes_peak_in_mask")
-    images, inside, mistakes, mistaken = (sum(f[key] for f in found) for key in keys)
-    chance = sum(f["chance"] * f["images"] for f in found) / images
+    images, inside, mistakes, mistaken = (sum(of_run[key] for of_run in explained) for key in keys)
+    chance = sum(of_run["chance"] * of_run["images"] for of_run in explained) / images
     text = f"The map's peak lies inside the defect's mask in {inside} of {images} images"
-    text += f" of {len(found)} runs together" if len(found) > 1 else ""
+    text += f" of {len(explained)} runs together" if len(explained) > 1 else ""
     text += f" (a random point would in {chance:.1%})"
     if 0 < mistakes < images:
         right = images - mistakes
@@ -284,14 +364,14 @@ def _history(run: RunResult) -> list[dict[str, str]]:
 def _differences(
     groups: Mapping[str, Sequence[RunResult]], settings: Mapping[str, Settings]
 ) -> list[tuple[str, list[str]]]:
-    """The keys whose values differ among attempts (or among the runs of one), with one text an attempt."""
+    """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt."""
     table = []
-    for key in dict.fromkeys(key for found in settings.values() for key in found):
+    for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
         cells = []
         for group in groups.values():
-            found = [settings[run.run_dir] for run in group if settings[run.run_dir]]
-            cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in found)))
-        known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config says nothing
+            of_group = [settings[run.run_dir] for run in group if settings[run.run_dir]]
+            cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in of_group)))
+        known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
         varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
@@ -299,7 +379,7 @@ def _differences(
 
 
 def _protocol(settings: Settings) -> str | None:
-    """How a run's images were split, in words; None where its config is missing."""
+    """Return how a run's images were split, in words; None where its config is missing."""
     split = {key.removeprefix("split."): value for key, value in settings.items() if key.startswith("split.")}
     match split.get("protocol"):
         case None:
@@ -307,7 +387,7 @@ def _protocol(settings: Settings) -> str | None:
         case "kfold":
             text = f"{split['folds']}-fold cross-validation, validation {split['val']}"
         case "one_class":
-            return f"Learnt from train/good, {split['val']} of it held out for validation; tested on the test folder"
+            return f"Trained on train/good, {split['val']} of it held out for validation; tested on the test folder"
         case "file":
             return f"Split by {split['file']}"
         case _:
@@ -317,15 +397,15 @@ def _protocol(settings: Settings) -> str | None:
 
 
 def _sizes(runs: Sequence[RunResult]) -> str:
-    """Images in each split, ``62 train, 8–9 val, 20 test``; several numbers where the runs differ."""
-    found: dict[str, set[int]] = {}
+    """Return the images in each split, ``62 train, 8–9 val, 20 test``: a range where the runs differ."""
+    sizes: dict[str, set[int]] = {}
     for run in runs:
         for split, counts in run.counts.items():
-            found.setdefault(split, set()).add(sum(counts.values()))
-    return ", ".join("–".join(map(str, sorted({min(n), max(n)}))) + f" {split}" for split, n in found.items())
+            sizes.setdefault(split, set()).add(sum(counts.values()))
+    return ", ".join("–".join(map(str, sorted({min(n), max(n)}))) + f" {split}" for split, n in sizes.items())
 
 
-def _merged(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Versions by package; several of one package are named all."""
-    names = dict.fromkeys(name for versions in found for name in versions)
-    return {name: ", ".join(dict.fromkeys(v[name] for v in found if name in v)) for name in names}
+def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the versions by package, all of them where a package has several."""
+    names = dict.fromkeys(name for of_run in versions for name in of_run)
+    return {name: ", ".join(dict.fromkeys(v[name] for v in versions if name in v)) for name in names}

@@ -1,247 +1,287 @@
-"""The runs of a sweep as one row an attempt: summary.csv and the table in the terminal."""
+"""The runs of a sweep as one row per attempt: summary.csv and the table in the terminal."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mvtec_lab.config import METRICS
-from mvtec_lab.evaluation.metrics import GROUPS
-from mvtec_lab.reporting.attempts import STATED, Attempt
-from mvtec_lab.reporting.comparison import Comparison
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
+from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import failure
-from mvtec_lab.reporting.verdict import NAMES
-from mvtec_lab.results import write_csv
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from mvtec_lab.results import RunResult, write_csv
 
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
-DECIDED = ("recall_of_defects", "false_alarm_rate")  # at a one-class method's threshold
-COSTS = ("fit_seconds", "seconds_per_image", "peak_mib")
-# The columns of every table after the verdict's metric, in this order, without that metric, and their headings.
-FIGURES = {
-    "test_accuracy": "acc.",
-    "test_balanced_accuracy": "bal.\nacc.",
-    "test_macro_f1": "macro\nF1",
-    "test_defect_accuracy": "defect\nonly",
-    "test_tail_recall": "tail",
-    "val_accuracy": "val\nacc.",
-    "majority_baseline": "major-\nity",
+ROOM = 90  # columns of a terminal in which all metrics fit beside a name of twelve letters and 10,000 seconds
+# Rules of a threshold that the reader should know of, and what is said.
+RULES = {
+    "best_f1": "threshold chosen on the test images, defects included",
+    "synthetic": "threshold chosen with made-up defects",
 }
-SCORES = {  # the same of one-class methods
-    "test_image_auroc": "image\nAUROC",
-    "test_pixel_auroc": "pixel\nAUROC",
-    "test_pixel_aupro": "AUPRO",
-    "test_f1": "F1",
-    "test_recall_of_defects": "defects\nfound",
-    "test_false_alarm_rate": "false\nalarms",
-    "fit_seconds": "fit,\ns",
-    "seconds_per_image": "s an\nimage",
-}
-ROOM = 90  # columns of a terminal in which all figures fit beside a name of twelve letters and 10,000 seconds
-COLUMNS = (
-    "attempt",
-    "runs",
-    "completed",
-    "failed",
-    "running",
-    "test_accuracy",
-    "test_accuracy_low",
-    "test_accuracy_high",
-    "test_accuracy_sd",
-    "test_balanced_accuracy",
-    "test_balanced_accuracy_low",
-    "test_balanced_accuracy_high",
-    "test_macro_f1",
-    "test_macro_f1_low",
-    "test_macro_f1_high",
-    "test_defect_accuracy",
-    "test_head_recall",
-    "test_middle_recall",
-    "test_tail_recall",
-    "test_calibration_error",
-    "val_accuracy",
-    "majority_baseline",
-    "method",
-    *(f"test_{metric}{bound}" for metric in STATED for bound in ("", "_low", "_high")),
-    "test_f1",
-    "test_precision",
-    "test_recall_of_defects",
-    "test_false_alarm_rate",
-    "threshold_rule",
-    "fit_seconds",
-    "seconds_per_image",
-    "peak_mib",
-    "reported_accuracy",
-    "reported_split",
-    "reported_measured",
-    "reported_measured_low",
-    "reported_measured_high",
-    "test_images",
-    "epochs",
-    "seconds",
-    "weights",
-    "data",
-    "marks",
-    "warnings",
-    "error",
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of summary.csv, and of the tables of results where it has a heading.
+
+    Args:
+        key: in summary.csv.
+        of: its value for an attempt.
+        heading: in the terminal; empty: it is not shown there.
+        title: in the report; empty: it is not shown there.
+        digits: decimals.
+        wide: the terminal shows it only where it has room.
+        metric: the metric whose problem it is for; None: any problem.
+        unless: the column that takes its place where that one has values.
+        aspect: the title of a further table of the report that it stands in.
+        about: a sentence below the report's table.
+    """
+
+    key: str
+    of: Callable[[Attempt], Any]
+    heading: str = ""
+    title: str = ""
+    digits: int = 3
+    wide: bool = False
+    metric: Metric | None = None
+    unless: str = ""
+    aspect: str = ""
+    about: str = ""
+
+
+def columns() -> list[Column]:
+    """Return the columns of summary.csv, in its order."""
+    return [*_FIRST, *(column for metric in all_metrics() for column in _columns_of(metric)), *_LAST]
+
+
+def _columns_of(metric: Metric) -> list[Column]:
+    def bound(part: str) -> Callable[[Attempt], float | None]:
+        return lambda attempt: getattr(attempt.estimate(metric.key), part, None)
+
+    key, words = f"test_{metric.key}", metric.words
+    title = metric.title if metric.heading or words.aspect else ""
+    value = bound("value") if metric.stated else lambda attempt: attempt.mean(metric)
+    column = Column(key, value, metric.heading, title, 3, words.wide, metric, "", words.aspect, words.about)
+    bounds = [Column(f"{key}_{part}", bound(part)) for part in ("low", "high")]
+    return [column, *bounds] if metric.stated else [column]
+
+
+def _count(part: Callable[[RunResult], bool]) -> Callable[[Attempt], int]:
+    return lambda attempt: sum(map(part, attempt.runs))
+
+
+def _mean(part: Callable[[RunResult], float | None]) -> Callable[[Attempt], float | None]:
+    return lambda attempt: mean(map(part, attempt.done))
+
+
+def _texts(part: Callable[[RunResult], str | None]) -> Callable[[Attempt], str]:
+    return lambda attempt: ", ".join(_distinct(text for run in attempt.runs if (text := part(run))))
+
+
+def _reported(place: int) -> Callable[[Attempt], Any]:
+    return lambda attempt: attempt.reported and attempt.reported[place]
+
+
+def _measured(part: str) -> Callable[[Attempt], float | None]:
+    """Return what was measured here on the split that a published report names."""
+    return lambda a: getattr(a.estimate(_ACCURACY.key, a.reported[1]) if a.reported else None, part, None)
+
+
+def _deviation(attempt: Attempt) -> float | None:
+    values = [value for run in attempt.done if (value := _ACCURACY.of(run.metrics.get("test", {}))) is not None]
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _failed(run: RunResult) -> bool:
+    return not (run.completed or run.running)
+
+
+_ACCURACY = METRICS["accuracy"]
+_FIRST = (
+    Column("attempt", lambda attempt: attempt.name),
+    Column("runs", lambda attempt: len(attempt.runs)),
+    Column("completed", lambda attempt: len(attempt.done)),
+    Column("failed", _count(_failed)),
+    Column("running", _count(lambda run: run.running)),
+)
+_LAST = (
+    Column("test_accuracy_sd", _deviation),  # over several runs
+    Column(
+        "val_accuracy",
+        lambda attempt: attempt.mean(_ACCURACY, "val"),
+        "val\nacc.",
+        "validation accuracy",
+        metric=_ACCURACY,
+    ),
+    Column(
+        "majority_baseline",
+        _mean(lambda run: run.majority_baseline),
+        "major-\nity",
+        "majority baseline",
+        metric=_ACCURACY,
+    ),
+    Column("method", lambda attempt: attempt.runs[0].method),
+    Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
+    Column(
+        "fit_seconds",
+        _mean(lambda run: run.fit_seconds),
+        "fit,\ns",
+        "fit, seconds",
+        digits=1,
+        about="Images are decoded before the clock starts, unless cache.dir=null; the peak is of the whole process, in "
+        "a sweep with a little of the runs before.",
+    ),
+    Column("seconds_per_image", _mean(lambda run: run.seconds_per_image), "s per\nimage", "seconds per image"),
+    Column("peak_mib", _mean(lambda run: run.peak_mib), title="peak MiB", digits=0),
+    Column("reported_accuracy", _reported(0)),
+    Column("reported_split", _reported(1)),
+    Column("reported_measured", _measured("value")),
+    Column("reported_measured_low", _measured("low")),
+    Column("reported_measured_high", _measured("high")),
+    Column("test_images", _mean(lambda run: run.metrics.get("test", {}).get("images"))),
+    Column("epochs", _mean(lambda run: run.epochs), "epochs", "epochs", digits=0, unless="fit_seconds"),
+    # The sum over all runs, failed ones included: what the attempt cost.
+    Column(
+        "seconds",
+        lambda attempt: sum(run.seconds for run in attempt.runs),
+        "sec-\nonds",
+        "seconds",
+        digits=0,
+        unless="fit_seconds",
+    ),
+    Column("weights", _texts(lambda run: run.weights)),
+    Column("data", _texts(lambda run: f"{run.data}/{run.category}")),
+    Column("marks", lambda attempt: _marks(attempt)),
+    Column(
+        "warnings", lambda attempt: _distinct(" ".join(text.split()) for run in attempt.runs for text in run.warnings)
+    ),
+    Column("error", lambda attempt: "; ".join(_distinct(failure(r) for r in attempt.runs if _failed(r))) or None),
 )
 
 
 def summarise(comparison: Comparison) -> list[Row]:
-    """One row an attempt, in first-seen order, with the keys ``COLUMNS``, ``detects`` (a one-class method), and of the
-    verdict's metric ``metric`` (its name), ``test_values`` (one a test set) and ``baseline``.
+    """Return one row per attempt, in first-seen order.
 
-    Metrics, test_images and epochs are means over the completed runs, None where there are none; seconds is the sum
-    over all runs, failed ones included: what the attempt cost. _low and _high are 95% intervals, test_accuracy_sd the
-    standard deviation over several runs. reported_* is what a published report states for the attempt, and what was
-    measured here on the split that it names. ``marks`` and ``warnings`` are lists.
+    A row has the keys of ``columns`` (means over the completed runs, None where there are none; _low and _high are 95%
+    intervals; marks and warnings are lists), and ``problem``, ``metric`` (which the attempt is judged by),
+    ``estimate`` (of that metric), ``test_values`` (one per test set) and ``baseline``.
     """
-    return [_row(attempt) for attempt in comparison.attempts]
+    known = columns()
+    return [
+        {
+            **{column.key: column.of(attempt) for column in known},
+            "problem": attempt.problem,
+            "metric": attempt.metric,
+            "estimate": attempt.estimate(),
+            "test_values": attempt.values(list(attempt.tests), attempt.metric).tolist(),
+            "baseline": attempt.baseline,
+        }
+        for attempt in comparison.attempts
+    ]
 
 
 def parts(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of classifiers and those of one-class methods, each a table of its own."""
-    found = [[row for row in rows if row["detects"] == detects] for detects in (False, True)]
-    return [part for part in found if part]
+    """Return the rows of each problem, a table for each."""
+    problems = dict.fromkeys(row["problem"] for row in rows)
+    return [[row for row in rows if row["problem"] == problem] for problem in problems]
 
 
-def _row(attempt: Attempt) -> Row:
-    metric, runs, done = attempt.metric, attempt.runs, attempt.done
-    failed = [run for run in runs if not (run.completed or run.running)]
+def _rules(attempt: Attempt) -> list[str]:
+    return _distinct(run.threshold["rule"] for run in attempt.done if run.threshold)
 
-    def values(split: str, key: str) -> list[float]:
-        found = (run.metrics.get(split, {}).get(key) for run in done)
-        return [value for value in found if value is not None]
 
-    def recalls(group: str) -> list[float]:
-        found = (run.metrics.get("test", {}).get("group_recall", {}).get(group) for run in done)
-        return [value for value in found if value is not None]
-
-    accuracies, reported = values("test", "accuracy"), attempt.reported
-    same = attempt.estimate(split=reported[1]) if reported else None
-    estimates: Row = {}
-    for name in (*METRICS, *STATED):
-        e = attempt.estimate(name)
-        found = (e.value, e.low, e.high) if e else (None, None, None)
-        estimates |= dict(zip((f"test_{name}", f"test_{name}_low", f"test_{name}_high"), found, strict=True))
-    weights = _distinct(run.weights for run in runs if run.weights)
-    data = _distinct(f"{run.data}/{run.category}" for run in runs)
-    marks = []
-    if any(run.data == "sample" for run in runs):
-        marks.append("sample data: procedural, not MVTec")
-    if any(run.weights == "random" and run.backbone != "none" for run in runs):
-        marks.append("random weights")
-    if any(run.val_is_test for run in runs):
-        marks.append("validation = test")
-    rules = _distinct(run.threshold["rule"] for run in done if run.threshold)
-    if "best_f1" in rules:
-        marks.append("threshold chosen on the test images, defects included")
-    if "synthetic" in rules:
-        marks.append("threshold chosen with made-up defects")
-    if len(weights) > 1:  # a fallback in some of them: everything else that differs makes a row of its own
-        marks.append("runs of one attempt differ in their weights")
-    return {
-        "attempt": attempt.name,
-        "runs": len(runs),
-        "completed": len(done),
-        "failed": len(failed),
-        "running": sum(run.running for run in runs),
-        "detects": attempt.detects,
-        "metric": metric,
-        **estimates,
-        "method": next((run.method for run in runs if run.method), None),
-        **{f"test_{key}": mean(values("test", key)) for key in ("f1", "precision", *DECIDED)},
-        "threshold_rule": ", ".join(rules) or None,
-        **{key: mean(getattr(run, key) for run in done) for key in COSTS},
-        "test_values": attempt.values(list(attempt.tests), metric).tolist(),
-        "baseline": attempt.baseline(metric),
-        "test_accuracy_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        **{f"test_{group}_recall": mean(recalls(group)) for group in GROUPS},
-        "test_calibration_error": mean(values("test", "calibration_error")),
-        "test_defect_accuracy": mean(values("test", "defect_accuracy")),
-        "val_accuracy": mean(values("val", "accuracy")),
-        "majority_baseline": mean(run.majority_baseline for run in done),
-        "reported_accuracy": reported[0] if reported else None,
-        "reported_split": reported[1] if reported else None,
-        "reported_measured": same.value if same else None,
-        "reported_measured_low": same.low if same else None,
-        "reported_measured_high": same.high if same else None,
-        "test_images": mean(values("test", "images")),
-        "epochs": mean([run.epochs for run in done]),
-        "seconds": sum(run.seconds for run in runs),
-        "weights": ", ".join(weights),
-        "data": ", ".join(data),
-        "marks": marks,
-        "warnings": _distinct(" ".join(text.split()) for run in runs for text in run.warnings),
-        "error": "; ".join(_distinct(failure(run) for run in failed)) or None,
+def _marks(attempt: Attempt) -> list[str]:
+    runs = attempt.runs
+    marks = {
+        "sample data: procedural, not MVTec": any(run.data == "sample" for run in runs),
+        "random weights": any(run.weights == "random" and run.backbone != "none" for run in runs),
+        "validation = test": any(run.val_is_test for run in runs),
+        **{text: rule in _rules(attempt) for rule, text in RULES.items()},
+        # A fallback in some of them: everything else that differs makes a row of its own.
+        "runs of one attempt differ in their weights": len({run.weights for run in runs if run.weights}) > 1,
     }
+    return [text for text, applies in marks.items() if applies]
 
 
 def write_summary(rows: Sequence[Row], directory: Path) -> None:
     """Write the rows of ``summarise`` into summary.csv."""
-    write_csv(directory / SUMMARY, ({key: _cell(row[key]) for key in COLUMNS} for row in rows), COLUMNS)
+    keys = [column.key for column in columns()]
+    write_csv(directory / SUMMARY, ({key: _cell(row[key]) for key in keys} for row in rows), keys)
 
 
 def remarks(rows: Sequence[Row], key: str) -> list[str]:
-    """The distinct texts of ``marks`` or ``warnings``, each with the attempts that it applies to."""
-    found: dict[str, list[str]] = {}
+    """Return the distinct texts of ``marks`` or ``warnings``, each with the attempts that it applies to."""
+    attempts_of: dict[str, list[str]] = {}
     for row in rows:
         for text in row[key]:
-            found.setdefault(text, []).append(row["attempt"])
+            attempts_of.setdefault(text, []).append(row["attempt"])
     if len(rows) == 1:
-        return list(found)
+        return list(attempts_of)
     done = [row["attempt"] for row in rows if row["completed"]]
     every = {tuple(done): "every completed attempt", tuple(row["attempt"] for row in rows): "every attempt"}
-    return [f"{text} ({every.get(tuple(who)) or ', '.join(who)})" for text, who in found.items()]
+    return [f"{text} ({every.get(tuple(names)) or ', '.join(names)})" for text, names in attempts_of.items()]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure for a table; a dash where there is none."""
+    """Return a number for a table; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A figure with its interval, ``0.698 [0.55, 0.81]``, as far as they are known."""
-    return number(value) + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
+def interval(estimate: Estimate | None) -> str:
+    """Return a value with its interval, ``0.698 [0.55, 0.81]``, as far as they are known."""
+    if estimate is None:
+        return number(None)
+    bounds = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return number(estimate.value) + bounds
 
 
 def judged(row: Row) -> str:
-    """The verdict's metric."""
-    if row["running"] and not row["completed"]:
-        return "still running"
-    return interval(*(row[f"test_{row['metric']}{bound}"] for bound in ("", "_low", "_high")))
+    """Return the cell of the metric that an attempt is judged by."""
+    return "still running" if row["running"] and not row["completed"] else interval(row["estimate"])
 
 
-def figures_of(rows: Sequence[Row], narrow: bool = False) -> dict[str, str]:
-    """FIGURES or SCORES as they apply to the rows of one of ``parts``; ``narrow``: without the tail's, or F1, which a
-    usual terminal has no room for."""
-    if rows[0]["detects"]:
-        left_out = {f"test_{rows[0]['metric']}", *(("test_f1",) if narrow else ())}
-        known = {key for key in SCORES if any(row[key] is not None for row in rows)}
-        return {key: heading for key, heading in SCORES.items() if key in known - left_out}
-    tail = not narrow and any(row["test_tail_recall"] is not None for row in rows)
-    left_out = {f"test_{rows[0]['metric']}", *(() if tail else ("test_tail_recall",))}
-    return {key: heading for key, heading in FIGURES.items() if key not in left_out}
+def shown(rows: Sequence[Row], narrow: bool = False, aspect: str = "") -> list[Column]:
+    """Return the columns beside the verdict's metric that have values in rows of one problem.
 
+    Args:
+        rows: one of ``parts``.
+        narrow: without the columns that a usual terminal has no room for.
+        aspect: the report's further table that is asked for; empty: the table of results.
+    """
+    judge, problem = rows[0]["metric"], rows[0]["problem"]
 
-def digits(key: str) -> int:
-    """Decimals of a column."""
-    return 1 if key == "fit_seconds" else 3
+    def known(key: str) -> bool:
+        return any(row[key] is not None for row in rows)
+
+    return [
+        column
+        for column in columns()
+        if (column.aspect == aspect if aspect else column.heading or (column.title and not column.aspect))
+        and (column.metric is None or column.metric.problem == problem)
+        and not (column.metric == judge and column.key == f"test_{judge.key}" and not aspect)
+        and not (narrow and column.wide)
+        and not (column.unless and known(column.unless))
+        and known(column.key)
+    ]
 
 
 def measured(row: Row) -> str:
-    """What was measured where a report states a figure."""
-    return interval(*(row[f"reported_measured{bound}"] for bound in ("", "_low", "_high")))
+    """Return what was measured where a report states an accuracy."""
+    value, low, high = (row[f"reported_measured{bound}"] for bound in ("", "_low", "_high"))
+    return interval(None if value is None else Estimate(value, low, high))
 
 
 def reproduced(row: Row) -> str:
-    """Whether a reported figure lies within the interval of the one measured here."""
+    """Tell whether a reported accuracy lies within the interval of the one measured here, above or below."""
     low, high = row["reported_measured_low"], row["reported_measured_high"]
     if low is None or high is None:
         return "–"
@@ -250,54 +290,49 @@ def reproduced(row: Row) -> str:
 
 
 def counted(row: Row) -> str:
-    """How many runs, and how many of them were completed where not all were."""
+    """Return the number of runs, and of the completed ones where not all were completed."""
     return str(row["runs"]) if row["completed"] == row["runs"] else f"{row['completed']}/{row['runs']}"
 
 
 def print_table(
     rows: Sequence[Row], verdict: Sequence[str], console: Console | None = None, said: Collection[str] = ()
 ) -> None:
-    """Print the rows of ``summarise`` as a table, and below it the verdict, marks, warnings and failures, but for the
-    warnings that were ``said`` before."""
-    from rich.console import Console
-    from rich.text import Text
+    """Print the rows of ``summarise`` as a table, and below it the verdict, marks, warnings and failures.
 
+    Args:
+        rows: of all attempts.
+        verdict: its sentences.
+        console: where to print; None: the terminal.
+        said: warnings that were printed before and are left out.
+    """
     console = console or Console()
     for part in parts(rows):
-        shown = figures_of(part, narrow=console.width < ROOM)
-        metric, detects = NAMES[part[0]["metric"]].replace(" ", "\n"), part[0]["detects"]
-        costs = () if detects else ("epochs", "sec-\nonds")
+        further = [column for column in shown(part, narrow=console.width < ROOM) if column.heading]
+        metric = part[0]["metric"].title.replace(" ", "\n")
         folder = _folder([row["attempt"] for row in part])
         cells = [
             [
                 row["attempt"].removeprefix(folder),
                 counted(row),
                 judged(row),
-                *(number(row[key], digits(key)) for key in shown),
-                *(() if detects else (number(row["epochs"], 0), number(row["seconds"], 0))),
+                *(number(row[column.key], column.digits) for column in further),
             ]
             for row in part
         ]
-        headers = "|".join(("runs", f"test {metric}", *shown.values(), *costs))
+        headers = ["runs", f"test {metric}", *(column.heading for column in further)]
         _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in part], folder)
     stated = [row for row in rows if row["reported_accuracy"] is not None]
     if stated:
-        headers = "reported|on|measured there|the report's\nfigure lies"
+        headers = ["reported", "on", "measured there", "the report's\nvalue lies"]
         cells = [
-            [
-                row["attempt"],
-                number(row["reported_accuracy"]),
-                row["reported_split"],
-                measured(row),
-                reproduced(row),
-            ]
+            [row["attempt"], number(row["reported_accuracy"]), row["reported_split"], measured(row), reproduced(row)]
             for row in stated
         ]
         _print(console, headers, cells, [False] * len(stated))
     for line in verdict:
         console.print(Text(line))
-    told = {" ".join(text.split()) for text in said}
-    warned = [line for line in remarks(rows, "warnings") if line not in told]
+    before = {" ".join(text.split()) for text in said}
+    warned = [line for line in remarks(rows, "warnings") if line not in before]
     for line in remarks(rows, "marks"):
         if not any(warning.startswith(line.split(":")[0].split(" (")[0]) for warning in warned):  # it says more
             console.print(Text(line, style="yellow"))
@@ -309,20 +344,17 @@ def print_table(
 
 
 def _folder(attempts: Sequence[str]) -> str:
-    """What all of several attempts' names begin with, up to a slash: the heading says it once."""
+    """Return the beginning of all names, up to a slash, where there are several: the heading says it once."""
     folders = {name.rpartition("/")[0] for name in attempts}
     return f"{folders.pop()}/" if len(attempts) > 1 and len(folders) == 1 and "" not in folders else ""
 
 
 def _print(
-    console: Console, headers: str, rows: Sequence[Sequence[str]], bad: Sequence[bool], folder: str = ""
+    console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool], folder: str = ""
 ) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("attempt" + (f"\n{folder}..." if folder else ""), overflow="fold", min_width=8)
-    for header in headers.split("|"):
+    for header in headers:
         left = header.startswith(("test ", "measured "))
         table.add_column(header, justify="left" if left else "right", no_wrap=True)
     for cells, red in zip(rows, bad, strict=True):
@@ -332,7 +364,7 @@ def _print(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
+    """Return the mean of the values that are known; None where none is."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

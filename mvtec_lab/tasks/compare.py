@@ -1,4 +1,4 @@
-"""task=compare: runs of several sweeps, days or machines in one table, verdict and report."""
+"""Run task=compare: runs of several sweeps, days or machines in one table, verdict and report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, disk_full
-from mvtec_lab.reporting.comparison import Comparison
+from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.report import REPORT, common_folder, sum_up
 from mvtec_lab.reporting.summary import print_table
 

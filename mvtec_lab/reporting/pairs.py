@@ -1,0 +1,197 @@
+"""Two attempts on the images that both were tested on: their difference, its interval, and the test.
+
+There are three designs. Attempts that share several test sets (folds, or drawn splits) are compared by the corrected
+resampled t-test over those sets. Attempts that share one test set are compared over its images and their seeds, three
+of each at least. With fewer seeds only the images count, and the result is about the models that were trained here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mvtec_lab.evaluation import differences, statistics
+from mvtec_lab.evaluation.differences import LEAST_RUNS, Difference
+from mvtec_lab.evaluation.specs import METRICS, NotComparableError
+from mvtec_lab.evaluation.tested import TestSet
+from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.runs import Settings
+from mvtec_lab.results import write_whole
+
+COMPARISON = "comparison.json"
+ALPHA = 0.05  # the field's convention; intervals are its 95%
+ROPE = 0.01  # of a share; below it two classifiers are practically equal: Benavoli et al., JMLR 18, 2017
+
+
+@dataclass
+class Pair:
+    """Two attempts on the test sets that both have. Differences are the first's value minus the second's."""
+
+    first: str
+    second: str
+    metric: str = "accuracy"
+    test_sets: int = 0
+    images: int = 0
+    difference: Estimate | None = None
+    test: str | None = None  # on which the verdict rests
+    p: float | None = None
+    p_holm: float | None = None  # p for the number of pairs
+    models: bool = False  # one or two trainings of each: this is about these models, not about the attempts
+    found: float | None = (
+        None  # the difference that the test finds with a probability of 80%, Holm's correction included
+    )
+    image_test: str | None = None  # the same question, image by image
+    image_p: float | None = None
+    worse: float | None = None  # Bayesian correlated t-test: the first is worse, practically equal, better
+    equal: float | None = None
+    better: float | None = None
+    refused: str | None = None  # why they were not compared
+
+    @property
+    def different(self) -> bool:
+        """Tell whether test and interval both say that one is better.
+
+        A permutation test asks whether two attempts classify alike, and finds that they do not where one trades a class
+        for another and neither is better.
+        """
+        if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
+            return False
+        low, high = self.difference.low, self.difference.high
+        return low is None or high is None or low > 0 or high < 0
+
+    @property
+    def lead(self) -> float:
+        """Return how much better the first is, in the metric; negative where it is worse."""
+        return 0.0 if self.difference is None else METRICS[self.metric].sign * self.difference.value
+
+    def lead_of(self, name: str) -> float:
+        """Return how much better one of the two is than the other."""
+        return self.lead if name == self.first else -self.lead
+
+
+@dataclass
+class Comparison:
+    """The attempts of some runs, the pairs of them that were compared, and the conclusions, in sentences."""
+
+    attempts: list[Attempt]
+    settings: dict[str, Settings] = field(default_factory=dict)  # run_dir -> its config.yaml
+    reference: str | None = None  # the attempt that every pair has
+    pairs: list[Pair] = field(default_factory=list)
+    best: str | None = None  # by validation
+    verdict: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> list[Attempt]:
+        """Return the attempts with a completed run."""
+        return [attempt for attempt in self.attempts if attempt.done]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the keys of the metrics that pairs and verdict are about: one per problem."""
+        return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))
+
+    def save(self, directory: Path) -> None:
+        """Write comparison.json."""
+        content = {
+            "best": self.best,
+            "metric": ", ".join(self.metrics),
+            "reference": self.reference,
+            "verdict": self.verdict,
+            "alpha": ALPHA,
+            "practically_equal_within": ROPE,
+            "attempts": [attempt.described for attempt in self.attempts],
+            "pairs": [asdict(pair) | {"different": pair.different} for pair in self.pairs],
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        write_whole(directory / COMPARISON, f"{text}\n")
+
+
+# The difference that a pair's test finds at some level, if any.
+Finds = Callable[[float], float | None]
+
+
+def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
+    """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
+    metric, pair = a.metric, Pair(a.name, b.name, a.metric.key)
+    common = [images for images in a.tests if images in b.tests]
+    pair.test_sets, pair.refused = len(common), _refused(a, b, common)
+    if pair.refused:
+        return pair, None
+    pair.images = len({image for images in common for image in images})
+    difference: Difference | None = None
+    if metric.inference.pooled or len(common) == 1:
+        try:
+            difference, pair.test = metric.compare(a.on(common), b.on(common))
+        except NotComparableError as error:
+            pair.refused = str(error)
+            return pair, None
+    if difference is not None and metric.inference.pooled:
+        pair.image_test, pair.image_p = pair.test, difference.p
+    if difference is None or len(common) > 1:
+        return pair, _over_test_sets(pair, a, b, common)
+    groups = _luck(a, b, common[0])
+    pair.models = groups is None
+    if groups:
+        difference, pair.test = differences.with_seeds(difference, groups), "t-test over images and seeds"
+    values = float(a.values(common, metric)[0]), float(b.values(common, metric)[0])
+    finds: Finds = partial(differences.found_difference, difference.noises, values, most=metric.limit)
+    if pair.test == statistics.MCNEMAR:
+        disagreement = difference.noises[0].seen * pair.images + difference.value**2  # the mean square
+        finds = partial(differences.found_by_mcnemar, pair.images, disagreement, difference.value)
+    pair.p, pair.difference = difference.p, Estimate(*difference[:3], pair.test or "")
+    return pair, finds
+
+
+def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
+    """Return why two attempts cannot be compared at all; None where they can."""
+    for attempt in (a, b):
+        if not attempt.tests:
+            return f"{attempt.name} left no test predictions"
+    if a.metric != b.metric:
+        return f"their problems are not the same: {' and '.join(sorted((a.problem, b.problem)))}"
+    if not common:
+        return "they were tested on different images: give both the same data, split.seed and split settings"
+    if 1 < len(common) < LEAST_RUNS:
+        return f"{len(common)} test sets have no spread to go by: give {LEAST_RUNS} or more, as cv.folds=5 does"
+    if len(common) == 1 and a.metric.inference.single:
+        return f"no test of {a.metric.title} on a single test set is sound: {a.metric.inference.single}"
+    return None
+
+
+def _luck(a: Attempt, b: Attempt, images: TestSet) -> list[np.ndarray] | None:
+    """Return the groups of values that ``with_seeds`` takes; None where seeds are needed and there are too few.
+
+    A method without luck has a single value, as long as both learnt from the same split.
+    """
+    ours, theirs = a.seeds(images), b.seeds(images)
+    splits = {split for _, split in (*ours, *theirs)}
+    varying = [values for attempt, values in ((a, ours), (b, theirs)) if attempt.luck or len(splits) > 1]
+    if any(len(values) < LEAST_RUNS for values in varying):
+        return None
+    if len(varying) == 2 and ours.keys() == theirs.keys():
+        return [np.array([ours[seed] - theirs[seed] for seed in ours])]
+    return [np.array(list(values.values())) for values in varying]
+
+
+def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet]) -> Finds | None:
+    metric = a.metric
+    ours, theirs = a.values(common, metric), b.values(common, metric)
+    if min(len(ours), len(theirs)) < len(common):
+        pair.refused = f"not every test set has a {metric.title}"
+        return None
+    change = ours - theirs
+    ratio, resolution = (a.ratio() + b.ratio()) / 2, a.resolution(common, metric)
+    pair.test, pair.p = "corrected resampled t-test", statistics.corrected_t_test(change, ratio, resolution)
+    low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
+    pair.difference = Estimate(float(change.mean()), low, high, pair.test)
+    if metric.share:
+        leads = metric.sign * change
+        pair.worse, pair.equal, pair.better = statistics.practical_equivalence(leads, ratio, ROPE, resolution)
+    noise = differences.noise_of_test_sets(change, ratio, resolution)
+    # It does not grow, wherever the values lie.
+    return partial(differences.found_difference, [noise], (0.5, 0.5), most=metric.limit)

@@ -113,8 +113,8 @@ class RunResult:
     paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
 
     def __post_init__(self) -> None:
-        self.problem = self.problem or ("anomaly" if self.method else "classification")
         self.method = self.method or "classifier"
+        self.problem = self.problem or {"classifier": "classification"}.get(self.method, "anomaly")
 
     @property
     def completed(self) -> bool:

@@ -434,7 +434,7 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
         data=str(data.name),
         category=str(data.category),
         backbone=str(model.backbone),
-        method=None if model.method == "classifier" else str(model.method),
+        method=str(model.method),
         run_dir=str(run_dir),
         error=one_line(error),
     )

@@ -66,6 +66,7 @@ def run_attempt(
         data=config.data.name,
         category=data.folder.name,
         problem=problem.name,
+        method=config.model.method,
         backbone=config.model.backbone if METHODS[config.model.method].backbone else "none",
         weights=model.weights,
         classes=problem.classes(data),

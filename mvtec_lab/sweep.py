@@ -335,7 +335,8 @@ def _job(cfg: DictConfig) -> _Status:
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
-        with command_line_settings():  # a launcher's own process
+        trains = config.task == "train" and problems.METHODS[config.model.method].trains
+        with command_line_settings(trains):  # also in a launcher's own process
             result = _function(_task(config.task))(config, run_dir, **options)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,11 +226,7 @@ def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, 
 
 
 def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Path.read_text
-    little = "MemAvailable:       10 kB\n"
-    monkeypatch.setattr(
-        Path, "read_text", lambda p, *a, **k: little if str(p) == "/proc/meminfo" else whole(p, *a, **k)
-    )
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_240))
     # 10 images of 12 x 12 cells with 24 channels of 4 bytes
     assert "patches of good images take about 0.000138 GB" in refused(*PATCHCORE)
 

@@ -55,7 +55,10 @@ def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             ["+augment.transforms.ToTensorV2.p=1"],
             "ToTensorV2 makes a tensor [3, 24, 24]",
         ),
-        "precision": (["trainer.precision=16-mixed"], "trainer.precision=16-mixed is not to be had on this device"),
+        "precision": (
+            ["trainer.precision=16-mixed"],
+            "this device does not have trainer.precision=16-mixed",
+        ),
         "precision name": (["trainer.precision=float8"], "unknown trainer.precision 'float8'"),
         "device": (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         "output": (["hydra.run.dir=a_file/run", "hydra.sweep.dir=a_file/sweep"], "cannot be written"),

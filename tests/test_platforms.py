@@ -7,6 +7,7 @@ import builtins
 import importlib.util
 import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,9 +45,11 @@ def test_every_module_is_imported_without_posix(no_posix, name: str) -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # a second time, and nobody else sees it
 
 
-def test_memory_that_nobody_counts_is_none(no_posix, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_counts_the_memory_of_the_whole_process(no_posix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "Path", lambda name: Path(f"/none{name}"))  # no /proc
-    assert memory.peak_memory(torch.device("cpu"))() is None
+    windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3 * 2**20))
+    monkeypatch.setattr("psutil.Process", lambda: windows)
+    assert memory.peak_memory(torch.device("cpu"))() == 3
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

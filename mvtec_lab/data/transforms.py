@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would call the network
-
-import albumentations as A
 import cv2
 import numpy as np
 import torch
 
 from mvtec_lab.data.images import WHITE, read_image
 from mvtec_lab.errors import LabError, unknown
+
+_asked = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would call the network
+
+import albumentations as A  # noqa: E402
+
+if _asked is None:
+    del os.environ["NO_ALBUMENTATIONS_UPDATE"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,13 +12,30 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mvtec_lab.config import Config
+from mvtec_lab.engine.process import without_hints
 from mvtec_lab.errors import LabError
 
-ONE = (1, "1", [0])  # what trainer.devices says to have a single one
+ONE = (1, "1", [0])  # values of trainer.devices that mean a single device
+
+
+@contextmanager
+def process_restored() -> Iterator[None]:
+    """Restore what Lightning changes of the process: environment variables, PyTorch's threads and determinism."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def precision(config: Config) -> str:
-    """The Trainer's precision: what the configuration says, or the fastest that the device has.
+    """Return the Trainer's precision: the configuration's, or the fastest that the device has.
 
     Raises:
         LabError: the device does not have the precision asked for.
@@ -25,43 +45,45 @@ def precision(config: Config) -> str:
     if wanted == "auto":
         return "bf16-mixed" if bf16 else "16-mixed" if gpu else "32"
     if (wanted.startswith("16") and not gpu) or (wanted.startswith("bf16") and gpu and not bf16):
-        raise LabError(f"trainer.precision={wanted} is not to be had on this device: give auto or 32")
+        raise LabError(f"this device does not have trainer.precision={wanted}: give auto or 32")
     return wanted
 
 
 def on_gpu(config: Config) -> bool:
+    """Return whether a configuration trains on a GPU of this machine."""
     return torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
 
 
 def build_trainer(config: Config, **kwargs: Any) -> pl.Trainer:
-    """Lightning's Trainer on the devices of a configuration.
+    """Return Lightning's Trainer on the devices of a configuration.
 
     Raises:
         LabError: a device, strategy or precision that this machine does not have.
     """
     t = config.trainer
-    # Stages that wait for the warm-up's end have no gradient, which plain DDP takes for a mistake; so has a linear
-    # layer beside retrieval alone, and those that rest once the groups of group_softmax train.
+    # Plain DDP refuses parameters without a gradient: stages before the warm-up's end, a linear layer beside retrieval
+    # alone, and the stages that stop once the groups of group_softmax train.
     resting = config.model.warmup_epochs > 0 or config.model.head == "retrieval" or config.loss.name == "group_softmax"
     rests = t.strategy in ("auto", "ddp") and t.devices not in ONE and resting
     try:
-        return pl.Trainer(
-            accelerator=t.accelerator,
-            devices=t.devices,
-            strategy="ddp_find_unused_parameters_true" if rests else t.strategy,
-            precision=precision(config),  # type: ignore[arg-type]
-            # On a GPU some kernels are not deterministic unless asked to be; on a CPU all that are used here are.
-            deterministic="warn" if torch.cuda.is_available() else None,
-            use_distributed_sampler=False,  # EpochSampler shares the images out itself
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            **kwargs,
-        )
+        with without_hints("pytorch_lightning"):
+            return pl.Trainer(
+                accelerator=t.accelerator,
+                devices=t.devices,
+                strategy="ddp_find_unused_parameters_true" if rests else t.strategy,
+                precision=precision(config),  # type: ignore[arg-type]
+                # On a GPU some kernels are deterministic only on request; on a CPU all that are used here are.
+                deterministic="warn" if torch.cuda.is_available() else None,
+                use_distributed_sampler=False,  # EpochSampler shares the images out itself
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+                **kwargs,
+            )
     except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LabError(
             f"trainer.accelerator={t.accelerator} trainer.devices={t.devices} trainer.strategy={t.strategy} "
-            f"cannot be had here: {reason}"
+            f"cannot be used here: {reason}"
         ) from error
 
 

@@ -31,6 +31,7 @@ from mvtec_lab.engine.history import History
 from mvtec_lab.engine.memory import peak_memory
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import log_picture, write_picture
+from mvtec_lab.engine.process import without_hints
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.knobs import settings
@@ -334,7 +335,7 @@ def quiet() -> Iterator[None]:
         "`training_step` returned `None`",  # a vote of neighbours has nothing to train
         "LeafSpec",  # Lightning's own use of PyTorch
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_hints("pytorch_lightning"):
         for hint in hints:
             warnings.filterwarnings("ignore", f".*{hint}.*")
         yield

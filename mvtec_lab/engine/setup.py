@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.results import CONFIG
-
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its hints would bury what the lab has to say
 
 SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"

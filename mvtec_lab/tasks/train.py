@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents
-from mvtec_lab.engine.devices import check_devices
+from mvtec_lab.engine.devices import check_devices, process_restored
 from mvtec_lab.engine.resume import clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
@@ -27,6 +27,7 @@ from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftove
 log = logging.getLogger(__name__)
 
 
+@process_restored()
 def run_attempt(
     config: Config | None = None,
     run_dir: str | Path = "outputs/run",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import length_hint
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,15 +185,18 @@ def collect(blocks: Iterable[Tensor], count: int = 0) -> Tensor:
 
 
 def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raise LabError if fewer bytes than needed are free on the device."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        try:
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        except (OSError, StopIteration):  # not Linux
-            return
+    """Refuse what needs more memory than is free.
+
+    Args:
+        needed: bytes.
+        device: where they are needed.
+        what: what needs them, and ``remedy`` how to need fewer, for the error line.
+
+    Raises:
+        LabError: fewer bytes are free.
+    """
+    gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if gpu else psutil.virtual_memory().available
     if needed > free:
         raise LabError(f"{what} take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free: {remedy}")
 

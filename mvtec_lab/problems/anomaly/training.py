@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from mvtec_lab.engine.memory import keep_memory
 from mvtec_lab.engine.run import Run
 from mvtec_lab.problems.anomaly.scores import Reading
 
@@ -41,8 +40,6 @@ def fit(run: Run) -> None:
     def batches() -> Reading:
         return Reading(train, data.batch_size, device)
 
-    if module.method.trains:
-        keep_memory()
     result.startup_seconds = time.perf_counter() - run.began
     started = time.perf_counter()
     module.to(device).eval()

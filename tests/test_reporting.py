@@ -211,7 +211,11 @@ def test_rare_classes_and_the_verdicts_metric_have_their_columns(tmp_path: Path)
     assert 0 < float(row["test_balanced_accuracy_low"]) < 0.925 < float(row["test_balanced_accuracy_high"]) < 1
     assert float(row["test_calibration_error"]) == pytest.approx(0.85 - 0.6)
     text = text_of((tmp_path / report.REPORT).read_text(encoding="utf-8"))
-    for part in ("test balanced accuracy accuracy macro F1", "head middle tail calibration", "0.700 1.000 1.000 0.250"):
+    for part in (
+        "test balanced accuracy accuracy macro F1",
+        "head recall middle recall tail recall calibration error",
+        "0.700 1.000 1.000 0.250",
+    ):
         assert part in text
 
 

@@ -303,7 +303,9 @@ def _group(name: str, heading: str = "") -> Metric:
         "the most frequent one (head), at most a fifth (tail), or between."
     )
     words = Words(aspect=_RARE, about=about, wide=True)
-    return _CLASSIFIED(f"{name}_recall", title=name, heading=heading, value=partial(_of_group, name), words=words)
+    return _CLASSIFIED(
+        f"{name}_recall", title=f"{name} recall", heading=heading, value=partial(_of_group, name), words=words
+    )
 
 
 def _of_group(name: str, metrics: Mapping[str, Any]) -> float | None:

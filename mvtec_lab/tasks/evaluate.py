@@ -21,6 +21,7 @@ from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.specs import all_metrics
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
@@ -29,20 +30,6 @@ from mvtec_lab.results import CONFIG, SAMPLES, RunResult, table_of, write_whole
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-OF_TYPES = ("image_auroc", "recall", "pixel_auroc", "pixel_aupro")
-TITLES = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "f1": "F1",
-    "precision": "precision",
-    "recall_of_defects": "recall",
-    "recall": "recall",
-    "false_alarm_rate": "false alarms",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_aupro": "AUPRO",
-    **{k: k for k in ("accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy", "loss", "calibration_error")},
-}
 
 
 def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str, Any]:
@@ -117,9 +104,8 @@ def _print(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     intervals = metrics["test"].get("intervals", {})
     if intervals:
         table.add_column("95% interval", justify="right")
-    groups = {key: f"{key} recall" for values in metrics.values() for key in values.get("group_recall", {})}
-    rows = [(title, [m.get(key) for m in metrics.values()], intervals.get(key)) for key, title in TITLES.items()]
-    rows += [(name, [m["group_recall"][key] for m in metrics.values()], None) for key, name in groups.items()]
+    rows = [(m.title, [m.of(values) for values in metrics.values()], intervals.get(m.key)) for m in all_metrics()]
+    rows.append(("loss", [values.get("loss") for values in metrics.values()], None))
     for name, figures, interval in rows:
         if any(isinstance(value, float) for value in figures):
             bounds = "" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
@@ -127,12 +113,13 @@ def _print(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     console = Console()
     console.print(table)
     if types := metrics["test"].get("by_type"):
-        keys = [key for key in OF_TYPES if any(key in values for values in types.values())]
+        keys = {key for values in types.values() for key in values}
+        of_types = {m.words.by_type: m.title for m in all_metrics() if m.words.by_type in keys}
         table = Table()
-        for column in ("defect type", "images", *(TITLES[key] for key in keys)):
+        for column in ("defect type", "images", *of_types.values()):
             table.add_column(column, justify="left" if column == "defect type" else "right")
         for kind, of_kind in types.items():
-            table.add_row(escape(kind), str(of_kind["images"]), *(_figure(of_kind.get(key)) for key in keys))
+            table.add_row(escape(kind), str(of_kind["images"]), *(_figure(of_kind.get(key)) for key in of_types))
         console.print(table)
 
 

@@ -13,6 +13,7 @@ from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quantile_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
+from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
 from mvtec_lab.problems.anomaly.scores import SHOWN, Scored, figures, pictures, prediction_rows, score, sheets
 from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
@@ -67,9 +68,9 @@ def _thresholds(run: Run, scored: dict[str, Scored]) -> tuple[float, float | Non
 
 
 def _summary(run: Run, test: Scored, metrics: dict, value: float) -> str:
-    titles = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "AUPRO": "pixel_aupro"}
     alarms = test.scores > value
-    ranks = "".join(f"{title} {metrics[key]:.3f}, " for title, key in titles.items() if metrics.get(key) is not None)
+    known = [(m.title, rank) for m in deciding("anomaly") if (rank := m.of(metrics)) is not None]
+    ranks = "".join(f"{title} {rank:.3f}, " for title, rank in known)
     return (
         f"{ranks}false alarms {(alarms & ~test.defect).sum()} of {(~test.defect).sum()} good images, misses "
         f"{(~alarms & test.defect).sum()} of {test.defect.sum()} defects (threshold {value:.3g}); fit "

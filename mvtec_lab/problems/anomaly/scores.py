@@ -16,6 +16,7 @@ from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation.anomaly import (
+    PIXEL_METRICS,
     PixelScores,
     image_figures,
     image_intervals,
@@ -114,7 +115,7 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
     intervals |= pixels.intervals()
     if metrics["missing_masks"]:
         run.warn(f"{metrics['missing_masks']} defect image(s) without a mask count in no pixel metric")
-    return {key: metrics[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro", "by_type")}
+    return {key: metrics[key] for key in (*PIXEL_METRICS, "by_type")}
 
 
 def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]:

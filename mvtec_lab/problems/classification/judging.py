@@ -10,6 +10,7 @@ import numpy as np
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline, top_confusions
+from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.problems.classification.explanations import explain
 from mvtec_lab.problems.classification.outcome import Outcome
@@ -34,11 +35,10 @@ def judge(run: Run) -> Judgement:
         board[f"pictures/{split}_mistakes_first"] = outcome.page
     if explanations is not None:
         pictures[EXPLANATIONS] = board["pictures/explanations"] = explanations
-    m = test.metrics
+    figures = ", ".join(f"{metric.title} {metric.of(test.metrics):.3f}" for metric in deciding("classification"))
     summary = (
-        f"test accuracy {m['accuracy']:.3f} (majority {result.majority_baseline:.3f}), balanced "
-        f"{m['balanced_accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, on {m['images']} images; best epoch "
-        f"{(result.best_epoch or 0) + 1} of {result.epochs}"
+        f"test {figures} (majority baseline {result.majority_baseline:.3f}), on {test.metrics['images']} images; best "
+        f"epoch {(result.best_epoch or 0) + 1} of {result.epochs}"
     )
     metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
     rows = [row for outcome in outcomes.values() for row in outcome.rows()]

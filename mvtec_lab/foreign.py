@@ -1,7 +1,7 @@
-"""Read files of a run's directory, which may come from elsewhere: they are data, checked before they are believed.
+"""Read the files of a run's directory, which may come from elsewhere: every file is checked before it is used.
 
-No file is followed out of its directory, none is larger than such a file gets, and what cannot be read is answered in
-one line with the file's name.
+A link out of the directory and a file of an unusual size are refused, and an unreadable file is answered in one line
+with its name.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mvtec_lab.errors import LabError
 MIB = 1 << 20
 # Bytes, several times what a large run needs: 250 classes, 10,000 images. A config has some 3 KB, and YAML is slow.
 MOST = {".yaml": MIB // 4, ".json": 16 * MIB, ".csv": 64 * MIB, ".jpg": 16 * MIB, ".npz": 512 * MIB}
-LARGEST = 1e15  # no figure of a run comes near it, and every integer below it is exact as a float
-# Terminals act upon control characters, and half of a surrogate pair cannot be written as UTF-8.
+LARGEST = 1e15  # no number of a run comes near it, and every integer below it is exact as a float
+# Terminals obey control characters, and half of a surrogate pair cannot be written as UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def damaged(path: Path, reason: object) -> LabError:
-    """Return the answer to a file that cannot be read, or that says what cannot be."""
-    said = " ".join(str(reason).split())
-    return LabError(f"{path} is damaged ({said[:300]}): run that attempt again or remove it")  # 300: still one line
+    """Return the error for a file that cannot be read, or whose content is impossible."""
+    text = " ".join(str(reason).split())
+    return LabError(f"{path} is damaged ({text[:300]}): run that attempt again or remove it")  # 300: still one line
 
 
 def file_of(run_dir: str | os.PathLike[str], name: str) -> Path | None:
     """Return a file of a run's directory; None where there is none.
 
     Raises:
-        LabError: it is a link that leads out of the directory, no regular file, or too large.
+        LabError: it is a link out of the directory, no regular file, or too large.
     """
     path = Path(run_dir, name)
     if not os.path.lexists(path):
@@ -57,7 +57,7 @@ def file_of(run_dir: str | os.PathLike[str], name: str) -> Path | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         LabError: it cannot be read, or holds a number that is not finite or too large.
@@ -71,22 +71,22 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return what a YAML file holds as plain values; ``${...}`` is text like any other.
+    """Return the content of a YAML file as plain values; ``${...}`` is text like any other.
 
     Raises:
-        LabError: it cannot be read, or holds no keys.
+        LabError: it cannot be read, or has no keys.
     """
     try:
         values = _sound(yaml.load(path.read_text(encoding="utf-8"), _Plain) or {})
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise damaged(path, error) from error
     if not isinstance(values, dict):
-        raise damaged(path, "it holds no keys")
+        raise damaged(path, "it has no keys")
     return values
 
 
 class _Plain(yaml.SafeLoader):
-    """Load YAML without references, by which a few lines stand for gigabytes."""
+    """Load YAML and refuse references, by which a few lines can stand for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -95,42 +95,42 @@ class _Plain(yaml.SafeLoader):
 
 
 def _sound(value: Any, most: float = sys.float_info.max) -> Any:
-    """Return the value with what is unprintable replaced; ValueError for a number that cannot be a figure."""
+    """Return the value with unprintable characters replaced; raise ValueError for a number that is not used here."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub("�", value)
     if isinstance(value, Mapping):
         return {_sound(key) if isinstance(key, str) else str(key): _sound(inner, most) for key, inner in value.items()}
     if isinstance(value, list):
         return [_sound(inner, most) for inner in value]
-    if isinstance(value, int | float) and not abs(value) <= most:  # NaN is not either
+    if isinstance(value, int | float) and not abs(value) <= most:  # true of NaN as well
         raise ValueError(f"{str(value)[:20]} is no number that is used here")
     return value
 
 
 class Share:
-    """A number from 0 to 1, or above it by what sums in floating point round up."""
+    """Mark a number from 0 to 1, with a margin for the rounding of sums."""
 
 
 class Size:
-    """A number of 0 or more."""
+    """Mark a number of 0 or more."""
 
 
 class Count:
-    """A whole number of 0 or more."""
+    """Mark a whole number of 0 or more."""
 
 
 def misfit(value: Any, hint: Any, name: str = "") -> str | None:
-    """Return which part of a value is not what its type says, ``metrics.test.accuracy is '7.5'``; None: all is.
+    """Return the part of a value that does not fit its type, ``metrics.test.accuracy is '7.5'``; None: all fits.
 
-    Types are those of plain values, lists and dicts with text as keys, dataclasses and TypedDicts (whose other keys,
-    of a later version perhaps, are let pass), and Share, Size and Count.
+    Types are those of plain values, lists and dicts with text as keys, dataclasses and TypedDicts (whose unknown keys,
+    perhaps of a later version, are ignored), and Share, Size and Count.
     """
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return None
     if origin in (Union, types.UnionType):
         wrong = [misfit(value, part, name) for part in parts]
-        return None if None in wrong else max(map(str, wrong), key=len)  # the one that looked deepest
+        return None if None in wrong else max(map(str, wrong), key=len)  # the one that went deepest
     known = is_typeddict(hint) or is_dataclass(hint)
     if known or origin in (list, dict):
         kind: Any = list if origin is list else dict
@@ -140,13 +140,13 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
             return f"{name} has no {lacking[0]}"
         hints = get_type_hints(hint) if known else {}
         inner: Any = enumerate(value) if origin is list else value.items()
-        found = (
+        misfits = (
             misfit(part, hints[key] if known else parts[-1], f"{name}.{key}" if name else str(key))
             for key, part in inner
             if not known or key in hints
         )
-        return next((wrong for wrong in found if wrong), None)
-    number = isinstance(value, int | float) and not isinstance(value, bool)  # which is an int to Python
+        return next((wrong for wrong in misfits if wrong), None)
+    number = isinstance(value, int | float) and not isinstance(value, bool)  # a bool is an int in Python
     if hint in (Share, Size, Count):
         right = number and value >= 0 and not (hint is Share and value > 1 + 1e-9) and not (hint is Count and value % 1)
     elif hint in (int, float):

@@ -1,7 +1,7 @@
-"""The lock on a run's directory: one process works there, and others can see that it does.
+"""Lock a run's directory: one process works there, and others can see that it does.
 
-The lock is the system's: no file, and gone with its process, however that ends. Windows and some network file systems
-have none: there nobody is kept out, and nobody is seen.
+The lock is the system's: it needs no file, and ends with its process in any case. Windows and some network file systems
+have no such lock: there no process is kept out, and none is seen.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOOK = 0.05  # seconds; a look by in_use is over in microseconds
+LOOK = 0.05  # seconds; in_use holds the lock for microseconds
 
 
 @contextmanager
 def held(run_dir: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a directory while one writes there: to them a run looks like one that was killed.
+    """Hold the lock of a directory while this process writes there, so that others keep out.
+
+    Args:
+        run_dir: is created where it does not exist.
+        wait: until another process has finished.
 
     Raises:
-        LabError: another process is at it and this one is not to ``wait``, or the directory cannot be made.
+        LabError: another process holds it and ``wait`` is false, or the directory cannot be created.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ def in_use(run_dir: Path) -> bool:
         return False
     try:
         descriptor = os.open(run_dir, os.O_RDONLY)
-    except OSError:  # it is not there, or is not ours to read
+    except OSError:  # it does not exist, or may not be read
         return False
     try:
         return not _locked(descriptor, fcntl.LOCK_SH)
@@ -67,7 +71,7 @@ def in_use(run_dir: Path) -> bool:
 
 
 def _locked(descriptor: int, kind: int) -> bool:
-    """Take a lock unless another process has one; where the file system has no locks, everybody has it."""
+    """Take a lock and return True; False where another process has it; True where the file system has no locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

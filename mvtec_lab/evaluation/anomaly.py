@@ -1,7 +1,7 @@
-"""How well raw anomaly scores tell defects from good images, and anomaly maps defective pixels from sound ones.
+"""Measure how well anomaly scores separate defects from good images, and anomaly maps defective from sound pixels.
 
-The higher a score, the less like good; whatever scores *above* a threshold is called a defect. An image's kind is
-"good" or its defect type.
+A higher score means less like good; a score *above* a threshold is called a defect. An image's kind is "good" or its
+defect type.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from mvtec_lab.results import write_whole
 
 PRO_LIMIT = 0.3  # of the false-positive rate: the MVTec authors', Bergmann et al., IJCV 129, 2021
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
-BINS = 2048  # the pixel metrics of real maps are then 1e-5 off; with half as many, 3e-5
-SAMPLE = 128  # rows and columns of a map that help choose the bins: 1,000 maps then take some 150 MiB
+BINS = 2048  # the error of pixel metrics of real maps is then 1e-5; with half as many bins, 3e-5
+SAMPLE = 128  # rows and columns of a map that choose the bins: 1,000 maps then take some 150 MiB
 UNPACKED = 1 << 30  # bytes of a saved file: 24 KiB each of 40,000 images
 CHUNK = 100  # resamples computed at a time, in some 30 MiB
 
 
 def image_metrics(scores: npt.ArrayLike, kinds: Sequence[str], threshold: float | None = None) -> dict[str, Any]:
-    """Score images [N] by their raw scores; plain Python values, ready for JSON.
+    """Return the metrics of raw scores of images [N]: plain Python values, ready for JSON.
 
-    image_auroc, image_ap; at the threshold f1, precision, recall, false_alarm_rate (the good images' share above it),
-    accuracy, balanced_accuracy; by_type: each defect type's images, image_auroc (against all good images) and recall.
-    None: what needs good images, defects or a threshold where there are none, and the precision of no alarm at all.
+    image_auroc, image_ap; at the threshold f1, precision, recall, false_alarm_rate (the share of the good images above
+    it), accuracy, balanced_accuracy; by_type: images, image_auroc (against all good images) and recall of each defect
+    type. A metric is None where the good images, defects, alarms or the threshold that it needs are missing.
 
     Raises:
         LabError: a score is not finite.
-        ValueError: no images, or not one kind a score.
+        ValueError: no images, or not one kind per score.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores, truth = _scored(scores, kinds)
     both = truth.any() and not truth.all()
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "image_auroc": float(roc_auc_score(truth, scores)) if both else None,
         "image_ap": float(average_precision_score(truth, scores)) if both else None,
         "threshold": threshold,
@@ -53,16 +53,16 @@ def image_metrics(scores: npt.ArrayLike, kinds: Sequence[str], threshold: float 
     }
     for kind in sorted(set(kinds) - {"good"}):
         here = np.array([k == kind for k in kinds])
-        found["by_type"][kind] = {
+        metrics["by_type"][kind] = {
             "images": int(here.sum()),
             "image_auroc": float(roc_auc_score(here[here | ~truth], scores[here | ~truth])) if both else None,
             "recall": None if threshold is None else float((scores[here] > threshold).mean()),
         }
-    return found
+    return metrics
 
 
 def image_figures(scores: np.ndarray, kinds: Sequence[str], value: float) -> dict[str, Any]:
-    """Return ``image_metrics``, and what every run has of its classes, here good and defect."""
+    """Return ``image_metrics`` and the ``classification_metrics`` of the two classes good and defect."""
     metrics = image_metrics(scores, kinds, value)
     labels = np.array([kind != "good" for kind in kinds], dtype=np.int64)
     as_classifier = classification_metrics(labels, np.eye(2)[(scores > value).astype(np.int64)], ["good", "defect"])
@@ -95,20 +95,20 @@ def _decisions(scores: np.ndarray, truth: np.ndarray, threshold: float | None) -
 def image_intervals(
     scores: npt.ArrayLike, kinds: Sequence[str], confidence: float = 0.95
 ) -> dict[str, tuple[float, float] | None]:
-    """Intervals of image_auroc and image_ap: the outer bounds of a bootstrap over images and of a score interval.
+    """Return the intervals of image_auroc and image_ap: the outer bounds of a bootstrap and of a score interval.
 
-    The bootstrap (each resample has as many good images and defects) is too narrow near 1 and has no width at 1: of 20
-    good images and 63 defects with AUROC 0.85 to 0.995, its 95% interval held the truth in 94% of the simulations at
-    best and in 13% at worst. The score intervals do not degenerate: ``mann_whitney_interval``, and Wilson's, with AP as
-    a proportion of the defects (the binomial interval of Boyd, Eng and Page, ECML 2013, in its score form); alone they
-    held it in 86 to 100%, the outer bounds in 92 to 100%.
+    The bootstrap (each resample has the same number of good images and of defects) is too narrow near 1 and has no
+    width at 1: with 20 good images, 63 defects and AUROC 0.85 to 0.995, its 95% interval held the truth in 13 to 94% of
+    the simulations. The score intervals keep a width: ``mann_whitney_interval``, and Wilson's, with AP as a proportion
+    of the defects (the binomial interval of Boyd, Eng and Page, ECML 2013, in its score form). Alone they held the
+    truth in 86 to 100%, the outer bounds in 92 to 100%.
 
-    Of perfect separation this says that AUROC is in [0.93, 1] with those numbers. Without any assumption on the scores'
-    distributions less can be said: however they look, AUROC is at least 0.05 ** (1 / images of the rarer kind), here
-    0.86, since a lower one separates so many images perfectly in less than 5% of the draws. (Obuchowski and Lieber,
-    Academic Radiology 9, 2002, have bounds between the two for normal scores.)
+    For perfect separation the interval of AUROC is [0.93, 1] with those numbers. If nothing is assumed of the scores'
+    distributions, the bound is lower: AUROC is at least 0.05 ** (1 / images of the rarer kind), here 0.86, since a
+    lower AUROC separates that number of images perfectly in less than 5% of the draws. (Obuchowski and Lieber, Academic
+    Radiology 9, 2002, have bounds between the two for normal scores.)
 
-    None without good images or without defects.
+    Both intervals are None where good images or defects are missing.
     """
     scores, truth = _scored(scores, kinds)
     defects = int(truth.sum())
@@ -134,11 +134,12 @@ def image_intervals(
 
 
 def quantile_threshold(good_scores: npt.ArrayLike, quantile: float) -> float:
-    """The threshold above which a share ``1 - quantile`` of new good images is expected, from good validation scores.
+    """Return the threshold above which a share ``1 - quantile`` of new good images is expected.
 
-    Interpolated at position quantile * (n + 1) (Weibull's): of n scores, the k-th lowest is exceeded by 1 - k / (n + 1)
-    of new ones on average, whatever their distribution. NumPy's default would promise 5% false alarms of 42 images and
-    give 7%. Beyond n / (n + 1) it is the highest score, of which 1 / (n + 1) false alarms are expected.
+    It is interpolated from good validation scores at position quantile * (n + 1) (Weibull's): new scores exceed the
+    k-th lowest of n with probability 1 - k / (n + 1), whatever their distribution. With 42 images and quantile 0.95,
+    NumPy's default gives 7% false alarms instead of 5%. Above n / (n + 1) it is the highest score, with 1 / (n + 1)
+    false alarms expected.
 
     Raises:
         LabError: no scores, or one is not finite.
@@ -150,7 +151,7 @@ def quantile_threshold(good_scores: npt.ArrayLike, quantile: float) -> float:
 
 
 def best_f1_threshold(scores: npt.ArrayLike, truth: npt.ArrayLike) -> float:
-    """The highest of the thresholds of best F1, halfway between two scores; it has seen the defects [N] bool.
+    """Return the highest threshold of best F1, halfway between two scores; ``truth`` [N] says which are defects.
 
     Raises:
         LabError: no defects, or a score is not finite.
@@ -159,7 +160,7 @@ def best_f1_threshold(scores: npt.ArrayLike, truth: npt.ArrayLike) -> float:
 
     scores, truth = _finite(scores), np.asarray(truth, dtype=bool)
     if not truth.any():
-        raise LabError("threshold.rule=best_f1 needs defects, and there are none: threshold.rule=quantile does without")
+        raise LabError("threshold.rule=best_f1 needs defects, and there are none: give threshold.rule=quantile")
     precision, recall, cuts = precision_recall_curve(truth, scores)  # at or above the ascending cuts
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
     cut = cuts[np.flatnonzero(f1[:-1] >= f1[:-1].max() - 1e-12)[-1]]  # equal ones differ by rounding
@@ -171,17 +172,17 @@ def best_f1_threshold(scores: npt.ArrayLike, truth: npt.ArrayLike) -> float:
 class PixelScores:
     """Pixel AUROC, average precision and AUPRO at the masks' full resolution, image by image in bounded memory.
 
-    Of each image only histograms are kept (24 KiB), over BINS scores fixed ahead: quantiles of the maps, half of them
-    spread evenly and half ever finer towards the highest. In a bin, positives and negatives are taken to be mixed
-    evenly; a score that many pixels share has a bin of its own, where they count as tied. On bottle's 67 million pixels
-    every figure lies within 1e-5 of the exact one, whether maps are plain, skewed, saturated, rounded or noise.
+    Only histograms of each image are kept (24 KiB), over BINS scores fixed before: quantiles of the maps, half of them
+    spread evenly and half finer and finer towards the highest. In a bin, positives and negatives count as mixed evenly;
+    a score that many pixels share has a bin of its own, where they count as tied. On bottle's 67 million pixels every
+    metric lies within 1e-5 of the exact one, whether maps are plain, skewed, saturated, rounded or noise.
 
-    AUPRO: the mean over the masks' regions of the share found, integrated over the false-positive rate up to a limit
-    and divided by it; regions are 8-connected (Bergmann et al., IJCV 129, 2021, and the evaluation code that comes with
-    MVTec AD), the curve's points joined by straight lines, at the limit too.
+    AUPRO is the mean over the masks' regions of the share of their pixels above a threshold, integrated over the
+    false-positive rate up to a limit and divided by it; regions are 8-connected (Bergmann et al., IJCV 129, 2021, and
+    the evaluation code of MVTec AD), and the points of the curve are joined by straight lines, at the limit too.
 
     Args:
-        maps: all maps that will be added, [H, W] each, of any resolution: to choose the bins.
+        maps: all maps that will be added, [H, W] each, of any resolution; they choose the bins.
 
     Raises:
         LabError: a score is not finite.
@@ -207,7 +208,8 @@ class PixelScores:
         Args:
             scores: the map [h, w], spread over the mask bilinearly in single precision, corners apart by half a pixel
                 (OpenCV's INTER_LINEAR, torch's ``align_corners=False``).
-            mask: [H, W], not zero where defective; None: all of a good image is sound, and a defect image is left out.
+            name: of the image.
+            mask: [H, W], not zero where defective; None: a good image is sound everywhere, a defect image is left out.
             kind: "good" or the defect type.
             size: (H, W) of a good image, where it differs from its map's.
 
@@ -235,9 +237,10 @@ class PixelScores:
         self._counts.append(counts)
 
     def metrics(self, limit: float = PRO_LIMIT) -> dict[str, Any]:
-        """The PIXEL_METRICS over all images and, by_type, of each defect type beside the good ones; plain values.
+        """Return the PIXEL_METRICS over all images and, by_type, of each defect type beside the good images.
 
-        images: how many were counted; missing_masks: how many left out. None: no pixel is defective, or none sound.
+        images is the number of images that count, missing_masks that of images left out. A metric is None where no
+        pixel is defective, or none is sound.
         """
         types = sorted(set(self.kinds) - {"good"})
         return {
@@ -251,10 +254,11 @@ class PixelScores:
         }
 
     def intervals(self, limit: float = PRO_LIMIT, confidence: float = 0.95) -> dict[str, tuple[float, float] | None]:
-        """Percentile intervals of the PIXEL_METRICS over resampled images, as many good and defective each time.
+        """Return percentile intervals of the PIXEL_METRICS over resampled images.
 
-        None of fewer than two images with a defect, or without a sound pixel in one of the draws. Maps that are
-        right everywhere in every image leave no width: such an interval says nothing.
+        Each resample has the same number of good and of defective images. An interval is None with fewer than two
+        images with a defect, or where a draw has no sound pixel. Maps that are right everywhere in every image leave an
+        interval without width, which says nothing.
         """
         drawn = self.draws(limit)[1:]
         if self._defect().sum() < 2 or np.isnan(drawn).any():
@@ -265,7 +269,7 @@ class PixelScores:
     def draws(self, limit: float = PRO_LIMIT) -> np.ndarray:
         """Return the PIXEL_METRICS of the images as they are, then of RESAMPLES draws of them: [1 + RESAMPLES, 3].
 
-        The draws are the same whatever the order the images were added in. NaN as ``metrics`` has None.
+        The draws do not depend on the order in which the images were added. NaN stands where ``metrics`` has None.
         """
         order = np.argsort(self.names)
         drawn = np.ones((1 + RESAMPLES, len(order)))
@@ -273,11 +277,11 @@ class PixelScores:
         return self._values(drawn, limit)
 
     def contributions(self, limit: float = PRO_LIMIT) -> tuple[np.ndarray, np.ndarray]:
-        """Return what each image contributes to the PIXEL_METRICS, [N, 3], the images in the order of their names, and
-        which of them have a defect, [N]: what two methods' contributions differ by is paired.
+        """Return what each image contributes to the PIXEL_METRICS, [N, 3], and which images have a defect, [N].
 
-        These are jackknife pseudo-values: n times the metric less n - 1 times the metric without that image, for n
-        images of its kind, good or defective, whose total weight stays. NaN where one of the metrics does not exist.
+        The images are in the order of their names, so that the contributions of two methods are paired. They are
+        jackknife pseudo-values: n times the metric minus n - 1 times the metric without that image, for n images of its
+        kind, good or defective, whose total weight stays. NaN where one of the metrics does not exist.
         """
         order, defect = np.argsort(self.names), self._defect()
         if not self._counts:
@@ -297,7 +301,7 @@ class PixelScores:
         return values[order], defect[order]
 
     def save(self, path: Path) -> None:
-        """Write what was counted to an .npz file, for a later comparison."""
+        """Write the counts to an .npz file, for a later comparison."""
         counts = np.array(self._counts, dtype=np.float32).reshape(-1, 3, len(self.edges) + 1)
         file = io.BytesIO()
         np.savez_compressed(
@@ -307,12 +311,12 @@ class PixelScores:
 
     @classmethod
     def load(cls, path: Path) -> PixelScores:
-        """Read what ``save`` wrote.
+        """Return the counts that ``save`` wrote.
 
         Raises:
             ValueError: it is not what was saved, or unpacks to more than UNPACKED; other errors of NumPy and zipfile.
         """
-        with zipfile.ZipFile(path) as archive:  # before NumPy makes room for what the file says of itself
+        with zipfile.ZipFile(path) as archive:  # before NumPy allocates the sizes that the file states
             if sum(entry.file_size for entry in archive.infolist()) > UNPACKED:
                 raise ValueError(f"it unpacks to more than {UNPACKED:,} bytes")
         found = cls.__new__(cls)
@@ -323,18 +327,18 @@ class PixelScores:
         if found.edges.ndim != 1 or counts.shape != sizes or counts.dtype != np.float32:
             raise ValueError(f"counts are {counts.dtype} {counts.shape}, expected float32 {sizes}")
         if not (np.isfinite(found.edges).all() and np.isfinite(counts).all() and (counts >= 0).all()):
-            raise ValueError("a count or a score is none")
+            raise ValueError("a count or a score is not finite, or a count is negative")
         if len(set(found.names)) < sizes[0] or len(found.kinds) != sizes[0]:
             raise ValueError("an image is named twice, or has no kind")
         found._counts = list(counts)
         return found
 
     def _defect(self) -> np.ndarray:
-        """Which images have a defective pixel: draws that keep their number have all metrics."""
+        """Return which images have a defective pixel: draws that keep their number have all metrics."""
         return np.array([counts[1].any() for counts in self._counts], dtype=bool)
 
     def _values(self, weights: np.ndarray, limit: float) -> np.ndarray:
-        """The PIXEL_METRICS [R, 3] where each image counts ``weights`` [R, N] times; NaN where they do not exist."""
+        """Return the PIXEL_METRICS [R, 3] of images that count ``weights`` [R, N] times; NaN as in ``draws``."""
         if not self._counts:
             return np.full((len(weights), 3), np.nan)
         each = np.stack(self._counts)[:, :, ::-1].reshape(len(self._counts), -1)
@@ -355,11 +359,12 @@ class PixelScores:
 
 
 def _areas(counts: np.ndarray, tied: np.ndarray, limit: float) -> np.ndarray:
-    """AUROC, average precision and AUPRO [..., 3]; NaN where nothing is positive or nothing negative.
+    """Return AUROC, average precision and AUPRO [..., 3]; NaN where nothing is positive or nothing negative.
 
     Args:
         counts: negatives, positives and positives as shares of their regions, [..., 3, B], from the highest score down.
-        tied: the bins [B] of which all scores are equal; in the others they are taken to be mixed evenly.
+        tied: the bins [B] in which all scores are equal; in the others they count as mixed evenly.
+        limit: of the false-positive rate, for AUPRO.
     """
     counts = counts.astype(np.float64)
     negative, positive = counts[..., 0, :], counts[..., 1, :]
@@ -385,12 +390,12 @@ def _in_chunks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -
 
 
 def _before(curve: np.ndarray) -> np.ndarray:
-    """Each bin's start: the end of the one before, 0 at first."""
+    """Return the start of each bin: the end of the one before, 0 at first."""
     return np.concatenate([np.zeros_like(curve[..., :1]), curve[..., :-1]], axis=-1)
 
 
 def _edges(maps: Iterable[npt.ArrayLike]) -> np.ndarray:
-    """At most 2 * BINS ascending scores, float32, between which pixels are counted together."""
+    """Return at most 2 * BINS ascending scores, float32, between which pixels are counted together."""
     import cv2
 
     parts: list[np.ndarray] = []
@@ -408,12 +413,12 @@ def _edges(maps: Iterable[npt.ArrayLike]) -> np.ndarray:
 
 
 def _above(scores: np.ndarray) -> np.ndarray:
-    """The next larger number: what equal scores between which OpenCV interpolates stay below."""
+    """Return the next larger numbers: OpenCV's interpolation between equal scores stays below them."""
     return np.nextafter(scores, np.float32(np.inf))
 
 
 def _resamples(defect: np.ndarray) -> np.ndarray:
-    """How often each image [N] is drawn in each of RESAMPLES, where good ones and defects are drawn apart."""
+    """Return how often each resample draws each image, [RESAMPLES, N]: good images and defects are drawn apart."""
     rng, drawn = np.random.default_rng(0), np.zeros((RESAMPLES, len(defect)))
     for kind in (defect, ~defect):
         if number := int(kind.sum()):
@@ -422,7 +427,7 @@ def _resamples(defect: np.ndarray) -> np.ndarray:
 
 
 def _scored(scores: npt.ArrayLike, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Finite scores, and which are defects."""
+    """Return the scores, which are finite, and which of them are defects."""
     scores, truth = _finite(scores), np.array([kind != "good" for kind in kinds], dtype=bool)
     if not len(truth):
         raise ValueError("no images to score")
@@ -432,9 +437,9 @@ def _scored(scores: npt.ArrayLike, kinds: Sequence[str]) -> tuple[np.ndarray, np
 
 
 def _finite(scores: npt.ArrayLike) -> np.ndarray:
-    """As an array; single precision stays."""
+    """Return scores as an array, in the precision that they have; LabError where one is not finite."""
     scores = np.asarray(scores)
     scores = scores if scores.dtype == np.float32 else scores.astype(np.float64)
     if not np.isfinite(scores).all():
-        raise LabError("anomaly scores are not finite: the method has diverged; a lower optimizer.lr may mend it")
+        raise LabError("anomaly scores are not finite: the method has diverged; give a lower optimizer.lr")
     return scores

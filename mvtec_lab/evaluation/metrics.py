@@ -1,4 +1,4 @@
-"""Classification metrics: pure functions on arrays."""
+"""Compute classification metrics: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 BINS = 15  # of the calibration error: Guo et al.'s number
 GROUPS = ("head", "middle", "tail")
-# Shares of the most frequent class's training images, at least and at most. The literature's thresholds, 100 and 20
-# images, are meant for ImageNet-LT: of a few dozen images all classes would be tail, so the rule is a relative one.
+# Least and largest share of the most frequent class's training images. The literature's thresholds, 100 and 20 images,
+# are made for ImageNet-LT: with a few dozen images all classes would be tail, so the rule here is relative.
 HEAD, TAIL = 1 / 2, 1 / 5
 
 
 def frequency_groups(counts: Sequence[int]) -> list[str]:
-    """Sort classes into head, middle and tail by their training images, beside those of the most frequent class."""
+    """Return head, middle or tail for each class, by its training images relative to the most frequent class."""
     shares = np.asarray(counts) / max(*counts, 1)
     return ["head" if share >= HEAD else "tail" if share <= TAIL else "middle" for share in shares]
 
 
 def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> np.ndarray:
-    """Count the pairs (label, prediction): int array [C, C], rows truth, columns prediction.
+    """Return the counts of the pairs (label, prediction): int array [C, C], rows truth, columns prediction.
 
     Raises:
         ValueError: a label or prediction lies outside [0, C).
@@ -36,7 +36,7 @@ def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: in
 
 
 def top_confusions(matrix: np.ndarray, classes: Sequence[str], most: int = 20) -> list[tuple[str, str, int, int]]:
-    """Return the most frequent mistakes of a confusion matrix: truth, prediction, how often, of how many images."""
+    """Return the most frequent mistakes of a confusion matrix: truth, prediction, count, images of that truth."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     places = zip(*np.unravel_index(order, matrix.shape), strict=True)
@@ -49,11 +49,11 @@ def classification_metrics(
     classes: Sequence[str],
     train_counts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Score probabilities [N, C] against labels [N] in [0, C); plain Python values, ready for JSON.
+    """Return the metrics of probabilities [N, C] for labels [N] in [0, C): plain Python values, ready for JSON.
 
     accuracy; balanced_accuracy: mean recall over the classes among the labels; macro_f1: mean over the classes among
-    labels or predictions; defect_accuracy: over the images that are not "good", None where there are none or no class
-    is called so; loss: mean cross-entropy in nats; calibration_error: how far the predicted class's probability lies
+    labels or predictions; defect_accuracy: over the images that are not "good", None without such images or without a
+    class "good"; loss: mean cross-entropy in nats; calibration_error: how far the predicted class's probability lies
     from the share of right predictions (Guo et al., ICML 2017); recall: by class name, None for a class without images;
     group_recall: mean recall over the classes of each of GROUPS among the labels, None where there are none, and {}
     without ``train_counts``, the training images of each class; images: N.
@@ -92,16 +92,16 @@ def classification_metrics(
 
 
 def _calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
-    """Over bins of equal width, open below: each bin's gap between confidence and accuracy, weighted by its images."""
+    """Return the mean gap between confidence and accuracy over bins of equal width, weighted by their images."""
     bins = np.ceil(confidences * BINS).astype(int).clip(1, BINS)  # single precision sums to a little over 1
     return float(np.abs(np.bincount(bins, weights=right - confidences)).sum() / len(right))
 
 
 def _group_recall(recall: Sequence[float | None], groups: Sequence[str]) -> dict[str, float | None]:
-    found = {g: [r for r, group in zip(recall, groups, strict=True) if group == g and r is not None] for g in GROUPS}
-    return {group: float(np.mean(values)) if values else None for group, values in found.items()}
+    known = {g: [r for r, group in zip(recall, groups, strict=True) if group == g and r is not None] for g in GROUPS}
+    return {group: float(np.mean(values)) if values else None for group, values in known.items()}
 
 
 def majority_baseline(train_labels: npt.ArrayLike, test_labels: npt.ArrayLike) -> float:
-    """Test accuracy of always naming training's most frequent class (of several, the lowest index)."""
+    """Return the test accuracy of always naming training's most frequent class (of several, the lowest index)."""
     return float(np.mean(np.asarray(test_labels) == np.bincount(np.asarray(train_labels)).argmax()))

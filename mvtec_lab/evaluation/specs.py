@@ -265,14 +265,14 @@ def _compare_scores(first: Runs, second: Runs) -> tuple[Difference, str]:
 
 def _compare_pixels(key: str, first: Runs, second: Runs) -> tuple[Difference, str]:
     title = METRICS[key].title
-    contributions = [[tested.contributions for tested in runs] for runs in (first, second)]
-    known = [found for of_attempt in contributions for found in of_attempt if found is not None]
-    names = {tuple(found[0]) for found in known}
-    if len(known) < len(first) + len(second) or len(names) != 1 or any(np.isnan(found[1]).any() for found in known):
+    maps = [[tested.contributions for tested in runs] for runs in (first, second)]
+    known = [of_run for of_attempt in maps for of_run in of_attempt if of_run is not None]
+    names = {tuple(of_run[0]) for of_run in known}
+    if len(known) < len(first) + len(second) or len(names) != 1 or any(np.isnan(of_run[1]).any() for of_run in known):
         raise NotComparableError(f"without maps and masks of the same images of both there is no {title}")
-    ours, theirs = (np.mean([found[1] for found in of_attempt if found], axis=0) for of_attempt in contributions)
+    ours, theirs = (np.mean([of_run[1] for of_run in of_attempt if of_run], axis=0) for of_attempt in maps)
     value, other = (st.fmean(tested.run.metrics["test"][key] for tested in runs) for runs in (first, second))
-    change, defect = (ours - theirs)[:, PIXEL_METRICS.index(key)], known[-1][2]
+    change, defect = (ours - theirs)[:, PIXEL_METRICS.index(key)], known[0][2]
     try:
         difference = differences.of_images(value - other, (change[~defect], change[defect]), EXTRA[key])
     except ValueError as error:
@@ -297,142 +297,110 @@ def _majority(run: RunResult, of_class: Callable[[float], float]) -> float | Non
     return None if share is None or not classes else of_class(share) / classes
 
 
-def _group(name: str, heading: str = "") -> Metric:
-    about = (
-        "Head, middle, tail: mean recall on test images of the classes with at least half as many training images as "
-        "the most frequent one (head), at most a fifth (tail), or between."
-    )
-    words = Words(aspect=_RARE, about=about, wide=True)
-    return _CLASSIFIED(
-        f"{name}_recall", title=f"{name} recall", heading=heading, value=partial(_of_group, name), words=words
-    )
+def _of_group(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda metrics: metrics.get("group_recall", {}).get(name)
 
 
-def _of_group(name: str, metrics: Mapping[str, Any]) -> float | None:
-    value: float | None = metrics.get("group_recall", {}).get(name)
-    return value
+def _metric(problem: str, key: str, title: str, heading: str = "", words: Words = Words(), **own: Any) -> Metric:
+    return Metric(key, problem, title, heading, words=words, **own)
 
 
-_RARE = "Rare classes, and calibration"
+# Classification.
 _MAJORITY = "always naming the most frequent class"
-_CLASSIFIED = partial(Metric, problem="classification")
-_SCORED = partial(Metric, problem="anomaly")
+_class = partial(_metric, "classification")
+_deciding_class = partial(_class, decides=True)
 _classes = partial(Inference, ("label", "prediction"))
+_ACCURACY = _classes(interval=_share_interval, paired=_compare_accuracy, resolution=lambda images, runs: 1 / images)
+_BALANCED = _classes(
+    interval=_balanced_interval,
+    together=_balanced_together,
+    paired=partial(_compare_classes, statistics.balanced_accuracy),
+    resolution=_rarest,
+)
+_MACRO = _classes(
+    together=_macro_together,
+    paired=partial(_compare_classes, statistics.macro_f1),
+    single="give cv.folds, or another verdict.metric",
+    resolution=_rarest,
+)
+_SHARE = (lambda run: run.majority_baseline, _MAJORITY)
+_ONE_CLASS = (partial(_majority, of_class=lambda share: float(share > 0)), _MAJORITY)
+_ONE_F1 = (partial(_majority, of_class=lambda share: 2 * share / (1 + share)), _MAJORITY)  # recall is 1
+_ALL = Words(implied=True, step="one image", aside="accuracy on all images")
+_RARE = "Rare classes, and calibration"
+_GROUPS = Words(
+    aspect=_RARE,
+    about="Head, middle, tail: mean recall on test images of the classes with at least half as many training images as "
+    "the most frequent one (head), at most a fifth (tail), or between.",
+    wide=True,
+)
+_CALIBRATION = Words(
+    aspect=_RARE,
+    about="Calibration error: how far the predicted class's probability is from the share of right predictions; on a "
+    "few dozen images some of it is luck.",
+)
+# Anomaly.
+_anomaly = partial(_metric, "anomaly")
+_deciding_anomaly = partial(_anomaly, decides=True)
 _scores = partial(Inference, ("label", "prediction", "type", "score"), _interval_of_runs, folds=False)
 _paired_scores = partial(_scores, pooled=False, resolution=partial(_rarest, times=2))
-_pixels = partial(_paired_scores, tolerance=1e-3)  # pixels are summed in single precision
 _HALF = (lambda run: 0.5, "chance")
+_REGIONS = (lambda run: PRO_LIMIT / 2, "chance")  # a random map finds the same share of a region as of the sound pixels
+_AUROC = Words(made_up="made-up defects", by_type="image_auroc")
+_AUPRO = Words(by_type="pixel_aupro", about=f"AUPRO is integrated to a false-positive rate of {PRO_LIMIT}.")
+_RECALL = Words(
+    aside="defects found at the threshold",
+    by_type="recall",
+    about="Defects found and false alarms are the shares of the defects and of the good images above the threshold.",
+)
 
+
+def _pixels(key: str, single: str = "") -> Inference:
+    # Pixels are summed in single precision.
+    return _paired_scores(paired=partial(_compare_pixels, key), single=single, tolerance=1e-3)
+
+
+_PIXEL_AP = _pixels("pixel_ap", "give verdict.metric=pixel_aupro")
 _BUILT_IN = (
-    _CLASSIFIED(
-        "accuracy",
-        title="accuracy",
-        heading="acc.",
-        decides=True,
-        needed=True,
-        chance=(lambda run: run.majority_baseline, _MAJORITY),
-        inference=_classes(
-            interval=_share_interval, paired=_compare_accuracy, resolution=lambda images, runs: 1 / images
-        ),
-        words=Words(implied=True, step="one image", aside="accuracy on all images"),
-    ),
-    _CLASSIFIED(
+    _deciding_class("accuracy", "accuracy", "acc.", _ALL, needed=True, chance=_SHARE, inference=_ACCURACY),
+    _deciding_class(
         "balanced_accuracy",
-        title="balanced accuracy",
-        heading="bal.\nacc.",
-        decides=True,
+        "balanced accuracy",
+        "bal.\nacc.",
+        Words(step="one image of the rarest class"),
         chooses=True,
-        chance=(partial(_majority, of_class=lambda share: float(share > 0)), _MAJORITY),
-        inference=_classes(
-            interval=_balanced_interval,
-            together=_balanced_together,
-            paired=partial(_compare_classes, statistics.balanced_accuracy),
-            resolution=_rarest,
-        ),
-        words=Words(step="one image of the rarest class"),
+        chance=_ONE_CLASS,
+        inference=_BALANCED,
     ),
-    _CLASSIFIED(
-        "macro_f1",
-        title="macro F1",
-        heading="macro\nF1",
-        decides=True,
-        chance=(partial(_majority, of_class=lambda share: 2 * share / (1 + share)), _MAJORITY),  # recall is 1
-        inference=_classes(
-            together=_macro_together,
-            paired=partial(_compare_classes, statistics.macro_f1),
-            single="give cv.folds, or another verdict.metric",
-            resolution=_rarest,
-        ),
-    ),
-    _CLASSIFIED("defect_accuracy", title="defects only", heading="defect\nonly", words=Words(aside="on defects alone")),
-    _group("head"),
-    _group("middle"),
-    _group("tail", "tail"),
-    _CLASSIFIED(
-        "calibration_error",
-        title="calibration error",
-        better="lower",
-        words=Words(
-            aspect=_RARE,
-            about="Calibration error: how far the predicted class's probability is from the share of right predictions"
-            "; on a few dozen images some of it is luck.",
-        ),
-    ),
-    _SCORED(
+    _deciding_class("macro_f1", "macro F1", "macro\nF1", chance=_ONE_F1, inference=_MACRO),
+    _class("defect_accuracy", "defects only", "defect\nonly", Words(aside="on defects alone")),
+    _class("head_recall", "head recall", "", _GROUPS, value=_of_group("head")),
+    _class("middle_recall", "middle recall", "", _GROUPS, value=_of_group("middle")),
+    _class("tail_recall", "tail recall", "tail", _GROUPS, value=_of_group("tail")),
+    _class("calibration_error", "calibration error", "", _CALIBRATION, better="lower"),
+    _deciding_anomaly(
         "image_auroc",
-        title="image AUROC",
-        heading="image\nAUROC",
-        decides=True,
+        "image AUROC",
+        "image\nAUROC",
+        _AUROC,
         chance=_HALF,
         inference=_paired_scores(paired=_compare_scores),
-        words=Words(made_up="made-up defects", by_type="image_auroc"),
     ),
-    _SCORED(
+    _deciding_anomaly(
         "pixel_auroc",
-        title="pixel AUROC",
-        heading="pixel\nAUROC",
-        decides=True,
+        "pixel AUROC",
+        "pixel\nAUROC",
+        Words(by_type="pixel_auroc"),
         chance=_HALF,
-        inference=_pixels(paired=partial(_compare_pixels, "pixel_auroc")),
-        words=Words(by_type="pixel_auroc"),
+        inference=_pixels("pixel_auroc"),
     ),
-    _SCORED(
-        "pixel_ap",
-        title="pixel AP",
-        decides=True,
-        inference=_pixels(paired=partial(_compare_pixels, "pixel_ap"), single="give verdict.metric=pixel_aupro"),
-        words=Words(by_type="pixel_ap"),
-    ),
-    _SCORED(
-        "pixel_aupro",
-        title="AUPRO",
-        heading="AUPRO",
-        decides=True,
-        chance=(lambda run: PRO_LIMIT / 2, "chance"),  # a random map finds as much of a region as of the sound pixels
-        inference=_pixels(paired=partial(_compare_pixels, "pixel_aupro")),
-        words=Words(by_type="pixel_aupro", about=f"AUPRO is integrated to a false-positive rate of {PRO_LIMIT}."),
-    ),
-    _SCORED("image_ap", title="image AP", inference=_scores()),
-    _SCORED("f1", title="F1", heading="F1", words=Words(wide=True)),
-    _SCORED("precision", title="precision"),
-    _SCORED(
-        "recall_of_defects",
-        title="defects found",
-        heading="defects\nfound",
-        words=Words(
-            aside="defects found at the threshold",
-            by_type="recall",
-            about="Defects found and false alarms are the shares of the defects and of the good images above the "
-            "threshold.",
-        ),
-    ),
-    _SCORED(
-        "false_alarm_rate",
-        title="false alarms",
-        heading="false\nalarms",
-        better="lower",
-        words=Words(aside="false alarms"),
-    ),
+    _deciding_anomaly("pixel_ap", "pixel AP", "", Words(by_type="pixel_ap"), inference=_PIXEL_AP),
+    _deciding_anomaly("pixel_aupro", "AUPRO", "AUPRO", _AUPRO, chance=_REGIONS, inference=_pixels("pixel_aupro")),
+    _anomaly("image_ap", "image AP", inference=_scores()),
+    _anomaly("f1", "F1", "F1", Words(wide=True)),
+    _anomaly("precision", "precision"),
+    _anomaly("recall_of_defects", "defects found", "defects\nfound", _RECALL),
+    _anomaly("false_alarm_rate", "false alarms", "false\nalarms", Words(aside="false alarms"), better="lower"),
 )
 METRICS: Registry[Metric] = Registry("metric", {m.key: m for m in _BUILT_IN}, ("key", "problem", "title"))
 

@@ -79,16 +79,8 @@ def _count(part: Callable[[RunResult], bool]) -> Callable[[Attempt], int]:
     return lambda attempt: sum(map(part, attempt.runs))
 
 
-def _mean(part: Callable[[RunResult], float | None]) -> Callable[[Attempt], float | None]:
-    return lambda attempt: mean(map(part, attempt.done))
-
-
-def _texts(part: Callable[[RunResult], str | None]) -> Callable[[Attempt], str]:
-    return lambda attempt: ", ".join(_distinct(text for run in attempt.runs if (text := part(run))))
-
-
-def _reported(place: int) -> Callable[[Attempt], Any]:
-    return lambda attempt: attempt.reported and attempt.reported[place]
+def _mean(field: str) -> Callable[[Attempt], float | None]:
+    return lambda attempt: mean(getattr(run, field) for run in attempt.done)
 
 
 def _measured(part: str) -> Callable[[Attempt], float | None]:
@@ -96,9 +88,18 @@ def _measured(part: str) -> Callable[[Attempt], float | None]:
     return lambda a: getattr(a.estimate(_ACCURACY.key, a.reported[1]) if a.reported else None, part, None)
 
 
+def _validated(attempt: Attempt) -> float | None:
+    return attempt.mean(_ACCURACY, "val")
+
+
 def _deviation(attempt: Attempt) -> float | None:
     values = [value for run in attempt.done if (value := _ACCURACY.of(run.metrics.get("test", {}))) is not None]
     return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _cost(attempt: Attempt) -> float:
+    """Return the seconds of all runs, failed ones included."""
+    return sum(run.seconds for run in attempt.runs)
 
 
 def _failed(run: RunResult) -> bool:
@@ -113,57 +114,31 @@ _FIRST = (
     Column("failed", _count(_failed)),
     Column("running", _count(lambda run: run.running)),
 )
+_CLOCK = (
+    "Images are decoded before the clock starts, unless cache.dir=null; the peak is of the whole process, in a sweep "
+    "with a little of the runs before."
+)
 _LAST = (
     Column("test_accuracy_sd", _deviation),  # over several runs
-    Column(
-        "val_accuracy",
-        lambda attempt: attempt.mean(_ACCURACY, "val"),
-        "val\nacc.",
-        "validation accuracy",
-        metric=_ACCURACY,
-    ),
-    Column(
-        "majority_baseline",
-        _mean(lambda run: run.majority_baseline),
-        "major-\nity",
-        "majority baseline",
-        metric=_ACCURACY,
-    ),
+    Column("val_accuracy", _validated, "val\nacc.", "validation accuracy", metric=_ACCURACY),
+    Column("majority_baseline", _mean("majority_baseline"), "major-\nity", "majority baseline", metric=_ACCURACY),
     Column("method", lambda attempt: attempt.runs[0].method),
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
-    Column(
-        "fit_seconds",
-        _mean(lambda run: run.fit_seconds),
-        "fit,\ns",
-        "fit, seconds",
-        digits=1,
-        about="Images are decoded before the clock starts, unless cache.dir=null; the peak is of the whole process, in "
-        "a sweep with a little of the runs before.",
-    ),
-    Column("seconds_per_image", _mean(lambda run: run.seconds_per_image), "s per\nimage", "seconds per image"),
-    Column("peak_mib", _mean(lambda run: run.peak_mib), title="peak MiB", digits=0),
-    Column("reported_accuracy", _reported(0)),
-    Column("reported_split", _reported(1)),
+    Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, about=_CLOCK),
+    Column("seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image"),
+    Column("peak_mib", _mean("peak_mib"), "", "peak MiB", 0),
+    Column("reported_accuracy", lambda attempt: attempt.reported and attempt.reported[0]),
+    Column("reported_split", lambda attempt: attempt.reported and attempt.reported[1]),
     Column("reported_measured", _measured("value")),
     Column("reported_measured_low", _measured("low")),
     Column("reported_measured_high", _measured("high")),
-    Column("test_images", _mean(lambda run: run.metrics.get("test", {}).get("images"))),
-    Column("epochs", _mean(lambda run: run.epochs), "epochs", "epochs", digits=0, unless="fit_seconds"),
-    # The sum over all runs, failed ones included: what the attempt cost.
-    Column(
-        "seconds",
-        lambda attempt: sum(run.seconds for run in attempt.runs),
-        "sec-\nonds",
-        "seconds",
-        digits=0,
-        unless="fit_seconds",
-    ),
-    Column("weights", _texts(lambda run: run.weights)),
-    Column("data", _texts(lambda run: f"{run.data}/{run.category}")),
+    Column("test_images", lambda attempt: mean(run.metrics.get("test", {}).get("images") for run in attempt.done)),
+    Column("epochs", _mean("epochs"), "epochs", "epochs", 0, unless="fit_seconds"),
+    Column("seconds", _cost, "sec-\nonds", "seconds", 0, unless="fit_seconds"),
+    Column("weights", lambda attempt: ", ".join(_distinct(run.weights for run in attempt.runs if run.weights))),
+    Column("data", lambda attempt: ", ".join(_distinct(f"{run.data}/{run.category}" for run in attempt.runs))),
     Column("marks", lambda attempt: _marks(attempt)),
-    Column(
-        "warnings", lambda attempt: _distinct(" ".join(text.split()) for run in attempt.runs for text in run.warnings)
-    ),
+    Column("warnings", lambda a: _distinct(" ".join(text.split()) for run in a.runs for text in run.warnings)),
     Column("error", lambda attempt: "; ".join(_distinct(failure(r) for r in attempt.runs if _failed(r))) or None),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
@@ -21,7 +21,7 @@ from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.specs import all_metrics
+from mvtec_lab.evaluation.specs import metrics_of
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
@@ -90,36 +90,34 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "warnings": result.warnings,
     }
     write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", judgement.metrics)
+    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", problem.name, judgement.metrics)
     print(f"written to {run_dir}")
     return facts
 
 
-def _print(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def _print(title: str, problem: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of every split, with the test's intervals, and those of every defect type."""
+    specs, test, console = metrics_of(problem), metrics["test"], Console()
+    intervals, types = test.get("intervals", {}), test.get("by_type", {})
     table = Table(title=escape(title), title_justify="left")
     table.add_column("metric", no_wrap=True)
     for split, values in metrics.items():
         table.add_column(f"{split} ({values['images']} images)", justify="right")
-    intervals = metrics["test"].get("intervals", {})
     if intervals:
         table.add_column("95% interval", justify="right")
-    rows = [(m.title, [m.of(values) for values in metrics.values()], intervals.get(m.key)) for m in all_metrics()]
+    rows = [(spec.title, [spec.of(values) for values in metrics.values()], intervals.get(spec.key)) for spec in specs]
     rows.append(("loss", [values.get("loss") for values in metrics.values()], None))
-    for name, figures, interval in rows:
-        if any(isinstance(value, float) for value in figures):
-            bounds = "" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
-            table.add_row(name, *map(_figure, figures), *[bounds] * bool(intervals))
-    console = Console()
+    for name, figures, bounds in rows:
+        if any(figure is not None for figure in figures):
+            interval = "" if bounds is None else "[{:.3f}, {:.3f}]".format(*bounds)
+            table.add_row(name, *map(_figure, figures), *[interval] * bool(intervals))
     console.print(table)
-    if types := metrics["test"].get("by_type"):
-        keys = {key for values in types.values() for key in values}
-        of_types = {m.words.by_type: m.title for m in all_metrics() if m.words.by_type in keys}
-        table = Table()
-        for column in ("defect type", "images", *of_types.values()):
-            table.add_column(column, justify="left" if column == "defect type" else "right")
-        for kind, of_kind in types.items():
-            table.add_row(escape(kind), str(of_kind["images"]), *(_figure(of_kind.get(key)) for key in of_types))
+    if types:
+        of_types = [spec for spec in specs if spec.words.by_type]
+        table = Table("defect type", *(Column(c, justify="right") for c in ("images", *(s.title for s in of_types))))
+        for kind, values in types.items():
+            figures = [values.get(spec.words.by_type) for spec in of_types]
+            table.add_row(escape(kind), str(values["images"]), *map(_figure, figures))
         console.print(table)
 
 

@@ -1,0 +1,85 @@
+"""A new problem is one folder and its line in a registry: it trains, resumes, compares and reports as any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import brightness
+import pytest
+from brightness.problem import PROBLEM, Regressor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mvtec_lab.engine import checkpoints
+from mvtec_lab.evaluation.specs import METRICS, register_metric
+from mvtec_lab.problems import METHODS, PROBLEMS
+from mvtec_lab.results import RunResult, read_csv
+
+BRIGHTNESS = ["model.method=brightness_regressor", "model.options.start=0.2", "optimizer=sgd"]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    METHODS.register("brightness_regressor", brightness.METHOD)
+    PROBLEMS.register("brightness", PROBLEM)
+    for metric in brightness.METRICS:
+        register_metric(metric)
+    yield
+    for registry, name in ((METHODS, "brightness_regressor"), (PROBLEMS, "brightness"), (METRICS, "error")):
+        del registry._own[name]
+
+
+def test_a_new_problem_is_compared_and_reported(lab, tmp_path: Path, capsys) -> None:
+    sweep = ["-m", "attempt=base", *BRIGHTNESS, "optimizer.lr=0.001,0.3", "seed=0,1,2", "split.seed=0"]
+    assert lab(*sweep, "hydra.sweep.dir=s", "trainer.max_epochs=20") == 0
+    said = capsys.readouterr().out
+    comparison = json.loads((tmp_path / "s/comparison.json").read_text())
+    assert comparison["metric"] == "error"
+    (pair,) = comparison["pairs"]
+    assert pair["different"]
+    errors = {a["attempt"]: a["error"]["value"] for a in comparison["attempts"]}
+    slow, fast = (next(value for name, value in errors.items() if lr in name) for lr in ("0.001", "0.3"))
+    assert fast < slow / 2
+    assert "absolute error" in said
+    assert len(read_csv(tmp_path / "s/summary.csv")) == 2
+    report = (tmp_path / "s/report.html").read_text()
+    assert "absolute error" in report
+    run = next((tmp_path / "s").glob("*0.3*seed_0*"))
+    board = EventAccumulator(str(run)).Reload()
+    assert board.Tags()["images"]
+
+
+def test_a_new_problem_resumes_and_its_checkpoint_serves_every_task(
+    lab, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["attempt=base", *BRIGHTNESS, "trainer.max_epochs=4"]
+    assert lab(*settings, "hydra.run.dir=whole") == 0
+    step = Regressor.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "EVERY", -1.0)
+        patch.setattr(Regressor, "training_step", training_step)
+        assert lab(*settings, "hydra.run.dir=run") == 130
+    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
+    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
+    assert (resumed.resumed, resumed.problem, resumed.metrics) == (1, "brightness", whole.metrics)
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == whole.metrics
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=new") == 0
+    assert len(read_csv(tmp_path / "new/predictions.csv")) == 6
+
+
+def test_no_other_room_knows_a_problem_by_its_name() -> None:
+    package = Path(checkpoints.__file__).parents[1]
+    names = [name for name in PROBLEMS.names() if name != "brightness"]
+    assert names == ["anomaly", "classification"]
+    for room in ("tasks", "engine", "reporting"):
+        for path in (package / room).glob("*.py"):
+            text = path.read_text()
+            assert not [name for name in names if f'"{name}"' in text or f"problems.{name}" in text], path

@@ -52,7 +52,7 @@ def run_lab(overrides: list[str], run_dir: str) -> dict[str, Any]:
 
 def run_sweep(overrides: list[str], sweep_dir: str) -> dict[str, Any]:
     """The same of a sweep, its table and report included."""
-    from mvtec_lab.sweep import main
+    from mvtec_lab.cli import main
 
     with redirect_stdout(StringIO()):  # its table is no result of ours
         seconds, status = common.timed(main, ["-m", *overrides, f"hydra.sweep.dir={sweep_dir}"])

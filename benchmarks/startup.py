@@ -41,8 +41,8 @@ def command(arguments: tuple[str, ...], status: int) -> tuple[float, float]:
 
 def jobs(overrides: list[str], sweep_dir: str) -> list[dict[str, float]]:
     """The jobs of one sweep: wall seconds of each, of which its epochs and what comes before them."""
+    from mvtec_lab.cli import main
     from mvtec_lab.results import HISTORY, read_csv
-    from mvtec_lab.sweep import main
     from mvtec_lab.tasks.train import run_attempt
 
     found = []

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvtec_lab.cli import compose as compose
     from mvtec_lab.config import Config as Config
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mvtec_lab.problems.model import build_model as build_model
     from mvtec_lab.problems.model import load_model as load_model
     from mvtec_lab.results import RunResult as RunResult
-    from mvtec_lab.sweep import compose as compose
     from mvtec_lab.tasks.train import run_attempt as run_attempt
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOMES = {
     "Model": "engine.model",
     "build_data": "problems.model",
     "build_model": "problems.model",
-    "compose": "sweep",
+    "compose": "cli",
     "load_model": "problems.model",
     "register_backbone": "models.backbones",
     "register_loss": "problems.classification",

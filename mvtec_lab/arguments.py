@@ -12,14 +12,13 @@ the value of every key whose type is text is put into Hydra's quotes here, and m
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from mvtec_lab.config import Config
@@ -35,30 +34,42 @@ _ELEMENT = re.compile(rf"\s*({_QUOTED}|(?:\$\{{[^}}]*\}}|[^,])*?)\s*,")
 _LISTS = re.compile(rf"\s*(\[(?:{_QUOTED}|[^\]])*\]|[^,]*?)\s*,")
 _SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")  # Hydra's functions
 # What would run code, or read files that may: callbacks, and directories of configuration that nothing has checked.
+_REFUSED = {"--config-path": "-cp", "--config-name": "-cn", "--experimental-rerun": "--experimental-rerun"}
+_WITH_VALUE = {"--cfg": "-c", "--package": "-p"}
 _CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
 
 
-def parse(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
-    """Return Hydra's parser, and what it makes of a command line: options anywhere, and text in quotes.
+def parse(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the words for Hydra, options first and text in quotes, and the directory of ``--config-dir``.
 
     Raises:
         LabError: an option or a key that could run code from a file, or a name that is no text.
-        SystemExit: the argument parser's own complaints, and its answer to --version.
+        SystemExit: the argument parser's complaint.
     """
     for words in arguments:
         if not is_text(words):  # a run writes down its configuration
             raise LabError(f"{printable(words)} cannot be used (it is no UTF-8): rename the file or folder")
-    parser = get_args_parser()
-    args = parser.parse_intermixed_args(list(arguments))
-    for option in ("config_path", "config_name", "experimental_rerun"):
-        if getattr(args, option) is not None:
+    # Hydra's own parser has no public name, and takes overrides in one block only. Options without a value are left
+    # to it, as are all checks.
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    for option, short in {**_REFUSED, **_WITH_VALUE}.items():
+        parser.add_argument(option, short)
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    args, options = parser.parse_known_intermixed_args(list(arguments))
+    given = vars(args)
+    for option in _REFUSED:
+        if given[option[2:].replace("-", "_")] is not None:
             raise LabError(
-                f"--{option.replace('_', '-')} would replace the lab's own configuration: leave it out; "
-                "--config-dir=FOLDER adds files of your own"
+                f"{option} would replace the lab's own configuration: leave it out; --config-dir=FOLDER adds files of "
+                "your own"
             )
     sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    args.overrides = [override(words, sweep) for words in args.overrides]
-    return parser, args
+    options += ["--multirun"] * args.multirun
+    options += [f"{option}={given[option[2:]]}" for option in (*_WITH_VALUE, "--info") if given[option[2:]] is not None]
+    return [*options, *(override(words, sweep) for words in args.overrides)], args.config_dir
 
 
 def override(words: str, sweep: bool = False) -> str:

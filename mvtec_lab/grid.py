@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,11 @@ def grid(config: DictConfig) -> list[DictConfig]:
 
     Empty for a sweeper that searches: it makes up its jobs as it goes, and they are numbered.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(_given(config))
     overrides = list({o.key_or_group: o for o in overrides}.values())  # of several the last counts, as for the sweeper
     varied = [o for o in overrides if o.is_sweep_override()]
-    if not all(o.is_discrete_sweep() for o in varied):
+    if searches(config) or not all(o.is_discrete_sweep() for o in varied):
         return []
     if any(o.key_or_group == "study" for o in varied):
         raise LabError("a study is a sweep of its own: give one a command")
@@ -78,8 +77,13 @@ def grid(config: DictConfig) -> list[DictConfig]:
             parts.append(f"{key}{equals}${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
         config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{between.join(parts)}'")
-    (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    return [loader.load_sweep_config(config, list(job)) for job in jobs]
+    words = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o in varied
+        else [str(o.input_line)]
+        for o in overrides
+    ]
+    return [loader.load_sweep_config(config, list(job)) for job in product(*words)]
 
 
 def _file_name(value: Any) -> str:
@@ -92,9 +96,36 @@ def _file_name(value: Any) -> str:
 OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
 
 
+def searches(config: DictConfig) -> bool:
+    """Tell whether the sweeper makes up its jobs as it proceeds, instead of running a grid."""
+    return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+
+
+def prepare_search(config: DictConfig) -> None:
+    """Tell a search which way its metric improves, and seed it with the run's seed, unless that was typed.
+
+    Raises:
+        LabError: a cross-validation, whose folds a search cannot average.
+    """
+    sweeper, typed = config.hydra.sweeper, [words.partition("=")[0] for words in config.hydra.overrides.hydra]
+    if not searches(config):
+        return
+    if config.cv.folds is not None:
+        raise LabError(f"cv.folds={config.cv.folds} makes a grid of folds, which a search cannot average: leave it out")
+    OmegaConf.set_readonly(config.hydra, False)
+    if "direction" in sweeper and "hydra.sweeper.direction" not in typed:
+        sweeper.direction = "minimize" if config.trainer.monitor == "val/loss" else "maximize"
+    if "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None:
+        sweeper.sampler.seed = config.seed
+    OmegaConf.set_readonly(config.hydra, True)
+
+
 def share_out(config: DictConfig, jobs: int) -> None:
     """Let a launcher's jobs share processors and terminal; their number is 0 where it is not known yet."""
     launcher = config.hydra.launcher
+    if config.task == "train":  # whose warnings stand below the sweep's table
+        OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
+        config.hydra.overrides.hydra.append("hydra.job_logging.filters.once.table=true")
     if launcher_of(config) == "BasicLauncher":  # one after the other
         return
     OmegaConf.set_readonly(config.hydra.overrides.hydra, False)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -24,43 +23,67 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mvtec_lab.arguments import text_keys
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.knobs import knobs
 
+# In a wheel conf/ lies inside the package, in a checkout and an editable install beside it.
+_HERE = Path(__file__).resolve().parent
+CONF = next(d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "config.yaml").is_file())
 OWN = "own"  # Hydra's name for where these files come from
 GLOBAL = ("attempt", "study")  # groups whose files set keys of all sections
 # Another key's value, the time, and the one environment variable that the lab itself reads.
 _HARMLESS = re.compile(r"\$\{(?:[\w.\[\]]+|now:[^${}]*|hydra:[\w.]+|oc\.env:MVTEC_ROOT(?:,[^${}]*)?)\}")
 
-_directory: Path | None = None
 
-
-class OwnFiles(FileConfigSource):
+class OwnFiles(ConfigSource):
     """Serve the groups of a user's directory; the primary configuration stays the lab's."""
 
     @staticmethod
     def scheme() -> str:
         return OWN
 
+    def available(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        return Path(self.path, config_path).is_dir()
+
     def is_config(self, config_path: str) -> bool:
-        return "/" in config_path and super().is_config(config_path)
+        return "/" in config_path and self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return the names of the groups and files in a group, for --help and near misses."""
+        names: list[str] = []
+        for path in Path(self.path, config_path).iterdir():
+            self._list_add_result(names, str(Path(config_path, path.name)), path.name, results_filter)
+        return sorted({*names})
 
     def load_config(self, config_path: str) -> ConfigResult:
-        file = Path(self.path, f"{config_path}.yaml")
+        file = self._file(config_path)
         try:
-            result = super().load_config(config_path)
-            typed = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # every value a text
-            values = OmegaConf.to_container(result.config, resolve=False)
+            written = file.read_text(encoding="utf-8")
+            config = OmegaConf.create(written)
+            typed = yaml.load(written, yaml.BaseLoader)  # every value a text
+            values = OmegaConf.to_container(config, resolve=False)
         except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise LabError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise LabError(f"{file} holds no keys: write key: value")
-        _check(file, config_path.rpartition("/")[0], result.header["package"], values, typed or {})
-        return result
+        header = self._get_header_dict(written)
+        _check(file, config_path.rpartition("/")[0], header["package"], values, typed or {})
+        return ConfigResult(provider=self.provider, path=f"{OWN}://{self.path}", config=config, header=header)
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path, self._normalize_file_name(config_path))
 
 
-class _OwnFirst(SearchPathPlugin):
+class OwnFirst(SearchPathPlugin):
+    """Put the user's directory before the lab's. Hydra makes this object without arguments, so the class holds it."""
+
+    directory: ClassVar[Path | None] = None
+
     def manipulate_search_path(self, search_path: Any) -> None:
-        if _directory is not None:
-            search_path.prepend(OWN, f"{OWN}://{_directory.resolve()}", anchor="main")
+        if self.directory is not None:
+            search_path.prepend(OWN, f"{OWN}://{self.directory.resolve()}", anchor="main")
 
 
 @contextmanager
@@ -70,27 +93,20 @@ def own_files(directory: str | None) -> Iterator[None]:
     Raises:
         LabError: there is no such directory.
     """
-    global _directory
     if directory is not None and not Path(directory).is_dir():
         raise LabError(f"--config-dir={directory} is no folder: give one with files like attempt/mine.yaml in it")
-    for plugin in (OwnFiles, _OwnFirst):
+    for plugin in (OwnFiles, OwnFirst):
         Plugins.instance().register(plugin)
-    _directory = None if directory is None else Path(directory)
+    OwnFirst.directory = None if directory is None else Path(directory)
     try:
         yield
     finally:
-        _directory = None
+        OwnFirst.directory = None
 
 
-def keys(cls: type = Config, prefix: str = "") -> list[str]:
+def keys() -> list[str]:
     """Return every key of the lab by its dotted name, sections included."""
-    names = []
-    for f in fields(cls):
-        names.append(prefix + f.name)
-        section = f.default_factory if isinstance(f.default_factory, type) else None
-        if section is not None and is_dataclass(section):
-            names += keys(section, f"{prefix}{f.name}.")
-    return names
+    return [key for key, _, _ in knobs(Config)]
 
 
 def _check(file: Path, group: str, package: str | None, values: dict[Any, Any], typed: dict[Any, Any]) -> None:

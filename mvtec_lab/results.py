@@ -107,6 +107,7 @@ class RunResult:
     device: str | None = None
     precision: str | None = None
     error: str | None = None
+    exit_status: int = 0  # of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
@@ -138,11 +139,12 @@ class RunResult:
         self.save()
         try:
             yield
-            self.status = "completed"
+            self.status, self.exit_status = "completed", 0
             self.save()
         except BaseException as error:
             full = disk_full(error, Path(self.run_dir))
             self.status, self.error = "failed", one_line(full or error)
+            self.exit_status = getattr(full or error, "status", 1)
             with suppress(OSError, LabError):  # the first error counts, not that it cannot be written down
                 self.save()
             if full is not None and full is not error:

@@ -109,7 +109,7 @@ READ = {
 @pytest.fixture
 def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
-    from mvtec_lab.sweep import main
+    from mvtec_lab.cli import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -13,8 +13,6 @@ import pytest
 import torch
 from conftest import SIZE, write_product
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.models._api import BUILTIN_MODELS
 
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.samples import Sample
@@ -208,26 +206,6 @@ def test_an_error_of_the_code_is_not_swallowed_by_the_rehearsal(lab, widget: Pat
     monkeypatch.setattr(Padim, "plan", fail)
     assert lab("attempt=padim", *PATCHCORE[1:], f"hydra.run.dir={tmp_path / 'run'}") == 1
     assert not (tmp_path / "run/result.json").exists()
-
-
-class NeedsValues(nn.Module):
-    """Run an operator that torch's meta device does not have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, stride=2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.first(images + 0 * images.unique().sum())
-
-
-def test_a_backbone_that_needs_values_is_planned_with_values(run, refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotImplementedError), torch.device("meta"):
-        NeedsValues()(torch.zeros(1, 3, 8, 8))
-    monkeypatch.setitem(BUILTIN_MODELS, "needs_values_net", lambda **_: NeedsValues())
-    attempt = ("attempt=nearest", "model.backbone=needs_values_net", "model.options.layers=[first]")
-    assert "needs at least 11 good images" in refused(*attempt, "model.options.neighbours=11")
-    assert run("run", *attempt, "model.options.neighbours=2").completed
 
 
 def test_several_devices_and_folds_are_refused(lab, widget: Path, tmp_path: Path, capsys) -> None:

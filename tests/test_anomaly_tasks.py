@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mvtec_lab.cli import main
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
@@ -20,7 +21,6 @@ from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.anomaly.problem import BEST_F1_MARK
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import read_csv
-from mvtec_lab.sweep import main
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 SIDE = 64  # pixels, the least that all methods take

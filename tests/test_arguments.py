@@ -13,9 +13,9 @@ from hydra.core.utils import JobRuntime
 from omegaconf import OmegaConf
 
 from mvtec_lab.arguments import parse, text_keys
+from mvtec_lab.cli import compose, main
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import RunResult
-from mvtec_lab.sweep import compose, main
 
 ODD = "a b,seed=0 [1] (x) it's $y {z} ~"  # a folder's name that Hydra's grammar refuses, or reads as something else
 
@@ -88,14 +88,12 @@ def test_names_of_runs_need_no_quotes_and_old_ones_go_on(lab, tmp_path: Path, ca
     ],
 )
 def test_options_stand_anywhere(words: list[str]) -> None:
-    args = parse(words)[1]
-    assert (args.multirun, args.config_dir) == (True, "mine")
-    assert args.overrides == ["seed=1", "optimizer='sgd'", "attempt='base'"]
+    assert parse(words) == (["--multirun", "seed=1", "optimizer='sgd'", "attempt='base'"], "mine")
 
 
 def test_what_was_quoted_is_quoted_once() -> None:  # as Lightning does for the processes of further devices
-    once = parse(["data.category=1e3", f"ckpt={ODD}", "dirs=[a,1.50]", 'hydra.run.dir="a, b"', "source=\\"])[1]
-    assert parse(once.overrides)[1] == once
+    once = parse(["data.category=1e3", f"ckpt={ODD}", "dirs=[a,1.50]", 'hydra.run.dir="a, b"', "source=\\"])[0]
+    assert parse(once)[0] == once
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from conftest import SIZE, write_product
 from PIL import Image
 
+from mvtec_lab.cli import main
 from mvtec_lab.results import RunResult, find_runs, read_csv
-from mvtec_lab.sweep import main
 
 RUN_FILES = {
     "best.ckpt", "config.yaml", "explanations.jpg", "history.csv", "last.ckpt", "mistakes.jpg", "predictions.csv",

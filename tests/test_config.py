@@ -8,10 +8,11 @@ from functools import cache
 import pytest
 from conftest import ONE_CLASS_METHODS
 
+from mvtec_lab.cli import compose
 from mvtec_lab.config import OPTIMIZERS, SCHEDULERS, Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import optim
-from mvtec_lab.sweep import CONF, compose
+from mvtec_lab.own import CONF
 
 ROTATE = {"limit": 15, "border_mode": 2, "p": 0.8}
 JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02, "p": 0.8}

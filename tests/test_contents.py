@@ -10,9 +10,9 @@ import pytest
 from conftest import write_product
 from PIL import Image, ImageOps
 
+from mvtec_lab.cli import main
 from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.results import RunResult, read_csv
-from mvtec_lab.sweep import main
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 

@@ -48,7 +48,7 @@ RECORDER = """
 import json, sys
 from pathlib import Path
 from mvtec_lab.problems.classification.classifier import DefectClassifier
-from mvtec_lab.sweep import main
+from mvtec_lab.cli import main
 
 def noting(step, name):
     def noted(self, batch, batch_idx):

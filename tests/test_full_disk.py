@@ -12,10 +12,10 @@ import pytest
 from conftest import others_slow
 
 from mvtec_lab import errors, results
+from mvtec_lab.logs import RunLog
 from mvtec_lab.problems.classification import training
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, write_whole
-from mvtec_lab.sweep import RunLog
 
 resource = pytest.importorskip("resource", reason="no limit on the size of files here")
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")

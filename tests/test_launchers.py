@@ -17,9 +17,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from mvtec_lab.cli import main
 from mvtec_lab.grid import share_out
+from mvtec_lab.own import CONF
 from mvtec_lab.results import find_runs, read_csv
-from mvtec_lab.sweep import CONF, main
 
 # Ours, or the plugin's own where ours is for a cluster -> the plugin's module.
 LAUNCHERS = {"parallel": "joblib", "submitit_local": "submitit", "slurm": "submitit", "ray_cluster": "ray"}

@@ -15,10 +15,10 @@ from mvtec_lab import DefectClassifier, MVTecDataModule, load_model
 from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
+from mvtec_lab.own import CONF
 from mvtec_lab.problems.classification.generator import Generated
 from mvtec_lab.problems.classification.losses import GroupSoftmax
 from mvtec_lab.results import RunResult, read_csv
-from mvtec_lab.sweep import CONF
 
 CLASSES = ["good", "crack", "hole"]
 ATTEMPTS = sorted(path.stem for path in (CONF / "attempt/longtail").glob("*.yaml"))

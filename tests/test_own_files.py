@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mvtec_lab.cli import main
 from mvtec_lab.results import RunResult
-from mvtec_lab.sweep import main
 
 PLANT = "{_target_: os.mkdir, path: planted}"
 GLOBAL = "# @package _global_\n"

@@ -18,8 +18,8 @@ from conftest import write_product
 from packaging.requirements import Requirement
 
 import mvtec_lab
+from mvtec_lab.cli import main
 from mvtec_lab.results import find_runs
-from mvtec_lab.sweep import main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,7 +69,7 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
 )
 def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, status: int) -> None:
     code = (
-        "import sys; from mvtec_lab.sweep import main; status = main(sys.argv[1:]); "
+        "import sys; from mvtec_lab.cli import main; status = main(sys.argv[1:]); "
         "print(); print(status, len(sys.modules), *sys.modules)"
     )
     said = run(sys.executable, "-c", code, *arguments.split(), cwd=tmp_path, path=REPOSITORY)
@@ -166,7 +166,7 @@ def test_a_wheel_trains(checkout: Path, elsewhere: Path, tmp_path: Path) -> None
     train(sys.executable, "-m", "mvtec_lab", cwd=elsewhere, path=site)
     (installed,) = metadata.distributions(name="mvtec_lab", path=[str(site)])
     (script,) = installed.entry_points.select(group="console_scripts")
-    assert (script.name, script.value) == ("mvtec-lab", "mvtec_lab.sweep:main")
+    assert (script.name, script.value) == ("mvtec-lab", "mvtec_lab.cli:main")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 
 import mvtec_lab
 from mvtec_lab.engine import memory
-from mvtec_lab.sweep import _FILE
+from mvtec_lab.logs import FILE
 
 # What Python has on POSIX systems alone, by its documentation.
 POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -61,4 +61,4 @@ def test_text_files_name_their_encoding(path: Path) -> None:
 
 
 def test_the_log_names_its_encoding() -> None:
-    assert _FILE["encoding"] == "utf-8"
+    assert FILE["encoding"] == "utf-8"

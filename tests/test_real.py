@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mvtec_lab.cli import main
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.results import RunResult
-from mvtec_lab.sweep import main
 
 ROOT = Path(os.environ.get("MVTEC_ROOT") or Path(__file__).resolve().parents[2] / "shared" / "mvtec")
 pytestmark = [pytest.mark.mvtec, pytest.mark.skipif(not (ROOT / "bottle").is_dir(), reason="no MVTec images at hand")]

@@ -330,7 +330,7 @@ def in_a_process(folder: Path, product: Path, *arguments: str) -> subprocess.Pop
     """The command line in a process group of its own, where checkpoints are written after every epoch."""
     script = folder / "lab.py"  # a file, which Lightning can start again for a second device
     script.write_text(
-        "import mvtec_lab.engine.checkpoints as c, mvtec_lab.sweep as s; c.EVERY = 0.0; raise SystemExit(s.main())"
+        "import mvtec_lab.engine.checkpoints as c, mvtec_lab.cli as s; c.EVERY = 0.0; raise SystemExit(s.main())"
     )
     settings = [
         "data=folder", f"data.root={product}", "data.image_size=32", "data.batch_size=4", "model.unfreeze=1",

@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_is_still_running_to_others(lab, tmp_path: Path, caps
         capsys.readouterr()
         assert lab("task=compare", "dirs=[s]", "hydra.run.dir=c") == 0
         said = capsys.readouterr().out
-        assert "Still running, and no part of this yet: cosine." in said
+        assert "Still running, and not part of this: cosine." in said
         assert said.count("still running") == 1  # in the place of its figure
         assert "ended from outside" not in said
         assert "Failed runs" not in (tmp_path / "c/report.html").read_text()

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import others_slow
 
+from mvtec_lab.cli import main
 from mvtec_lab.engine.run import Run
 from mvtec_lab.problems.anomaly import judging
 from mvtec_lab.problems.classification import training
 from mvtec_lab.problems.classification.problem import Classification
 from mvtec_lab.reporting import report
 from mvtec_lab.results import RunResult
-from mvtec_lab.sweep import main
 from mvtec_lab.tasks import train
 
 ONE_CLASS = ["attempt=padim", "model.options.layers=[features.relu1,features.relu2]"]
@@ -102,7 +102,7 @@ def test_what_a_kill_left_half_written_goes_at_the_next_start(lab, tmp_path: Pat
 def test_a_kill_while_a_file_is_written(lab, product: Path, tmp_path: Path, file: str) -> None:
     script = f"""
 import os, pathlib, signal, sys
-from mvtec_lab.sweep import main
+from mvtec_lab.cli import main
 whole = pathlib.Path.replace
 def replace(self, target):
     if pathlib.Path(target).name == {file!r}:

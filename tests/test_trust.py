@@ -16,13 +16,13 @@ from test_detection_report import detect
 from test_reporting import fabricate
 
 from mvtec_lab import foreign
+from mvtec_lab.cli import main
 from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import origin_of
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.evaluation import anomaly, statistics
 from mvtec_lab.reporting import report
 from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, MISTAKES, PREDICTIONS, RESULT, read_csv, write_csv
-from mvtec_lab.sweep import main
 
 SECRETS = ("hunter2", "tok3n", "s1gn")
 

@@ -116,10 +116,10 @@ def set_up(
 
 
 def rehearse_batch(config: Config, data: MVTecDataModule, step: Callable[[torch.Tensor], object]) -> None:
-    """Refuse a batch of a single image if training would fail on it: where batch normalisation meets a 1 x 1 map.
+    """Refuse a batch of a single image that training would fail on: where batch normalisation meets a 1 x 1 map.
 
     Args:
-        step: what training computes of images [N, 3, S, S].
+        step: what training does with images [N, 3, S, S].
     """
     if data.smallest_batch > 1:
         return

@@ -170,6 +170,10 @@ class Problem:
 
         return normalisation(config.model.backbone, config.model.weights)
 
+    def deciding(self, config: Config) -> str:
+        """Return the key of the validation metric by which a search ranks its runs."""
+        return config.trainer.monitor.rpartition("/")[2]
+
     def classes(self, data: MVTecDataModule) -> list[str]:
         """Return the names of what is predicted, in the order of their indices."""
         return data.classes

@@ -60,27 +60,21 @@ def marks(config: Config, data: MVTecDataModule) -> list[str]:
 def rehearse(config: Config, data: MVTecDataModule) -> None:
     """Refuse ahead what a run would be refused for later, as far as it can be known without training.
 
-    The model plans its fit on torch's meta device, where tensors have shapes and no values. Where there is a batch of a
-    single image, and where an operator cannot work without values, it is built on the CPU with random weights.
+    The model is built on torch's meta device, where tensors have shapes and no values, and plans its fit. Where a batch
+    holds a single image, the loss of a trained method is computed once, on a model with random weights.
 
     Raises:
         LabError: what the method would raise, or no defect for a threshold that is chosen with them.
     """
     if config.threshold.rule == "best_f1" and all(s.label == GOOD for s in data.of_split("test")):
         raise LabError("threshold.rule=best_f1 needs defects, and test/ has none: threshold.rule=quantile does without")
-    trains = METHODS[config.model.method].trains
-
-    def plan(device: str) -> None:
-        with torch.device(device), isolate_rng(), torch.no_grad():
-            model = build_anomaly_model(config.model.method, **_settings(config), weights=None)
-            model.eval().plan(len(data.of_split("train")), torch.device("cuda" if on_gpu(config) else "cpu"))
-            if trains:
-                rehearse_batch(config, data, model.train().loss)
-
-    try:
-        plan("cpu" if trains and data.smallest_batch == 1 else "meta")
-    except NotImplementedError:  # an operator of the backbone; an error of another cause comes again
-        plan("cpu")
+    name, settings = config.model.method, {**_settings(config), "weights": None}
+    with isolate_rng(), torch.no_grad():
+        with torch.device("meta"):
+            model = build_anomaly_model(name, **settings)
+            model.plan(len(data.of_split("train")), torch.device("cuda" if on_gpu(config) else "cpu"))
+        if data.smallest_batch == 1 and METHODS[name].trains:
+            rehearse_batch(config, data, build_anomaly_model(name, **settings).train().loss)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -57,13 +57,11 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
 
 
 def rehearse(config: Config, data: MVTecDataModule) -> None:
-    """Refuse an architecture that cannot be built, or cannot train on a batch of one image.
-
-    It is built on torch's meta device, where tensors have shapes and no values, unless there is such a batch.
+    """Refuse an architecture that cannot be built, or cannot train on the smallest batch; it gets no values.
 
     Raises:
         LabError: what building the classifier would raise, or a batch of one image before a batch normalisation.
     """
-    with torch.device("cpu" if data.smallest_batch == 1 else "meta"), isolate_rng():
+    with torch.device("meta"), isolate_rng():
         classifier = _classifier(config, data)(weights=None)
         rehearse_batch(config, data, classifier.train().model)

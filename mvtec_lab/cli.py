@@ -1,0 +1,146 @@
+"""Run the command line: parse it, let Hydra compose and run the jobs, complain in one line, return an exit status.
+
+Light to import: ``--help`` and a typo do not pay for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.version import VersionBase
+from omegaconf.errors import OmegaConfBaseException
+
+from mvtec_lab.arguments import override, parse, typed_keys
+from mvtec_lab.complaints import complain, explain
+from mvtec_lab.config import Config
+from mvtec_lab.engine.process import command_line_settings
+from mvtec_lab.errors import LabError
+from mvtec_lab.job import Command, Job, check, to_config
+from mvtec_lab.own import CONF, own_files
+from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Returns:
+        0, 1 (a run failed), 2 (the user's mistake) or 130 (stopped).
+    """
+    command = Command(full_error=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    with _stopped_by_sigterm():
+        try:
+            status = _run(command, sys.argv[1:] if arguments is None else arguments)
+            if status is None:
+                status = sum_up(command) if command.sweep_dir else command.status
+        except KeyboardInterrupt as stop:  # in the report
+            status = _stopped(stop)
+    return status
+
+
+def _run(command: Command, arguments: Sequence[str]) -> int | None:
+    """Run everything except a sweep's table; return the exit status if there is to be none."""
+    try:
+        options, command.own = parse(arguments)
+        with _apart(), command_line_settings(), own_files(command.own), _hydra_sees(options, command):
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(Job(command))()
+    except Stop as stop:
+        return complain(stop.error, command.full_error)
+    except LabError as error:
+        return complain(error, command.full_error)
+    except BrokenPipeError:  # --help | head
+        return 0
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:  # Hydra's own: jobs raise none
+        mistake = explain(error, command.own, command.sweep_dir)
+        command.status = max(command.status, complain(mistake, command.full_error))
+        if not (isinstance(error, OSError) and begun(command)):
+            return command.status
+    except KeyboardInterrupt as stop:
+        command.status = _stopped(stop)
+    except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
+        return int(exit_.code or 0)
+    except Exception as error:
+        if command.sweep_dir is None:
+            raise
+        # A launcher's: it does not work on this machine, or one of its processes was killed.
+        reason = explain(error, command.own, command.sweep_dir)
+        status = complain(LabError(f"the launcher gave up: {reason}"), command.full_error)
+        command.status = max(command.status, 1 if begun(command) else status)
+    return None
+
+
+def compose(*overrides: str) -> Config:
+    """Return the configuration of a command line, for use from Python: ``compose("attempt=finetune", "seed=1")``.
+
+    Raises:
+        LabError: an unknown name or key, or a value of the wrong type or out of range.
+    """
+    try:
+        with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose("config", [override(words) for words in overrides], return_hydra_config=True)
+            config = to_config(composed, composed.hydra.runtime.choices)
+            check(config, typed_keys(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    return config
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    print(str(stop) or "stopped by hand", file=sys.stderr)
+    return 130
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does; leave a handler that somebody else has set."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("stopped from outside (SIGTERM)")
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Set aside a Hydra application that this process runs, and restore it."""
+    job, runtime, version = HydraConfig.instance(), JobRuntime.instance(), VersionBase.instance()
+    theirs = GlobalHydra.instance().hydra, job.cfg, runtime.conf.copy(), version.version_base
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, job.cfg, runtime.conf, version.version_base = theirs
+
+
+@contextmanager
+def _hydra_sees(words: Sequence[str], command: Command) -> Iterator[None]:
+    """Give Hydra a command line, and let its exceptions through: it would print them at length and exit with 1."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    token = COMMAND.set(command)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv = [argv[0], *words]
+        yield
+    finally:
+        COMMAND.reset(token)
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full

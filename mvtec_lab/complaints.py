@@ -1,0 +1,74 @@
+"""Answer a mistake in one line, whoever noticed it: the lab, Hydra, OmegaConf or the operating system."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from hydra.errors import MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from mvtec_lab.errors import LabError, disk_full, unknown
+from mvtec_lab.own import CONF, keys
+
+# Hydra's plugins -> the extra that installs them.
+_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+
+
+def complain(error: LabError, full: bool = False) -> int:
+    """Print an error, with its traceback if it is asked for, and return its exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    if full:
+        traceback.print_exception(error)
+    return error.status
+
+
+def explain(error: BaseException, own: str | None = None, folder: Path | None = None) -> LabError:
+    """Return one line for what Hydra, OmegaConf or the operating system say at length.
+
+    Args:
+        own: the user's own configuration directory.
+        folder: where this command writes.
+    """
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException | MissingConfigException):
+        cause = cause.__cause__
+    in_group = re.match("In '(.*?/.*?)': ", str(error))  # a group's file
+    file = Path(own or CONF, f"{in_group[1]}.yaml") if in_group else CONF
+    where = f"{file}: " if file.is_file() else ""
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+        return _missing(cause, own, where)
+    if full := disk_full(error, folder or Path.cwd()):
+        return full
+    if isinstance(cause, OSError) and cause.filename:
+        remedy = "give hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep) that can be written"
+        return LabError(f"{cause.filename} cannot be written ({cause.strerror}): {remedy}")
+    key = str(getattr(cause, "full_key", None) or "")
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
+        return _no_such_key(key, where)
+    reason = str(cause).split("\n")[0].rstrip(".")
+    if isinstance(cause, ValidationError) and key:
+        return LabError(f"{where}{key}: {reason}")
+    return LabError(where + reason)
+
+
+def _missing(cause: MissingConfigException, own: str | None, where: str) -> LabError:
+    group, _, name = str(cause.missing_cfg_file).rpartition("/")
+    if group in ("hydra/launcher", "hydra/sweeper") and name in _EXTRAS:
+        kind = group.rpartition("/")[2]
+        return LabError(f'Hydra\'s {name} {kind} is not installed: pip install "mvtec_lab[{_EXTRAS[name]}]"')
+    known = cause.options or [p.stem for root in (CONF, own or CONF) for p in Path(root, group).glob("*.yaml")]
+    return LabError(where + str(unknown(group or "config", name, known)))
+
+
+def _no_such_key(key: str, where: str) -> LabError:
+    name = key.rpartition(".")[2]
+    if key.startswith("hydra.runtime.choices."):
+        return LabError(f"{name} takes one name; several are a sweep: -m {name}=A,B")
+    if key.startswith("augment.transforms."):
+        return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
+    if key.startswith("hydra."):
+        return LabError(f"{where}unknown key {key!r}: --cfg hydra lists what Hydra has")
+    return LabError(where + str(unknown("key", key, keys())))

@@ -1,0 +1,309 @@
+"""Run one job: a task with one configuration, in one directory. Jobs of a sweep may run in other processes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mvtec_lab import problems
+from mvtec_lab.arguments import OPTIONS, typed_keys
+from mvtec_lab.complaints import complain, explain
+from mvtec_lab.config import Config
+from mvtec_lab.engine.origin import TAKEN, origin_of
+from mvtec_lab.engine.process import command_line_settings
+from mvtec_lab.errors import LabError, disk_full, unknown
+from mvtec_lab.knobs import asks, settings
+from mvtec_lab.logs import Printed
+from mvtec_lab.own import CONF, OWN
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
+
+log = logging.getLogger(__name__)
+
+FAILED = "failed.json"  # in a sweep, what a task that is no training leaves of its failure
+
+
+class Task(NamedTuple):
+    """A command of the lab: a function (config, run directory) -> anything, imported when it is called."""
+
+    function: str
+    reads: tuple[str, ...] = ()  # how the keys begin that it reads
+    ignores: tuple[str, ...] = ()  # keys that it does not read although they begin so
+
+
+_DATA = ("data.", "split.", "seed", "cache.", "audit")
+TASKS = {
+    "train": Task("mvtec_lab.tasks.train:run_attempt", ("",), ignores=("ckpt", "format", "source", "dirs")),
+    "describe": Task("mvtec_lab.tasks.describe:describe", (*_DATA, "augment.", "loss.", "model.")),
+    "backbones": Task("mvtec_lab.tasks.backbones:list_backbones"),
+    # The checkpoint holds the size of its images and their white.
+    "evaluate": Task("mvtec_lab.tasks.evaluate:evaluate", (*_DATA, "ckpt"), ignores=("data.image_size", "data.white")),
+    "predict": Task("mvtec_lab.tasks.predict:predict", ("data.batch_size", "ckpt", "source")),
+    "export": Task("mvtec_lab.tasks.export:export", ("ckpt", "format")),
+    "cache": Task("mvtec_lab.tasks.cache:list_cache", ("cache.",)),
+    "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", ("cache.",)),
+    "compare": Task("mvtec_lab.tasks.compare:compare_runs", ("verdict.", "dirs")),
+}
+_READ_BY_ALL = ("task", "attempt", "cv.", "resume")  # a cross-validation is any sweep's
+
+
+@dataclass
+class Command:
+    """What one call of the command line knows; its callback and its jobs share it, other processes get a copy."""
+
+    full_error: bool = False  # the user asked for tracebacks
+    own: str | None = None  # --config-dir
+    sweep_dir: Path | None = None
+    directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered
+    checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
+    keep: Path | None = None  # the folder that existed before Hydra made ours in it
+    status: int = 0  # of the jobs of this process
+
+
+class Job:
+    """The function that Hydra calls for every job."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Run a job and return the validation metric that chooses its checkpoint; None if it has none.
+
+        It raises no Exception: Hydra would stop the sweep's bookkeeping. A failed job of a search returns the worst
+        value.
+        """
+        job = HydraConfig.get()
+        run_dir, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
+        hook, threading.excepthook = threading.excepthook, _thread_failed
+        printed = Printed()
+        logging.getLogger("mvtec_lab").addHandler(printed)
+        try:
+            config, typed = to_config(cfg, job.runtime.choices), typed_keys(job.overrides.task)
+            if sweep:
+                typed = settle(config, typed)
+            check(config, typed)
+            result = self._run(config, job, run_dir)
+            if config.task != "train":
+                return None
+            if not sweep:
+                _show_run(result, printed.lines)
+            deciding = problems.problem_of(config.model.method).deciding(config)
+            return result.metrics.get("val", {}).get(deciding)
+        except Exception as error:
+            self._fail(cfg, job, run_dir, error)
+            return float("-inf" if cfg.trainer.monitor != "val/loss" else "inf")
+        except KeyboardInterrupt as stop:
+            _record_failure(cfg, job, run_dir, stop)
+            raise
+        finally:
+            threading.excepthook = hook
+            logging.getLogger("mvtec_lab").removeHandler(printed)
+            _close_log(run_dir)
+            self._remove_empty(run_dir)
+
+    def _run(self, config: Config, job: Any, run_dir: Path) -> Any:
+        options: dict[str, Any] = {}
+        if config.task == "evaluate":
+            given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
+            options["own"] = _take_data_of_run(config, given)
+        elif config.task == "train":
+            options["checked"] = self.command.checked
+        stand_ins = _stand_ins(job)
+        for line in stand_ins:
+            log.warning(line, extra=IN_TABLE)
+        trains = config.task == "train" and problems.METHODS[config.model.method].trains
+        with command_line_settings(trains):  # also in a launcher's own process
+            result = function_of(config.task)(config, run_dir, **options)
+        if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
+            result.warnings += new
+            result.save()
+        return result
+
+    def _fail(self, cfg: DictConfig, job: Any, run_dir: Path, error: Exception) -> None:
+        """Print why a job failed, and record it."""
+        known = explain(error) if isinstance(error, OmegaConfBaseException) else disk_full(error, run_dir)
+        mistake = error if isinstance(error, LabError) else known
+        if mistake:
+            status = complain(mistake, self.command.full_error)
+        else:
+            status = 1
+            log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
+            log.debug("traceback", exc_info=True)
+            if self.command.full_error:
+                traceback.print_exc()
+        self.command.status = max(self.command.status, status)
+        _record_failure(cfg, job, run_dir, mistake or error)
+
+    def _remove_empty(self, directory: Path) -> None:
+        """Remove what Hydra made before it knew whether there would be anything to put into it."""
+        keep = self.command.keep
+        while keep is not None and keep in directory.parents:
+            try:
+                directory.rmdir()
+            except OSError:  # not empty
+                return
+            directory = directory.parent
+
+
+def to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
+    """Return a composed configuration as plain objects."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    values.pop("hydra", None)
+    values["attempt"] = choices["attempt"]
+    # Merged into the classes once more, because +key=value escapes their check when Hydra composes.
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
+    return config
+
+
+def check(config: Config, typed: Mapping[str, str]) -> None:
+    """Check a configuration, and that its task reads every key that was typed.
+
+    Raises:
+        LabError: the first mistake.
+    """
+    for line in unread(config, typed).values():
+        raise LabError(line)
+    problems.check(config, typed)
+
+
+def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the error line of every typed key that the configuration's task does not read."""
+    if config.task not in TASKS:
+        raise unknown("task", config.task, TASKS)
+    task, values = TASKS[config.task], settings(config)
+    lines: dict[str, str] = {}
+    for key in typed:
+        read = key.startswith((*_READ_BY_ALL, *task.reads)) and key not in task.ignores
+        if asks(value := values.get(key)) and not read:
+            said = key if isinstance(value, dict) else f"{key}={value}"
+            lines[key] = f"{said} does nothing for task={config.task}: leave it out"
+    return lines
+
+
+def idle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the error line of every key that was given and has no effect, whatever the reason."""
+    return problems.idle(config, typed) | unread(config, typed)
+
+
+def settle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Reset what was typed for a sweep's other jobs and has no effect in this one; return what remains as typed."""
+    default, left = Config(), dict(typed)
+    while idle_keys := idle(config, left).keys() & left:  # one may depend on another
+        for key in idle_keys:
+            del left[key]
+            section, _, name = key.rpartition(".")
+            if name == "name" and section in ("optimizer", "scheduler"):  # with all that its group's file set
+                setattr(config, section, getattr(default, section))
+            elif key.startswith(OPTIONS):
+                del config.model.options[name]
+            elif section:
+                setattr(getattr(config, section), name, getattr(getattr(default, section), name))
+    return left
+
+
+def function_of(task: str) -> Callable[..., Any]:
+    """Import and return a task's function."""
+    module, name = TASKS[task].function.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print nothing of TensorBoard's thread, which hands its exception on to the run; print any other's."""
+    if failure.thread is None or not type(failure.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failure)
+
+
+def _take_data_of_run(config: Config, given: set[str]) -> bool:
+    """Take the data and the split of a checkpoint's own run, except for the keys that are given.
+
+    Returns:
+        Whether the images must be those of the run.
+
+    Raises:
+        LabError: its settings do not lie beside it, and no data are given.
+    """
+    if config.ckpt is None or not Path(config.ckpt).is_file():
+        return False  # the task says so
+    run = origin_of(Path(config.ckpt))
+    if run is None:
+        if config.data.name == "sample" and "data" not in given:
+            raise LabError(
+                f"{config.ckpt} has no {CONFIG} of its run beside it, so the images to judge it on are not known: give "
+                "data=mvtec data.category=NAME, data=folder data.root=FOLDER or data=sample"
+            )
+        return False
+    for section in {"data", "split"} - given:  # if no other one was chosen as a whole
+        for name in TAKEN[section]:
+            if f"{section}.{name}" not in given:
+                setattr(getattr(config, section), name, getattr(getattr(run, section), name))
+    if "seed" not in given:
+        config.seed = run.seed
+    elif "split.seed" not in given:
+        config.split.seed = config.seed
+    config.model.method = run.model.method  # the split's protocol depends on it
+    return not given & {"data", "data.name", "data.root", "data.category", "data.archive"}
+
+
+def _stand_ins(job: Any) -> list[str]:
+    """Return a line for every chosen name that stands for a file of the user's, although the lab has its own."""
+    return [
+        f"{group}={choice} is {file}, not the lab's own of that name"
+        for source in job.runtime.config_sources
+        if source.provider == OWN
+        for group, choice in job.runtime.choices.items()
+        if (file := Path(source.path, group, f"{choice}.yaml")).is_file() and (CONF / group / file.name).is_file()
+    ]
+
+
+def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseException) -> None:
+    """Leave in its directory why a job of a sweep failed, or any run was stopped, if it could not do so itself."""
+    if job.mode != RunMode.MULTIRUN and not isinstance(error, KeyboardInterrupt):
+        return
+    with suppress(OSError, LabError):  # the error has been printed, and must not end the sweep
+        if cfg.task != "train" and job.mode == RunMode.MULTIRUN:
+            record = {"exit_status": getattr(error, "status", 1), "error": one_line(error)}
+            write_whole(run_dir / FAILED, json.dumps(record))
+        elif cfg.task == "train" and not any((run_dir / name).exists() for name in (RESULT, CONFIG)):
+            RunResult(
+                attempt=str(job.runtime.choices["attempt"]),
+                seed=int(cfg.seed),
+                data=str(cfg.data.name),
+                category=str(cfg.data.category),
+                backbone=str(cfg.model.backbone),
+                method=str(cfg.model.method),
+                run_dir=str(run_dir),
+                error=one_line(error),
+                exit_status=getattr(error, "status", 1),
+            ).save()
+
+
+def _show_run(result: RunResult, printed: set[str]) -> None:
+    from mvtec_lab.reporting.comparison import compare
+    from mvtec_lab.reporting.summary import print_table, summarise
+
+    comparison = compare([result])
+    print_table(summarise(comparison), comparison.verdict, said=printed)
+    print(f"run: {result.run_dir}   curves: tensorboard --logdir {result.run_dir}")
+
+
+def _close_log(run_dir: Path) -> None:
+    """Close the job's log, which Hydra leaves open: later lines would land in it, or in a folder that is gone."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == run_dir:
+            root.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,63 @@
+"""Hydra's search sweepers: a job returns its deciding validation metric, and a search ends as any sweep does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvtec_lab.job import Command
+from mvtec_lab.results import RunResult, find_runs, read_csv
+from mvtec_lab.sweep import sum_up
+
+pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("val/balanced_accuracy", max), ("val/loss", min)])
+def test_a_search_finds_the_best_run_and_ends_as_any_sweep(lab, tmp_path: Path, monitor: str, best) -> None:
+    words = [*SEARCH, f"trainer.monitor={monitor}", "optimizer.lr=tag(log,interval(0.0001,10))", "model.unfreeze=all"]
+    assert lab(*words) == 0
+    runs = find_runs(tmp_path / "s")
+    assert len(runs) == 6
+    values = {Path(run.run_dir).name: run.metrics["val"][monitor.rpartition("/")[2]] for run in runs}
+    assert len({*values.values()}) > 1
+    found = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
+    assert found["best_value"] == pytest.approx(best(values.values()))
+    assert len(read_csv(tmp_path / "s/summary.csv")) == 6
+    assert (tmp_path / "s/report.html").is_file()
+
+
+def test_a_failed_trial_is_the_worst_and_the_search_continues(lab, tmp_path: Path) -> None:
+    words = [*SEARCH, "optimizer.lr=choice(0.001,1e38)", "optimizer=sgd", "model.unfreeze=all", "trainer.max_epochs=6"]
+    assert lab(*words) == 1
+    runs = find_runs(tmp_path / "s")
+    assert len(runs) == 6
+    assert {run.exit_status for run in runs} == {0, 1}
+    found = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
+    assert found["best_params"] == {"optimizer.lr": 0.001}
+
+
+def test_a_search_takes_no_folds(lab, tmp_path: Path, capsys) -> None:
+    assert lab(*SEARCH, "cv.folds=3", "optimizer.lr=interval(0.1,1)") == 2
+    assert "which a search cannot average: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_exit_status_of_a_sweep_is_in_the_files_of_its_runs(lab, tmp_path: Path) -> None:
+    assert lab("-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
+    command = Command(sweep_dir=tmp_path / "s", directories=[tmp_path / "s/base"])
+    assert sum_up(command) == 0
+    run = RunResult.load(tmp_path / "s/base")
+    run.status, run.error, run.exit_status = "failed", "LabError: no such weights", 2
+    run.save()
+    assert sum_up(command) == 2
+    run.exit_status = 0  # killed: it could record none
+    run.save()
+    assert sum_up(command) == 1
+    run.status = "completed"
+    run.save()
+    command.directories.append(tmp_path / "s/cosine")  # a job that left nothing at all
+    assert sum_up(command) == 1

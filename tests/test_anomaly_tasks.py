@@ -111,7 +111,7 @@ def colourful(path: Path) -> bool:
 def test_predict_goes_on_after_a_broken_image(run: Path, lab, product: Path, tmp_path: Path, capsys) -> None:
     (product / "test/hole/001.png").write_bytes(b"no image")
     assert lab("task=predict", f"ckpt={run}", f"source={product / 'test/hole'}", "hydra.run.dir=out") == 1
-    assert "001.png cannot be read (it is no image)" in capsys.readouterr().err
+    assert "001.png cannot be read (it is not an image)" in capsys.readouterr().err
     names = [Path(row["path"]).stem for row in read_csv(tmp_path / "out/predictions.csv")]
     assert names == ["000", "002", "003", "004", "005"]
     assert len(list((tmp_path / "out/maps").iterdir())) == 2 * len(names)

@@ -52,7 +52,7 @@ def test_scan_finds_images_masks_and_oddities(product: Path) -> None:
     assert name_left_out(found.left_out, product) == [
         "left out: 1 hidden file(s) or folder(s) (test/.ipynb_checkpoints)",
         "left out: 1 image(s) in no class folder (test/loose.png)",
-        "left out: 1 file(s) that are no images (test/crack/notes.txt)",
+        "left out: 1 file(s) that are not images (test/crack/notes.txt)",
     ]
     assert "003_mask.png" in found.mask_problems.pop()
     assert found.mask_problems == [

@@ -233,14 +233,14 @@ def test_wrong_digest_unpacks_nothing(server: Server, tmp_path: Path) -> None:
 
 
 def test_mistyped_digest_costs_no_download(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"data\.sha256=abc is no SHA-256 digest"):
+    with pytest.raises(LabError, match=r"data\.sha256=abc is not a SHA-256 digest"):
         fetch_archive(server.url, tmp_path, sha256="abc")
     assert server.starts == []
 
 
 def test_damaged_download_is_not_kept(server: Server, tmp_path: Path) -> None:
     server.payload = b"<html>please log in</html>"
-    with pytest.raises(LabError, match="is no archive or a damaged one"):
+    with pytest.raises(LabError, match="is not an archive, or is damaged"):
         fetch_archive(server.url, tmp_path)
     assert tree(tmp_path) == {}
 
@@ -330,7 +330,7 @@ def test_damaged_archive(tmp_path: Path, kind: str, cut: bool) -> None:
     else:
         data[len(data) // 2] ^= 255
     (tmp_path / "a").write_bytes(data)
-    with pytest.raises(LabError, match=r"is no archive or a damaged one \(.+\): fetch it again"):
+    with pytest.raises(LabError, match=r"is not an archive, or is damaged \(.+\): fetch it again"):
         fetch_archive(str(tmp_path / "a"), tmp_path / "root")
     assert tree(tmp_path / "root") == {}
 
@@ -338,7 +338,7 @@ def test_damaged_archive(tmp_path: Path, kind: str, cut: bool) -> None:
 def test_tar_cut_between_two_members(tmp_path: Path) -> None:
     data = tar_bytes(FILES, "w")
     (tmp_path / "a.tar").write_bytes(data[: data.index(b"cable")])
-    with pytest.raises(LabError, match=r"damaged one \(it breaks off\)"):
+    with pytest.raises(LabError, match=r"or is damaged \(it ends too early\)"):
         fetch_archive(str(tmp_path / "a.tar"), tmp_path / "root")
     assert tree(tmp_path / "root") == {}
 

@@ -260,7 +260,7 @@ def test_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "folder.png").mkdir()
-    for name, reason in {"empty": "it is empty", "text": "no image", "gone": "No such file", "folder": "."}.items():
+    for name, reason in {"empty": "it is empty", "text": "not an image", "gone": "No such file", "folder": "."}.items():
         for read in (read_image, read_mask, image_size):
             with pytest.raises(LabError, match=rf"{name}\.png cannot be read \(.*{reason}.*\): replace or remove it"):
                 read(tmp_path / f"{name}.png")

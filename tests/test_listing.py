@@ -74,7 +74,7 @@ def test_predict_takes_what_it_can_and_names_the_rest(
     names = [Path(row["path"]).name for row in read_csv(tmp_path / "out/predictions.csv")]
     assert names == ["9.png", "10.png", "a.webp", "000.JPG", "b.png"]
     assert "left out: 2 hidden file(s) or folder(s) (._9.png, .cache)" in error
-    assert "left out: 1 file(s) that are no images (notes.txt)" in error
+    assert "left out: 1 file(s) that are not images (notes.txt)" in error
     assert f"{delivery / 'broken_0.png'} cannot be read (it is empty)" in error
     assert error.count("cannot be read (it is empty)") == 20
     assert (tmp_path / "out/run.log").read_text().count("cannot be read (it is empty)") == 25
@@ -110,7 +110,7 @@ def test_names_that_are_no_text(lab, product: Path, tmp_path: Path, capsys) -> N
     odd = os.fsdecode(b"test/crack/\xff.png")
     shutil.copy(product / "test/crack/000.png", product / odd)
     capsys.readouterr()
-    said = r"crack/\udcff.png cannot be used (its name is no UTF-8): rename it"
+    said = r"crack/\udcff.png cannot be used (its name is not UTF-8): rename it"
     for task in (["task=train"], ["task=describe"], ["-m", "attempt=base,cosine"]):
         assert lab(*task, "hydra.run.dir=other", "hydra.sweep.dir=other") == 2
         error = capsys.readouterr().err
@@ -164,13 +164,17 @@ def test_doubles_are_an_error(product: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("train/good", "train/Good", "Good has to be called good: rename it"),
-        ("test/good", "test/GOOD", "GOOD has to be called good: rename it"),
-        ("train", "Train", "Train has to be called train: rename it"),
-        ("ground_truth", "Ground_Truth", "Ground_Truth has to be called ground_truth: rename it"),
-        ("ground_truth/hole", "ground_truth/Hole", "Hole has to be called hole: rename it"),
+        ("train/good", "train/Good", "Good must be called good: rename it"),
+        ("test/good", "test/GOOD", "GOOD must be called good: rename it"),
+        ("train", "Train", "Train must be called train: rename it"),
+        ("ground_truth", "Ground_Truth", "Ground_Truth must be called ground_truth: rename it"),
+        ("ground_truth/hole", "ground_truth/Hole", "Hole must be called hole: rename it"),
         ("test", "pictures/test", "has no test/ folder: give data.category=NAME for one of its products (pictures)"),
-        ("test/crack", "test/crack/inside", "left out: 6 image(s) in a folder inside a class folder, where none is"),
+        (
+            "test/crack",
+            "test/crack/inside",
+            "left out: 6 image(s) in a folder inside a class folder (test/crack/inside",
+        ),
     ],
 )
 def test_a_layout_that_is_nearly_right(lab, product: Path, capsys, old: str, new: str, said: str) -> None:

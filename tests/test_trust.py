@@ -54,7 +54,7 @@ def test_an_archives_token_is_written_nowhere(lab, product: Path, tmp_path: Path
     missing = ("data.category=gone", "data=mvtec", f"data.root={tmp_path / 'none'}")
     assert lab(*missing, "data.category=bottle", "data.archive=http://me:hunter2@nowhere/a.tar") == 2
     shown = "".join(capfd.readouterr())
-    assert "is no address" in shown
+    assert "is not a valid address" in shown
     files = [path for path in tmp_path.rglob("*") if path.is_file() and product not in path.parents]
     assert any("tfevents" in path.name for path in files)
     for secret in SECRETS:

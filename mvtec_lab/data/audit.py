@@ -1,6 +1,6 @@
-"""What makes figures worth less than they look, found before training: copies, tiny sets, classes left out.
+"""Find before training what makes figures worth less than they look: copies, tiny sets, classes left out.
 
-A finding is one line. One image in two splits is looked for by its file, then by its picture (copies.py).
+A finding is one line. An image in two splits is found by its file, then by its picture (copies.py).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SHOWN = 3  # odd masks named; where a whole folder is inverted, one line for eac
 SAME = "the same file as"
 
 Pairs = list[tuple[int, int]]  # places of two samples
-_known: dict[tuple[object, ...], Copies] = {}  # the jobs of a sweep mostly look at the same pictures
+_known: dict[tuple[object, ...], Copies] = {}  # the jobs of a sweep mostly audit the same pictures
 
 
 def audit(dataset: MVTecDataset) -> list[str]:
-    """Everything found in these images and their splits, a line each, copies first."""
+    """Return the findings on these images and their splits, one line each, copies first."""
     samples = dataset.samples
     paths = [dataset.folder / s.path for s in samples]
     files = digests(paths)
@@ -44,7 +44,7 @@ def audit(dataset: MVTecDataset) -> list[str]:
 
 
 def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:
-    """Findings on images of equal ``files``, by their digests: in two splits, of two classes, twice in one split."""
+    """Return findings on images of equal ``files`` (digests): in two splits, of two classes, twice in one split."""
     by_file: dict[str, list[int]] = defaultdict(list)
     for place, file in enumerate(files):
         by_file[file].append(place)
@@ -67,7 +67,7 @@ def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:
 
 
 def thin_splits(samples: Sequence[Sample]) -> list[str]:
-    """Findings on a tiny validation set, and on classes with no image or a single one in val or test."""
+    """Return findings on a tiny validation set, and on classes with no image or a single one in val or test."""
     findings = []
     for split in ("val", "test"):
         counts = Counter(s.label for s in samples if s.split == split)
@@ -85,20 +85,20 @@ def thin_splits(samples: Sequence[Sample]) -> list[str]:
 
 
 def _each_class(names: list[str], what: str, so: str = "") -> list[str]:
-    """A line for each class, or one for all where they are too many to read."""
+    """Return a line for each class, or one line for all if they are too many to read."""
     if len(names) > MANY:
         return [f"{len(names)} classes have {what}, {names[0]!r} is one" + (f": their {so}" if so else "")]
     return [f"class {name!r} has {what}" + (f": its {so}" if so else "") for name in names]
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """A picture [S, S, 3] in grey, ``SIDE`` pixels a side or S where that is less; uint8."""
+    """Return a picture [S, S, 3] in grey: uint8, of ``SIDE`` x ``SIDE`` pixels, or S x S if that is less."""
     side = min(SIDE, len(picture))
     return cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _leaks(samples: Sequence[Sample], pairs: Pairs, near: Copies | None = None) -> list[str]:
-    """Return a finding for every two splits that share an image; ``near``: pairs that are no equal files."""
+    """Return a finding for every two splits that share an image; ``near``: pairs whose files differ."""
     findings = []
     both_ways = [pair for i, j in pairs for pair in ((i, j), (j, i))]
     for earlier, later in LEAKS:

@@ -1,4 +1,4 @@
-"""The built-in sample: cable cross-sections, drawn procedurally in MVTec's own layout, for when MVTec is not at hand.
+"""The built-in sample: cable cross-sections, drawn procedurally in MVTec's layout, for users without MVTec.
 
 Lengths are fractions of the image side, angles radians, colours RGB in [0, 255], outlines polygons (points, 2) of x, y.
 Sizes of the defects are set so that each is visible at 128 x 128, and none is learnt perfectly from ten images.
@@ -48,7 +48,7 @@ CIRCLE = _at(np.linspace(0, 2 * np.pi, 32, endpoint=False))
 
 @dataclass(eq=False)  # eq: arrays do not compare to one truth value
 class _Conductor:
-    """One inner cable: coloured insulation around a bundle of copper strands."""
+    """Describe one inner cable: coloured insulation around a bundle of copper strands."""
 
     centre: np.ndarray
     radius: float
@@ -67,7 +67,7 @@ class _Conductor:
 
 @dataclass(eq=False)
 class _Cable:
-    """A cross-section, to be changed by a defect and then painted."""
+    """Describe a cross-section, which a defect changes before it is painted."""
 
     centre: np.ndarray
     radius: float
@@ -86,14 +86,14 @@ def _angle(rng: Rng) -> float:
 
 
 def _round(rng: Rng, centre: np.ndarray, radius: float, wobble: float) -> np.ndarray:
-    """The outline of something nearly round; ``wobble`` is the relative size of its three harmonics."""
+    """Return the outline of something nearly round; ``wobble`` is the relative size of its three harmonics."""
     t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     waves = np.sum([rng.normal(0, wobble / k) * np.cos(k * t + _angle(rng)) for k in (2, 3, 5)], axis=0)
     return centre + (radius * (1 + waves))[:, None] * _at(t)
 
 
 def _notch(rng: Rng, centre: np.ndarray, rim: float, depth: float, angle: float, width: float) -> np.ndarray:
-    """The outline of a ragged notch in a disc of radius ``rim``, ``width`` wide at its mouth."""
+    """Return the outline of a ragged notch in a disc of radius ``rim``, ``width`` wide at its mouth."""
     radii = np.linspace(1.01 * rim, rim - depth, 6)
     half = width / 2 * np.linspace(1, rng.uniform(0.4, 0.8), 6)
     lean = np.linspace(0, rng.normal(0, 0.15) * width, 6) + rng.normal(0, 0.04 * width, (2, 6))
@@ -102,7 +102,7 @@ def _notch(rng: Rng, centre: np.ndarray, rim: float, depth: float, angle: float,
 
 
 def _band(path: np.ndarray, radius: float) -> np.ndarray:
-    """The outline of a wire along ``path``, pointed a little at both ends."""
+    """Return the outline of a wire along ``path``, pointed a little at both ends."""
     along = np.gradient(path, axis=0)
     across = radius * np.stack([-along[:, 1], along[:, 0]], -1) / np.hypot(*along.T)[:, None]
     across[[0, -1]] *= 0.6
@@ -165,7 +165,7 @@ def _cable_swap(cable: _Cable, rng: Rng) -> list[np.ndarray]:
 
 
 def _open(cable: _Cable, outline: np.ndarray, wall: np.ndarray) -> list[np.ndarray]:
-    """A hole whose wall, seen from above, has the colour ``wall``."""
+    """Draw a hole whose wall, seen from above, has the colour ``wall``."""
     middle = outline.mean(axis=0)
     cable.over += [(outline, wall), (middle + (outline - middle) * 0.8 + 0.0015 * cable.light, HOLLOW)]
     return [outline]
@@ -246,7 +246,7 @@ def _paint(canvas: np.ndarray, cable: _Cable) -> None:
 
 
 def _cloud(rng: Rng, nodes: int, side: int) -> np.ndarray:
-    """Smooth noise, (side, side), of unit variance at its ``nodes`` x ``nodes`` nodes."""
+    """Return smooth noise, [side, side], of unit variance at its ``nodes`` x ``nodes`` nodes."""
     return cv2.resize(rng.standard_normal((nodes, nodes), np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
 
 
@@ -297,7 +297,7 @@ def _draw_to(folder: Path, size: int, seed: int, split: str, defect: str, k: int
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
-    """The marker of a sample that ``generate`` wrote; None where there is none."""
+    """Return the marker of a sample that ``generate`` wrote; None where there is none."""
     with suppress(OSError, ValueError):
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if isinstance(marker, dict) and marker.get("note") == NOTE:
@@ -308,7 +308,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 def generate(
     root: Path, *, size: int = 256, counts: Mapping[str, int] = COUNTS, train_good: int = TRAIN_GOOD, seed: int = 0
 ) -> Path:
-    """Write the sample to ``root/cable``, unless it lies there already, and return that folder.
+    """Write the sample to ``root/cable``, unless it exists already, and return that folder.
 
     Image k of a class depends on ``size``, ``seed`` and k alone, not on the counts. A sample of another version or of
     other arguments is replaced. Two processes may do this at once: the folder appears whole.

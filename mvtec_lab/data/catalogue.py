@@ -1,20 +1,22 @@
-"""MVTec AD's fifteen categories: defect types and official image counts.
+"""List MVTec AD's fifteen categories: defect types and official image counts.
 
 Bergmann, Fauser, Sattlegger, Steger: "MVTec AD - A Comprehensive Real-World Dataset for Unsupervised Anomaly
-Detection", CVPR 2019. The counts describe the official release; a folder at hand may hold fewer.
+Detection", CVPR 2019. The counts describe the official release; a user's folder may hold fewer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"  # the archives' own addresses change; this one stays
+PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"  # the archives' addresses change, this one does not
 LICENSE = "MVTec AD is licensed under CC BY-NC-SA 4.0 (attribution, not for commercial use): " + PAGE
 GOOD = "good"  # the name of the class without a defect
 
 
 @dataclass(frozen=True)
 class Category:
+    """Hold the number of images of a category."""
+
     train: int  # images in train/good
     test: dict[str, int]  # images in test/, by class
 

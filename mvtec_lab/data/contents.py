@@ -1,4 +1,4 @@
-"""Which files a run has seen: digests of its images and masks by path, and whether the same files are there later."""
+"""Compare the files of a run with those of later: digests of images and masks by path."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def contents_listed(rows: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def require_same(folder: Path, now: Contents, then: Contents, whose: str, remedy: str) -> None:
-    """Compare the files of a folder with those of before; digests are compared where both are known.
+    """Compare the files of a folder with earlier ones; digests are compared where both are known.
 
     Raises:
-        LabError: a file is gone, new, or has other contents.
+        LabError: a file is gone, is new, or has other contents.
     """
     changes = [f"{path} is gone" for path in then if path not in now]
     changes += [f"{path} is new" for path in now if path not in then]

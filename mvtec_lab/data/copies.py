@@ -1,7 +1,7 @@
-"""Find pictures that show one photograph: mirrored, turned, cropped, moved, brighter or saved again.
+"""Find copies of a photograph: mirrored, turned, cropped, moved, brighter or saved again.
 
-Photographs of a product are so alike that what counts is how each departs from the others. So every picture is first
-laid on the mean of all, as it fits best. Hashes of the departures, under the eight symmetries of a square, propose
+Photographs of a product are much alike, so what counts is how each departs from the others. First, every picture is
+laid on the mean of all where it fits best. Hashes of the departures, under the eight symmetries of a square, propose
 pairs; then the pixels of the one have to explain those of the other much better than the mean of its like does.
 
 A view is a 3x3 matrix from the places that are seen to places in a picture; both run from -1 to 1, across and down.
@@ -37,7 +37,7 @@ LIKE = 8
 ALIKE = 0.7  # least cosine of two hashes
 ROWS = 256  # pictures at a time: blocks of 10 MB with 10,000 pictures
 
-# Deciding, by what is left of an image's pixels, tile by tile, beside what its like leave.
+# Deciding, by what is left of an image's pixels, tile by tile, compared with what similar images leave.
 TILES = 8  # a side: so small that one large defect fills few of them
 FEW = 8  # telling tiles; fewer prove nothing (the copies measured had 30 or more)
 NOISE = 1.2  # grey levels after blurring; what varies less in a tile says nothing, JPEG alone changes that much
@@ -59,7 +59,7 @@ Copies = dict[tuple[int, int], str]  # places of two pictures, and what was done
 
 
 class _Laid(NamedTuple):
-    """All pictures and how they lie."""
+    """Hold all pictures and the views that lay them on the mean."""
 
     grey: np.ndarray  # [N, s, s]
     by_mean: np.ndarray  # variations of the mean

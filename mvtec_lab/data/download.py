@@ -1,4 +1,4 @@
-"""Fill a data root from an archive: download with resume, verify, and unpack so that nothing is ever half there."""
+"""Fill a data root from an archive: download with resume, verify, and unpack without leaving half a category."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte: more than a slow mirror needs to wake up
-_TRIES = 3  # in a row without a new byte; a connection that drops but gets on may drop as often as it likes
-_PARTS = ("train", "test", "ground_truth")  # the folders of a category; nothing else of an archive is wanted
+_TRIES = 3  # in a row without a new byte; a connection that makes progress may drop any number of times
+_PARTS = ("train", "test", "ground_truth")  # the folders of a category; the rest of an archive is left out
 # What an archive may unpack to: its own size a few times over, as PNG and JPEG hardly shrink and plain BMP does by ten,
 # and as much as a small archive of blank images may need.
 _TIMES, _LEAST = 20, 1 << 30
@@ -50,7 +50,7 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EO
 
 
 class _DroppedError(Exception):
-    """The connection failed in a way that another try may mend."""
+    """Say that the connection failed in a way that another try may cure."""
 
 
 def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None:
@@ -58,16 +58,16 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
 
     ``source`` is an http(s) or file URL or a local path. A download rests in ``<root>/<name>.part`` until it is
     unpacked, and an interrupted one is continued if the server still has the same file. A folder that wraps the
-    category folders is taken off; what already lies in ``root`` is kept. Of each category train/, test/ and
-    ground_truth/ come into ``root``, and of the rest of the archive nothing does. Without ``sha256`` the digest is
+    category folders is left out; what already lies in ``root`` is kept. Of each category only train/, test/ and
+    ground_truth/ are unpacked. Without ``sha256`` the digest is
     logged, with a warning. Only one process at a time may fill the same ``root``.
 
     Raises:
-        LabError: the source cannot be had, has another digest than ``sha256``, is damaged or holds an unsafe member,
-            or ``root`` cannot be written. Nothing half-unpacked is left behind.
+        LabError: the source cannot be fetched, has another digest than ``sha256``, is damaged or holds an unsafe
+            member, or ``root`` cannot be written. Nothing half-unpacked is left behind.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise LabError(f"data.sha256={sha256} is no SHA-256 digest: give its 64 hexadecimal digits, or null")
+        raise LabError(f"data.sha256={sha256} is not a SHA-256 digest: give its 64 hexadecimal digits, or null")
     remote = re.match(r"https?://", source, re.IGNORECASE) is not None
     console = Console(stderr=True)
     progress = Progress(
@@ -87,7 +87,7 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
                 _verify(archive, source, sha256, progress)
                 _unpack(archive, source, root, progress)
             except LabError:
-                if remote:  # whole, but not what was wanted: continuing it would never help
+                if remote:  # it is complete but wrong: continuing it would never help
                     _discard(archive)
                 raise
         if remote:
@@ -131,7 +131,7 @@ def _download(url: str, root: Path, progress: Progress) -> Path:
 
 
 def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
-    """One connection: bring ``part`` to its full length, or as far as it gets (_DroppedError)."""
+    """Download ``part`` over one connection, to its full length, or as far as it gets (_DroppedError)."""
     known = _read_version(part)
     length = known["length"] if known.get("url") == _digest(url) else 0
     offset = part.stat().st_size if length and part.exists() else 0
@@ -152,7 +152,9 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
             raise LabError(f"{url} answers with {status}: check the address, or give data.archive=FILE") from error
         raise _DroppedError(status) from error
     except http.client.InvalidURL as error:  # whose text quotes the password
-        raise LabError(f"{url} is no address (port, password or a blank in it?): correct data.archive") from error
+        raise LabError(
+            f"{url} is not a valid address (port, password or a blank in it?): correct data.archive"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _DroppedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
 
@@ -166,7 +168,7 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
         else:
             offset, length = 0, int(response.headers.get("Content-Length") or 0)
         with part.open("r+b" if offset else "wb") as file:
-            if not offset:  # after the old bytes are gone: they must never be taken for this version's
+            if not offset:  # after the old bytes are gone: they must never count as this version
                 version = {"url": _digest(url), "length": length, "validator": validator}
                 _version_file(part).write_text(json.dumps(version), encoding="utf-8")
             file.seek(offset)
@@ -202,7 +204,7 @@ def _digest(url: str) -> str:
 
 
 def _version_file(part: Path) -> Path:
-    """Beside the part: digest of the URL (which may hold a password), length (0: unknown) and validator of the file."""
+    """Return the file that describes the part: digest of its URL (which may hold a password), length, validator."""
     return part.with_name(part.name + ".json")
 
 
@@ -214,7 +216,7 @@ def _read_version(part: Path) -> dict[str, Any]:
 
 
 def _validator(response: Any) -> str | None:
-    """What If-Range may name: a strong ETag, else the date of the last change."""
+    """Return what If-Range may name: a strong ETag, else the date of the last change."""
     etag = response.headers.get("ETag", "W/")
     return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
 
@@ -280,7 +282,7 @@ def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
         whole = _is_category(content)  # train/ and test/ lie at the archive's top: root itself is the product
         for entry in sorted(content.iterdir()):
             if not (entry.name in _PARTS if whole else _is_category(entry)) or entry.name.startswith("."):
-                log.info("%s is no category folder and is left out", entry.name)
+                log.info("%s is not a category folder and is left out", entry.name)
             elif (root / entry.name).exists():
                 log.info("%s already exists and is kept", root / entry.name)
             else:
@@ -302,9 +304,9 @@ def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, int, IO[bytes]
                 if not (member.isfile() or member.isdir()):
                     raise _unsafe(source, member.name, "is a link or a device")
                 yield member.name, member.size, archive.extractfile(member)
-            # tarfile takes a bad header for the end: only a second block of zeros proves that nothing is missing.
+            # tarfile stops at a bad header: only a second block of zeros proves that nothing is missing.
             if not archive.fileobj.read(_CHUNK).startswith(bytes(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError("it breaks off")
+                raise tarfile.ReadError("it ends too early")
         return
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
@@ -325,7 +327,7 @@ def _unsafe(source: str, name: str, why: str) -> LabError:
 
 
 def _damaged(source: str, error: Exception) -> LabError:
-    return LabError(f"{source} is no archive or a damaged one ({error}): fetch it again (tar, tar.gz/xz/bz2 or zip)")
+    return LabError(f"{source} is not an archive, or is damaged ({error}): fetch it again (tar, tar.gz/xz/bz2 or zip)")
 
 
 def _is_category(folder: Path) -> bool:

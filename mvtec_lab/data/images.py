@@ -1,4 +1,4 @@
-"""Image files in: one documented way from every file format to an array, and the check that all of them can be read."""
+"""Read image files: one documented way from every format to an array, and a check that all files can be read."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from rich.progress import Progress
 
 from mvtec_lab.errors import LabError
 
-# What pixels depend on beside the file: counted up when read_image or resize changes what it returns.
+# Pixels depend on these beside the file; the version is raised when read_image or resize returns something else.
 RULES = {"version": 2, "opencv": cv2.__version__, "pillow": pillow_version}
-MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): up to it, no decoder of Pillow's complains
+MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): below it, none of its decoders complains
 WHITE = 65_535  # the brightest value that a 16-bit file can hold
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the cameras whose values such files hold
 LABELS = 64  # a mask whose values span less holds label numbers; anti-aliased and JPEG masks span a whole image's range
 
 _WORKERS = min(4, os.cpu_count() or 1)  # each holds one decoded image; decoders release the GIL
 _limit_lock = threading.Lock()
-_Stamp = tuple[str, int, int, int]  # of a file, a new one whenever it is replaced: path, size, and two times
-_checked: set[_Stamp] = set()  # the files that could be decoded
+_Stamp = tuple[str, int, int, int]  # of a file, different whenever it is replaced: path, size, and two times
+_checked: set[_Stamp] = set()  # files that could be decoded
 _digests: dict[_Stamp, str] = {}
 _peaks: dict[_Stamp, int] = {}
 _shares: dict[_Stamp, float] = {}
@@ -45,13 +45,13 @@ def read_image(path: Path, white: int = WHITE) -> np.ndarray:
 
     8-bit grey is repeated over the channels, 16-bit files are scaled so that ``white`` becomes 255 (one value for a
     whole data set: stretching each image would make images incomparable), 1-bit becomes 0 and 255, palettes are
-    expanded, alpha is dropped, the rest is Pillow's conversion to RGB. The first page of a multi-page file counts.
+    expanded, alpha is dropped, and Pillow converts the rest to RGB. The first page of a multi-page file counts.
 
     Args:
         white: the value of a 16-bit file that becomes 255; brighter values do as well.
 
     Raises:
-        LabError: the file is missing, damaged, no image, larger than ``MAX_PIXELS``, or has 32-bit pixels.
+        LabError: the file is missing, damaged, not an image, larger than ``MAX_PIXELS``, or has 32-bit pixels.
     """
     with _opened(path) as image:
         if image.mode in ("I", "F"):
@@ -82,7 +82,7 @@ def white_level(paths: Sequence[Path]) -> int:
 
 
 def too_bright(paths: Sequence[Path], white: int) -> list[str]:
-    """Return a warning, in a list, where 16-bit images hold values above ``white``; an empty list where none does.
+    """Return a list with a warning if 16-bit images hold values above ``white``, else an empty list.
 
     Raises:
         LabError: a file that cannot be read.
@@ -94,8 +94,7 @@ def too_bright(paths: Sequence[Path], white: int) -> list[str]:
 
 
 def odd_masks(paths: Sequence[Path]) -> list[str]:
-    """Return a line for each mask that marks nothing, or more than half of its image as an inverted one does, or that
-    cannot be read."""
+    """Return a line for each mask that marks nothing, marks more than half of its image, or cannot be read."""
     return [line for line in each_image(paths, _oddity) if line]
 
 
@@ -128,7 +127,7 @@ def read_mask(path: Path) -> np.ndarray:
     mask where the colours do not vary. A mask of a single value is all True, or all False where that value is 0.
 
     Raises:
-        LabError: the file is missing, damaged, no image, or larger than ``MAX_PIXELS``.
+        LabError: the file is missing, damaged, not an image, or larger than ``MAX_PIXELS``.
     """
     with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
@@ -146,21 +145,21 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int, str]:
-    """Width and height (upright) in pixels and Pillow's mode, from the file's header alone.
+    """Return width and height (upright) in pixels and Pillow's mode, from the file's header alone.
 
     Raises:
         LabError: the header is missing or damaged, or says more than ``MAX_PIXELS``.
     """
     with _opened(path, verify=False) as image:
         width, height = image.size
-        # Asked without its header's EXIF, a PNG would be decoded to look for one behind the pixels.
+        # If its header has no EXIF, Pillow would decode a PNG to look for it behind the pixels.
         if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
         return width, height, image.mode
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Decode every file once; files found good before, and unchanged since, are not decoded again.
+    """Decode every file once; a file that could be decoded before, and is unchanged, is not decoded again.
 
     Raises:
         LabError: the first file, in the order given, that ``read_image`` cannot read, and how many more there are.
@@ -171,7 +170,7 @@ def check_images(paths: Sequence[Path]) -> None:
 
 
 def digests(paths: Sequence[Path]) -> list[str]:
-    """A digest of every file's content; read again only where the file has changed.
+    """Return a digest of every file's content; a file is read again only after it has changed.
 
     Raises:
         LabError: a file that cannot be read.
@@ -180,10 +179,10 @@ def digests(paths: Sequence[Path]) -> list[str]:
 
 
 def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
-    """What ``work`` makes of each file, in order, several at a time; memory holds a few dozen results.
+    """Yield what ``work`` makes of each file, in order, several at a time; memory holds a few dozen results.
 
     Raises:
-        LabError: after the last file, the first one whose ``work`` raised it, and how many more did.
+        LabError: after the last file, for the first file whose ``work`` raised it; it says how many more did.
     """
     errors: list[LabError] = []
     for result in attempts(paths, work):
@@ -198,7 +197,7 @@ def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
 
 
 def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | LabError]:
-    """Yield for each file, in order, what ``work`` makes of it, or why it cannot; otherwise as ``each_image``."""
+    """Yield for each file, in order, what ``work`` makes of it, or its error; otherwise as ``each_image``."""
 
     def attempt(path: Path) -> T | LabError:
         try:
@@ -209,12 +208,12 @@ def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | L
             return error
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for start in range(0, len(paths), 64):  # so many results may wait: 10 MB at 224 x 224
+        for start in range(0, len(paths), 64):  # 64 results may wait: 10 MB at 224 x 224
             yield from pool.map(attempt, paths[start : start + 64])
 
 
 def check_image(path: Path) -> None:
-    """Decode a file, unless it was found good before and is unchanged since.
+    """Decode a file, unless it could be decoded before and is unchanged.
 
     Raises:
         LabError: ``read_image`` cannot read it.
@@ -252,20 +251,20 @@ def _oddity(path: Path) -> str:
 
 def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime: cp -p keeps the other
+    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime, as cp -p keeps the other
 
 
 @contextmanager
 def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
-    """Open an image with its header read; anything that fails with it, here or in the body, becomes a LabError.
+    """Open an image and read its header; any failure, here or in the body, becomes a LabError.
 
     Args:
-        verify: check the checksums of a PNG first. Pillow decodes damaged pixels without a word.
+        verify: check the checksums of a PNG first, as Pillow decodes damaged pixels silently.
     """
     try:
-        # Opened by name, an uncompressed TIFF that has to be turned comes out scrambled (Pillow 11 to 13).
+        # Opened by name, an uncompressed TIFF that has to be turned is scrambled (Pillow 11 to 13).
         with path.open("rb") as file:
-            with _limit_lock:  # Pillow's limit warns first and refuses only at twice the size: ours stands in for it
+            with _limit_lock:  # Pillow's limit warns first and refuses only at twice the size: MAX_PIXELS replaces it
                 limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
                 try:
                     image = Image.open(file)
@@ -280,13 +279,13 @@ def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
             yield image
     except LabError:
         raise
-    except Exception as error:  # damaged files make decoders raise nearly anything: SyntaxError, KeyError, struct.error
+    except Exception as error:  # damaged files make decoders raise many kinds: SyntaxError, KeyError, struct.error
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> LabError:
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is no image" if path.stat().st_size else "it is empty"
+        reason = "it is not an image" if path.stat().st_size else "it is empty"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:
@@ -309,7 +308,7 @@ def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image)
-    # Pillow keeps the high byte of a colour value alone.
+    # Pillow keeps only the high byte of a colour value.
     values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if values is None:
         raise LabError(f"{path} cannot be read (no decoder for its 16-bit values): save it with 8 bits, or remove it")
@@ -317,7 +316,7 @@ def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def _read_plain_png(path: Path) -> np.ndarray | None:
-    """An 8-bit grey or RGB PNG through OpenCV: Pillow's array in two thirds of its time. None: leave it to Pillow."""
+    """Return an 8-bit grey or RGB PNG, read by OpenCV in two thirds of Pillow's time; None: Pillow has to read it."""
     data = path.read_bytes()
     depth = data[24]  # in the header, whose place is fixed
     complete = data.endswith(b"IEND\xaeB`\x82")  # a file cut short would make OpenCV print a line of its own

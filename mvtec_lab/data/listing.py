@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one answer for training, describing and predicting."""
+"""List the images of a folder: one rule for training, describing and predicting."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 from mvtec_lab.errors import is_text, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a word
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a warning
 
-# Why something is left out, as it reads behind a number.
+# Why something is left out; a number stands before it.
 HIDDEN = "hidden file(s) or folder(s)"  # .ipynb_checkpoints, ._000.png of macOS
-NO_IMAGES = "file(s) that are no images"
-SPECIAL = "pipe(s) or other special file(s)"  # reading one may wait for ever
-LISTED = "folder(s) that are listed already"  # a link that leads there again, or back to where it lies
+NO_IMAGES = "file(s) that are not images"
+SPECIAL = "pipe(s) or other special file(s)"  # reading one may never end
+LISTED = "folder(s) that are listed already"  # by a link to it, or to a folder around it
 
 LeftOut = dict[str, list[str]]  # reason -> paths
 
 
 @dataclass
 class Listing:
-    """The images of a folder in natural order, and everything else in it."""
+    """Hold the images of a folder in natural order, and everything else in it."""
 
     images: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)  # that were not looked into
     left_out: LeftOut = field(default_factory=dict)
-    unusable: list[str] = field(default_factory=list)  # why an image or a folder cannot be used, a line each
+    unusable: list[str] = field(default_factory=list)  # why an image or a folder cannot be used, one line each
 
 
 def list_images(folder: Path, deep: bool = False) -> Listing:
     """List the image files of a folder and, where ``deep``, of all folders below it.
 
-    Linked folders are followed, each folder is listed once. Only names are looked at: an image may still be broken.
+    Linked folders are followed, and each folder is listed once. Only names are read: an image may still be broken.
     """
     found = Listing()
     folders, links = [folder], list[Path]()  # links last: a folder is listed by its own name where it has one below
@@ -69,7 +69,7 @@ def list_images(folder: Path, deep: bool = False) -> Listing:
 
 
 def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | None:
-    """Put a file where it belongs; a folder is returned."""
+    """Put a file into the listing, or return the path of a folder."""
     path, link = folder / entry.name, entry.is_symlink()
     if entry.name in LITTER:
         return None
@@ -82,9 +82,9 @@ def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | No
         reason = NO_IMAGES
     elif (os.path.isfile(path) or not os.path.exists(path)) if link else entry.is_file():  # noqa: PTH110, PTH113
         if is_text(str(path)):
-            found.images.append(path)  # a link that leads nowhere as well: whoever reads it will name it
+            found.images.append(path)  # a broken link as well: reading it names it
         else:
-            found.unusable.append(f"{printable(str(path))} cannot be used (its name is no UTF-8): rename it")
+            found.unusable.append(f"{printable(str(path))} cannot be used (its name is not UTF-8): rename it")
         return None
     else:
         reason = SPECIAL
@@ -93,7 +93,7 @@ def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | No
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort 2.png before 10.png, folder by folder."""
+    """Return a key that sorts 2.png before 10.png, folder by folder."""
     parts = re.split(r"(\d+)", name.replace(os.sep, "\0"))  # \0: before every other character, so a folder stays whole
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 

@@ -1,4 +1,4 @@
-"""One product folder in MVTec's layout, read into a list of samples."""
+"""Read one product folder in MVTec's layout into a list of samples."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mvtec_lab.errors import LabError
 
 PARTS = ("train", "test", "ground_truth")
 
-# Why something is left out of a product folder, beside what a listing leaves out.
+# Why something is left out of a product folder, beside the reasons of a listing.
 LOOSE = "image(s) in no class folder"
-NESTED = "image(s) in a folder inside a class folder, where none is looked for"
+NESTED = "image(s) in a folder inside a class folder"
 OTHER = f"folder(s) of train/ beside train/{GOOD}"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. Paths are relative to the product folder, with forward slashes."""
+    """Hold one image. Paths are relative to the product folder, with forward slashes."""
 
     path: str
     label: str  # the class: good, or the defect type
     mask: str | None = None
-    group: str = ""  # images of one group never part; a path of its own where images are independent
+    group: str = ""  # images of one group stay in one split; the path itself where images are independent
     split: str = ""  # train, val, test, or empty: not used
 
 
 @dataclass
 class Scan:
-    """List what lies in a product folder: samples in the order of their paths, and what was left out."""
+    """Hold what lies in a product folder: samples in the order of their paths, and what was left out."""
 
     folder: Path
     samples: list[Sample] = field(default_factory=list)
@@ -68,18 +68,18 @@ class Scan:
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:
-    """The class names, good first, then the defect types by name; a label's index is its place here."""
+    """Return the class names, good first, then the defect types by name; a label's index is its place here."""
     return sorted({s.label for s in samples}, key=lambda name: (name != GOOD, name))
 
 
 def scan(folder: Path) -> Scan:
     """List ``train/good``, ``test/<class>`` and the masks ``ground_truth/<class>/<name>_mask.*``.
 
-    Masks are looked for only where the folder has ``ground_truth/``; each is compared with its image's size.
+    Masks are read only where the folder has ``ground_truth/``; each is compared with its image's size.
 
     Raises:
-        LabError: no ``test/``, a class folder without an image, a folder whose name differs from the layout's by case
-            alone, a file name that cannot be written down, or a mask of two images.
+        LabError: no ``test/``, a class folder without an image, a folder whose name differs from the layout only by
+            case, a file name that is not text, or a mask that belongs to two images.
     """
     _check_case(folder, PARTS)
     if not (folder / "test").is_dir():
@@ -103,12 +103,12 @@ def scan(folder: Path) -> Scan:
 
 
 def _check_case(folder: Path, names: Collection[str]) -> None:
-    """Refuse a folder Good where good is meant: it would be left out, or taken for a defect type."""
+    """Refuse a folder Good where good is meant: it would be left out, or be a defect type."""
     present = [path.name for path in folder.iterdir() if path.is_dir()]
     meant = {name.lower(): name for name in names if name not in present}
     for name in sorted(present):
         if name not in names and name.strip().lower() in meant:
-            raise LabError(f"{folder / name} has to be called {meant[name.strip().lower()]}: rename it")
+            raise LabError(f"{folder / name} must be called {meant[name.strip().lower()]}: rename it")
 
 
 def _layout(folder: Path) -> str:
@@ -150,7 +150,7 @@ def _samples(class_folder: Path, result: Scan) -> list[Sample]:
 
 
 def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
-    """Return the mask of each image that has one: the file that is called as the image, with or without _mask."""
+    """Return the mask of each image that has one: the file with the image's name, with or without _mask."""
     folder = result.folder / "ground_truth"
     if not folder.is_dir():
         return {}
@@ -188,7 +188,7 @@ def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
             continue
         try:
             size = image_size(image)[:2]
-        except LabError:  # whoever decodes the image will name it
+        except LabError:  # decoding the image will name it
             size = of_mask
         if size == of_mask:
             masks[image] = name(mask)
@@ -197,7 +197,7 @@ def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
             unfit.append(f"{name(mask)} is {sizes[0]} but {name(image)} is {sizes[1]}")
     if missing and listing.folders:
         inner = name(sorted(listing.folders)[0])
-        missing[0] += f", but {inner}/: masks are one file an image, <name>_mask.png, so merge those of a folder"
+        missing[0] += f", but {inner}/: masks are one file per image, <name>_mask.png: merge those of a folder"
     for problems in (missing, unfit, unreadable):
         if problems:
             more = f" (and {len(problems) - 1} more of {label})" if len(problems) > 1 else ""

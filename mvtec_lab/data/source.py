@@ -1,4 +1,4 @@
-"""Where the images come from: the sample that is drawn, a folder at hand, or an archive that is unpacked into one."""
+"""Find the images: the sample that is drawn, an existing folder, or an archive that is unpacked into one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 
 def product_folder(root: str | Path, category: str | None) -> Path:
-    """The folder of one product, ``root/category`` or ``root`` itself.
+    """Return the folder of one product, ``root/category`` or ``root`` itself.
 
     Raises:
-        LabError: it does not exist; the answer names what there is.
+        LabError: it does not exist; the error names the categories that do.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise LabError(f"data.root={root} is no folder: give the folder that holds the category folders")
+        raise LabError(f"data.root={root} is not a folder: give the folder that holds the category folders")
     folder = root / category if category else root
     if not folder.is_dir():
         present = _products(root)
@@ -30,12 +30,12 @@ def product_folder(root: str | Path, category: str | None) -> Path:
 
 
 def locate(name: str, root: str, category: str | None, archive: str | None = None, sha256: str | None = None) -> Path:
-    """The folder of the product that a configuration names, made or fetched where it is missing.
+    """Return the folder of the product that a configuration names; a missing one is drawn or fetched.
 
     Args:
         name: ``sample``, ``mvtec`` or ``folder``.
         root, category: the folder and the category folder below it.
-        archive, sha256: where to get a missing category from, and the digest that it must have.
+        archive, sha256: the archive of a missing category, and the digest that it must have.
     """
     if name == "sample":
         from mvtec_lab.data.cable import generate

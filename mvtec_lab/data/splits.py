@@ -1,7 +1,6 @@
-"""Split protocols: which images take part, and which of them train, choose and judge.
+"""Split samples: which images take part, and which of them train, choose and judge.
 
-Everything is drawn class by class from generators of its own, so a class's split does not change when another class
-gains or loses images.
+Each class draws from a generator of its own, so its split does not change when another class gains or loses images.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
 
 
 def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]:
-    """train/good but for a share trains, that share is val, the test folder is test."""
+    """Return a split in which a share of train/good is val, the rest of it trains, and the test folder is test."""
     units = _units([s for s in samples if s.path.startswith("train/")])
     groups = units.get(GOOD, [])
     if len(groups) < 3:
@@ -83,7 +82,7 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
     if torn := [s for s in samples if not s.path.startswith("test/") and s.group in tested]:
         raise LabError(
             f"group {torn[0].group!r} of split.group_by is in train/good ({torn[0].path}) and in test/ "
-            f"({tested[torn[0].group]}): one_class has all of test/ for its test, so take one of them out"
+            f"({tested[torn[0].group]}): one_class tests on all of test/: remove one of them"
         )
     chosen = _draw(units, units, val, seed, "val")
 
@@ -94,21 +93,23 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
 
 
 def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]:
-    """Take training images out of use until their classes form an exponential tail, of ``ratio`` images to one.
+    """Leave out training images until their classes form an exponential tail, of ``ratio`` images to one.
 
     The i-th of C classes, from the most frequent one of the pool to the rarest, keeps t * ratio^(1 - i / (C - 1))
-    images, Cui et al., CVPR 2019; t, the rarest one's, is as large as the training images allow, and whole, so that a
-    whole ratio is exact. Of two draws of a class the smaller is part of the larger. Groups go as a whole, but for one
-    of each class, of which a part may stay.
+    images, Cui et al., CVPR 2019; t, the rarest one's, is the largest whole number that the training images allow, so
+    that a whole ratio is exact. Of two draws of a class the smaller is part of the larger. Groups are left out as a
+    whole; only one group of each class may be parted.
 
     Raises:
-        LabError: a ratio below 1, or the rarest class would need less than one image.
+        LabError: a ratio below 1, or one that leaves the rarest class less than one image.
     """
     if not 1 <= ratio < float("inf"):
         raise LabError(f"data.imbalance={ratio:g} is out of range: give a number of 1 or more")
     used = [s for s in samples if s.split]
     pool = Counter(s.label for s in used)
-    order = sorted(classes_of(used), key=lambda label: -pool[label])  # the pool's, so that it is every fold's
+    order = sorted(
+        classes_of(used), key=lambda label: -pool[label]
+    )  # of the pool, so that every fold has the same order
     training = {label: [s for s in used if s.split == "train" and s.label == label] for label in order}
 
     def tail(rarest: int, head: float) -> dict[str, int] | None:
@@ -120,7 +121,7 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
         most = next(r for r in range(int(min(ratio, len(training[order[0]]))), 0, -1) if tail(1, r))
         raise LabError(
             f"data.imbalance={ratio:g} leaves class {order[-1]!r} less than one training image: "
-            f"at most data.imbalance={most} can be had"
+            f"give data.imbalance={most} at most"
         )
     chosen: set[str] = set()
     for label, of_class in training.items():
@@ -156,7 +157,7 @@ Units = dict[str, list[str]]  # class -> its groups
 
 
 def _units(samples: list[Sample]) -> Units:
-    """The groups of each class; a group of several classes counts for the rarest of them, which needs it most."""
+    """Return the groups of each class; a group of several classes counts for the rarest, which needs it most."""
     frequency = Counter(s.label for s in samples)
     members: dict[str, set[str]] = defaultdict(set)
     for s in samples:
@@ -168,7 +169,7 @@ def _units(samples: list[Sample]) -> Units:
 
 
 def _draw(all_units: Units, left: Units, share: float, seed: int, name: str) -> set[str]:
-    """At least one group of each class and ``share`` of all its groups, such that at least one is left."""
+    """Draw ``share`` of the groups of each class, at least one, and leave at least one."""
     drawn: set[str] = set()
     for label, groups in left.items():
         if len(groups) < 2:
@@ -201,7 +202,7 @@ def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sam
     try:
         rows = read_csv(file)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise LabError(f"split.file={file} is no CSV in UTF-8 ({error}): save it as such") from error
+        raise LabError(f"split.file={file} is not a CSV file in UTF-8 ({error}): save it as one") from error
     if not rows or not {"path", "split"} <= set(rows[0]):
         raise LabError(f"split.file={file} needs a header and rows with the columns path,split")
     paths = {s.path for s in samples}

@@ -1,11 +1,11 @@
-"""Balanced group softmax: classes compete only with classes that are about as frequent.
+"""Balanced group softmax: a class competes only with classes that are about as frequent.
 
-Li et al., CVPR 2020 (FishYuLi/BalancedGroupSoftmax, gs_bbox_head_with0.py). Defect types are parted into bins by their
-training counts. Each bin has a softmax of its own, with a slot for "others"; bin 0 tells good from defect, as the paper
-tells background from objects.
+Li et al., CVPR 2020 (FishYuLi/BalancedGroupSoftmax, gs_bbox_head_with0.py). Defect types are divided into bins by their
+training counts. Each bin has a softmax of its own, with a slot for "others"; bin 0 separates good from defect, as the
+paper separates background from objects.
 
-The outputs of such a layer, [N, K]: good and defect (left out where no class is good), then of each bin its others and
-its classes.
+The outputs of such a layer are [N, K]: good and defect (left out where no class is good), then the others and the
+classes of each bin.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from mvtec_lab.errors import LabError
 
-Bins = Sequence[Sequence[int]]  # of each bin its class indices
+Bins = Sequence[Sequence[int]]  # the class indices of each bin
 
 
 def count_bins(counts: Sequence[int], bins: int | Sequence[int], good: int | None = None) -> list[list[int]]:
-    """Part the classes, ``good`` left out, by their training counts; bins without a class are left out.
+    """Divide the classes except ``good`` by their training counts; bins without a class are left out.
 
     Args:
-        bins: how many, with equally many classes each (quantiles; the paper's edges put a few dozen images into one or
-            two bins), or the counts to part them at: [10, 100, 1000] in the paper.
+        bins: the number of bins of equally many classes (the paper's edges put a few dozen images into one or two
+            bins), or the counts to divide them at: [10, 100, 1000] in the paper.
     """
     classes = sorted((c for c in range(len(counts)) if c != good), key=lambda c: (counts[c], c))
     if isinstance(bins, int):
@@ -39,7 +39,7 @@ def count_bins(counts: Sequence[int], bins: int | Sequence[int], good: int | Non
 
 
 def check_bins(bins: Bins, num_classes: int, good: int | None = None) -> None:
-    """Raises LabError unless every class but ``good`` is in exactly one bin."""
+    """Raise LabError unless every class but ``good`` is in exactly one bin."""
     binned = sorted(c for members in bins for c in members)
     wanted = [c for c in range(num_classes) if c != good]
     if binned != wanted:
@@ -49,12 +49,12 @@ def check_bins(bins: Bins, num_classes: int, good: int | None = None) -> None:
 
 
 def slots(bins: Bins, good: int | None = None) -> list[list[int]]:
-    """Of each softmax, bin 0 first, the slot that each of the C classes has there: 0 (good, or others) and above."""
+    """Return the slot of each of the C classes in each softmax, bin 0 first: 0 (good, or others) and above."""
     num_classes = sum(map(len, bins)) + (good is not None)
-    found = [] if good is None else [[0 if c == good else 1 for c in range(num_classes)]]
+    places = [] if good is None else [[0 if c == good else 1 for c in range(num_classes)]]
     for members in bins:
-        found.append([members.index(c) + 1 if c in members else 0 for c in range(num_classes)])
-    return found
+        places.append([members.index(c) + 1 if c in members else 0 for c in range(num_classes)])
+    return places
 
 
 def group_softmax(
@@ -66,15 +66,15 @@ def group_softmax(
     good: int | None = None,
     others: float = 8.0,
 ) -> Tensor:
-    """Sum of the bins' mean cross-entropies.
+    """Return the sum of the bins' mean cross-entropies.
 
-    Of the samples from outside a bin it takes ``others`` for each of its own in the batch, at random (from torch's
-    global generator), so that a rare bin is not drowned; a bin without a sample of its own in the batch is left out.
+    A bin takes ``others`` samples from outside for each of its own in the batch, drawn from torch's global generator,
+    so that they do not outweigh a rare bin; a bin without a sample of its own in the batch is left out.
 
     Args:
         logits: [N, K], laid out as the module says.
         target: class indices [N], or shares [N, C].
-        weight: not taken: the bins do the balancing.
+        weight: must be None, as the bins balance.
     """
     if weight is not None:
         raise LabError("group_softmax balances by its bins: leave out class weights")
@@ -91,11 +91,11 @@ def group_softmax(
 
 
 def group_scores(logits: Tensor, bins: Bins, good: int | None = None) -> Tensor:
-    """Log probabilities of the classes, [N, C], from the outputs [N, K].
+    """Return log probabilities of the classes, [N, C], from the outputs [N, K].
 
-    Good has its share of bin 0; a defect type that of "defect" times its share of its own bin, others included in that
-    softmax and then dropped, as in the paper. What is dropped leaves less than 1, so the whole is scaled to 1: which
-    class is the largest stays as it was.
+    Good has its share of bin 0; a defect type has the share of "defect" times its share of its own bin. The others are
+    part of that bin's softmax and then dropped, as in the paper. The rest is below 1, so it is scaled to 1, which does
+    not change the largest class.
     """
     factors = []
     for place, (part, slot) in enumerate(_parts(logits, bins, good)):
@@ -111,7 +111,7 @@ def _parts(logits: Tensor, bins: Bins, good: int | None) -> list[tuple[Tensor, T
 
 
 def _sample_others(own: Tensor, ratio: float) -> Tensor:
-    """Which samples a bin's softmax learns from, [N] bool: its own, and ``ratio`` times as many from outside."""
+    """Return which samples a bin's softmax learns from, [N] bool: its own, and ``ratio`` times as many from outside."""
     if not own.any():
         return own
     outside = (~own).nonzero()[:, 0]

@@ -1,9 +1,9 @@
-"""Classification that looks training images up: of the nearest ones, the class names are read, or merely counted.
+"""Look up the nearest training images, and count their classes or read the classes' names.
 
-After Long et al., "Retrieval Augmented Classification for Long-Tail Visual Recognition" (CVPR 2022): a retrieval branch
-finds an image's nearest neighbours by a fixed encoder, turns the text of their labels into logits, and these are added
-to a linear classifier's. Departures: the search is exact; the text encoder is small and learns from scratch, on the
-words of the class names, a dozen or two; base and fixed encoder have the same backbone.
+It follows Long et al., "Retrieval Augmented Classification for Long-Tail Visual Recognition" (CVPR 2022): a retrieval
+branch finds an image's nearest neighbours by a fixed encoder and turns the text of their labels into logits, which are
+added to a linear classifier's. Differences: the search is exact; the text encoder is small and learns from scratch, on
+a dozen or two words of the class names; base and fixed encoder have the same backbone.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from mvtec_lab.errors import LabError
 
-SEARCH_BYTES = 2**26  # what a search may hold at once beside its arguments, unless a single query takes more
-PAIR_BYTES = 16  # of a query and an image of the memory: the cosine, the sorted one, and its place
-FLOOR = 0.01  # added to each class's votes: none of five is 1 in 500 then, and its loss 6 instead of infinite
-NEARER = 0.01  # of a vote, what the nearest image's counts more; over all neighbours it must stay below one vote
+SEARCH_BYTES = 2**26  # memory of a search beside its arguments, unless a single query takes more
+PAIR_BYTES = 16  # per query and image of the memory: the cosine, the sorted one, and its place
+FLOOR = 0.01  # added to each class's votes: 0 of 5 becomes 1 in 500, and its loss 6 instead of infinite
+NEARER = 0.01  # what the nearest image's vote counts more; over all neighbours it must stay below one vote
 # Of cosines: one 0.1 larger counts e times as much. Anything from 0.01 to 0.3 gave bottle the same accuracy, within
 # a point; learnt, it would hardly move in a few hundred steps, and what nearness is worth is learnt with the ranks.
 TEMPERATURE = 0.1
@@ -28,18 +28,20 @@ TEMPERATURE = 0.1
 
 @torch.no_grad()
 def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The k rows of ``memory`` with the largest cosine to each query, most similar first, of equals the lower place.
+    """Return the k rows of ``memory`` with the largest cosine to each query, the most similar first.
+
+    Of equal ones the lower place comes first.
 
     Args:
         queries: [N, D], of any floating type; the search itself is in float32.
         memory: [M, D]. A row of zeros has the cosine 0 with everything.
-        exclude: of each query the place in memory that must not be returned, [N]; -1: none.
+        exclude: for each query the place in memory that must not be returned, [N]; -1: none.
 
     Returns:
         Cosines [N, k] and places in memory [N, k].
 
     Raises:
-        LabError: the memory has fewer rows than are asked for.
+        LabError: the memory has fewer than k rows.
     """
     require_neighbours(len(memory) - (exclude is not None), k)
     # No index library: on one CPU thread the product of 32 queries with 10,000 images of 1280 features takes 24 ms and
@@ -69,9 +71,9 @@ def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = No
 
 
 def vote(labels: Tensor, num_classes: int) -> Tensor:
-    """Log probabilities [N, C] from the labels of the neighbours [N, k], nearest first: each class's share of them.
+    """Return log probabilities [N, C] from the neighbours' labels [N, k], nearest first: each class's share of them.
 
-    Of classes with equally many votes that with the nearer ones wins: the r-th counts NEARER / r more than one vote.
+    Of classes with equally many votes the nearer one wins: the r-th neighbour counts NEARER / r more than one vote.
     """
     weights = 1 + NEARER / torch.arange(1, labels.shape[1] + 1, device=labels.device)
     votes = (F.one_hot(labels, num_classes) * weights[:, None]).sum(1) + FLOOR
@@ -79,7 +81,7 @@ def vote(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def words(name: str) -> list[str]:
-    """The words of a class name in lower case, its numbers included; a name of signs alone is its own word.
+    """Return the words of a class name in lower case, its numbers included; a name of signs alone is its own word.
 
     >>> words("cut_inner_insulation")
     ['cut', 'inner', 'insulation']
@@ -90,7 +92,7 @@ def words(name: str) -> list[str]:
 
 
 class TextEncoder(nn.Module):
-    """Logits [N, C] from the class names of the neighbours: their labels [N, k] and cosines [N, k], nearest first.
+    """Turn the neighbours' labels [N, k] and cosines [N, k], nearest first, into logits [N, C] by their class names.
 
     A name is the mean of its words' embeddings, so that classes which share a word learn from each other's images.
     """
@@ -100,24 +102,24 @@ class TextEncoder(nn.Module):
     def __init__(self, classes: Sequence[str], neighbours: int, width: int = 64) -> None:
         super().__init__()
         texts = [sorted(words(name)) for name in classes]
-        # Names of the same words, as a_b and b-a, have to differ in something.
+        # Names of equal words, as a_b and b-a, have to differ in something.
         texts = [text if texts.count(text) == 1 else [*text, name] for text, name in zip(texts, classes, strict=True)]
         vocabulary = sorted({word for text in texts for word in text})
         shares = torch.tensor([[text.count(word) / len(text) for word in vocabulary] for text in texts])
-        self.register_buffer("shares", shares, persistent=False)  # [C, words]; the class names say all of it
+        self.register_buffer("shares", shares, persistent=False)  # [C, words]; it follows from the class names
         self.words = nn.Embedding(len(vocabulary), width)
         self.ranks = nn.Embedding(neighbours, width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
-        # Zero at first: a fused head starts as the linear one, and no noise of this branch disturbs the first steps.
+        # Zero at first: a fused head starts as the linear one, and this branch adds no noise to the first steps.
         self.out = nn.Linear(width, len(classes))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, labels: Tensor, similarities: Tensor) -> Tensor:
         texts = F.embedding(labels, self.shares @ self.words.weight)
-        read = self.mlp(texts + self.ranks.weight)
+        texts = self.mlp(texts + self.ranks.weight)
         weights = (similarities / TEMPERATURE).softmax(dim=1)
-        return self.out((weights[..., None] * read).sum(1))
+        return self.out((weights[..., None] * texts).sum(1))
 
 
 def require_neighbours(available: int, neighbours: int) -> None:

@@ -40,6 +40,15 @@ from mvtec_lab.results import (
 REPORT = "report.html"
 PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
 GOOD = "good"
+MAPS = (
+    "Where",
+    "The worst misses, the worst false alarms and typical images. All maps have one scale. Blue: the outline of the "
+    "defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
+)
+CAMS = (
+    "What spoke for the predicted class",
+    "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask.",
+)
 RULES = {
     "quantile": "a quantile of the good validation images' scores",
     "synthetic": "of best F1 on validation's good images and made-up defects",
@@ -48,23 +57,22 @@ RULES = {
 
 
 @dataclass
-class Table:
-    """A table of the page; a cell is text, a number, or an Estimate, which is drawn as a share with its interval."""
+class Part:
+    """A picture or a table on the page, of one attempt.
+
+    Args:
+        title: of the part.
+        source: the picture, as a ``data:`` address.
+        about: a sentence above the picture.
+        headings: of the table.
+        rows: a cell is text, a number or an Estimate, which is drawn as a share with its interval.
+    """
 
     title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    tall: bool = False
-
-
-@dataclass
-class Picture:
-    """A picture of the page, as a ``data:`` address."""
-
-    title: str
-    source: str
-    alt: str
+    source: str = ""
     about: str = ""
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
 
 
 def sum_up(
@@ -184,108 +192,102 @@ def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
 
 
 def _detail(attempt: Attempt) -> dict[str, Any]:
-    """Return what the page shows of one attempt: what its runs have left of figures, tables, notes and pictures."""
-    first, runs = attempt.done[0], len(attempt.done)
-    of_first = " of the first run" if runs > 1 else ""
-    charts: list[Picture | None] = [_scores(attempt, of_first)]
-    tables = [_by_type(attempt)]
-    notes = []
-    if first.threshold:
-        rule = RULES.get(first.threshold["rule"], first.threshold["rule"])
-        notes.append(f"Threshold {first.threshold['value']:.4g}, {rule}.")
-    elif (counts := attempt.confusions) is not None:
-        chart, mistakes = _confusion(attempt, counts.sum(axis=0).astype(int))
-        charts.append(chart)
-        tables += [mistakes, _recall(attempt, counts.sum(axis=0).astype(int))]
-        for key, estimate in attempt.together.items():
-            title = METRICS[key].title
-            value = f"{title[0].upper()}{title[1:]} of {len(counts)} tested images together: {estimate.value:.3f}"
-            notes.append(f"{value} [{summary.number(estimate.low, 2)}, {summary.number(estimate.high, 2)}].")
-    elif not attempt.tests:
-        notes.append("No test predictions were left: there is no confusion matrix.")
-    sheet = _picture(first, MISTAKES)
-    explanations = _picture(first, EXPLANATIONS)
-    pictures = []
-    if sheet:
-        title = "Test images, worst mistakes first" + (", of the first run" if runs > 1 else "")
-        pictures.append(Picture(title, sheet, f"Test images of {attempt.name}, worst mistakes first"))
-    if explanations:
-        pictures.append(_explanation(attempt, explanations, ", in the first run" if runs > 1 else ""))
-    missing = [] if sheet else ["No picture sheet was left."]
-    if not explanations and first.threshold:
-        missing.append("This method scores whole images: it has no map.")
-    elif not explanations and first.explained is None:
-        missing.append("There is no class-activation map for this backbone, or for neighbours that predict.")
+    """Return what the page shows of one attempt, as far as its runs have left it."""
     return {
         "attempt": attempt.name,
-        "first": first,
-        "runs": runs,
-        "charts": [chart for chart in charts if chart],
-        "tables": [table for table in tables if table],
-        "notes": notes,
-        "pictures": pictures,
-        "missing": missing,
+        "first": attempt.done[0],
+        "runs": len(attempt.done),
+        "beside": [part for section in BESIDE if (part := section(attempt))],
+        "notes": [note for section in NOTES for note in section(attempt)],
+        "below": [part for section in BELOW if (part := section(attempt))],
+        "missing": _missing(attempt),
     }
 
 
-def _explanation(attempt: Attempt, source: str, of_first: str) -> Picture:
-    if attempt.done[0].threshold:
-        return Picture(
-            f"Where{of_first}",
-            source,
-            f"Anomaly maps of {attempt.name}",
-            "The worst misses, the worst false alarms and typical images. All maps have one scale. Blue: the outline "
-            "of the defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
-        )
-    about = "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask."
-    explained = _explained(attempt.done)
-    return Picture(
-        f"What spoke for the predicted class{of_first}",
-        source,
-        f"Class-activation maps of {attempt.name}",
-        f"{about} {explained}" if explained else about,
-    )
+def _confusion(attempt: Attempt) -> Part | None:
+    """Return the confusion matrix as a picture, or of many classes the most frequent mistakes as a table."""
+    if (matrix := _matrix(attempt)) is None:
+        return None
+    classes, runs = attempt.done[0].classes, len(attempt.on())
+    together = f", test images of {runs} runs together" if runs > 1 else ", test images"
+    if len(classes) <= figures.MOST:
+        return Part(f"Confusion matrix{together}", figures.to_data_uri(figures.confusion_figure(matrix, classes)))
+    rows: Sequence[Sequence[Any]] = top_confusions(matrix, classes) or [("none", "", "", "")]
+    return Part(f"Most frequent mistakes{together}", headings=["class", "taken for", "how often", "of"], rows=rows)
 
 
-def _by_type(attempt: Attempt) -> Table | None:
+def _matrix(attempt: Attempt) -> np.ndarray | None:
+    """Return the confusion matrix of all runs; None without one, or where scores and their threshold show more."""
+    counts = None if attempt.done[0].threshold else attempt.confusions
+    return None if counts is None else counts.sum(axis=0).astype(int)
+
+
+def _by_type(attempt: Attempt) -> Part | None:
     """Return the metrics of each defect type, the means over the runs."""
     of_runs = [types for run in attempt.done if (types := run.metrics["test"].get("by_type"))]
     keys = {key for types in of_runs for values in types.values() for key in values}
-    metrics = [metric for metric in all_metrics() if metric.words.by_type in keys]
-    if not of_runs:
-        return None
-    rows = [
-        [
-            kind,
-            values["images"],
-            *(summary.mean(t[kind].get(m.words.by_type) for t in of_runs if kind in t) for m in metrics),
-        ]
-        for kind, values in of_runs[0].items()
-    ]
+    metrics = {m.words.by_type: m.title for m in all_metrics() if m.words.by_type in keys}
+
+    def means(kind: str) -> list[float | None]:
+        of_kind = [types[kind] for types in of_runs if kind in types]
+        return [summary.mean(values.get(key) for values in of_kind) for key in metrics]
+
+    rows = [[kind, values["images"], *means(kind)] for types in of_runs[:1] for kind, values in types.items()]
     title = "By defect type" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")
-    return Table(title, ["type", "images", *(metric.title for metric in metrics)], rows)
+    return Part(title, headings=["type", "images", *metrics.values()], rows=rows) if rows else None
 
 
-def _confusion(attempt: Attempt, matrix: np.ndarray) -> tuple[Picture | None, Table | None]:
-    """Return the confusion matrix as a picture, or of many classes the most frequent mistakes as a table."""
-    classes, tested = attempt.done[0].classes, len(attempt.on())
-    together = f", test images of {tested} runs together" if tested > 1 else ", test images"
-    if len(classes) <= figures.MOST:
-        source = figures.to_data_uri(figures.confusion_figure(matrix, classes))
-        return Picture(f"Confusion matrix{together}", source, f"Confusion matrix of {attempt.name}"), None
-    rows: Sequence[Sequence[Any]] = top_confusions(matrix, classes) or [("none", "", "", "")]
-    return None, Table(f"Most frequent mistakes{together}", ["class", "taken for", "how often", "of"], rows)
-
-
-def _recall(attempt: Attempt, matrix: np.ndarray) -> Table:
+def _recall(attempt: Attempt) -> Part | None:
+    if (matrix := _matrix(attempt)) is None:
+        return None
+    counts = zip(attempt.done[0].classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
+    rows = [[name, right, total, attempt.recall.get(name)] for name, right, total in counts]
     images = "images" if len(attempt.on()) == 1 else "of"
-    rows = [
-        [name, right, total, attempt.recall.get(name)]
-        for name, right, total in zip(attempt.done[0].classes, matrix.diagonal(), matrix.sum(axis=1), strict=True)
-    ]
-    return Table(
-        "Recall by class", ["class", "right", images, "recall", "95% interval"], rows, len(rows) > figures.MOST
+    return Part("Recall by class", headings=["class", "right", images, "recall", "95% interval"], rows=rows)
+
+
+def _threshold(attempt: Attempt) -> list[str]:
+    threshold = attempt.done[0].threshold
+    return (
+        [f"Threshold {threshold['value']:.4g}, {RULES.get(threshold['rule'], threshold['rule'])}."] if threshold else []
     )
+
+
+def _together(attempt: Attempt) -> list[str]:
+    known = attempt.together if _matrix(attempt) is not None else {}
+    images = len({image for test_set in attempt.tests for image in test_set})
+    figures_of = {METRICS[key].title: summary.interval(estimate) for key, estimate in known.items()}
+    return [
+        f"{title[0].upper()}{title[1:]} of {images} tested images together: {f}." for title, f in figures_of.items()
+    ]
+
+
+def _mistakes(attempt: Attempt) -> Part | None:
+    source = _picture(attempt.done[0], MISTAKES)
+    return Part(f"Test images, worst mistakes first{_of_first(attempt, ', ')}", source) if source else None
+
+
+def _explanation(attempt: Attempt) -> Part | None:
+    source, first = _picture(attempt.done[0], EXPLANATIONS), attempt.done[0]
+    title, about = MAPS if first.threshold else CAMS if first.explained else ("Explanations", "")
+    about = " ".join(filter(None, (about, _explained(attempt.done))))
+    return Part(f"{title}{_of_first(attempt, ', ')}", source, about) if source else None
+
+
+def _missing(attempt: Attempt) -> list[str]:
+    """Return what the runs have not left, one sentence each."""
+    first, explained = attempt.done[0], _explanation(attempt)
+    missing = {
+        "No test predictions were left: there is no confusion matrix.": not attempt.tests,
+        "No picture sheet was left.": _mistakes(attempt) is None,
+        "This method scores whole images: it has no map.": first.threshold and not explained,
+        "There is no class-activation map for this backbone, or for neighbours that predict.": first.explained is None,
+    }
+    return [text for text, applies in missing.items() if applies]
+
+
+def _of_first(attempt: Attempt, joint: str = " ") -> str:
+    return f"{joint}of the first run" if len(attempt.done) > 1 else ""
 
 
 def _picture(run: RunResult, name: str) -> str | None:
@@ -307,7 +309,7 @@ def _picture(run: RunResult, name: str) -> str | None:
     return figures.to_data_uri(path)
 
 
-def _scores(attempt: Attempt, of_first: str) -> Picture | None:
+def _scores(attempt: Attempt) -> Part | None:
     """Return the first run's scores: a row for validation, the good images and each defect type; None without any."""
     run = attempt.done[0]
     rows = predictions_of(run)
@@ -318,9 +320,13 @@ def _scores(attempt: Attempt, of_first: str) -> Picture | None:
         kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
         scores.setdefault(kind, []).append(float(row["score"]))
     chart = figures.scores_figure(scores, run.threshold["value"], (GOOD, f"{GOOD}, validation"))
-    return Picture(
-        f"Scores{of_first}", figures.to_data_uri(chart), f"Anomaly scores of {attempt.name} by kind of image"
-    )
+    return Part(f"Anomaly scores{_of_first(attempt)}", figures.to_data_uri(chart))
+
+
+# What the page shows of an attempt: side by side, in words, and below.
+BESIDE: Sequence[Callable[[Attempt], Part | None]] = (_scores, _confusion, _by_type, _recall)
+NOTES: Sequence[Callable[[Attempt], list[str]]] = (_threshold, _together)
+BELOW: Sequence[Callable[[Attempt], Part | None]] = (_mistakes, _explanation)
 
 
 def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:

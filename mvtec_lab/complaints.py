@@ -1,4 +1,4 @@
-"""Answer a mistake in one line, whoever noticed it: the lab, Hydra, OmegaConf or the operating system."""
+"""Answer a mistake in one line, whether the lab, Hydra, OmegaConf or the operating system has noticed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake becomes, the near misses that answer a typo, and names on one line."""
+"""Turn a user's mistake into one line: the exception, the near misses of a typo, names without credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # W
 
 
 class LabError(Exception):
-    """A mistake that the user can mend: one line that names the value, the file and the remedy (exit status 2)."""
+    """Report a mistake that the user can correct: one line with the value and the remedy (exit status 2)."""
 
     status = 2
 
@@ -23,7 +23,7 @@ class LabError(Exception):
 
 
 class IncompleteError(LabError):
-    """A part of the input could not be used; the rest was done and is written (exit status 1)."""
+    """Report that a part of the input could not be used; the rest is done and written (exit status 1)."""
 
     status = 1
 
@@ -48,17 +48,17 @@ def _hidden(url: re.Match[str]) -> str:
 
 
 class DiskFullError(LabError):
-    """A disk takes no more: the file, what it needs and what is free (exit status 1)."""
+    """Report a full disk: the file, what it needs and what is free (exit status 1)."""
 
     status = 1
 
 
 def disk_full(error: BaseException, path: Path, needed: int | None = None) -> DiskFullError | None:
-    """Return what to raise in the place of an error that a full disk is behind; None if it has another cause.
+    """Return what to raise instead of an error that a full disk has caused; None if it has another cause.
 
     Args:
-        path: the file that was written to, or its folder, where the error does not name it.
-        needed: the file's bytes, where they are known.
+        path: the file that was written to, or its folder, if the error does not name it.
+        needed: the file's bytes, if they are known.
     """
     cause: BaseException | None = error if isinstance(error, Exception) else None
     while cause is not None and not isinstance(cause, DiskFullError):
@@ -69,7 +69,7 @@ def disk_full(error: BaseException, path: Path, needed: int | None = None) -> Di
             missing = "" if needed is None or needed <= free else f" for {_size(needed - free)} more"
             return DiskFullError(
                 f"{path} cannot be written: {takes}{_size(free)} are free ({cause.strerror}): make room{missing} (a "
-                "training goes on with resume=true), or give a directory on another disk"
+                "training continues with resume=true), or give a directory on another disk"
             )
         cause = cause.__cause__ or cause.__context__
     return cause
@@ -80,7 +80,7 @@ def _size(count: int) -> str:
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LabError:
-    """The answer to a name that does not exist: the nearest known names, or all of them where they are few.
+    """Return the error of a name that does not exist, with the nearest known names, or all of them if they are few.
 
     >>> unknown("optimizer", "adm", ["adam", "adamw", "sgd"]).args[0]
     "unknown optimizer 'adm': did you mean adam, adamw?"

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: a cross-validation unfolded, what the grid varies as names of directories, cores shared out."""
+"""Make the jobs of a sweep: unfold a cross-validation, name directories by what the grid varies, share out cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mvtec_lab.errors import LabError, redacted
 
-# What a cross-validation decides on by itself.
+# The keys that a cross-validation sets itself.
 _OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
 
 
 def cross_validate(config: DictConfig) -> None:
-    """``cv.folds`` and ``cv.repeats`` become values of the grid: ordinary runs, the same folds for every attempt."""
+    """Turn ``cv.folds`` and ``cv.repeats`` into values of the grid: ordinary runs, the same folds for every attempt."""
     folds, repeats = config.cv.folds, config.cv.repeats
     given = {o.lstrip("+").split("=")[0]: o.partition("=")[2] for o in _given(config)}
     for key in ("cv.folds", "cv.repeats"):
@@ -51,14 +51,14 @@ def cross_validate(config: DictConfig) -> None:
 
 
 def _given(config: DictConfig) -> list[str]:
-    """The overrides of a sweep, a study's before those of the command line."""
+    """Return the overrides of a sweep, a study's before those of the command line."""
     return [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
 
 
 def grid(config: DictConfig) -> list[DictConfig]:
-    """The configurations of all jobs of a sweep; names their directories by what the grid varies on the way.
+    """Return the configurations of all jobs of a sweep, and name their directories by what the grid varies.
 
-    Empty for a sweeper that searches: it makes up its jobs as it goes, and they are numbered.
+    The list is empty for a search: it makes up its jobs as it proceeds, and they are numbered.
     """
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(_given(config))
@@ -70,7 +70,7 @@ def grid(config: DictConfig) -> list[DictConfig]:
         raise LabError("a study is a sweep of its own: give one a command")
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
         choices = config.hydra.runtime.choices
-        # A sweep that began under the names of before, head,seed=0, goes on under them.
+        # A sweep that began with the older names, head,seed=0, keeps them.
         between, equals = ",=" if any(Path(config.hydra.sweep.dir).glob("*,*=*")) else "-_"
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
         for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
@@ -87,7 +87,7 @@ def grid(config: DictConfig) -> list[DictConfig]:
 
 
 def _file_name(value: Any) -> str:
-    """A value as a part of a directory's name: no separators, nothing that a shell or TensorBoard trips over."""
+    """Return a value as a part of a directory's name: no separators, nothing that confuses a shell or TensorBoard."""
     return (
         re.sub(r"[^\w.+-]+", "_", redacted(str(value))).strip("_.")[-40:] or "empty"
     )  # 40: four keys fit into a file name
@@ -121,7 +121,7 @@ def prepare_search(config: DictConfig) -> None:
 
 
 def share_out(config: DictConfig, jobs: int) -> None:
-    """Let a launcher's jobs share processors and terminal; their number is 0 where it is not known yet."""
+    """Let a launcher's jobs share processors and terminal; ``jobs`` is 0 if their number is not known yet."""
     launcher = config.hydra.launcher
     if config.task == "train":  # whose warnings stand below the sweep's table
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
@@ -138,10 +138,11 @@ def share_out(config: DictConfig, jobs: int) -> None:
     if "n_jobs" in launcher and jobs:
         from joblib import effective_n_jobs
 
-        # Each of n_jobs processes is given its share of the cores, whether there is a job for it or not.
+        # Each of n_jobs processes gets its share of the cores, even if there is no job for it.
         OmegaConf.set_readonly(launcher, False)
         launcher.n_jobs = min(effective_n_jobs(launcher.n_jobs), jobs)
 
 
 def launcher_of(config: DictConfig) -> str:
+    """Return the name of the launcher's class."""
     return str(config.hydra.launcher._target_).rpartition(".")[2]

@@ -130,7 +130,7 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch) -> None:
         write_whole(tmp_path / "best.ckpt", bytes(44_800_000))
     assert str(caught.value) == (
         f"{tmp_path / 'best.ckpt'} cannot be written: it takes 44.8 MB, and 3.1 MB are free (No space left on device): "
-        "make room for 41.7 MB more (a training goes on with resume=true), or give a directory on another disk"
+        "make room for 41.7 MB more (a training continues with resume=true), or give a directory on another disk"
     )
     assert caught.value.status == 1
 

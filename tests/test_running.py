@@ -9,7 +9,9 @@ import pytest
 from conftest import write_product
 
 from mvtec_lab import locks
+from mvtec_lab.job import Command
 from mvtec_lab.results import RunResult, read_csv
+from mvtec_lab.sweep import sum_up
 
 locking = pytest.mark.skipif(locks.fcntl is None, reason="no locks here")
 
@@ -74,3 +76,20 @@ def test_a_refusal_names_job_folder_and_remedy(lab, product: Path, tmp_path: Pat
     assert capsys.readouterr().err.startswith(f"error: {few}: class 'crack' has 2")
     assert lab("-m", "attempt=base,cosine", "optimizer.lr=-1", "hydra.sweep.dir=s") == 2
     assert capsys.readouterr().err.startswith("error: job base: optimizer.lr=-1")
+
+
+def test_the_exit_status_of_a_sweep_is_in_the_files_of_its_runs(lab, tmp_path: Path) -> None:
+    assert lab("-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
+    command = Command(sweep_dir=tmp_path / "s", directories=[tmp_path / "s/base"])
+    assert sum_up(command) == 0
+    run = RunResult.load(tmp_path / "s/base")
+    run.status, run.error, run.exit_status = "failed", "LabError: no such weights", 2
+    run.save()
+    assert sum_up(command) == 2
+    run.exit_status = 0  # killed: it could record none
+    run.save()
+    assert sum_up(command) == 1
+    run.status = "completed"
+    run.save()
+    command.directories.append(tmp_path / "s/cosine")  # a job that left nothing at all
+    assert sum_up(command) == 1

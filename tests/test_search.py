@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvtec_lab.job import Command
-from mvtec_lab.results import RunResult, find_runs, read_csv
-from mvtec_lab.sweep import sum_up
+from mvtec_lab.results import find_runs, read_csv
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
@@ -44,20 +42,3 @@ def test_a_search_takes_no_folds(lab, tmp_path: Path, capsys) -> None:
     assert lab(*SEARCH, "cv.folds=3", "optimizer.lr=interval(0.1,1)") == 2
     assert "which a search cannot average: leave it out" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
-
-
-def test_the_exit_status_of_a_sweep_is_in_the_files_of_its_runs(lab, tmp_path: Path) -> None:
-    assert lab("-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
-    command = Command(sweep_dir=tmp_path / "s", directories=[tmp_path / "s/base"])
-    assert sum_up(command) == 0
-    run = RunResult.load(tmp_path / "s/base")
-    run.status, run.error, run.exit_status = "failed", "LabError: no such weights", 2
-    run.save()
-    assert sum_up(command) == 2
-    run.exit_status = 0  # killed: it could record none
-    run.save()
-    assert sum_up(command) == 1
-    run.status = "completed"
-    run.save()
-    command.directories.append(tmp_path / "s/cosine")  # a job that left nothing at all
-    assert sum_up(command) == 1

@@ -1,7 +1,7 @@
-"""The settings of a checkpoint's own run, as far as images are judged by them. Light to import.
+"""Read the settings of a checkpoint's own run that decide which images it is judged on. Light to import.
 
-The run may come from elsewhere: its config.yaml is data. Keys that fetch, write or run something are left where they
-are, and a text is a text, whatever it holds.
+The run may come from elsewhere: its config.yaml is data. Keys that fetch, write or run something are ignored, and a
+text is never evaluated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
 from mvtec_lab.results import CONFIG, SAMPLES, path_of_run
 
-# Which images, their splits, and how they are read. Not where they could be fetched from, nor anything of training.
+# Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
     "data": ("name", "root", "category", "masks", "image_size", "white", "batch_size", "imbalance"),
     "split": tuple(Config().split.__dataclass_fields__),
@@ -23,7 +23,7 @@ TAKEN = {
 
 
 def origin_of(ckpt: Path) -> Config | None:
-    """Return the settings of a checkpoint's run, defaults for all that is not TAKEN; None: none lie beside it.
+    """Return the settings of a checkpoint's run, with defaults for all that is not TAKEN; None if it has none.
 
     Raises:
         LabError: they are damaged.
@@ -65,7 +65,7 @@ def checkpoint_of(config: Config) -> str:
 
 
 def _root(run_dir: Path, config: Config) -> str | None:
-    """Return the run's data.root; for the sample, which is drawn where it is missing, only where it lies already."""
+    """Return the run's data.root; for the sample, which is drawn if it is missing, only if it exists."""
     root = config.data.root
     if root is not None:
         root = path_of_run(run_dir, "data.root", root)

@@ -1,4 +1,4 @@
-"""resume=true: what a directory holds of an earlier start. Light to import: a sweep asks before it pays for torch."""
+"""Find what a directory holds of an earlier run, for ``resume=true``. Light to import: a sweep asks before torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FREE = changing(Config, "nothing")
 
 
 def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
-    """The run that a directory holds, whatever became of it; None where it holds none.
+    """Return the run that a directory holds, completed or not; None if it holds none.
 
     Raises:
         LabError: it has other settings, or its config.yaml or result.json is damaged.
@@ -64,7 +64,7 @@ def _settings(config: Any) -> dict[str, str]:
 
 
 def clear(run_dir: Path) -> None:
-    """Remove what a run left in its directory, if one did, and nothing else; the log goes on."""
+    """Remove what a run left in its directory, and nothing else; the log is continued."""
     if not any((run_dir / name).exists() for name in (CONFIG, RESULT)):
         return
     for name in FILES:

@@ -1,4 +1,4 @@
-"""task=backbones: the TorchVision models that model.backbone takes, with their stages and weights."""
+"""List what model.backbone takes (task=backbones), with stages and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""task=cache and task=clear_cache: what the cache holds, and how to be rid of it."""
+"""List what the cache holds (task=cache), or delete all of it (task=clear_cache)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def list_cache(config: Config, run_dir: str | Path) -> list[Entry]:
     table = Table(title=f"{cache.folder}", title_justify="left")
     table.add_column("what", overflow="fold")
     table.add_column("rows", justify="right")
-    table.add_column("each", justify="right")
+    table.add_column("one row", justify="right")
     table.add_column("MB", justify="right")
     table.add_column("last used")
     for entry in entries:
-        each = " x ".join(map(str, entry.shape[1:])) + f" {entry.dtype}" if entry.shape else entry.dtype
+        row = " x ".join(map(str, entry.shape[1:])) + f" {entry.dtype}" if entry.shape else entry.dtype
         rows = f"{entry.shape[0]:,}" if entry.shape else ""
         what = entry.path.stem.rpartition("_")[0].replace("_", " ")
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        table.add_row(what, rows, each, f"{entry.bytes / 1e6:,.1f}", used)
+        table.add_row(what, rows, row, f"{entry.bytes / 1e6:,.1f}", used)
     Console().print(table)
     total = sum(entry.bytes for entry in entries) / 1e9
     print(f"{total:.3f} of {config.cache.max_gb:g} GB (cache.max_gb); task=clear_cache deletes all of it")
@@ -36,7 +36,7 @@ def list_cache(config: Config, run_dir: str | Path) -> list[Entry]:
 
 
 def clear_cache(config: Config, run_dir: str | Path) -> int:
-    """Delete every array of ``config.cache.dir``; returns the bytes set free."""
+    """Delete every array of ``config.cache.dir`` and return the bytes set free."""
     cache = _cache(config)
     freed = cache.clear()
     print(f"{freed / 1e6:,.1f} MB of {cache.folder} deleted")

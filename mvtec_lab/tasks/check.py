@@ -1,4 +1,4 @@
-"""What is known about a job of a sweep before it trains."""
+"""Check a job of a sweep before it trains."""
 
 from __future__ import annotations
 

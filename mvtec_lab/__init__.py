@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
     from mvtec_lab.engine.model import Model as Model
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.evaluation.specs import register_metric as register_metric
     from mvtec_lab.models.backbones import register_backbone as register_backbone
+    from mvtec_lab.problems import register_method as register_method
     from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
     from mvtec_lab.problems.model import build_data as build_data
@@ -40,6 +42,8 @@ _HOMES = {
     "load_model": "problems.model",
     "register_backbone": "models.backbones",
     "register_loss": "problems.classification",
+    "register_method": "problems",
+    "register_metric": "evaluation.specs",
     "run_attempt": "tasks.train",
 }
 __all__ = ["__version__", *_HOMES]

@@ -216,7 +216,7 @@ class VerdictConfig:
     """Choose what a comparison of attempts rests on. If these are null: accuracy, and every pair of attempts."""
 
     # if null, image_auroc for anomaly models
-    metric: str | None = knob(None, changes="run", choices=(*METRICS, *SCORE_METRICS))
+    metric: str | None = knob(None, changes="run")
     # an attempt: each other one is compared with it alone, so that fewer tests are made
     reference: str | None = knob(None, changes="run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -111,6 +112,9 @@ class Registry(Generic[T]):
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, EntryPoint) and _home(other) is None:  # an object, perhaps registered by the point's own module
+        module = sys.modules.get(one.module)
+        return module is not None and getattr(module, one.attr, other) is other
     return one is other or (_home(one) is not None and _home(one) == _home(other))
 
 

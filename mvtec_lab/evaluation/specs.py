@@ -432,6 +432,20 @@ def metrics_of(problem: str) -> list[Metric]:
     return metrics
 
 
+def add_means(problem: str, metrics: Mapping[str, dict[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the metrics of a problem that are means over images, where the problem did not compute them itself.
+
+    Args:
+        metrics: of each split, which are added to.
+        rows: of predictions.csv.
+    """
+    for metric in (m for m in all_metrics() if m.problem == problem and m.of_images):
+        for split, values in metrics.items():
+            of_split = [{key: str(value) for key, value in row.items()} for row in rows if row["split"] == split]
+            if metric.key not in values and of_split and metric.of_images:
+                values[metric.key] = float(np.mean(metric.of_images(of_split)))
+
+
 def deciding(problem: str) -> list[Metric]:
     """Return the metrics that attempts of a problem can be compared by, the default first."""
     return [metric for metric in metrics_of(problem) if metric.decides]

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import TypeVar
 
 from mvtec_lab import knobs
-from mvtec_lab.config import Config, validate
-from mvtec_lab.errors import LabError
+from mvtec_lab.config import METRICS, SCORE_METRICS, Config, validate
+from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry
+
+Model = TypeVar("Model", bound=type)
 
 _FOLDERS = Path(__file__).parent / "anomaly" / "methods"
 METHODS: Registry[Method] = Registry(
@@ -38,6 +41,21 @@ RULES: Registry[Rules] = Registry(
 )
 
 
+def register_method(model: Model) -> Model:
+    """Register a class as a method and return it: a decorator. Its attribute ``method`` is the Method, with its name.
+
+    An installed package gives the Method itself as an entry point of ``mvtec_lab.methods``.
+
+    Raises:
+        LabError: the class has no ``method``, or its name belongs to another method.
+    """
+    method = getattr(model, "method", None)
+    if not isinstance(method, Method):
+        raise LabError(f"{model.__module__}:{model.__qualname__} has no method: give it method = Method(NAME, ...)")
+    METHODS.register(method.name, method)
+    return model
+
+
 def problem_of(method: str) -> Problem:
     """Return the problem that a value of ``model.method`` solves.
 
@@ -57,6 +75,11 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
         LabError: the first wrong value, with its key and what the key takes; a key that has no effect.
     """
     validate(config)
+    if config.verdict.metric not in (None, *METRICS, *SCORE_METRICS):
+        from mvtec_lab.evaluation import specs  # scipy, which only a registered metric is worth
+
+        if config.verdict.metric not in specs.METRICS:
+            raise unknown("verdict.metric", config.verdict.metric, specs.METRICS.names())
     method = METHODS[config.model.method]
     for reason in idle(config, typed).values():
         raise LabError(reason)

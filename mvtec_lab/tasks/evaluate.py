@@ -21,7 +21,7 @@ from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.specs import metrics_of
+from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
@@ -78,6 +78,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     for warning in warnings:
         log.warning(warning)
     judgement = problem.judge(Run(config, data, model, result, began))
+    add_means(problem.name, judgement.metrics, judgement.rows)
     judgement.write(Path(run_dir))
     facts = {
         "ckpt": config.ckpt,

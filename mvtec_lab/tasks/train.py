@@ -19,6 +19,7 @@ from mvtec_lab.engine.resume import clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.specs import add_means
 from mvtec_lab.locks import held
 from mvtec_lab.problems import METHODS, check, problem_of
 from mvtec_lab.problems.model import build_data, build_model
@@ -100,6 +101,7 @@ def run_attempt(
                 run.write_inputs()
             problem.fit(run)
             judgement = problem.judge(run)
+            add_means(problem.name, judgement.metrics, judgement.rows)
             result.metrics = judgement.metrics
             judgement.write(run_dir)
             run.show(judgement)

@@ -35,7 +35,8 @@ def judge(run: Run) -> Judgement:
         board[f"pictures/{split}_mistakes_first"] = outcome.page
     if explanations is not None:
         pictures[EXPLANATIONS] = board["pictures/explanations"] = explanations
-    figures = ", ".join(f"{metric.title} {metric.of(test.metrics):.3f}" for metric in deciding("classification"))
+    values = ((metric.title, metric.of(test.metrics)) for metric in deciding("classification"))
+    figures = ", ".join(f"{title} {value:.3f}" for title, value in values if value is not None)
     summary = (
         f"test {figures} (majority baseline {result.majority_baseline:.3f}), on {test.metrics['images']} images; best "
         f"epoch {(result.best_epoch or 0) + 1} of {result.epochs}"

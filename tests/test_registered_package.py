@@ -161,7 +161,7 @@ def test_a_run_with_a_backbone_loss_and_metric_of_a_package(extras, lab, product
 def test_a_run_with_a_method_of_a_package(extras, lab, product: Path, tmp_path: Path) -> None:
     settings = ["model.method=mean_image", "split.protocol=one_class", "model.options.power=3"]
     given = ["data=folder", f"data.root={product}", "data.image_size=24", "trainer.accelerator=cpu", "cache.dir=null"]
-    from mvtec_lab.sweep import main
+    from mvtec_lab.cli import main
 
     assert main([*settings, *given, "hydra.run.dir=run"]) == 0
     result = RunResult.load(tmp_path / "run")
@@ -192,7 +192,7 @@ def test_a_run_with_a_method_of_a_package(extras, lab, product: Path, tmp_path: 
 def test_mistakes_are_answered_with_one_line(
     settings: list[str], answer: str, extras, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    from mvtec_lab.sweep import main
+    from mvtec_lab.cli import main
 
     monkeypatch.chdir(tmp_path)
     given = ["data=folder", f"data.root={product}", "data.image_size=24", "trainer.accelerator=cpu", "cache.dir=null"]

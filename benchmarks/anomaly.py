@@ -1,4 +1,4 @@
-"""PatchCore and PaDiM beside anomalib's: the same network, layers, images and machine, judged by the same metrics."""
+"""Compare PatchCore and PaDiM with anomalib's: same network, layers, images and machine, judged by the same metrics."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BACKBONE, LAYERS = "mobilenet_v2", ["features.6", "features.13"]
 SETTINGS = {"layers": LAYERS, "size": 224, "coreset": 0.01, "dimensions": 100, "batch_size": 32}
 PEER = Path(__file__).with_name("peer_anomalib.py")
 METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro")
-TARGETS = {"patchcore": 5, "padim": 2}  # how many times faster than anomalib's the fit shall be
-WITHIN = (0.002, 0.002, 0.005)  # how near the METRICS shall be
+TARGETS = {"patchcore": 5, "padim": 2}  # how many times faster than anomalib's the fit should be
+WITHIN = (0.002, 0.002, 0.005)  # how near to anomalib's the METRICS should be
 INSTALL = 'python -m venv PEER && PEER/bin/pip install "anomalib[cpu]==2.7.0"'
 
 
 def product(data: list[str]) -> str:
-    """The folder of the images; the built-in sample is drawn. Decodes all: no side shall be the first to read them."""
+    """Return the folder of the images, all of them decoded once: no side is the first to read them."""
     from mvtec_lab import compose
     from mvtec_lab.problems.model import build_data
 
@@ -46,7 +46,7 @@ def run_lab(
     seed: int,
     out: str,
 ) -> dict[str, Any]:
-    """Fit on train/good and score test/; raw scores and maps go to ``out``, .npz. As ``peer_anomalib.run``."""
+    """Fit on train/good and score test/, as ``peer_anomalib.run``; raw scores and maps go to ``out``, .npz."""
     import numpy as np
     import torch
 
@@ -80,26 +80,28 @@ def run_lab(
 
 
 def run_peer(python: str, job: dict[str, Any]) -> dict[str, Any]:
-    """The same by anomalib, in the interpreter that has it."""
-    given = Path(job["out"]).with_name("job.json")
-    given.write_text(json.dumps(job), encoding="utf-8")
-    run = subprocess.run([python, str(PEER), str(given)], capture_output=True, text=True)
+    """Run the same job by anomalib, in the interpreter that has it."""
+    job_file = Path(job["out"]).with_name("job.json")
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    run = subprocess.run([python, str(PEER), str(job_file)], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{python} {PEER.name} ended with {run.returncode}: {run.stderr}")
-    found: dict[str, Any] = json.loads(Path(job["out"]).with_suffix(".json").read_text(encoding="utf-8"))
-    return found
+    measured: dict[str, Any] = json.loads(Path(job["out"]).with_suffix(".json").read_text(encoding="utf-8"))
+    return measured
 
 
 def faster_workers(python: str, job: dict[str, Any]) -> dict[str, int]:
-    """Decoding in anomalib's own process, or in two beside it: for the fit and for the scores whichever is faster here,
-    by the better of two runs each."""
+    """Return anomalib's numbers of loader workers that are faster here: 0 or 2, for the fit and for the scores.
+
+    Each number runs twice, and its better run counts.
+    """
     trials = [(n, run_peer(python, {**job, "fit_workers": n, "score_workers": n})) for n in (0, 2, 2, 0)]
     steps = {"fit_workers": "fit", "score_workers": "image"}
     return {name: min(trials, key=lambda trial: trial[1][step])[0] for name, step in steps.items()}
 
 
 def judge(folder: str, out: str) -> dict[str, float]:
-    """The METRICS of raw scores and maps, of the masks' size."""
+    """Return the METRICS of raw scores and maps, at the masks' size."""
     import numpy as np
 
     from mvtec_lab.data.images import image_size, read_mask
@@ -114,8 +116,8 @@ def judge(folder: str, out: str) -> dict[str, float]:
         width, height, _ = image_size(Path(folder) / sample.path)
         mask = read_mask(Path(folder) / sample.mask) if sample.mask else None
         pixels.add(sample.path, heat, mask, sample.label, (height, width))
-    found = image_metrics(scores, [s.label for s in tested]) | pixels.metrics()
-    return {name: found[name] for name in METRICS} | {"tested": len(tested)}
+    metrics = image_metrics(scores, [s.label for s in tested]) | pixels.metrics()
+    return {name: metrics[name] for name in METRICS} | {"tested": len(tested)}
 
 
 def main() -> None:
@@ -127,29 +129,29 @@ def main() -> None:
     job |= {"backbone": BACKBONE, "weights": weights, **SETTINGS}
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
-        out, workers = f"{scratch}/found.npz", dict[str, int]()
+        out, workers = f"{scratch}/scores.npz", dict[str, int]()
         if args.peer:
             workers = faster_workers(args.peer, {**job, "method": "padim", "seed": 0, "out": out})
         else:
             print(f"anomalib is left out; to have it beside ours:\n    {INSTALL}", file=sys.stderr)
             print("    python -m benchmarks.anomaly --peer PEER/bin/python", file=sys.stderr)
-        for seed in range(args.repeats):  # the sides in turn; PaDiM draws other channels each time
+        for seed in range(args.repeats):  # the sides take turns; each repeat of PaDiM draws other channels
             for method in TARGETS:
                 ours = {**job, "method": method, "seed": seed, "out": out}
                 if args.peer:
-                    found = run_peer(args.peer, {**ours, **workers})
-                    runs[method, "anomalib"].append(found | common.fresh(judge, folder, out).value)
+                    peer = run_peer(args.peer, {**ours, **workers})
+                    runs[method, "anomalib"].append(peer | common.fresh(judge, folder, out).value)
                 measured = common.fresh(run_lab, **ours)
-                found = {**measured.value, "peak": measured.resident} | common.fresh(judge, folder, out).value
-                runs[method, "lab"].append(found)
+                lab = {**measured.value, "peak": measured.resident}
+                runs[method, "lab"].append(lab | common.fresh(judge, folder, out).value)
     first = runs["patchcore", "lab"][0]
     if len({(run["trained"], run["tested"]) for repeats in runs.values() for run in repeats}) > 1:
         raise RuntimeError("the two sides did not have the same images")
     notes = [
         f"{data[-1]}: fitted on all {first['trained']} images of train/good, tested on all {first['tested']} of test; "
         f"{BACKBONE} {weights or 'random'}, {' and '.join(LAYERS)}, {SETTINGS['size']} pixels; "
-        f"PatchCore keeps {SETTINGS['coreset']:.0%}, PaDiM {SETTINGS['dimensions']} channels, other ones each repeat",
-        "fit: from the image files, none of them cached, to the fitted method; an image: from its file to raw score "
+        f"PatchCore keeps {SETTINGS['coreset']:.0%}, PaDiM {SETTINGS['dimensions']} channels, others in each repeat",
+        "fit: from the image files, none of them cached, to the fitted model; ms per image: from its file to raw score "
         "and map; models are built before",
         "peak: resident memory of the process that fits and scores, imports included (VmHWM)",
         "metrics: the lab's, of both sides' raw scores and maps",
@@ -166,14 +168,14 @@ def main() -> None:
         ]
         own = (f"{method} {runs[method, 'anomalib'][0]['own_aupro']:.3f}" for method in TARGETS)
         notes.insert(6, f"AUPRO by anomalib's own metric, at its maps' size, first repeat: {', '.join(own)}")
-    header = ["method", "side", "image AUROC", "pixel AUROC", "AUPRO", "fit, s", "anomalib / it", "ms an image"]
+    header = ["method", "side", "image AUROC", "pixel AUROC", "AUPRO", "fit, s", "anomalib / it", "ms per image"]
     common.show("anomaly", notes, [*header, "anomalib / it", "peak MiB"], rows(runs))
 
 
 def rows(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> list[list[str | float]]:
-    """Medians of the repeats; where anomalib is there, ours with their targets."""
+    """Return the table's rows: medians of the repeats, with our targets if anomalib ran."""
     middle = {k: {n: median(run[n] for run in v) for n in (*METRICS, "fit", "image", "peak")} for k, v in runs.items()}
-    found: list[list[str | float]] = []
+    table: list[list[str | float]] = []
     for (method, side), it in middle.items():
         peer, ours = middle.get((method, "anomalib")), side == "lab"
         cells = [f"{it[n]:.3f}" for n in METRICS]
@@ -185,8 +187,8 @@ def rows(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> list[list[str | f
             cells = [f"{c} (target {peer[n]:.3f} ± {near})" for c, n, near in zip(cells, METRICS, WITHIN, strict=True)]
             fit += f" (target {TARGETS[method]})"
             peak = f"{it['peak']:,.0f} (target below {peer['peak']:,.0f})"
-        found.append([method, side, *cells, it["fit"], fit, it["image"] * 1e3, image, peak])
-    return found
+        table.append([method, side, *cells, it["fit"], fit, it["image"] * 1e3, image, peak])
+    return table
 
 
 if __name__ == "__main__":

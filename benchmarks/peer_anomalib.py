@@ -1,9 +1,9 @@
-"""Anomalib's side of ``anomaly.py``: its PatchCore or PaDiM as its users run it, by Engine, model and data module.
+"""Measure anomalib's side of ``anomaly.py``: PatchCore or PaDiM as its users run it, by Engine, model and data module.
 
     PYTHON peer_anomalib.py JOB.json
 
-Runs in an environment of its own, which has anomalib and neither needs nor imports the lab. The job's keys are the
-arguments of ``run``; what it returns is written to ``out`` with .json in place of .npz.
+It runs in an environment of its own, which has anomalib and neither needs nor imports the lab. The job's keys are the
+arguments of ``run``, whose result is written to ``out`` with .json in place of .npz.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(
 ) -> dict[str, Any]:
     """Fit on train/good and score test/; raw scores and maps go to ``out``, .npz.
 
-    The checkpoint that Engine writes at the end of a fit is timed by itself: the fit is without it.
+    Engine writes a checkpoint at the end of a fit: it is timed by itself and not counted in the fit.
     """
     import numpy as np
     import torch
@@ -59,8 +59,12 @@ def run(
     Trainer.save_checkpoint = save_timed
     torch.manual_seed(seed)
     network = torchvision.models.get_model(backbone, weights=weights)
-    chosen: dict[str, Any] = {"backbone": network, "layers": layers, "pre_trained": False}  # it has its weights
-    # What would be done beside the method itself is left out: scores scaled to [0, 1], metrics, pictures.
+    chosen: dict[str, Any] = {
+        "backbone": network,
+        "layers": layers,
+        "pre_trained": False,
+    }  # the network has them
+    # Everything beside the method itself is left out: scores scaled to [0, 1], metrics, pictures.
     chosen |= {"post_processor": False, "evaluator": False, "visualizer": False}
     if method == "patchcore":
         chosen["pre_processor"] = Patchcore.configure_pre_processor((size, size))
@@ -93,7 +97,7 @@ def run(
         maps=torch.cat([batch.anomaly_map.flatten(0, -3) for batch in batches]).numpy(),
     )
     peak = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    # Its AUROC is wrong of raw scores: torchmetrics takes what exceeds 1 for logits, and rounds their sigmoids to 1.
+    # Its AUROC of raw scores is wrong: torchmetrics takes values above 1 for logits and rounds their sigmoids to 1.
     own = AUPRO(fields=("anomaly_map", "gt_mask"))
     for batch in batches:
         own.update(batch)

@@ -1,4 +1,4 @@
-"""Levels of the verdict's tests, coverage of its intervals and power at the differences it states, by simulation.
+"""Simulate the levels of the verdict's tests, the coverage of its intervals and the power at the differences it states.
 
     python -m benchmarks.levels
 
@@ -27,9 +27,10 @@ SCATTERS = (0.0, 0.03, 0.05, 0.08)  # standard deviation of the trained networks
 
 # Seeds ----------------------------------------------------------------------------------------------------------------
 
-# Shares of what decides on an image: its difficulty for all networks, and for those of one attempt; the rest is chance.
+# What decides whether an image is classified rightly: the shares of its difficulty for all networks and for those of
+# one attempt; the rest is chance.
 IMAGES = ((0.5, 0.0), (0.3, 0.3), (0.2, 0.7))
-ACCURACIES = (0.9, 0.75, 0.75)  # with these
+ACCURACIES = (0.9, 0.75, 0.75)  # of the networks, for each of IMAGES
 
 
 def trained(
@@ -49,7 +50,7 @@ def trained(
 
 
 def accuracies(right: np.ndarray) -> Difference:
-    """Return what a comparison makes of two attempts' predictions [2, R, N] on one test set."""
+    """Return the difference that a comparison computes from two attempts' predictions [2, R, N] on one test set."""
     shares = right.mean(axis=1)
     if right.shape[1] < LEAST_RUNS:
         return differences.accuracy_difference(*shares)[0]
@@ -78,7 +79,7 @@ def seeds_level(images: int, seeds: int, scatter: float, repeats: int = REPEATS)
 
 
 def seeds_power(images: int, seeds: int, scatter: float, points: float, repeats: int = REPEATS) -> float:
-    """Return how often attempts whose mean accuracy differs by so much are told apart."""
+    """Return how often attempts whose mean accuracy differs by ``points`` are called different."""
     rng, accuracy = np.random.default_rng(1), (0.75 + points / 2, 0.75 - points / 2)
     called = (accuracies(trained(rng, images, seeds, scatter, accuracy, IMAGES[1])[0]).p for _ in range(repeats))
     return float(np.mean([p < ALPHA for p in called]))
@@ -115,7 +116,7 @@ def auroc_called(
     extra: float = EXTRA["image_auroc"],
     repeats: int = REPEATS,
 ) -> float:
-    """Return how often two methods' AUROC are called different; half of what makes an image hard is common to both."""
+    """Return how often two methods' AUROC are called different; half of an image's difficulty is common to both."""
     rng, truth, called = np.random.default_rng(0), np.arange(good + defects) >= good, 0
     with mock.patch.dict(EXTRA, {"image_auroc": extra}):
         for _ in range(repeats):
@@ -131,9 +132,14 @@ def auroc_called(
 EDGES = np.linspace(-3, 8, 47).astype(np.float32)  # of the scores; far from them all pixels are counted together
 
 
-def maps_of(rng: np.random.Generator, good: np.ndarray, defect: np.ndarray, areas: np.ndarray) -> PixelScores:
-    """Count the pixels of images whose sound pixels score around ``good`` [N], and the marked ones of the last images
-    around ``defect`` [D], which cover ``areas`` [D] of 1,000 pixels."""
+def maps_of(good: np.ndarray, defect: np.ndarray, areas: np.ndarray) -> PixelScores:
+    """Return counts of pixels whose scores have given centres.
+
+    Args:
+        good: the centre of each image's sound pixels, [N].
+        defect: the centre of the defective pixels of the last images, [D].
+        areas: how many of 1,000 pixels are defective, [D].
+    """
 
     def histogram(centre: float) -> np.ndarray:
         return np.diff(special.ndtr(EDGES - centre), prepend=0, append=1).astype(np.float32)
@@ -179,7 +185,7 @@ def pixels_called(
             alarms, misses = MAPS[kind]
             centres = np.where(special.ndtr(sound) > 1 - alarms, 3.5, 0.3 * sound)
             places = np.where(special.ndtr(marked) < misses, -1.0, SEPARATION[kind, metric] + ahead + 0.7 * marked)
-            pixels = maps_of(rng, centres, places, areas)
+            pixels = maps_of(centres, places, areas)
             found.append((pixels.metrics()[metric], pixels.contributions()[0][:, column]))
         each, images = found[0][1] - found[1][1], np.arange(good + defects) < good
         value, more = found[0][0] - found[1][0], EXTRA[metric] if extra is None else extra
@@ -216,8 +222,13 @@ def coverage(counts: Sequence[int], recall: float, repeats: int = 3 * REPEATS) -
 
 @dataclass
 class Design:
-    """How a difference is tested: ``draw`` tests two methods whose true figures differ by so much, and ``finds`` says
-    what the verdict says of such a test."""
+    """Hold how a difference is tested.
+
+    Args:
+        name: of the design.
+        draw: tests two methods whose true metrics differ by a given change.
+        finds: returns the difference that the verdict states for such a test, at some level.
+    """
 
     name: str
     draw: Callable[[np.random.Generator, float], Difference]
@@ -260,7 +271,7 @@ def scores(auroc: float) -> Design:
 
 
 def folds(images: int, repeats: int) -> Design:
-    """Two nearest-centroid learners of five folds, whose features are noises of one truth."""
+    """Return the design of two nearest-centroid learners on five folds, with noisy copies of the same features."""
     labels = np.arange(images) % 2
     shift = np.interp(np.linspace(0, 0.4, 9), *_advantages(images))  # of the features, for a change in accuracy
 
@@ -295,8 +306,8 @@ def _centroids(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.nd
 def _advantages(images: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the changes in accuracy, ascending, that advantages of 0 to 2 make, and these advantages.
 
-    A centroid of 0.4 N images in four dimensions is off by their noise: the accuracy is that of the true direction,
-    seen under an angle.
+    The noise of 0.4 N images moves a centroid in four dimensions: the direction of the learner has an angle to the true
+    one.
     """
     advantages = np.linspace(0, 2, 81)
     rng, off = np.random.default_rng(2), np.sqrt(1 / (0.8 * images))
@@ -318,9 +329,9 @@ DESIGNS = (
 
 
 def stated_power(design: Design, comparisons: int, repeats: int = REPEATS) -> tuple[float, float]:
-    """Return the difference that a verdict states, and how often a test at Holm's first step finds just that.
+    """Return the difference that a verdict states, and how often a test at Holm's first step finds that difference.
 
-    The verdict goes by pairs that differ by half of it: their median, as over the pairs of a sweep.
+    The verdict states the median over the pairs of a sweep; here these differ by half of it.
     """
     rng, alpha, stated = np.random.default_rng(0), ALPHA / comparisons, 0.1
     for _ in range(3):

@@ -20,8 +20,6 @@ BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those t
 HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
 RETRIEVING = ("fused", "retrieval", "knn")  # heads that look up training images
 MIXES = ("none", "mixup", "cutmix")
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-SCORE_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")  # of one-class methods
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -215,7 +213,7 @@ class TrainerConfig:
 class VerdictConfig:
     """Choose what a comparison of attempts rests on. If these are null: accuracy, and every pair of attempts."""
 
-    # if null, image_auroc for anomaly models
+    # a metric that decides in ``evaluation.specs``; null: the first of the problem
     metric: str | None = knob(None, changes="run")
     # an attempt: each other one is compared with it alone, so that fewer tests are made
     reference: str | None = knob(None, changes="run")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_reporting import page, printed, text_of
 
+from mvtec_lab import compose
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import specs
@@ -77,6 +78,7 @@ def test_the_first_metric_that_decides_is_a_problems_default() -> None:
     assert [specs.deciding(problem)[0].key for problem in ("anomaly", "brightness")] == ["image_auroc", "error"]
     assert specs.choosing("classification").key == "balanced_accuracy"
     assert specs.choosing("brightness") is ERROR
+    assert compose("verdict.metric=error").verdict.metric == "error"
 
 
 @pytest.mark.parametrize("problem", ["anomaly", "classification"])

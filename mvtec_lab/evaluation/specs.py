@@ -451,6 +451,17 @@ def deciding(problem: str) -> list[Metric]:
     return [metric for metric in metrics_of(problem) if metric.decides]
 
 
+def require_deciding(key: str) -> None:
+    """Check a value of ``verdict.metric``.
+
+    Raises:
+        LabError: no metric of any problem that decides has this key.
+    """
+    known = [metric.key for metric in all_metrics() if metric.decides]
+    if key not in known:
+        raise unknown("verdict.metric", key, known)
+
+
 def choosing(problem: str) -> Metric:
     """Return the metric whose value on validation chooses the best attempt."""
     return next((metric for metric in metrics_of(problem) if metric.chooses), deciding(problem)[0])

@@ -11,8 +11,8 @@ from pkgutil import iter_modules
 from typing import TypeVar
 
 from mvtec_lab import knobs
-from mvtec_lab.config import METRICS, SCORE_METRICS, Config, validate
-from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.config import Config, validate
+from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry
 
@@ -75,11 +75,10 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
         LabError: the first wrong value, with its key and what the key takes; a key that has no effect.
     """
     validate(config)
-    if config.verdict.metric not in (None, *METRICS, *SCORE_METRICS):
-        from mvtec_lab.evaluation import specs  # scipy, which only a registered metric is worth
+    if config.verdict.metric is not None:
+        from mvtec_lab.evaluation.specs import require_deciding  # and with it NumPy, which a command line rarely needs
 
-        if config.verdict.metric not in specs.METRICS:
-            raise unknown("verdict.metric", config.verdict.metric, specs.METRICS.names())
+        require_deciding(config.verdict.metric)
     method = METHODS[config.model.method]
     for reason in idle(config, typed).values():
         raise LabError(reason)

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from mvtec_lab.config import VerdictConfig
-from mvtec_lab.errors import unknown
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.evaluation.specs import METRICS, all_metrics
+from mvtec_lab.evaluation.specs import METRICS, require_deciding
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, pair_of
 from mvtec_lab.reporting.runs import Settings, by_attempt, settings_of
@@ -34,9 +33,8 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     asked = verdict or VerdictConfig()
     key, metric_note = _agreed("verdict.metric", asked.metric, settings.values())
     reference, note = _agreed("verdict.reference", asked.reference, settings.values())
-    known = [metric.key for metric in all_metrics() if metric.decides]
-    if key is not None and key not in known:
-        raise unknown("verdict.metric", key, known)
+    if key is not None:
+        require_deciding(key)
     groups = by_attempt(runs, settings).items()
     result = Comparison([Attempt(name, group, settings, key) for name, group in groups], settings)
     if key is not None and key not in result.metrics:

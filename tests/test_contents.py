@@ -41,7 +41,7 @@ def test_a_sweep_trains_on_the_files_that_its_check_found(damage, lab, product, 
         said.append(damage(product))
         return judgement
 
-    monkeypatch.setattr(Classification, "judge", judge_and_damage)
+    monkeypatch.setattr(Classification, "judge", staticmethod(judge_and_damage))
     assert lab("-m", "attempt=base,cosine", "trainer.max_epochs=1", "cache.dir=null", "hydra.sweep.dir=s") != 0
     assert len(said) == 1
     assert RunResult.load(tmp_path / "s/base").completed

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from conftest import SIZE, others_slow, write_product
 
-from mvtec_lab import DefectClassifier, MVTecDataModule, load_model
-from mvtec_lab.config import SplitConfig
+from mvtec_lab import DefectClassifier, MVTecDataModule, config, load_model
+from mvtec_lab.config import RETRIEVING, SplitConfig
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError
 from mvtec_lab.own import CONF
+from mvtec_lab.problems.classification import HEADS
 from mvtec_lab.problems.classification.generator import Generated
 from mvtec_lab.problems.classification.losses import GroupSoftmax
 from mvtec_lab.results import RunResult, read_csv
@@ -45,6 +46,11 @@ def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: P
     data = MVTecDataModule(product, image_size=SIZE, split=SplitConfig(pool="all"))
     data.setup()
     np.testing.assert_allclose(again.probabilities(data.test_dataloader()), p, atol=1e-4)
+
+
+def test_every_head_of_the_configuration_is_a_class() -> None:
+    assert sorted(config.HEADS) == HEADS.names()
+    assert tuple(name for name in config.HEADS if HEADS[name].learns) == RETRIEVING
 
 
 def test_the_study_is_all_of_them() -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,12 +33,21 @@ LABELS = 64  # a mask whose values span less holds label numbers; anti-aliased a
 _WORKERS = min(4, os.cpu_count() or 1)  # each holds one decoded image; decoders release the GIL
 _limit_lock = threading.Lock()
 _Stamp = tuple[str, int, int, int]  # of a file, different whenever it is replaced: path, size, and two times
-_checked: set[_Stamp] = set()  # files that could be decoded
-_digests: dict[_Stamp, str] = {}
-_peaks: dict[_Stamp, int] = {}
-_shares: dict[_Stamp, float] = {}
 
 T = TypeVar("T")
+
+
+def _remembered(work: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Return a function that gives what ``work`` returned for a file, until the file changes."""
+    known: dict[_Stamp, T] = {}
+
+    @wraps(work)
+    def remember(path: Path) -> T:
+        if (stamp := _stamp(path)) not in known:
+            known[stamp] = work(path)
+        return known[stamp]
+
+    return remember
 
 
 def read_image(path: Path, white: int = WHITE) -> np.ndarray:
@@ -98,16 +108,14 @@ def odd_masks(paths: Sequence[Path]) -> list[str]:
     return [line for line in each_image(paths, _oddity) if line]
 
 
+@_remembered
 def mask_share(path: Path) -> float:
     """Return the share of a mask's pixels that it marks, in [0, 1].
 
     Raises:
         LabError: a file that cannot be read.
     """
-    stamp = _stamp(path)
-    if stamp not in _shares:
-        _shares[stamp] = float(read_mask(path).mean())
-    return _shares[stamp]
+    return float(read_mask(path).mean())
 
 
 def peaks(paths: Sequence[Path]) -> list[int]:
@@ -212,31 +220,25 @@ def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | L
             yield from pool.map(attempt, paths[start : start + 64])
 
 
+@_remembered
 def check_image(path: Path) -> None:
     """Decode a file, unless it could be decoded before and is unchanged.
 
     Raises:
         LabError: ``read_image`` cannot read it.
     """
-    stamp = _stamp(path)
-    if stamp not in _checked:
-        read_image(path)
-        _checked.add(stamp)
+    read_image(path)
 
 
+@_remembered
 def _digest(path: Path) -> str:
-    stamp = _stamp(path)
-    if stamp not in _digests:
-        _digests[stamp] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    return _digests[stamp]
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
+@_remembered
 def _peak(path: Path) -> int:
-    stamp = _stamp(path)
-    if stamp not in _peaks:
-        with _opened(path, verify=False) as image:
-            _peaks[stamp] = int(_read_deep(path, image).max()) if _is_deep(image) else 0
-    return _peaks[stamp]
+    with _opened(path, verify=False) as image:
+        return int(_read_deep(path, image).max()) if _is_deep(image) else 0
 
 
 def _oddity(path: Path) -> str:

@@ -39,10 +39,10 @@ SPOT = (slice(20, 30), slice(30, 40))  # rows, columns of the defect
 def images(count: int, defect: bool = False, seed: int = 0) -> Tensor:
     """Noise around a grey, and a spot of another colour in the defect ones."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(count, 3, SIDE, SIDE, generator=generator) * 0.1
+    noise = torch.randn(count, 3, SIDE, SIDE, generator=generator) * 0.1
     if defect:
-        found[(slice(None), 0, *SPOT)] += 3
-    return found
+        noise[(slice(None), 0, *SPOT)] += 3
+    return noise
 
 
 def unfitted(name: str, net: str, seed: int = 0, **options: object) -> AnomalyModel:
@@ -84,12 +84,12 @@ def test_two_seeds_give_equal_scores_where_a_method_draws_nothing(name: str, tin
     options = {"dimensions": 5} if name == "padim" else {"clusters": 15} if name == "kmeans" else {}
     scores, network = [], unfitted(name, tiny_net).features.state_dict()
     for seed in range(4):
-        found = unfitted(name, tiny_net, seed, **options)
-        found.features.load_state_dict(network)  # pretrained weights are the same for all seeds
-        found.prepare(lambda: images(40).split(10))
-        scores.append(found(images(4, defect=True, seed=2)).image)
-    assert found.method.draws != all(torch.equal(each, scores[0]) for each in scores)
-    assert found.method.draws == (name not in DRAWS_NOTHING)
+        method = unfitted(name, tiny_net, seed, **options)
+        method.features.load_state_dict(network)  # pretrained weights are the same for all seeds
+        method.prepare(lambda: images(40).split(10))
+        scores.append(method(images(4, defect=True, seed=2)).image)
+    assert method.method.draws != all(torch.equal(image, scores[0]) for image in scores)
+    assert method.method.draws == (name not in DRAWS_NOTHING)
 
 
 def test_what_trains_draws() -> None:
@@ -296,32 +296,32 @@ def test_the_bank_has_its_share_of_the_patches(tiny_net: str) -> None:
 def test_a_bank_is_capped_with_a_remark(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitted("patchcore", tiny_net, coreset=0.5).remarks == []
     monkeypatch.setattr(patchcore, "LARGEST", 50)
-    found = fitted("patchcore", tiny_net, coreset=0.5)
-    assert len(found.model.bank) == 50
-    assert found.remarks == ["model.options.coreset=0.5 asks for 3456 patches: the bank ends at 50"]
+    method = fitted("patchcore", tiny_net, coreset=0.5)
+    assert len(method.model.bank) == 50
+    assert method.remarks == ["model.options.coreset=0.5 asks for 3456 patches: the bank ends at 50"]
 
 
 def test_a_patch_is_the_mean_of_its_neighbourhood_in_every_layer() -> None:
     generator = torch.Generator().manual_seed(3)
     fine, coarse = torch.randn(1, 2, 6, 6, generator=generator), torch.randn(1, 3, 3, 3, generator=generator)
-    found = patchcore.embed([fine, coarse]).view(6, 6, 5)
+    patches = patchcore.embed([fine, coarse]).view(6, 6, 5)
     means = [uniform_filter(layer[0].numpy(), (0, 3, 3), mode="constant") for layer in (fine, coarse)]  # zeros around
-    assert np.allclose(found[..., :2].permute(2, 0, 1), means[0], atol=1e-5)
+    assert np.allclose(patches[..., :2].permute(2, 0, 1), means[0], atol=1e-5)
     rows, columns = np.array([0.75, 0.25, 0]), np.array([0.25, 0.75, 0])  # row 1, column 2 of 6 between those of 3
-    assert np.allclose(found[1, 2, 2:], rows @ means[1] @ columns, atol=1e-5)
+    assert np.allclose(patches[1, 2, 2:], rows @ means[1] @ columns, atol=1e-5)
 
 
 def test_the_reweighting_is_equation_7() -> None:
     generator = torch.Generator().manual_seed(6)
     bank, queries = torch.randn(50, 4, generator=generator), 2 * torch.randn(3, 4, generator=generator)
-    own, places = (found[:, 0] for found in frozen.nearest(queries, bank))
-    found = patchcore.reweighted(queries, bank, places)
+    own, places = (part[:, 0] for part in frozen.nearest(queries, bank))
+    scores = patchcore.reweighted(queries, bank, places)
     distances = cdist(queries, bank)
     for i, place in enumerate(places.tolist()):
         around = cdist(bank[[place]], bank)[0].argsort()[: patchcore.NEIGHBOURS]
         weight = 1 - np.exp(distances[i, place]) / np.exp(distances[i, around]).sum()
         assert place == distances[i].argmin()
-        assert float(found[i]) == pytest.approx(weight * float(own[i]), rel=1e-4)
+        assert float(scores[i]) == pytest.approx(weight * float(own[i]), rel=1e-4)
 
 
 def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
@@ -330,14 +330,14 @@ def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
     model.bank = torch.randn(50, 3, generator=generator)
     maps = [3 * torch.randn(4, 3, 5, 5, generator=generator)]
     distances = cdist(patchcore.embed(maps).flatten(0, 1), model.bank).reshape(4, 25, 50)
-    found = model(maps, 10).image
+    scores = model(maps, 10).image
     for i, patches in enumerate(distances):
         own = patches.min(1).max()
         to_bank = patches[patches.min(1).argmax()]
         around = cdist(model.bank[[to_bank.argmin()]], model.bank)[0].argsort()[: patchcore.NEIGHBOURS]
         weight = 1 - np.exp(own) / np.exp(to_bank[around]).sum()
         assert weight < 0.95
-        assert float(found[i]) == pytest.approx(weight * own, rel=1e-4)
+        assert float(scores[i]) == pytest.approx(weight * own, rel=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -366,16 +366,16 @@ def test_padim_is_the_mahalanobis_distance_at_each_place() -> None:
     model = PlaceGaussians(channels=6, dimensions=4)
     maps = [[torch.randn(n, 4, 4, 4) * 3 + 50, torch.randn(n, 2, 2, 2)] for n in (5, 6)]
     model.fit(maps)
-    values = torch.cat([model.embed(found) for found in maps]).double().numpy()
+    values = torch.cat([model.embed(layers) for layers in maps]).double().numpy()
     test = [torch.randn(1, 4, 4, 4) * 3 + 50, torch.randn(1, 2, 2, 2)]
     expected = np.zeros(16)
     for place, query in enumerate(model.embed(test)[0].double().numpy()):
         covariance = np.cov(values[:, place], rowvar=False) + RIDGE * np.eye(4)
         expected[place] = mahalanobis(query, values[:, place].mean(0), np.linalg.inv(covariance))
     smoothed = frozen.smooth(torch.from_numpy(expected).float().view(1, 4, 4), 16)
-    found = model(test, 16)
-    torch.testing.assert_close(found.map, smoothed, rtol=1e-3, atol=1e-3)
-    assert found.image == found.map.max()
+    scores = model(test, 16)
+    torch.testing.assert_close(scores.map, smoothed, rtol=1e-3, atol=1e-3)
+    assert scores.image == scores.map.max()
 
 
 def test_padim_draws_its_channels_by_the_seed() -> None:
@@ -395,14 +395,14 @@ def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
     pooled = torch.cat([last.mean((2, 3)) for _, last in maps])
     fine = torch.cat([first for first, _ in maps])
     test = [torch.randn(2, 3, 4, 4), torch.randn(2, 2, 2, 2)]
-    found = model(test, 16)
+    scores = model(test, 16)
     distances = cdist(test[1].mean((2, 3)), pooled)
     expected = []
     for i, order in enumerate(distances.argsort(1)[:, :2]):
-        assert float(found.image[i]) == pytest.approx(distances[i, order].mean(), rel=1e-4)
+        assert float(scores.image[i]) == pytest.approx(distances[i, order].mean(), rel=1e-4)
         gallery = fine[order].permute(0, 2, 3, 1).reshape(-1, 3)
         expected.append(torch.from_numpy(cdist(test[0][i].flatten(1).T, gallery).min(1)).view(4, 4))
-    torch.testing.assert_close(found.map, frozen.smooth(torch.stack(expected).float(), 16), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores.map, frozen.smooth(torch.stack(expected).float(), 16), rtol=1e-4, atol=1e-4)
 
 
 def test_the_gaussian_is_ledoit_and_wolfs() -> None:

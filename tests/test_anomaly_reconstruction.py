@@ -44,9 +44,9 @@ def pictures(count: int, seed: int, size: int = SIZE) -> Tensor:
 
 def corrupted(count: int, seed: int) -> Tensor:
     """Half a period ahead in rows and columns 8 to 19: no pixel by itself shows it."""
-    made = pictures(count, seed)
-    made[:, :, 8:20, 8:20] = made.roll(8, dims=3)[:, :, 8:20, 8:20]
-    return made
+    images = pictures(count, seed)
+    images[:, :, 8:20, 8:20] = images.roll(8, dims=3)[:, :, 8:20, 8:20]
+    return images
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def fit(model: ReconstructionModel, epochs: int, good: Tensor | None = None) -> 
 
 
 @torch.no_grad()
-def score(model: ReconstructionModel, made: Tensor) -> Scores:
-    return model(normalised(made))
+def score(model: ReconstructionModel, images: Tensor) -> Scores:
+    return model(normalised(images))
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,23 @@ def test_the_seed_decides_and_a_checkpoint_brings_the_scores_back(method: str) -
         pl.seed_everything(seed)
         return fit(build(method, latent=8), epochs=4)
 
-    first, made = trained(0), corrupted(3, seed=3)
+    first, images = trained(0), corrupted(3, seed=3)
     again = build(**{"method": method, **first.hparams}).eval()
-    assert not torch.equal(score(again, made).image, score(first, made).image)
+    assert not torch.equal(score(again, images).image, score(first, images).image)
     again.load_state_dict(first.state_dict())
     for other in (again, trained(0)):
-        for value, expected in zip(score(other, made), score(first, made), strict=True):
+        for value, expected in zip(score(other, images), score(first, images), strict=True):
             assert torch.equal(value, expected)
-    assert not torch.equal(score(trained(1), made).image, score(first, made).image)
-    one_by_one = torch.cat([score(first, one[None]).image for one in made])
-    torch.testing.assert_close(one_by_one, score(first, made).image)
+    assert not torch.equal(score(trained(1), images).image, score(first, images).image)
+    one_by_one = torch.cat([score(first, one[None]).image for one in images])
+    torch.testing.assert_close(one_by_one, score(first, images).image)
 
 
 @pytest.mark.parametrize("method", ALL)
 def test_pictures_of_one_colour_give_finite_scores(method: str) -> None:
     model = fit(build(method), epochs=2, good=torch.zeros(4, 3, SIZE, SIZE))
-    found = score(model, torch.ones(2, 3, SIZE, SIZE))
-    assert all(values.isfinite().all() for values in found if values is not None)
+    scores = score(model, torch.ones(2, 3, SIZE, SIZE))
+    assert all(values.isfinite().all() for values in scores if values is not None)
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -150,9 +150,9 @@ def test_an_unknown_reconstruction_is_refused() -> None:
 @pytest.mark.parametrize("method", ALL)
 def test_other_sizes_and_codes(method: str) -> None:
     model = build(method, image_size=64, latent=5).eval()
-    found = score(model, pictures(2, seed=0, size=64))
-    assert found.map is not None
-    assert found.map.shape == (2, 64, 64)
+    scores = score(model, pictures(2, seed=0, size=64))
+    assert scores.map is not None
+    assert scores.map.shape == (2, 64, 64)
 
 
 def test_ssim_as_numpy_has_it() -> None:
@@ -165,15 +165,15 @@ def test_ssim_as_numpy_has_it() -> None:
     var_a, var_b, both = window(a * a) - mean_a**2, window(b * b) - mean_b**2, window(a * b) - mean_a * mean_b
     similar = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
     similar /= (mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)
-    found = dissimilarity(torch.from_numpy(a)[None].float(), torch.from_numpy(b)[None].float())[0]
-    np.testing.assert_allclose(found.numpy(), 1 - similar.mean(0), atol=1e-4)
+    dissimilar = dissimilarity(torch.from_numpy(a)[None].float(), torch.from_numpy(b)[None].float())[0]
+    np.testing.assert_allclose(dissimilar.numpy(), 1 - similar.mean(0), atol=1e-4)
 
 
 def test_the_autoencoder_of_ssim_learns_and_scores_by_dissimilarity() -> None:
-    model, made = build("autoencoder", reconstruction="ssim").eval(), corrupted(2, seed=0)
-    expected = dissimilarity(model.network.layers(made), made)
-    torch.testing.assert_close(model.network.residual(made), expected)
-    torch.testing.assert_close(model.loss(normalised(made)), expected.mean())
+    model, images = build("autoencoder", reconstruction="ssim").eval(), corrupted(2, seed=0)
+    expected = dissimilarity(model.network.layers(images), images)
+    torch.testing.assert_close(model.network.residual(images), expected)
+    torch.testing.assert_close(model.loss(normalised(images)), expected.mean())
 
 
 def reconstructs_grey(decoder: nn.Module) -> None:
@@ -202,14 +202,14 @@ class Undecided(nn.Module):
 
 
 def test_memaes_loss_and_score_by_hand() -> None:
-    model, made = build("memae"), corrupted(2, seed=0)
+    model, images = build("memae"), corrupted(2, seed=0)
     model.network.memory = Undecided()
     reconstructs_grey(model.network.decoder)
     loss = model.loss(normalised(torch.full((2, 3, SIZE, SIZE), 0.6)))
     assert loss.item() == pytest.approx(0.1**2 + 2e-4 * math.log(4), rel=1e-5)
-    found = score(model.eval(), made)
-    assert found.map is not None
-    torch.testing.assert_close(found.image, found.map.mean((1, 2)))
+    scores = score(model.eval(), images)
+    assert scores.map is not None
+    torch.testing.assert_close(scores.image, scores.map.mean((1, 2)))
 
 
 def test_the_divergence_as_torch_has_it() -> None:
@@ -229,7 +229,7 @@ def test_the_code_is_drawn_in_training_alone() -> None:
 def test_the_memory_as_numpy_has_it() -> None:
     torch.manual_seed(0)
     memory, queries = memae.Memory(slots=12, channels=4), torch.randn(6, 4)
-    found, weights = memory(queries)
+    mixtures, weights = memory(queries)
     slots, q = memory.slots.detach().numpy(), queries.numpy()
     cosines = q @ slots.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(slots, axis=1)
     kept = softmax(cosines, axis=1)
@@ -237,7 +237,7 @@ def test_the_memory_as_numpy_has_it() -> None:
     kept /= kept.sum(1, keepdims=True)
     assert (kept == 0).any()
     np.testing.assert_allclose(weights.detach().numpy(), kept, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(found.detach().numpy(), kept @ slots, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(mixtures.detach().numpy(), kept @ slots, rtol=1e-4, atol=1e-6)
     assert memae.entropy(weights).item() == pytest.approx(entropy(kept, axis=1).mean(), rel=1e-5)
 
 

@@ -74,28 +74,28 @@ def refused(lab: Run, widget: Path, tmp_path: Path, capsys) -> Callable[..., str
 
 
 def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> None:
-    found = run("run", *PATCHCORE)
+    result = run("run", *PATCHCORE)
     assert {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")} == RUN_FILES
-    assert found.method == "patchcore"
-    assert found.luck == (found.weights == "random")  # it draws nothing, but a random backbone is drawn
-    assert (found.epochs, found.parameters["trained"]) == (0, 0)
-    assert min(found.fit_seconds, found.seconds_per_image, found.peak_mib) > 0
-    assert found.counts == {
+    assert result.method == "patchcore"
+    assert result.luck == (result.weights == "random")  # it draws nothing, but a random backbone is drawn
+    assert (result.epochs, result.parameters["trained"]) == (0, 0)
+    assert min(result.fit_seconds, result.seconds_per_image, result.peak_mib) > 0
+    assert result.counts == {
         "train": {"good": 10, "defect": 0}, "val": {"good": 2, "defect": 0}, "test": {"good": 10, "defect": 12},
     }  # fmt: skip
     rows = read_csv(tmp_path / "run/predictions.csv")
     val = [float(row["score"]) for row in rows if row["split"] == "val"]
-    assert found.threshold["rule"] == "quantile"
-    assert found.threshold["value"] == pytest.approx(max(val))  # of two, that is all a quantile of 0.95 can be
-    assert any("the highest of their scores: about one good image in 3 is a false alarm" in w for w in found.warnings)
+    assert result.threshold["rule"] == "quantile"
+    assert result.threshold["value"] == pytest.approx(max(val))  # of two, that is all a quantile of 0.95 can be
+    assert any("the highest of their scores: about one good image in 3 is a false alarm" in w for w in result.warnings)
     for row in rows:
-        assert row["prediction"] == ("defect" if float(row["score"]) > found.threshold["value"] else "good")
-    metrics = found.metrics["test"]
+        assert row["prediction"] == ("defect" if float(row["score"]) > result.threshold["value"] else "good")
+    metrics = result.metrics["test"]
     assert metrics["image_auroc"] > 0.9
     assert metrics["pixel_auroc"] > 0.9
     assert set(metrics["by_type"]) == {"crack", "hole"}
     model = load_model(tmp_path / "run/best.ckpt")
-    assert (model.threshold, model.map_threshold) == (found.threshold["value"], found.threshold["map"])
+    assert (model.threshold, model.map_threshold) == (result.threshold["value"], result.threshold["map"])
     assert model.method == "patchcore"
     width, height = Image.open(tmp_path / "run/explanations.jpg").size
     assert (width, height > 100) == (6 * 170 + 10, True)  # two images a row, each as it is, its map and its outlines
@@ -103,13 +103,13 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_map_threshold_is_a_quantile_of_the_highest_scores_of_good_maps(run, tmp_path: Path, widget: Path) -> None:
-    found = run("run", *PATCHCORE)
+    result = run("run", *PATCHCORE)
     model = load_model(tmp_path / "run/best.ckpt")
     held_out = [r["path"] for r in read_csv(tmp_path / "run/predictions.csv") if r["split"] == "val"]
     data = MVTecDataset(widget, [Sample(p, "good") for p in held_out], image_size=SIZE, mean=model.mean, std=model.std)
     with torch.no_grad():
         maps = model.module(data[list(range(len(data)))]["image"]).map
-    assert found.threshold["map"] == pytest.approx(float(maps.amax()), rel=1e-5)
+    assert result.threshold["map"] == pytest.approx(float(maps.amax()), rel=1e-5)
 
 
 def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,23 +120,23 @@ def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeyp
 
 
 def test_a_method_without_maps_leaves_no_sheet_of_them(run, tmp_path: Path) -> None:
-    found = run("run", "attempt=nearest", "model.options.layers=[features.relu2]", "model.options.neighbours=2")
-    assert found.threshold["map"] is None
+    result = run("run", "attempt=nearest", "model.options.layers=[features.relu2]", "model.options.neighbours=2")
+    assert result.threshold["map"] is None
     assert load_model(tmp_path / "run/best.ckpt").map_threshold is None
     assert not (tmp_path / "run/explanations.jpg").exists()
-    assert "pixel_auroc" not in found.metrics["test"]
+    assert "pixel_auroc" not in result.metrics["test"]
     assert "AUPRO" not in (tmp_path / "run/run.log").read_text()
 
 
 def test_a_synthetic_threshold_rests_on_good_images_and_pasted_ones(run, tmp_path: Path) -> None:
-    found = run("run", *PATCHCORE, "threshold.rule=synthetic", "split.val=0.5")
-    assert found.threshold["rule"] == "synthetic"
-    assert not [w for w in found.warnings if "threshold" in w and "rests on them" not in w]
+    result = run("run", *PATCHCORE, "threshold.rule=synthetic", "split.val=0.5")
+    assert result.threshold["rule"] == "synthetic"
+    assert not [w for w in result.warnings if "threshold" in w and "rests on them" not in w]
     rows = [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "val"]
     assert [row["type"] for row in rows] == ["good"] * 6 + [SYNTHETIC] * 6
     scores, kinds = [float(row["score"]) for row in rows], [row["type"] for row in rows]
-    val = found.metrics["val"]
-    again = image_metrics(scores, kinds, found.threshold["value"])
+    val = result.metrics["val"]
+    again = image_metrics(scores, kinds, result.threshold["value"])
     for name in ("image_auroc", "image_ap", "f1", "false_alarm_rate"):
         assert val[name] == pytest.approx(again[name])
     cuts = [np.nextafter(score, -np.inf) for score in scores]
@@ -168,8 +168,8 @@ def test_the_worst_mistakes_come_first() -> None:
 
 @pytest.mark.slow
 def test_a_threshold_chosen_with_defects_is_marked(run) -> None:
-    found = run("run", *PATCHCORE, "threshold.rule=best_f1")
-    assert any(w.startswith("threshold chosen on the test images, defects included") for w in found.warnings)
+    result = run("run", *PATCHCORE, "threshold.rule=best_f1")
+    assert any(w.startswith("threshold chosen on the test images, defects included") for w in result.warnings)
 
 
 @pytest.mark.parametrize(
@@ -246,25 +246,25 @@ def test_no_good_images_too_few_and_no_test_folder(refused, widget: Path) -> Non
 def test_three_good_images_are_enough_and_said_to_be_few(run, widget: Path) -> None:
     for path in sorted((widget / "train/good").iterdir())[3:]:
         path.unlink()
-    found = run("run", *PATCHCORE)
-    assert found.counts["val"]["good"] == 1
-    assert "val has 1 image(s): the threshold rests on them" in found.warnings
-    assert any("about one good image in 2 is a false alarm" in w for w in found.warnings)
+    result = run("run", *PATCHCORE)
+    assert result.counts["val"]["good"] == 1
+    assert "val has 1 image(s): the threshold rests on them" in result.warnings
+    assert any("about one good image in 2 is a false alarm" in w for w in result.warnings)
 
 
 def test_a_test_folder_without_defects_or_without_good_images(run, refused, widget: Path, tmp_path: Path) -> None:
     shutil.move(widget / "test/good", tmp_path / "good")
-    found = run("defects", *PATCHCORE)
-    assert found.metrics["test"]["image_auroc"] is None
-    assert found.metrics["test"]["recall_of_defects"] is not None
-    assert any(w.startswith("test/ has no good images") for w in found.warnings)
+    result = run("defects", *PATCHCORE)
+    assert result.metrics["test"]["image_auroc"] is None
+    assert result.metrics["test"]["recall_of_defects"] is not None
+    assert any(w.startswith("test/ has no good images") for w in result.warnings)
     shutil.move(tmp_path / "good", widget / "test/good")
     for kind in ("crack", "hole"):
         shutil.rmtree(widget / "test" / kind)
-    found = run("good", *PATCHCORE)
-    assert found.metrics["test"]["image_auroc"] is None
-    assert 0 <= found.metrics["test"]["false_alarm_rate"] <= 1
-    assert any(w.startswith("test/ has no defects") for w in found.warnings)
+    result = run("good", *PATCHCORE)
+    assert result.metrics["test"]["image_auroc"] is None
+    assert 0 <= result.metrics["test"]["false_alarm_rate"] <= 1
+    assert any(w.startswith("test/ has no defects") for w in result.warnings)
     assert "threshold.rule=best_f1 needs defects" in refused(*PATCHCORE, "threshold.rule=best_f1")
 
 
@@ -272,14 +272,14 @@ def test_masks_that_are_missing_or_broken_are_left_out_and_said(run, widget: Pat
     masks = sorted((widget / "ground_truth/crack").iterdir())
     masks[0].unlink()
     masks[1].write_bytes(masks[1].read_bytes()[:45])  # whose header is sound
-    found = run("some", *PATCHCORE)
-    assert found.metrics["test"]["pixel_auroc"] > 0.9
-    assert "2 defect image(s) without a mask count in no pixel metric" in found.warnings
+    result = run("some", *PATCHCORE)
+    assert result.metrics["test"]["pixel_auroc"] > 0.9
+    assert "2 defect image(s) without a mask count in no pixel metric" in result.warnings
     shutil.rmtree(widget / "ground_truth")
-    found = run("none", *PATCHCORE)
-    assert "no defect has a mask: pixel metrics are left out" in found.warnings
-    assert "pixel_auroc" not in found.metrics["test"]
-    assert found.metrics["test"]["image_auroc"] > 0.9
+    result = run("none", *PATCHCORE)
+    assert "no defect has a mask: pixel metrics are left out" in result.warnings
+    assert "pixel_auroc" not in result.metrics["test"]
+    assert result.metrics["test"]["image_auroc"] > 0.9
 
 
 def test_images_of_different_sizes_are_judged_at_their_own(run, widget: Path) -> None:
@@ -309,10 +309,10 @@ def test_images_of_different_sizes_are_judged_at_their_own(run, widget: Path) ->
 def test_constant_images_give_equal_scores_and_that_is_said(run, widget: Path, method: tuple[str, ...]) -> None:
     for path in [*(widget / "train").rglob("*.png"), *(widget / "test").rglob("*.png")]:
         Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).save(path)
-    found = run("run", *method)
-    assert found.metrics["test"]["image_auroc"] == 0.5
-    assert np.isfinite(found.threshold["value"])
-    assert "all test images have the same score: nothing tells them apart" in found.warnings
+    result = run("run", *method)
+    assert result.metrics["test"]["image_auroc"] == 0.5
+    assert np.isfinite(result.threshold["value"])
+    assert "all test images have the same score: nothing tells them apart" in result.warnings
 
 
 def test_scores_that_are_not_finite_are_answered_with_one_line(lab, widget: Path, tmp_path: Path, capsys) -> None:
@@ -322,8 +322,8 @@ def test_scores_that_are_not_finite_are_answered_with_one_line(lab, widget: Path
     said = capsys.readouterr().err
     assert "error: the training has diverged, its loss is nan: lower optimizer.lr\n" in said
     assert "Traceback" not in said
-    found = RunResult.load(folder)
-    assert (found.status, found.error.split(":")[0]) == ("failed", "LabError")
+    result = RunResult.load(folder)
+    assert (result.status, result.error.split(":")[0]) == ("failed", "LabError")
     assert not (folder / "best.ckpt").exists()
 
 
@@ -344,19 +344,19 @@ def test_a_completed_run_is_skipped_and_a_failed_or_stopped_one_starts_anew(
         with monkeypatch.context() as patch:
             patch.setattr(Autoencoder, "training_step", fail)
             assert lab(*again) == status
-        found = RunResult.load(folder)
-        assert found.status == "failed"
-        assert found.error.startswith(type(error).__name__)
+        result = RunResult.load(folder)
+        assert result.status == "failed"
+        assert result.error.startswith(type(error).__name__)
         assert not {"last.ckpt", "pixels.npz"} & {path.name for path in folder.iterdir()}
         (folder / "pixels.npz").touch()  # of an earlier start
     capsys.readouterr()
     assert lab(*again) == 0
     assert "was stopped before its first last.ckpt: it starts again" in capsys.readouterr().err
-    found = RunResult.load(folder)
-    assert (found.status, found.error, found.epochs) == ("completed", None, 2)
+    result = RunResult.load(folder)
+    assert (result.status, result.error, result.epochs) == ("completed", None, 2)
     fresh = run("fresh", *AUTOENCODER)
-    assert fresh.metrics == found.metrics
-    started = found.started
+    assert fresh.metrics == result.metrics
+    started = result.started
     assert lab(*again) == 0
     assert "is completed: nothing to do" in capsys.readouterr().err
     assert RunResult.load(folder).started == started
@@ -369,8 +369,8 @@ def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path
 
     monkeypatch.setattr(Padim, "prepare", stop)
     assert lab("attempt=padim", *PATCHCORE[1:], f"hydra.run.dir={tmp_path / 'run'}") == 130
-    found = RunResult.load(tmp_path / "run")
-    assert (found.status, found.error, found.interrupted) == ("failed", "KeyboardInterrupt", True)
+    result = RunResult.load(tmp_path / "run")
+    assert (result.status, result.error, result.interrupted) == ("failed", "KeyboardInterrupt", True)
 
 
 @pytest.mark.parametrize(
@@ -387,16 +387,18 @@ def test_no_result_depends_on_workers_and_caches(run, method: tuple[str, ...], f
     ways = {"cold": (), "no cache": ("cache.dir=null", "data.num_workers=1")}
     if full:
         ways["warm"] = ()
-    found = {name: run(name.replace(" ", "_"), *method, *settings) for name, settings in ways.items()}
-    tables = {(Path(each.run_dir) / "predictions.csv").read_text() for each in found.values()}
+    results = {name: run(name.replace(" ", "_"), *method, *settings) for name, settings in ways.items()}
+    tables = {(Path(result.run_dir) / "predictions.csv").read_text() for result in results.values()}
     assert len(tables) == 1
-    assert all(each.metrics == found["cold"].metrics for each in found.values())
+    assert all(result.metrics == results["cold"].metrics for result in results.values())
 
 
 @pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_decision_of_a_method_that_is_fitted_once(run) -> None:
     one, other = run("one", *PATCHCORE, "data.batch_size=3"), run("other", *PATCHCORE, "data.batch_size=32")
-    scores = [[float(r["score"]) for r in read_csv(Path(each.run_dir) / "predictions.csv")] for each in (one, other)]
+    scores = [
+        [float(r["score"]) for r in read_csv(Path(result.run_dir) / "predictions.csv")] for result in (one, other)
+    ]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
@@ -407,7 +409,7 @@ def test_a_sweep_compares_methods(lab, widget: Path, tmp_path: Path) -> None:
     assert (
         lab("-m", f"attempt={','.join(methods)}", "data.image_size=32", *PATCHCORE[1:], f"hydra.sweep.dir={sweep}") == 0
     )
-    assert {each.method for each in find_runs(sweep) if each.completed} == set(methods)
+    assert {result.method for result in find_runs(sweep) if result.completed} == set(methods)
     assert "<html" in (sweep / "report.html").read_text()
 
 

@@ -89,22 +89,22 @@ def fitted(tiny_net: str) -> Callable[[str], AnomalyModel]:
 
 @pytest.mark.parametrize("method", LEARNING)
 def test_obvious_defects_score_higher_than_good_images(method: str, fitted: Callable[[str], AnomalyModel]) -> None:
-    found = scores(fitted(method), torch.cat([toy(16, False, 2)[0], toy(16, True, 3)[0]]))
-    assert found.image.shape == (32,)
-    assert found.image.dtype == torch.float32
-    assert found.image.isfinite().all()
-    assert (found.map is not None) == (method in LOCALISING)
-    assert roc_auc_score([0] * 16 + [1] * 16, found.image) > 0.9
+    scored = scores(fitted(method), torch.cat([toy(16, False, 2)[0], toy(16, True, 3)[0]]))
+    assert scored.image.shape == (32,)
+    assert scored.image.dtype == torch.float32
+    assert scored.image.isfinite().all()
+    assert (scored.map is not None) == (method in LOCALISING)
+    assert roc_auc_score([0] * 16 + [1] * 16, scored.image) > 0.9
 
 
 @pytest.mark.parametrize("method", [LEARNING[0], LEARNING[-1]])
 def test_maps_peak_at_the_defect(method: str, fitted: Callable[[str], AnomalyModel]) -> None:
     images, masks = toy(16, True, 4)
-    found = scores(fitted(method), images).map
-    assert found is not None
-    found = F.interpolate(found[:, None], SIZE, mode="bilinear")[:, 0]
+    heat = scores(fitted(method), images).map
+    assert heat is not None
+    heat = F.interpolate(heat[:, None], SIZE, mode="bilinear")[:, 0]
     near = F.max_pool2d(masks[:, None].float(), 5, 1, 2)[:, 0].bool()  # a cell sees beyond its two pixels
-    hits = [bool(mask.flatten()[values.argmax()]) for mask, values in zip(near, found, strict=True)]
+    hits = [bool(mask.flatten()[values.argmax()]) for mask, values in zip(near, heat, strict=True)]
     assert np.mean(hits) > 0.75  # a fifth of the image is near
 
 
@@ -258,8 +258,8 @@ def test_pretrained_stages_but_the_last_stay_as_they_are(tiny_net: str, tmp_path
 
 def test_rotation_is_sure_of_nothing_where_turns_look_the_same() -> None:
     images = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
-    found, turns = turned(images)
-    assert torch.equal(found[2], torch.from_numpy(np.rot90(images[0].numpy(), 1, (1, 2)).copy()))
+    four, turns = turned(images)
+    assert torch.equal(four[2], torch.from_numpy(np.rot90(images[0].numpy(), 1, (1, 2)).copy()))
     assert turns.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert uncertainty(torch.zeros(8, 4), turns).tolist() == pytest.approx([math.log(4)] * 2)
     logits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -313,8 +313,8 @@ def test_draem_corrupts_within_masks_alone_and_spares_half() -> None:
     torch.manual_seed(0)
     pictures = torch.rand(32, 3, 48, 48)
     before = pictures.clone()
-    found = [corrupt(pictures) for _ in range(8)]
-    corrupted, masks = (torch.cat(parts) for parts in zip(*found, strict=True))
+    draws = [corrupt(pictures) for _ in range(8)]
+    corrupted, masks = (torch.cat(parts) for parts in zip(*draws, strict=True))
     assert torch.equal(pictures, before)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     changed = (corrupted != pictures.repeat(8, 1, 1, 1)).any(1, keepdim=True)
@@ -332,11 +332,11 @@ def test_draems_loss_and_score_are_the_papers() -> None:
     p = torch.where(mask > 0, logits.sigmoid(), 1 - logits.sigmoid())
     focal = (-((1 - p) ** 2) * p.log()).mean()
     assert draem_loss(pictures, mask, pictures, logits).item() == pytest.approx(focal.item(), rel=1e-4)
-    made, meant = torch.full((2, 3, 32, 32), 0.7), torch.full((2, 3, 32, 32), 0.5)
+    restored, pictures = torch.full((2, 3, 32, 32), 0.7), torch.full((2, 3, 32, 32), 0.5)
     similar = (2 * 0.7 * 0.5 + 1e-4) / (0.7**2 + 0.5**2 + 1e-4)  # nothing varies in either
     by_hand = 0.2**2 + 1 - similar + 0.5**2 * math.log(2)  # of logits 0
-    assert draem_loss(meant, mask, made, torch.zeros_like(mask)).item() == pytest.approx(by_hand, rel=1e-4)
-    found = torch.zeros(1, 64, 64)
-    found[0, 30:33, 40:43] = 1
-    assert image_score(found).item() == pytest.approx(9 / 25)  # 64 * 21 / 256 is 5 pixels
+    assert draem_loss(pictures, mask, restored, torch.zeros_like(mask)).item() == pytest.approx(by_hand, rel=1e-4)
+    maps = torch.zeros(1, 64, 64)
+    maps[0, 30:33, 40:43] = 1
+    assert image_score(maps).item() == pytest.approx(9 / 25)  # 64 * 21 / 256 is 5 pixels
     assert DraemNetwork()(torch.rand(1, 3, 33, 33))[1].shape == (1, 1, 33, 33)

@@ -50,7 +50,7 @@ def tops_of(anomaly_model: AnomalyModel, folder: Path) -> list[float]:
     return heat.amax((1, 2)).tolist()
 
 
-def made(method: str, net: str, tmp_path: Path) -> tuple[AnomalyModel, Path]:
+def untrained(method: str, net: str, tmp_path: Path) -> tuple[AnomalyModel, Path]:
     """An anomaly model that saw a few images, not trained, and its checkpoint."""
     torch.manual_seed(0)
     name, ssim = method.removesuffix("_ssim"), method.endswith("_ssim")
@@ -146,11 +146,11 @@ def test_evaluate_takes_another_product_and_names_images_that_trained(
     for path in (product / "train/good").iterdir():  # three trained, one chose the threshold
         (other / "test/good" / f"seen_{path.name}").symlink_to(path)
     assert lab("task=evaluate", f"ckpt={run}", f"data.root={other}", "hydra.run.dir=out") == 0
-    found = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert found["metrics"]["test"]["images"] == 26
-    assert "pixel_auroc" not in found["metrics"]["test"]
-    assert any("3 of these images trained this checkpoint" in line for line in found["warnings"])
-    assert any("pixel metrics are left out" in line for line in found["warnings"])
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["metrics"]["test"]["images"] == 26
+    assert "pixel_auroc" not in metrics["metrics"]["test"]
+    assert any("3 of these images trained this checkpoint" in line for line in metrics["warnings"])
+    assert any("pixel metrics are left out" in line for line in metrics["warnings"])
 
 
 def test_evaluate_changes_of_the_run_s_data_what_is_given_alone(run: Path, product: Path, tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_evaluate_changes_of_the_run_s_data_what_is_given_alone(run: Path, produ
     shutil.rmtree(tmp_path / "products/other/test/crack")
     given = [f"data.root={tmp_path / 'products/other'}", "seed=3", "hydra.run.dir=out"]
     assert main(["task=evaluate", f"ckpt={run}", *given]) == 0  # without data=folder, which the run had
-    found = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert (found["data"], found["category"]) == ("folder", "other")
-    assert found["metrics"]["test"]["images"] == 16
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["data"], metrics["category"]) == ("folder", "other")
+    assert metrics["metrics"]["test"]["images"] == 16
 
 
 def test_evaluate_says_where_the_test_images_chose_the_threshold(lab, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
 
 
 def test_one_way_loads_the_checkpoint_of_any_problem(lab, tiny_net: str, tmp_path: Path, capsys) -> None:
-    _, ckpt = made("nearest", tiny_net, tmp_path)
+    _, ckpt = untrained("nearest", tiny_net, tmp_path)
     assert load_model(ckpt).method == "nearest"
     assert lab("attempt=base", "hydra.run.dir=run") == 0
     for name in ("best.ckpt", "last.ckpt"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -223,7 +225,7 @@ def test_spade_needs_two_layers(tiny_net: str) -> None:
 def test_more_than_the_memory_is_refused_ahead(
     name: str, tiny_net: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    monkeypatch.setattr(frozen.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2_048))
     given = 0
 
     def batches() -> list[Tensor]:

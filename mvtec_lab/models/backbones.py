@@ -3,9 +3,9 @@
 A frozen prefix is the slice ``model[:k]``, the trained suffix ``model[k:]``, and what enters ``pool`` is the last map.
 Hidden layers between pool and head (VGG, MobileNetV3 ...) are a last stage of their own, ``neck``.
 
-A backbone is a TorchVision classification model, or a builder under ``@register_backbone``. If its network runs
-``features``, a pooling and ``classifier`` (or ``fc``), nothing more is needed. Otherwise name its stages there, or
-return its parts from a function under ``@layout.register(MyNet)``.
+A backbone is a TorchVision classification model, ``timm/NAME``, or a builder under ``@register_backbone``. If your
+network runs ``features``, a pooling and ``classifier`` (or ``fc``), nothing more is needed. Otherwise name its stages
+there, or return its parts from a function under ``@layout.register(MyNet)``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models import timm_backbones
 from mvtec_lab.registry import Registry
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -77,6 +78,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
     Raises:
         LabError: the name is unknown, or its package cannot be imported.
     """
+    if name.startswith(timm_backbones.PREFIX):
+        return timm_backbones.builder(name)
     if name in BACKBONES:
         return BACKBONES[name]
     if name not in names():
@@ -98,7 +101,7 @@ def build(name: str, num_classes: int, *, weights: Mapping[str, Tensor] | None =
     network = pretrained(name, weights)
     children = _parts(name, network)
     if not type(network).__module__.startswith("torchvision."):  # whose order the tests have seen
-        _check_order(network, nn.Sequential(OrderedDict(children)))
+        _check_order(name, network, nn.Sequential(OrderedDict(children)))
     head = children["head"]
     head[_last(head)] = _fresh(head[_last(head)], num_classes)  # last: one seed gives one head, weights or none
     return nn.Sequential(OrderedDict(children))
@@ -184,6 +187,8 @@ def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) 
 def input_size(model: nn.Module) -> int | None:
     """Return the only image size S (pixels) that a model takes; None where it takes several."""
     for module in model.modules():
+        if (config := getattr(module, "pretrained_cfg", None)) and config.get("fixed_input_size"):  # timm's
+            return config["input_size"][-1]
         if isinstance(module, (models.VisionTransformer, _Tokens)):
             return module.image_size
         if isinstance(module, MaxVitBlock):
@@ -334,8 +339,18 @@ def _no_layout(network: nn.Module) -> LabError:
     )
 
 
+def _not_in_order(name: str) -> LabError:
+    return LabError(f"{name} does not run its modules one after the other: choose another model of timm")
+
+
 def _parts(name: str, network: nn.Module) -> dict[str, Any]:
     """Return a backbone's parts: by the stages that its builder declares, or by ``layout``."""
+    if name.startswith(timm_backbones.PREFIX):
+        try:
+            stages, ending = timm_backbones.parts(network)
+            return stages | _ending(*ending)
+        except Exception as error:  # its networks differ in many ways
+            raise _not_in_order(name) from error
     builder(name)  # imports the package of a backbone, which may declare its stages
     if not (declared := _DECLARED.get(name)):
         return layout(network)
@@ -458,15 +473,16 @@ def _load(network: nn.Module, name: str, weights: Mapping[str, Tensor], source: 
 
 
 @torch.no_grad()
-def _check_order(network: nn.Module, flat: nn.Sequential) -> None:
-    images = torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
+def _check_order(name: str, network: nn.Module, flat: nn.Sequential) -> None:
+    size = input_size(network) or 224
+    images = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     try:
         same = images.is_meta or torch.allclose(network.eval()(images), flat.eval()(images))
-    except RuntimeError:
+    except (RuntimeError, IndexError, AssertionError):
         same = False
     flat.train()
     if not same:
-        raise _no_layout(network)
+        raise _not_in_order(name) if name.startswith(timm_backbones.PREFIX) else _no_layout(network)
 
 
 def _accepts(network: nn.Module, size: int) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.backbones import builder, check_weights
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.results import write_whole
@@ -51,9 +52,15 @@ def normalisation(backbone: str, weights: str | None) -> tuple[tuple[float, ...]
     Args:
         weights: as in ``load_weights``.
     """
-    entries = _entries(backbone)
-    name = str(weights).upper()
-    entry = get_model_weights(backbone).DEFAULT if name == "DEFAULT" and entries else entries.get(name)
+    if weights in (None, "null"):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return _normalisation(backbone, _entries(backbone).get(str(weights).upper()))
+
+
+def _normalisation(backbone: str, entry: WeightsEnum | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if backbone.startswith(timm_backbones.PREFIX):
+        says = timm_backbones.published(backbone)
+        return tuple(says.get("mean") or IMAGENET_MEAN), tuple(says.get("std") or IMAGENET_STD)
     transforms = entry.transforms() if entry else None
     return tuple(getattr(transforms, "mean", IMAGENET_MEAN)), tuple(getattr(transforms, "std", IMAGENET_STD))
 
@@ -79,6 +86,8 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         if weights.upper() == "DEFAULT" and not _cached(entry).is_file():
             entry, note = _default(backbone, entry, entries)
         name, state_dict = entry.name, _fetch(backbone, entry)
+    elif backbone.startswith(timm_backbones.PREFIX) and weights.upper() == "DEFAULT":
+        name, state_dict = timm_backbones.tag(backbone), _fetch_timm(backbone)
     elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
         name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path)
     elif entries:
@@ -92,9 +101,8 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     check_weights(backbone, state_dict, source)
     if key := not_finite(state_dict):  # VGG16's IMAGENET1K_FEATURES leaves out its classifier this way
         raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
-    transforms = entry.transforms() if entry else None
-    mean, std = getattr(transforms, "mean", IMAGENET_MEAN), getattr(transforms, "std", IMAGENET_STD)
-    return Weights(name, tuple(mean), tuple(std), state_dict, note)
+    mean, std = _normalisation(backbone, entry)
+    return Weights(name, mean, std, state_dict, note)  # type: ignore[arg-type] # three values each
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:
@@ -192,6 +200,19 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
         raise WeightsUnavailable(
             f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
             f"{path.parent}, or give model.weights=FILE, or model.weights=null for random weights"
+        ) from error
+
+
+def _fetch_timm(backbone: str) -> Mapping[str, Tensor]:
+    try:
+        if backbone in _unreachable:
+            raise _unreachable[backbone]
+        return builder(backbone)(pretrained=True).state_dict()
+    except Exception as error:  # of the network, the disk, or of a model without published weights
+        _unreachable[backbone] = error
+        raise WeightsUnavailable(
+            f"the weights of {backbone} cannot be fetched ({' '.join(str(error).split())[:200]}): give "
+            "model.weights=FILE, or model.weights=null for random weights"
         ) from error
 
 

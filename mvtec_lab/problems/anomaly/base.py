@@ -35,6 +35,7 @@ class AnomalyModel(pl.LightningModule):
 
         METHOD = Method("mean_image", "anomaly", home="my_package:MeanImage", trains=False, draws=False, backbone=False)
 
+        @register_method  # in a package: the entry point mean_image = "my_package:METHOD" of mvtec_lab.methods
         class MeanImage(AnomalyModel):
             method = METHOD
 

@@ -244,7 +244,7 @@ def test_pretrained_stages_but_the_last_stay_as_they_are(tiny_net: str, tmp_path
     file = tmp_path / "tiny.pt"
     torch.save(pretrained(tiny_net, None).state_dict(), file)
     tuned = FineTuned(tiny_net, str(file), ways=4)
-    assert tuned.frozen == ["stage1"]
+    assert tuned.network.prefix == ["stage1"]
     before = {name: value.clone() for name, value in tuned.network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], 0.1)
     tuned.train()(toy(4, False, 0)[0]).square().sum().backward()
@@ -253,7 +253,7 @@ def test_pretrained_stages_but_the_last_stay_as_they_are(tiny_net: str, tmp_path
     assert changed
     assert not any(name.startswith("stage1.") for name in changed)
     assert {name.split(".")[0] for name in changed} == {"stage2", "head"}
-    assert FineTuned(tiny_net, None, ways=4).frozen == []
+    assert FineTuned(tiny_net, None, ways=4).network.prefix == []
 
 
 def test_rotation_is_sure_of_nothing_where_turns_look_the_same() -> None:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mvtec_lab.models.backbones import build, stages, trainable_stages
+from mvtec_lab.models.backbones import build, trainable_stages
+from mvtec_lab.models.modes import PartlyFrozen
 from mvtec_lab.models.weights import load_weights
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 
@@ -32,18 +33,10 @@ class FineTuned(nn.Module):
         loaded = load_weights(backbone, weights)
         self.weights = replace(loaded, state_dict=None)
         # Channels last: changed images come in any layout, and the other one takes twice the time on a CPU.
-        self.network = build(backbone, ways, weights=loaded.state_dict).to(memory_format=torch.channels_last)
-        trained = trainable_stages(self.network, "all" if loaded.state_dict is None else TRAINED)
-        self.frozen = [name for name in stages(self.network) if name not in trained]
-        for name in self.frozen:
-            self.network.get_submodule(name).requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> FineTuned:
-        super().train(mode)
-        for name in self.frozen:
-            self.network.get_submodule(name).eval()
-        return self
+        network = build(backbone, ways, weights=loaded.state_dict).to(memory_format=torch.channels_last)
+        trained = {*trainable_stages(network, "all" if loaded.state_dict is None else TRAINED), "head"}
+        self.network = PartlyFrozen(dict(network.named_children()), trained)
+        self.network.train_only(trained)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

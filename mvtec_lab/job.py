@@ -32,7 +32,9 @@ from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, wri
 
 log = logging.getLogger(__name__)
 
-FAILED = "failed.json"  # in a sweep, what a task that is no training leaves of its failure
+FAILED = (
+    "failed.json"  # how another task than train tells its sweep, from any process, that it failed; read and removed
+)
 
 
 class Task(NamedTuple):
@@ -111,7 +113,7 @@ class Job:
             threading.excepthook = hook
             logging.getLogger("mvtec_lab").removeHandler(printed)
             _close_log(run_dir)
-            self._remove_empty(run_dir)
+            remove_empty(run_dir, self.command.keep)
 
     def _run(self, config: Config, job: Any, run_dir: Path) -> Any:
         options: dict[str, Any] = {}
@@ -146,15 +148,15 @@ class Job:
         self.command.status = max(self.command.status, status)
         _record_failure(cfg, job, run_dir, mistake or error)
 
-    def _remove_empty(self, directory: Path) -> None:
-        """Remove what Hydra made before it knew whether there would be anything to put into it."""
-        keep = self.command.keep
-        while keep is not None and keep in directory.parents:
-            try:
-                directory.rmdir()
-            except OSError:  # not empty
-                return
-            directory = directory.parent
+
+def remove_empty(directory: Path, keep: Path | None) -> None:
+    """Remove a directory below ``keep``, and its parents, as long as they are empty: Hydra makes them in advance."""
+    while keep is not None and keep in directory.parents:
+        try:
+            directory.rmdir()
+        except OSError:  # not empty
+            return
+        directory = directory.parent
 
 
 def to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:

@@ -24,7 +24,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
-from mvtec_lab.job import FAILED, Command, check, function_of, idle, settle, to_config
+from mvtec_lab.job import FAILED, Command, check, function_of, idle, remove_empty, settle, to_config
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.results import RESULT, RunResult, write_whole
 
@@ -193,7 +193,11 @@ def _status_of_jobs(command: Command) -> int:
     """Return the highest exit status that the jobs of a sweep left in their directories."""
     assert command.sweep_dir is not None
     results = list(command.sweep_dir.rglob(RESULT))
-    statuses = [json.loads(path.read_text(encoding="utf-8"))["exit_status"] for path in command.sweep_dir.rglob(FAILED)]
+    statuses = []
+    for path in list(command.sweep_dir.rglob(FAILED)):
+        statuses.append(json.loads(path.read_text(encoding="utf-8"))["exit_status"])
+        path.unlink()
+        remove_empty(path.parent, command.keep)
     if results:  # of trainings, each of which leaves one
         statuses += [int(not (directory / RESULT).exists()) for directory in command.directories]
     for path in results:

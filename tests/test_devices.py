@@ -40,7 +40,7 @@ def test_two_processes_train_one_run(product: Path, tmp_path: Path, sampler: str
     assert result.epochs == 2
     predictions = read_csv(tmp_path / "run" / "predictions.csv")
     assert len(predictions) == len({p["path"] for p in predictions}) == 8  # each val and test image once
-    assert done.stdout.count("macro-F1") + done.stderr.count("macro-F1") == 1  # one process speaks
+    assert done.stdout.count("macro F1 ") + done.stderr.count("macro F1 ") == 1  # one process speaks
 
 
 # Trains as the command does, and every process notes what it was given.

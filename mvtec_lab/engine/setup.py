@@ -69,12 +69,17 @@ def build_data(config: Config, normalisation: tuple[Sequence[float], Sequence[fl
         normalisation: mean and std of RGB in [0, 1].
     """
     data = data_module(config, normalisation)
-    if config.data.name == "sample":
-        data.warn(SAMPLE_MARK)
+    for mark in marks(config):
+        data.warn(mark)
     data.scan()
     if config.augment.views is not None:
         data.warn(f"augment.views={config.augment.views}: training sees this many views of each image, no new ones")
     return data
+
+
+def marks(config: Config) -> list[str]:
+    """Return what has to be said of the images, whatever is done with them."""
+    return [SAMPLE_MARK] if config.data.name == "sample" else []
 
 
 def absolute_paths(config: Config) -> dict[str, str]:

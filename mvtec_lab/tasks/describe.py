@@ -25,12 +25,12 @@ from mvtec_lab.data.images import (
     too_bright,
     white_level,
 )
-from mvtec_lab.data.samples import Sample, classes_of, scan
+from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
-from mvtec_lab.engine.setup import SAMPLE_MARK, claim, data_module
+from mvtec_lab.engine.setup import claim, data_module, marks
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import check, problem_of
 from mvtec_lab.progress import bar
@@ -51,40 +51,20 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     check(config)
     data = data_module(config)
     scanned = scan(product_folder(data.root, None))
-    broken = _broken([scanned.folder / s.path for s in scanned.samples])
-    sound = [s for s in scanned.samples if scanned.folder / s.path not in broken]
-    warnings = [SAMPLE_MARK] if config.data.name == "sample" else []
-    warnings += [*broken.values(), *(f"mask: {problem}" for problem in scanned.mask_problems)]
-    try:
-        samples = split_samples(scanned.samples, data.split)
-        warnings += scanned.oddities(samples)
-        sound_used = [s for s in samples if s.split and scanned.folder / s.path not in broken]
-        white = config.data.white or white_level([scanned.folder / s.path for s in sound_used if s.split == "train"])
-        warnings += too_bright([scanned.folder / s.path for s in sound_used], white)
-        pictures = MVTecDataset(scanned.folder, sound_used, image_size=data.image_size, white=white)
-        warnings += audit(pictures) + problem_of(config.model.method).findings(config)
-    except LabError as error:
-        warnings.append(f"no split: {error}")
-        samples = [s for s in scanned.samples if config.split.pool == "all" or s.path.startswith("test/")]
-        white = config.data.white or white_level([scanned.folder / s.path for s in sound])
+    folder = scanned.folder
+    broken = _broken([folder / s.path for s in scanned.samples])
+    sound = [s for s in scanned.samples if folder / s.path not in broken]
+    samples, white, findings = _divided(config, scanned, sound)
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
-    by_split = {
-        split: {name: sum(s.label == name for s in part) for name in classes}
-        for split in SPLITS
-        if (part := [s for s in used if s.split == ("test" if split == "val" and data.split.val_is_test else split)])
-    }
-    train = by_split.get("train") or {name: sum(s.label == name for s in used) for name in classes}
-    trained = [count for count in train.values() if count]  # a one-class method trains on good alone
-    sizes = Counter(image_size(scanned.folder / s.path) for s in sound)
-    coverage = {
-        name: [mask_share(scanned.folder / s.mask) for s in sound if s.label == name and s.mask] for name in classes
-    }
-    official = CATEGORIES.get(scanned.folder.name) if config.data.name == "mvtec" else None
+    by_split = _by_split(used, classes, config.split.val_is_test)
+    train = Counter(by_split.get("train") or _counts(used, classes)).most_common()
+    trained = [count for _, count in train if count]  # an anomaly model trains on good alone
+    sizes = Counter(image_size(folder / s.path) for s in sound)
     facts = {
         "data": config.data.name,
-        "category": scanned.folder.name,
-        "folder": str(scanned.folder),
+        "category": folder.name,
+        "folder": str(folder),
         "num_classes": len(classes),
         "classes": classes,
         "images_found": len(scanned.samples),
@@ -92,25 +72,80 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "split": vars(config.split),
         "classes_by_split": by_split,
         "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in scanned.samples)),
-        "official": {"train/good": official.train, **{f"test/{k}": v for k, v in official.test.items()}}
-        if official
-        else None,
-        "imbalance_ratio": max(trained) / min(trained),
+        "official": _official(folder.name) if config.data.name == "mvtec" else None,
+        "imbalance_ratio": trained[0] / trained[-1],
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
-        "white": white if any(peaks([scanned.folder / s.path for s in sound])) else None,
-        "mask_coverage": {
-            name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
-            for name, c in coverage.items()
-            if c
-        },
-        "warnings": warnings,
+        "white": white if any(peaks([folder / s.path for s in sound])) else None,
+        "mask_coverage": _coverage(folder, sound, classes),
+        "warnings": [
+            *marks(config),
+            *broken.values(),
+            *(f"mask: {problem}" for problem in scanned.mask_problems),
+            *findings,
+        ],
     }
     run_dir = claim(run_dir, DATASET)
     write_whole(run_dir / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     if examples := [s for s in sound if s.label in classes]:
-        write_picture(run_dir / "dataset.jpg", _examples(scanned.folder, examples, classes, white))
+        write_picture(run_dir / "dataset.jpg", _examples(folder, examples, classes, white))
     _print(facts, run_dir)
     return facts
+
+
+def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[Sample], int, list[str]]:
+    """Return the samples with their splits, the white level, and what takes from the worth of the split."""
+
+    def files(samples: list[Sample]) -> list[Path]:
+        return [scanned.folder / s.path for s in samples]
+
+    try:
+        samples = split_samples(scanned.samples, config.split)
+        readable = {s.path for s in sound}
+        used = [s for s in samples if s.split and s.path in readable]
+        white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
+        pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
+        findings = problem_of(config.model.method).findings(config)
+        return (
+            samples,
+            white,
+            [*scanned.oddities(samples), *too_bright(files(used), white), *audit(pictures), *findings],
+        )
+    except LabError as error:
+        samples = [s for s in scanned.samples if config.split.pool == "all" or s.path.startswith("test/")]
+        return samples, config.data.white or white_level(files(sound)), [f"no split: {error}"]
+
+
+def _counts(samples: list[Sample], classes: list[str]) -> dict[str, int]:
+    counter = Counter(s.label for s in samples)
+    return {name: counter[name] for name in classes}
+
+
+def _by_split(used: list[Sample], classes: list[str], val_is_test: bool) -> dict[str, dict[str, int]]:
+    parts = {split: [s for s in used if s.split == split] for split in SPLITS}
+    if val_is_test:
+        parts["val"] = parts["test"]
+    return {split: _counts(part, classes) for split, part in parts.items() if part}
+
+
+def _official(category: str) -> dict[str, int] | None:
+    """Return MVTec AD's own number of images by folder; None for a category that it does not have."""
+    official = CATEGORIES.get(category)
+    if official is None:
+        return None
+    return {"train/good": official.train, **{f"test/{kind}": n for kind, n in official.test.items()}}
+
+
+def _coverage(folder: Path, sound: list[Sample], classes: list[str]) -> dict[str, dict[str, float]]:
+    """Return the shares of the pixels that masks mark: images, mean, min and max of each class that has masks."""
+    shares: dict[str, list[float]] = {name: [] for name in classes}
+    for sample in sound:
+        if sample.mask and sample.label in shares:
+            shares[sample.label].append(mask_share(folder / sample.mask))
+    return {
+        name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
+        for name, c in shares.items()
+        if c
+    }
 
 
 def _broken(paths: list[Path]) -> dict[Path, str]:
@@ -157,6 +192,18 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     table.add_row("all", *(str(sum(counts.values())) for counts in by_split.values()), str(used), "100%", "")
     console = Console()
     console.print(table)
+    for name, line in _lines(facts).items():
+        console.print(f"{name:<10}{line}", highlight=False, markup=False)
+    warnings = facts["warnings"]
+    if len(warnings) > WARNINGS:
+        warnings = [*warnings[:WARNINGS], f"... and {len(warnings) - WARNINGS} more in {DATASET}"]
+    for warning in warnings:
+        console.print(f"{'warning':<10}{warning}", style="yellow", highlight=False, markup=False)
+    print(f"{'written':<10}{run_dir}")
+
+
+def _lines(facts: dict[str, Any]) -> dict[str, str]:
+    """Return what stands below the table, by its name."""
     lines = {"found": ", ".join(f"{k} {v}" for k, v in facts["found"].items())}
     if facts["official"] and facts["official"] != facts["found"]:
         differ = [f"{k} {v}" for k, v in facts["official"].items() if facts["found"].get(k) != v]
@@ -168,11 +215,4 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     if facts["white"]:
         lines["16 bits"] = f"{facts['white']:,} becomes 255: the bit depth that the training images use, or data.white"
     lines["imbalance"] = f"{facts['imbalance_ratio']:.2f}, the most frequent class of train over the rarest"
-    for name, line in lines.items():
-        console.print(f"{name:<10}{line}", highlight=False, markup=False)
-    warnings = facts["warnings"]
-    if len(warnings) > WARNINGS:
-        warnings = [*warnings[:WARNINGS], f"... and {len(warnings) - WARNINGS} more in {DATASET}"]
-    for warning in warnings:
-        console.print(f"{'warning':<10}{warning}", style="yellow", highlight=False, markup=False)
-    print(f"{'written':<10}{run_dir}")
+    return lines

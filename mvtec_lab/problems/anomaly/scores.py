@@ -164,21 +164,12 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     calm = scored["val"].maps if "val" in scored else None
     if calm is None:  # a checkpoint is judged on a test folder alone
         calm = [heat for heat, defect in zip(test.maps, test.defect, strict=True) if not defect] or test.maps
-    roles: dict[int, str] = {}
-    for defect, mistake, nearest in ((True, "miss: ", "lowest defect: "), (False, "false alarm: ", "highest ")):
-        for i in [i for i in order.tolist() if test.defect[i] == defect][:SHOWN]:
-            roles[i] = mistake if (test.scores[i] > value) != defect else nearest
-    for defect in (True, False):
-        by_score = [i for i in np.argsort(test.scores, kind="stable").tolist() if test.defect[i] == defect]
-        middle = max(0, (len(by_score) - SHOWN // 2) // 2)
-        for i in by_score[middle : middle + SHOWN // 2]:
-            roles.setdefault(i, "typical ")
     # From the highest twentieth of a usual good map, so that good images look calm, to where most defects' maps end.
     low = float(np.median([np.quantile(heat, 0.95) for heat in calm]))
     tops = [heat.max() for heat, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
-    for i, role in roles.items():
+    for i, role in _roles(test, order.tolist(), value).items():
         picture, heat, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), test.dataset.mask(i)
         peak = np.array(np.unravel_index(heat.argmax(), heat.shape)) * len(picture) / SIDE
         hot = heat > on_map
@@ -191,10 +182,24 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
         texts += [
             f"{role}{test.kinds[i]}\n{test.scores[i]:.3g}, threshold {value:.3g}",
             f"map, up to {heat.max():.3g}",
+            "blue: mask\n" + above if mask is not None else above,
         ]
-        texts.append("blue: mask\n" + above if mask is not None else above)
         marks += [(test.scores[i] > value) == test.defect[i], None, None]
     return sheet(tiles, texts, marks)
+
+
+def _roles(test: Scored, order: list[int], value: float) -> dict[int, str]:
+    """Return what each image shows on the sheet of maps, by its index; ``order``: mistakes first."""
+    roles: dict[int, str] = {}
+    for defect, mistake, nearest in ((True, "miss: ", "lowest defect: "), (False, "false alarm: ", "highest ")):
+        for i in [i for i in order if test.defect[i] == defect][:SHOWN]:
+            roles[i] = mistake if (test.scores[i] > value) != defect else nearest
+    for defect in (True, False):
+        by_score = [i for i in np.argsort(test.scores, kind="stable").tolist() if test.defect[i] == defect]
+        middle = max(0, (len(by_score) - SHOWN // 2) // 2)
+        for i in by_score[middle : middle + SHOWN // 2]:
+            roles.setdefault(i, "typical ")
+    return roles
 
 
 def scores_of(module: AnomalyModel, images: torch.Tensor) -> Iterator[tuple[np.float32, np.ndarray | None]]:

@@ -43,14 +43,19 @@ def explain(
                 masked.append((bool(right[i]), inside, float(mask.mean())))
             if i in shown:
                 tiles[i] = heat_over(dataset.picture(i), heat, peak, mask), inside
-    explained = {
-        "images": len(masked),
-        "peak_in_mask": sum(inside for _, inside, _ in masked),
-        "mistakes": sum(not right for right, _, _ in masked),
-        "mistakes_peak_in_mask": sum(inside and not right for right, inside, _ in masked),
-        "chance": float(np.mean([share for *_, share in masked])) if masked else None,
-    }
     pictures = [picture for i in shown for picture in (dataset.picture(i), tiles[i][0])]
     captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]
     marks = [mark for i in shown for mark in (bool(right[i]), tiles[i][1])]
-    return explained, sheet(pictures, captions, marks)
+    return _counted(masked), sheet(pictures, captions, marks)
+
+
+def _counted(masked: list[tuple[bool, bool, float]]) -> dict[str, Any]:
+    """Return ``RunResult.explained`` from images with a mask: right, peak inside, the mask's share."""
+    wrong = [inside for right, inside, _ in masked if not right]
+    return {
+        "images": len(masked),
+        "peak_in_mask": sum(inside for _, inside, _ in masked),
+        "mistakes": len(wrong),
+        "mistakes_peak_in_mask": sum(wrong),
+        "chance": float(np.mean([share for *_, share in masked])) if masked else None,
+    }

@@ -26,49 +26,69 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
     Returns:
         The splits that it loads so; none where no stage is frozen or the module has no cache.
     """
-    cache, prefix = data.cache, classifier.model.prefix
-    if not prefix:
+    if not classifier.model.prefix:
         return []
-    seeds = data.train_sampler().view_seeds
-    if not data.random or (seeds is not None and data.augment.mix == "none"):  # training's could be kept
+    seeds = data.train_sampler().view_seeds if data.augment.mix == "none" else None
+    if not data.random or seeds is not None:  # training's could be kept
         classifier.model.extract_in(BATCH)
-    if cache is None:
+    if data.cache is None:
         return []
-    device = trainer.strategy.root_device
-    made_by = {
-        "network": str(classifier.model[: len(prefix)]),
-        "weights": _digest(classifier.model[: len(prefix)]),
-        "normalisation": [data.mean, data.std],
-        "arithmetic": [torch.__version__, device.type, str(trainer.precision), BATCH],
-    }
-
-    def cached(dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:
-        def blocks() -> Iterator[np.ndarray]:
-            for features in _extracted(classifier, trainer, dataset, keys):
-                yield (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).numpy()
-
-        name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
-        key = {"images": data.content(dataset.samples), "views": views, **made_by}
-        with evaluating(classifier):  # here, as the cache may read only a part of the blocks
-            array = cache.get(name, key, len(keys), np.dtype(np.float32).str, blocks)
-        return None if array is None else torch.from_numpy(array)
-
-    still = ("val", "test") if data.random else ("train", "val", "test")
-    paths = {s.path for split in still for s in data.of_split(split)}
+    cached = _Cached(data, classifier, trainer)
+    samples = {split: data.of_split(split) for split in ("train", "val", "test") if split != "train" or not data.random}
+    paths = {s.path for part in samples.values() for s in part}
     images = data.images([s for s in data.samples if s.path in paths])
     features = cached(images, range(len(images)), None)
     if features is not None:
         row = {s.path: i for i, s in enumerate(images.samples)}
-        for split in still:
-            data.load_features(split, Rows(features, [row[s.path] for s in data.of_split(split)]))
+        for split, part in samples.items():
+            data.load_features(split, Rows(features, [row[s.path] for s in part]))
+    if seeds is not None:
+        _keep_views(data, cached, seeds)
+    return sorted(data.features)
+
+
+def _keep_views(data: MVTecDataModule, cached: _Cached, seeds: np.ndarray) -> None:
+    """Let a data module load the features of the augmented views of its training images; seeds [N, views]."""
     train = data.dataset("train")
-    if train.random and seeds is not None and data.augment.mix == "none":
-        keys = [(place, int(seed)) for place, row_ in enumerate(seeds) for seed in row_]
+    if train.random:
+        keys = [(place, int(seed)) for place, seeds_of in enumerate(seeds) for seed in seeds_of]
         random = [maker.key for maker in (train.augmentation, train.paste) if maker]
         features = cached(train, keys, [*random, seeds.tolist()])
         if features is not None:
             data.load_features("train", Rows(features, range(len(keys))), seeds.shape[1])
-    return sorted(data.features)
+
+
+class _Cached:
+    """The cache of what the frozen stages of a classifier make of images."""
+
+    def __init__(self, data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer) -> None:
+        self.data, self.classifier, self.trainer = data, classifier, trainer
+        prefix = classifier.model.prefix
+        self.name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
+        network = classifier.model[: len(prefix)]
+        self.made_by = {
+            "network": str(network),
+            "weights": _digest(network),
+            "normalisation": [data.mean, data.std],
+            "arithmetic": [torch.__version__, trainer.strategy.root_device.type, str(trainer.precision), BATCH],
+        }
+
+    def __call__(self, dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:
+        """Return the features of some keys of a dataset; None where they cannot be kept.
+
+        Args:
+            views: what augmented views depend on.
+        """
+
+        def blocks() -> Iterator[np.ndarray]:
+            for features in _extracted(self.classifier, self.trainer, dataset, keys):
+                yield (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).numpy()
+
+        assert self.data.cache is not None
+        key = {"images": self.data.content(dataset.samples), "views": views, **self.made_by}
+        with evaluating(self.classifier):  # here, as the cache may read only a part of the blocks
+            array = self.data.cache.get(self.name, key, len(keys), np.dtype(np.float32).str, blocks)
+        return None if array is None else torch.from_numpy(array)
 
 
 def learn_images(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer, seed: int) -> str | None:

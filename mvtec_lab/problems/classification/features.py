@@ -47,7 +47,7 @@ def use_features(data: MVTecDataModule, classifier: DefectClassifier, trainer: p
     return sorted(data.features)
 
 
-def _keep_views(data: MVTecDataModule, cached: _Cached, seeds: np.ndarray) -> None:
+def _keep_views(data: MVTecDataModule, cached: _Cached, seeds: torch.Tensor) -> None:
     """Let a data module load the features of the augmented views of its training images; seeds [N, views]."""
     train = data.dataset("train")
     if train.random:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ONE_CLASS_METHODS, others_slow
 from PIL import Image
-from test_detector_tasks import SIDE, made
+from test_anomaly_tasks import SIDE, untrained
 from torch import Tensor, nn
 
 from mvtec_lab.engine import onnx
@@ -30,7 +30,7 @@ def tiny_export(tiny_net: str, lab, tmp_path: Path):
     """Export an anomaly model to <tmp_path>/out: ``tiny_export("patchcore")`` -> model, checkpoint."""
 
     def run(method: str, *arguments: str):
-        model, ckpt = made(method, tiny_net, tmp_path)
+        model, ckpt = untrained(method, tiny_net, tmp_path)
         assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out", *arguments) == 0
         return model, ckpt
 
@@ -111,7 +111,7 @@ def test_openvino_is_another_format(tiny_export, tmp_path: Path, capsys) -> None
 def test_a_library_that_is_not_installed_is_named(
     module: str, arguments: list[str], tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    _, ckpt = made("rotation", tiny_net, tmp_path)
+    _, ckpt = untrained("rotation", tiny_net, tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
     assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out", *arguments) == 2
     extra = module.replace("script", "")
@@ -163,7 +163,7 @@ def test_an_exported_file_needs_no_torch_and_refuses_other_sizes(tiny_export, tm
 def test_an_export_that_differs_is_refused_and_leaves_nothing(
     tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    _, ckpt = made("rotation", tiny_net, tmp_path)
+    _, ckpt = untrained("rotation", tiny_net, tmp_path)
     monkeypatch.setattr(onnx.Normalised, "forward", lambda self, images: self.network(images - self.mean))
     assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 2
     assert "cannot be exported: the file's values differ by" in capsys.readouterr().err

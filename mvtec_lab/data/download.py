@@ -137,28 +137,7 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
     offset = part.stat().st_size if length and part.exists() else 0
     if offset and offset == length:
         return
-    headers = {"User-Agent": "mvtec_lab"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-        if known["validator"]:
-            headers["If-Range"] = known["validator"]
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        status = f"HTTP status {error.code} {error.reason}"
-        if error.code == 416:  # the file has become shorter than the part
-            _discard(part)
-        elif error.code not in (408, 429) and error.code < 500:
-            raise LabError(f"{url} answers with {status}: check the address, or give data.archive=FILE") from error
-        raise _DroppedError(status) from error
-    except http.client.InvalidURL as error:  # whose text quotes the password
-        raise LabError(
-            f"{url} is not a valid address (port, password or a blank in it?): correct data.archive"
-        ) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _DroppedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
-
-    with response:
+    with _answer(url, part, offset, known.get("validator")) as response:
         validator = _validator(response)
         if offset and response.status == 206:
             rest = f"bytes {offset}-{length - 1}/{length}"
@@ -176,6 +155,34 @@ def _transfer(url: str, part: Path, progress: Progress, task: TaskID) -> None:
     size = part.stat().st_size
     if length and size != length:
         raise _DroppedError(f"the connection ended after {size} of {length} bytes")
+
+
+def _answer(url: str, part: Path, offset: int, validator: str | None) -> Any:
+    """Return the server's answer to a request for a file, from a byte on.
+
+    Args:
+        validator: of the version that this byte belongs to, where the server named one.
+    """
+    headers = {"User-Agent": "mvtec_lab"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if validator:
+            headers["If-Range"] = validator
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        status = f"HTTP status {error.code} {error.reason}"
+        if error.code == 416:  # the file has become shorter than the part
+            _discard(part)
+        elif error.code not in (408, 429) and error.code < 500:
+            raise LabError(f"{url} answers with {status}: check the address, or give data.archive=FILE") from error
+        raise _DroppedError(status) from error
+    except http.client.InvalidURL as error:  # whose text quotes the password
+        raise LabError(
+            f"{url} is not a valid address (port, password or a blank in it?): correct data.archive"
+        ) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _DroppedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
 
 
 def _copy(response: Any, file: IO[bytes], url: str, length: int, progress: Progress, task: TaskID) -> None:
@@ -246,25 +253,7 @@ def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
         content = Path(temporary)
         try:
-            most, size = max(_LEAST, _TIMES * archive.stat().st_size), 0
-            with progress.open(archive, "rb", description="unpacking") as file:
-                for count, (name, length, stream) in enumerate(_members(file, source)):
-                    size += length
-                    if size > most or count >= _MOST:
-                        raise LabError(
-                            f"{source} unpacks to more than {most / 1e9:.1f} GB or {_MOST:,} files, nothing was "
-                            "unpacked: use another archive, or unpack it yourself and give data.root=FOLDER"
-                        )
-                    parts = _safe_parts(name, source)
-                    if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
-                        continue
-                    target = content.joinpath(*parts)
-                    if stream is None:
-                        target.mkdir(parents=True, exist_ok=True)
-                        continue
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with stream, target.open("wb") as out:
-                        shutil.copyfileobj(stream, out, _CHUNK)
+            _extract(archive, source, content, progress)
         except _DAMAGED as error:
             raise _damaged(source, error) from error
         except OSError as error:
@@ -290,6 +279,29 @@ def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
                     log.info("%s/%s is left out", entry.name, other.name)
                     shutil.rmtree(other) if other.is_dir() else other.unlink()
                 entry.rename(root / entry.name)
+
+
+def _extract(archive: Path, source: str, content: Path, progress: Progress) -> None:
+    """Write every file of an archive below a folder; nothing that lies outside, and not without bound."""
+    most, size = max(_LEAST, _TIMES * archive.stat().st_size), 0
+    with progress.open(archive, "rb", description="unpacking") as file:
+        for count, (name, length, stream) in enumerate(_members(file, source)):
+            size += length
+            if size > most or count >= _MOST:
+                raise LabError(
+                    f"{source} unpacks to more than {most / 1e9:.1f} GB or {_MOST:,} files, nothing was "
+                    "unpacked: use another archive, or unpack it yourself and give data.root=FOLDER"
+                )
+            parts = _safe_parts(name, source)
+            target = content.joinpath(*parts)
+            if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
+                continue
+            if stream is None:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with stream, target.open("wb") as out:
+                shutil.copyfileobj(stream, out, _CHUNK)
 
 
 def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:

@@ -9,7 +9,7 @@ import csv
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,39 +35,44 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
             does not fit the samples.
     """
     validate_split(split)
-    seed = split.seed
     samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
     if split.group_by and all(s.group == s.path for s in samples):
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
     if split.protocol == "test_folder":
-        if not any(s.path.startswith("test/") for s in samples):
-            raise LabError("there is no test folder: MVTec's layout is test/good and test/<defect type>")
-        return [replace(s, split="test" if s.path.startswith("test/") else "") for s in samples]
+        return _test_folder(samples)
     if split.protocol == "one_class":
-        return _one_class(samples, split.val, seed)
-    if split.file is not None:
-        result = _from_file(samples, Path(split.file), split.val_is_test)
-    else:
-        pooled = [s for s in samples if split.pool == "all" or s.path.startswith("test/")]
-        if split.per_class is not None:
-            pooled = _draw_per_class(pooled, split.per_class, seed)
-        units = _units(pooled)
-        if split.protocol == "kfold":
-            tested = _fold(units, split.folds, split.fold, seed)
-        else:
-            tested = _draw(units, units, split.test, seed, "test")
-        rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}
-        chosen = set() if split.val_is_test else _draw(units, rest, split.val, seed, "val")
-        used = {s.path for s in pooled}
-
-        def split_of(sample: Sample) -> str:
-            if sample.path not in used:
-                return ""
-            return "test" if sample.group in tested else "val" if sample.group in chosen else "train"
-
-        result = [replace(s, split=split_of(s)) for s in samples]
+        return _one_class(samples, split.val, split.seed)
+    result = _drawn(samples, split) if split.file is None else _from_file(samples, Path(split.file), split.val_is_test)
     _check_classes(result)
     return result
+
+
+def _test_folder(samples: Sequence[Sample]) -> list[Sample]:
+    if not any(s.path.startswith("test/") for s in samples):
+        raise LabError("there is no test folder: MVTec's layout is test/good and test/<defect type>")
+    return [replace(s, split="test" if s.path.startswith("test/") else "") for s in samples]
+
+
+def _drawn(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Return a split that is drawn class by class: holdout or kfold."""
+    pooled, seed = [s for s in samples if split.pool == "all" or s.path.startswith("test/")], split.seed
+    if split.per_class is not None:
+        pooled = _draw_per_class(pooled, split.per_class, seed)
+    units = _units(pooled)
+    if split.protocol == "kfold":
+        tested = _fold(units, split.folds, split.fold, seed)
+    else:
+        tested = _draw(units, units, split.test, seed, "test")
+    rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}
+    chosen = set() if split.val_is_test else _draw(units, rest, split.val, seed, "val")
+    used = {s.path for s in pooled}
+
+    def split_of(sample: Sample) -> str:
+        if sample.path not in used:
+            return ""
+        return "test" if sample.group in tested else "val" if sample.group in chosen else "train"
+
+    return [replace(s, split=split_of(s)) for s in samples]
 
 
 def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]:
@@ -107,22 +112,9 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
         raise LabError(f"data.imbalance={ratio:g} is out of range: give a number of 1 or more")
     used = [s for s in samples if s.split]
     pool = Counter(s.label for s in used)
-    order = sorted(
-        classes_of(used), key=lambda label: -pool[label]
-    )  # of the pool, so that every fold has the same order
+    order = sorted(classes_of(used), key=lambda label: -pool[label])  # of the pool: the same for every fold
     training = {label: [s for s in used if s.split == "train" and s.label == label] for label in order}
-
-    def tail(rarest: int, head: float) -> dict[str, int] | None:
-        kept = {label: round(rarest * head ** (1 - i / (len(order) - 1))) for i, label in enumerate(order)}
-        return kept if all(kept[label] <= len(training[label]) for label in order) else None
-
-    kept = next((k for t in range(len(training[order[-1]]), 0, -1) if (k := tail(t, ratio))), None)
-    if kept is None:
-        most = next(r for r in range(int(min(ratio, len(training[order[0]]))), 0, -1) if tail(1, r))
-        raise LabError(
-            f"data.imbalance={ratio:g} leaves class {order[-1]!r} less than one training image: "
-            f"give data.imbalance={most} at most"
-        )
+    kept = _tail({label: len(training[label]) for label in order}, ratio)
     chosen: set[str] = set()
     for label, of_class in training.items():
         drawn = [of_class[i] for i in _generator(seed, "imbalance", label).permutation(len(of_class))]
@@ -131,6 +123,24 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
             turn.setdefault(s.group, len(turn))
         chosen.update(s.path for s in sorted(drawn, key=lambda s: turn[s.group])[: kept[label]])
     return [replace(s, split="") if s.split == "train" and s.path not in chosen else s for s in samples]
+
+
+def _tail(counts: Mapping[str, int], ratio: float) -> dict[str, int]:
+    """Return how many training images each class keeps; ``counts``: what it has, the classes in the tail's order."""
+    order = list(counts)
+
+    def tail(rarest: int, head: float) -> dict[str, int] | None:
+        kept = {label: round(rarest * head ** (1 - i / (len(order) - 1))) for i, label in enumerate(order)}
+        return kept if all(kept[label] <= counts[label] for label in order) else None
+
+    kept = next((k for t in range(counts[order[-1]], 0, -1) if (k := tail(t, ratio))), None)
+    if kept is None:
+        most = next(r for r in range(int(min(ratio, counts[order[0]])), 0, -1) if tail(1, r))
+        raise LabError(
+            f"data.imbalance={ratio:g} leaves class {order[-1]!r} less than one training image: "
+            f"give data.imbalance={most} at most"
+        )
+    return kept
 
 
 def _group(path: str, pattern: str | None) -> str:
@@ -196,7 +206,23 @@ def _too_few(label: str, count: int, protocol: str, least: int) -> LabError:
     )
 
 
-def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sample]:
+def _from_file(samples: Sequence[Sample], file: Path, val_is_test: bool) -> list[Sample]:
+    given = _splits_listed(file, {s.path for s in samples})
+    result = [replace(s, split=given.get(s.path, "")) for s in samples]
+    named = {s.split for s in result}
+    for split in ("train", "test") if val_is_test else SPLITS:
+        if split not in named:
+            remedy = "; split.val_is_test=true chooses on the test images" if split == "val" else ""
+            raise LabError(f"{file} names no {split} image{remedy}")
+    homes: dict[str, str] = {}
+    for s in (s for s in result if s.split):
+        if homes.setdefault(s.group, s.split) != s.split:
+            raise LabError(f"{file} parts the group {s.group!r}: it is in {homes[s.group]!r} and in {s.split!r}")
+    return result
+
+
+def _splits_listed(file: Path, paths: Collection[str]) -> dict[str, str]:
+    """Return the split of each path that a file lists."""
     if not file.is_file():
         raise LabError(f"split.file={file} does not exist")
     try:
@@ -205,7 +231,6 @@ def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sam
         raise LabError(f"split.file={file} is not a CSV file in UTF-8 ({error}): save it as one") from error
     if not rows or not {"path", "split"} <= set(rows[0]):
         raise LabError(f"split.file={file} needs a header and rows with the columns path,split")
-    paths = {s.path for s in samples}
     given: dict[str, str] = {}
     for line, row in enumerate(rows, start=2):
         path, split = (row["path"] or "").strip(), (row["split"] or "").strip()
@@ -215,17 +240,7 @@ def _from_file(samples: list[Sample], file: Path, val_is_test: bool) -> list[Sam
             raise LabError(f"{file} line {line}: {unknown('split', split, SPLITS)}")
         if given.setdefault(path, split) != split:
             raise LabError(f"{file} line {line}: {path} is in {given[path]!r} and in {split!r}: an image has one split")
-    result = [replace(s, split=given.get(s.path, "")) for s in samples]
-    needed = ("train", "test") if val_is_test else SPLITS
-    for split in needed:
-        if not any(s.split == split for s in result):
-            remedy = "; split.val_is_test=true chooses on the test images" if split == "val" else ""
-            raise LabError(f"{file} names no {split} image{remedy}")
-    homes: dict[str, str] = {}
-    for s in (s for s in result if s.split):
-        if homes.setdefault(s.group, s.split) != s.split:
-            raise LabError(f"{file} parts the group {s.group!r}: it is in {homes[s.group]!r} and in {s.split!r}")
-    return result
+    return given
 
 
 def _check_classes(samples: Iterable[Sample]) -> None:

@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# a process per core, with one thread each: two with two threads each take longer than one after the other
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: demo test fast lint bench clean
 
@@ -12,10 +14,10 @@ demo: .venv/installed
 	$(BIN)/python -m mvtec_lab -m attempt=finetune,augment,earlystop,cosine $(ARGS)
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(TESTS) -m "" $(ARGS)
 
 fast: .venv/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(TESTS) $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

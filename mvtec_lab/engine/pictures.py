@@ -118,6 +118,7 @@ def log_picture(writer: SummaryWriter, tag: str, picture: np.ndarray, step: int)
     """Show a picture [H, W, 3] in TensorBoard. As JPEG: add_image's PNG takes a tenth of a second for a sheet."""
     height, width, channels = picture.shape
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=_jpeg(picture))
+    # Private: nothing public takes a picture that is encoded already.
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 

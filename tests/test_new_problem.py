@@ -11,6 +11,7 @@ import pytest
 from brightness.problem import PROBLEM, Regressor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mvtec_lab import build_data, compose
 from mvtec_lab.engine import checkpoints
 from mvtec_lab.evaluation.specs import METRICS, register_metric
 from mvtec_lab.problems import METHODS, PROBLEMS
@@ -73,6 +74,16 @@ def test_a_new_problem_resumes_and_its_checkpoint_serves_every_task(
     assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == whole.metrics
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=new") == 0
     assert len(read_csv(tmp_path / "new/predictions.csv")) == 6
+
+
+def test_a_problem_says_what_it_learns_from_beside_the_image(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(PROBLEM), "targets", ("mask", "boxes"))
+    settings = ["data=folder", f"data.root={product}", "data.image_size=24", "cache.dir=null"]
+    data = build_data(compose(*settings, "model.method=brightness_regressor"))
+    data.setup()
+    batch = next(iter(data.val_dataloader()))
+    assert batch["mask"].shape == (len(batch["image"]), 24, 24)
+    assert [len(boxes) for boxes in batch["boxes"]] == [int(label > 0) for label in batch["label"]]
 
 
 def test_no_other_room_knows_a_problem_by_its_name() -> None:

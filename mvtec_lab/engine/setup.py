@@ -23,12 +23,15 @@ RANDOM_MARK = "random weights"
 
 
 def data_module(
-    config: Config, normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD)
+    config: Config,
+    normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
+    targets: Sequence[str] = (),
 ) -> MVTecDataModule:
     """Return the data module of a configuration, not yet scanned; a missing folder is fetched or drawn.
 
     Args:
         normalisation: mean and std of RGB in [0, 1].
+        targets: what items have beside image and label, as in MVTecDataset.
     """
     d, c = config.data, config.cache
     assert d.root is not None
@@ -46,6 +49,7 @@ def data_module(
         cache=None if c.dir is None else ArrayCache(c.dir, c.max_gb),
         mean=normalisation[0],
         std=normalisation[1],
+        targets=targets,
         seed=training_seed(config),
     )
 
@@ -62,13 +66,15 @@ def training_seed(config: Config) -> int:
     return int(np.random.SeedSequence([config.seed, s.seed, s.fold]).generate_state(1)[0])
 
 
-def build_data(config: Config, normalisation: tuple[Sequence[float], Sequence[float]]) -> MVTecDataModule:
+def build_data(
+    config: Config, normalisation: tuple[Sequence[float], Sequence[float]], targets: Sequence[str] = ()
+) -> MVTecDataModule:
     """Return the data module of a configuration, scanned and split, not decoded, with the marks of what was asked for.
 
     Args:
-        normalisation: mean and std of RGB in [0, 1].
+        normalisation, targets: as in ``data_module``.
     """
-    data = data_module(config, normalisation)
+    data = data_module(config, normalisation, targets)
     for mark in marks(config):
         data.warn(mark)
     data.scan()

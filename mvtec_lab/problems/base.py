@@ -140,6 +140,7 @@ class Problem:
     """
 
     name: str
+    targets: Sequence[str] = ()  # what items have beside image and label: ``mask``, ``boxes``, as in MVTecDataset
 
     def single_device(self, config: Config) -> str | None:
         """Return why these settings run on one device only; None where several can share the work."""

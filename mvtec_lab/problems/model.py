@@ -20,7 +20,8 @@ def build_data(config: Config) -> MVTecDataModule:
     Raises:
         LabError: whatever is wrong with the folder, a mask or the split.
     """
-    return data_of(config, problem_of(config.model.method).normalisation(config))
+    problem = problem_of(config.model.method)
+    return data_of(config, problem.normalisation(config), problem.targets)
 
 
 def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:

@@ -102,13 +102,13 @@ def _leaks(samples: Sequence[Sample], pairs: Pairs, near: Copies | None = None) 
     findings = []
     both_ways = [pair for i, j in pairs for pair in ((i, j), (j, i))]
     for earlier, later in LEAKS:
-        found = {j: i for i, j in both_ways if (samples[i].split, samples[j].split) == (earlier, later)}
-        if found:
+        copies = {j: i for i, j in both_ways if (samples[i].split, samples[j].split) == (earlier, later)}
+        if copies:
             total = sum(s.split == later for s in samples)
-            pair = min(found.items())
+            pair = min(copies.items())
             how = SAME if near is None else _nearly(near[min(pair), max(pair)])
             example = _example(samples, pair, how)
-            findings.append(f"{len(found)} of {total} {later} images are in {earlier} as well: {example}")
+            findings.append(f"{len(copies)} of {total} {later} images are in {earlier} as well: {example}")
     return findings
 
 

@@ -121,10 +121,10 @@ def _views_and_hashes(
         views[rows] = _lay(some, mean, _still(len(some)), usual)
         odd = start + np.flatnonzero(_departs(some, views[rows], by_mean) > ODD * usual)
         if odd.size:
-            each = np.stack([_lay(list(grey[odd]), mean, np.stack([turn] * len(odd)), usual) for turn in turns])
-            departs = np.stack([_departs(list(grey[odd]), laid, by_mean) for laid in each])
+            turned = np.stack([_lay(list(grey[odd]), mean, np.stack([turn] * len(odd)), usual) for turn in turns])
+            departs = np.stack([_departs(list(grey[odd]), laid, by_mean) for laid in turned])
             best = np.where(departs.min(axis=0) < TURNED * departs[0], departs.argmin(axis=0), 0)
-            views[odd] = each[best, range(len(odd))]
+            views[odd] = turned[best, range(len(odd))]
         soft = [_soft(picture, FINE) for picture in some]
         for k, turn in enumerate(turns):
             departure = _unexplained(_all_seen(soft, views[rows] @ turn, side), by_mean)

@@ -238,12 +238,12 @@ def _verify(archive: Path, source: str, sha256: str | None, progress: Progress) 
     with progress.open(archive, "rb", description="verifying") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    found = digest.hexdigest()
+    actual = digest.hexdigest()
     if sha256 is None:
-        log.warning("%s is not verified; its digest is data.sha256=%s", redacted(source), found)
-    elif found != sha256.lower():
+        log.warning("%s is not verified; its digest is data.sha256=%s", redacted(source), actual)
+    elif actual != sha256.lower():
         raise LabError(
-            f"{source} has the SHA-256 digest {found}, not {sha256.lower()}: fetch it again, or correct data.sha256"
+            f"{source} has the SHA-256 digest {actual}, not {sha256.lower()}: fetch it again, or correct data.sha256"
         )
 
 

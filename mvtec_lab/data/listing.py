@@ -38,37 +38,37 @@ def list_images(folder: Path, deep: bool = False) -> Listing:
 
     Linked folders are followed, and each folder is listed once. Only names are read: an image may still be broken.
     """
-    found = Listing()
+    listing = Listing()
     folders, links = [folder], list[Path]()  # links last: a folder is listed by its own name where it has one below
     seen: set[Path] = set()
     while folders or links:
         current = folders.pop() if folders else heappop(links)
         try:
             if (real := current.resolve()) in seen:
-                found.left_out.setdefault(LISTED, []).append(str(current))
+                listing.left_out.setdefault(LISTED, []).append(str(current))
                 continue
             seen.add(real)
             with os.scandir(current) as entries:
                 for entry in entries:
-                    inner = _sort_in(current, entry, found)
+                    inner = _sort_in(current, entry, listing)
                     if inner is None:
                         continue
                     if not deep:
-                        found.folders.append(inner)
+                        listing.folders.append(inner)
                     elif entry.is_symlink():
                         heappush(links, inner)
                     else:
                         folders.append(inner)
         except OSError as error:
-            found.unusable.append(f"{current} cannot be listed ({error.strerror}): make it readable or remove it")
-    for paths in (found.images, found.folders):
+            listing.unusable.append(f"{current} cannot be listed ({error.strerror}): make it readable or remove it")
+    for paths in (listing.images, listing.folders):
         paths.sort(key=lambda path: natural(str(path)))
-    for names in (found.unusable, *found.left_out.values()):
+    for names in (listing.unusable, *listing.left_out.values()):
         names.sort(key=natural)
-    return found
+    return listing
 
 
-def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | None:
+def _sort_in(folder: Path, entry: os.DirEntry[str], listing: Listing) -> Path | None:
     """Put a file into the listing, or return the path of a folder."""
     path, link = folder / entry.name, entry.is_symlink()
     if entry.name in LITTER:
@@ -82,13 +82,13 @@ def _sort_in(folder: Path, entry: os.DirEntry[str], found: Listing) -> Path | No
         reason = NO_IMAGES
     elif (os.path.isfile(path) or not os.path.exists(path)) if link else entry.is_file():  # noqa: PTH110, PTH113
         if is_text(str(path)):
-            found.images.append(path)  # a broken link as well: reading it names it
+            listing.images.append(path)  # a broken link as well: reading it names it
         else:
-            found.unusable.append(f"{printable(str(path))} cannot be used (its name is not UTF-8): rename it")
+            listing.unusable.append(f"{printable(str(path))} cannot be used (its name is not UTF-8): rename it")
         return None
     else:
         reason = SPECIAL
-    found.left_out.setdefault(reason, []).append(str(path))
+    listing.left_out.setdefault(reason, []).append(str(path))
     return None
 
 

@@ -112,40 +112,40 @@ def _check_case(folder: Path, names: Collection[str]) -> None:
 
 
 def _layout(folder: Path) -> str:
-    found = list_images(folder)
-    classes = [path.name for path in sorted(found.folders) if list_images(path).images]
+    listing = list_images(folder)
+    classes = [path.name for path in sorted(listing.folders) if list_images(path).images]
     if classes:
         shown = ", ".join(f"{name}/" for name in classes[:3]) + (" ..." if len(classes) > 3 else "")
         return f"move its class folders ({shown}) into {folder / 'test'}"
-    products = [path.name for path in sorted(found.folders) if (path / "test").is_dir()]
+    products = [path.name for path in sorted(listing.folders) if (path / "test").is_dir()]
     if products:
         return f"give data.category=NAME for one of its products ({', '.join(products[:15])})"
     return "MVTec's layout is test/<defect type>/*.png"
 
 
 def _list(folder: Path, result: Scan) -> Listing:
-    found = list_images(folder)
-    if found.unusable:
-        more = f" (and {len(found.unusable) - 1} more)" if len(found.unusable) > 1 else ""
-        raise LabError(found.unusable[0] + more)
-    result.leave_out(found.left_out)
-    return found
+    listing = list_images(folder)
+    if listing.unusable:
+        more = f" (and {len(listing.unusable) - 1} more)" if len(listing.unusable) > 1 else ""
+        raise LabError(listing.unusable[0] + more)
+    result.leave_out(listing.left_out)
+    return listing
 
 
 def _samples(class_folder: Path, result: Scan) -> list[Sample]:
     here = Scan(result.folder)
-    found = _list(class_folder, here)
-    for inner in (list_images(path, deep=True) for path in found.folders):
+    listing = _list(class_folder, here)
+    for inner in (list_images(path, deep=True) for path in listing.folders):
         here.leave_out(inner.left_out)
         if inner.images:
             here.leave_out({NESTED: [str(path) for path in inner.images]})
-    if not found.images:
+    if not listing.images:
         instead = "".join(f"; {line}" for line in name_left_out(here.left_out, result.folder))
         raise LabError(f"{class_folder} holds no image ({', '.join(EXTENSIONS)}): fill it or remove it{instead}")
     result.leave_out(here.left_out)
     label = class_folder.name
-    masks = _masks(label, found.images, result) if label != GOOD else {}
-    paths = ((path, path.relative_to(result.folder).as_posix()) for path in found.images)
+    masks = _masks(label, listing.images, result) if label != GOOD else {}
+    paths = ((path, path.relative_to(result.folder).as_posix()) for path in listing.images)
     return [Sample(name, label, masks.get(path), name) for path, name in paths]
 
 

@@ -50,7 +50,7 @@ def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = No
         exclude = torch.full(queries.shape[:1], -1, device=queries.device)
     places = torch.arange(len(memory), device=queries.device)
     rows = max(1, SEARCH_BYTES // (PAIR_BYTES * len(memory)))
-    found = []
+    nearest_rows = []
     with torch.autocast(queries.device.type, enabled=False):
         memory = memory.float()
         lengths = memory.norm(dim=1).clamp_min(1e-12)  # as F.normalize does
@@ -64,9 +64,9 @@ def nearest(queries: Tensor, memory: Tensor, k: int, exclude: Tensor | None = No
                 values, order = cosines.topk(k)
             else:
                 values, order = cosines.sort(dim=1, descending=True, stable=True)
-            found.append((values[:, :k].clone(), order[:, :k].clone()))  # a view would keep all M columns
+            nearest_rows.append((values[:, :k].clone(), order[:, :k].clone()))  # a view would keep all M columns
             del cosines, values, order  # before the next part needs as much
-    similarities, neighbours = zip(*found, strict=True)
+    similarities, neighbours = zip(*nearest_rows, strict=True)
     return torch.cat(similarities), torch.cat(neighbours)
 
 

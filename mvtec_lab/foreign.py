@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -125,32 +125,35 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
     Types are those of plain values, lists and dicts with text as keys, dataclasses and TypedDicts (whose unknown keys,
     perhaps of a later version, are ignored), and Share, Size and Count.
     """
-    origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return None
-    if origin in (Union, types.UnionType):
-        wrong = [misfit(value, part, name) for part in parts]
+    if get_origin(hint) in (Union, types.UnionType):
+        wrong = [misfit(value, part, name) for part in get_args(hint)]
         return None if None in wrong else max(map(str, wrong), key=len)  # the one that went deepest
-    known = is_typeddict(hint) or is_dataclass(hint)
-    if known or origin in (list, dict):
-        kind: Any = list if origin is list else dict
-        if not isinstance(value, kind):
-            return f"{name or 'it'} is {str(value)[:60]!r}"
-        if is_typeddict(hint) and (lacking := sorted(hint.__required_keys__ - set(value))):
-            return f"{name} has no {lacking[0]}"
-        hints = get_type_hints(hint) if known else {}
-        inner: Any = enumerate(value) if origin is list else value.items()
-        misfits = (
-            misfit(part, hints[key] if known else parts[-1], f"{name}.{key}" if name else str(key))
-            for key, part in inner
-            if not known or key in hints
-        )
-        return next((wrong for wrong in misfits if wrong), None)
+    if get_origin(hint) in (list, dict) or is_typeddict(hint) or is_dataclass(hint):
+        return _misfit_inside(value, hint, name)
     number = isinstance(value, int | float) and not isinstance(value, bool)  # a bool is an int in Python
-    if hint in (Share, Size, Count):
-        right = number and value >= 0 and not (hint is Share and value > 1 + 1e-9) and not (hint is Count and value % 1)
-    elif hint in (int, float):
-        right = number and (hint is float or isinstance(value, int))
-    else:
-        right = isinstance(value, hint)
+    right = number and _NUMBERS[hint](value) if hint in _NUMBERS else isinstance(value, hint)
     return None if right else f"{name} is {str(value)[:60]!r}"
+
+
+def _misfit_inside(value: Any, hint: Any, name: str) -> str | None:
+    """Return the first part of a list, dict, dataclass or TypedDict that does not fit; None: all fits."""
+    origin = get_origin(hint)
+    if not isinstance(value, list if origin is list else dict):
+        return f"{name or 'it'} is {str(value)[:60]!r}"
+    if is_typeddict(hint) and (lacking := sorted(hint.__required_keys__ - set(value))):
+        return f"{name} has no {lacking[0]}"
+    inner: dict[Any, Any] = dict(enumerate(value)) if origin is list else value
+    hints: dict[Any, Any] = get_type_hints(hint) if origin is None else dict.fromkeys(inner, get_args(hint)[-1])
+    misfits = (misfit(part, hints[k], f"{name}.{k}" if name else str(k)) for k, part in inner.items() if k in hints)
+    return next(filter(None, misfits), None)
+
+
+_NUMBERS: dict[Any, Callable[[float], bool]] = {
+    Share: lambda value: 0 <= value <= 1 + 1e-9,
+    Size: lambda value: value >= 0,
+    Count: lambda value: value >= 0 and value % 1 == 0,
+    int: lambda value: isinstance(value, int),
+    float: lambda value: True,
+}

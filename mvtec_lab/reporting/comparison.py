@@ -13,7 +13,7 @@ from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.specs import METRICS, require_deciding
 from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.reporting.pairs import ALPHA, Comparison, pair_of
+from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.runs import Settings, by_attempt, settings_of
 from mvtec_lab.reporting.verdict import sentences
 from mvtec_lab.results import RunResult
@@ -40,26 +40,31 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     if key is not None and key not in result.metrics:
         titles = " and ".join(METRICS[other].title for other in result.metrics)
         metric_note = f"verdict.metric={key} is not what these attempts are judged by: {titles} instead."
-    done = result.done
-    if reference in [attempt.name for attempt in done]:
+    done = [attempt.name for attempt in result.done]
+    if reference in done:
         result.reference = reference
     elif reference is not None and len(done) > 1:
         note = f"verdict.reference={reference} is none of the completed attempts in the table: all pairs are compared."
-    tested = [
-        # The reference stands second: the question is how much better the others are.
-        pair_of(*((second, first) if first.name == result.reference else (first, second)))
-        for first, second in combinations(done, 2)
-        if result.reference in (None, first.name, second.name)
-    ]
-    result.pairs = [pair for pair, _ in tested]
-    judged = [(pair, finds) for pair, finds in tested if pair.p is not None]
-    adjusted = statistics.holm([pair.p for pair, _ in judged if pair.p is not None])
-    for (pair, finds), p in zip(judged, adjusted, strict=True):
-        pair.p_holm, pair.found = p, finds(ALPHA / len(judged)) if finds else None  # Holm's first and hardest step
+    result.pairs = _pairs(result.done, result.reference)
     running = [attempt.name for attempt in result.attempts if any(run.running for run in attempt.runs)]
     still = f"Still running, and not part of this: {', '.join(running)}." if running else None
     result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
     return result
+
+
+def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
+    """Return all pairs of attempts, or those with the reference, with Holm's correction for their number."""
+    tested = [
+        # The reference stands second: the question is how much better the others are.
+        pair_of(*((second, first) if first.name == reference else (first, second)))
+        for first, second in combinations(attempts, 2)
+        if reference in (None, first.name, second.name)
+    ]
+    judged = [(pair, finds) for pair, finds in tested if pair.p is not None]
+    adjusted = statistics.holm([pair.p for pair, _ in judged if pair.p is not None])
+    for (pair, finds), p in zip(judged, adjusted, strict=True):
+        pair.p_holm, pair.found = p, finds(ALPHA / len(judged)) if finds else None  # Holm's first and hardest step
+    return [pair for pair, _ in tested]
 
 
 def _agreed(key: str, asked: str | None, settings: Iterable[Settings]) -> tuple[str | None, str | None]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
-LOSSES = ("train/loss", "val/loss")
+LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
 MOST = 30  # classes, kinds or attempts in one figure: drawn in a second, on a page that a screen shows
 
 
@@ -76,32 +76,20 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
     histories = dict(islice(histories.items(), MOST))
     thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
-    drawn = [name for name, runs in histories.items() if any(runs)]
-    each = [rows for runs in histories.values() for rows in runs]
-    titles = {"train/loss": "training loss", "val/loss": "validation loss"}
+    all_rows = [rows for runs in histories.values() for rows in runs]
     decide = {f"val/{metric.key}": metric for metric in all_metrics() if metric.decides}
-    metrics = dict(islice(((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in each)), 2))
+    metrics = dict(islice(((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in all_rows)), 2))
     panels = [*LOSSES, *metrics]
-    height = 3.1 * len(panels) / 2 + 0.22 * (len(drawn) // 4)
+    height = 3.1 * len(panels) / 2 + 0.22 * (sum(map(any, histories.values())) // 4)
     figure = Figure(figsize=(9, height if metrics else height + 0.4), layout="constrained")
     axes = figure.subplots((len(panels) + 1) // 2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
     for unused in axes.flat[len(panels) :]:
         unused.set_visible(False)
     for ax, key in zip(axes.flat, panels, strict=False):
         for index, (name, runs) in enumerate(histories.items()):
-            colour, dash = _style(index)
             lines = [line for line in (_series(rows, key) for rows in runs) if line]
-            if len(lines) > 1:
-                for line in lines if thin else ():
-                    ax.plot(list(line), list(line.values()), color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
-                common = sorted(set.intersection(*map(set, lines)))
-                lines = [{epoch: float(np.mean([line[epoch] for line in lines])) for epoch in common}]
-            for line in lines:
-                marker = "o" if len(line) == 1 else None  # one epoch makes no line
-                ax.plot(
-                    list(line), list(line.values()), color=colour, linestyle=dash, marker=marker, label=_label(name, 40)
-                )
-        ax.set_title(f"validation {metrics[key].title}" if key in metrics else titles[key], fontsize=10)
+            _draw_runs(ax, lines, index, _label(name, 40), thin)
+        ax.set_title(f"validation {metrics[key].title}" if key in metrics else LOSSES[key], fontsize=10)
         _quiet(ax)
         ax.grid(color=RULE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,13 +97,25 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
             ax.set_ylim(0, 1)
         if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
-        values = [value for rows in each for value in _series(rows, key).values()]
-        if not metrics and values:  # each method has a loss of its own, of any size; some are below zero
+        if not metrics and ax.lines:  # each method has a loss of its own, of any size; some are below zero
             ax.set_yscale("symlog", linthresh=0.01)
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
     return figure
+
+
+def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label: str, thin: bool) -> None:
+    """Draw a column of the histories of one attempt: its only run, or thin lines (if ``thin``) and their mean."""
+    style: dict[str, Any] = dict(zip(("color", "linestyle"), _style(index), strict=True))
+    if len(lines) > 1:
+        for line in lines if thin else ():
+            ax.plot(list(line), list(line.values()), linewidth=0.7, alpha=0.45, **style)
+        common = sorted(set.intersection(*map(set, lines)))
+        lines = [{epoch: float(np.mean([line[epoch] for line in lines])) for epoch in common}]
+    for line in lines:
+        marker = "o" if len(line) == 1 else None  # one epoch makes no line
+        ax.plot(list(line), list(line.values()), marker=marker, label=label, **style)
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -137,34 +137,43 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
-        colour, _ = _style(y)
-        estimate = row["estimate"]
-        if estimate is None:
-            ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9, transform=ax.get_yaxis_transform())
-        else:
-            if len(values := row["test_values"]) > 1:
-                ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.3, clip_on=False)
-            if estimate.low is not None:
-                ax.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2)
-            ax.plot(estimate.value, y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
-        if metric.needed and row["reported_accuracy"] is not None and row["reported_split"] == "test":
-            label = "" if "reported" in ax.get_legend_handles_labels()[1] else "reported"
-            ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
-        if row["baseline"] is not None:  # a piece per row: attempts on other data have another baseline
-            what = metric.chance[1] if metric.chance else ""
-            label = "" if what in ax.get_legend_handles_labels()[1] else what
-            ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
-    ax.set_yticks(range(len(rows)), [_label(row["attempt"], 28) for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+        _draw_row(ax, y, row, metric)
     if metric.share:
         ax.set_xlim(0, 1)
     best = f", the best {MOST} of {total} attempts" if total > MOST else ""
-    ax.set_xlabel(f"test {metric.title}" + (f", {metric.unit}" if metric.unit else "") + best, color=GREY)
+    what = f"test {metric.title}" + (f", {metric.unit}" if metric.unit else "") + best
+    _finish_rows(figure, ax, [_label(row["attempt"], 28) for row in rows], what)
+    return figure
+
+
+def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: Metric) -> None:
+    estimate, (colour, _) = row["estimate"], _style(y)
+    if estimate is None:
+        ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9, transform=ax.get_yaxis_transform())
+    else:
+        if len(values := row["test_values"]) > 1:
+            ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.3, clip_on=False)
+        if estimate.low is not None:
+            ax.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2)
+        ax.plot(estimate.value, y, "o", color=colour, markersize=8, clip_on=False)  # whole at 0 and 1
+    named = ax.get_legend_handles_labels()[1]
+    if metric.needed and row["reported_accuracy"] is not None and row["reported_split"] == "test":
+        label = "" if "reported" in named else "reported"
+        ax.plot(row["reported_accuracy"], y, "D", color=INK, markerfacecolor="none", markersize=7, label=label)
+    if row["baseline"] is not None and metric.chance:  # a piece per row: attempts on other data have another baseline
+        label = "" if metric.chance[1] in named else metric.chance[1]
+        ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
+
+
+def _finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> None:
+    """Name the rows of a chart and what its axis shows, and add the legend if there is anything to name."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_xlabel(what, color=GREY)
     _quiet(ax)
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
-    return figure
 
 
 def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
@@ -191,12 +200,9 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
         colour = PALETTE[0] if name in good else PALETTE[1]
         ax.plot(values, y + shift, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
     ax.axvline(threshold, color=INK, linestyle=(0, (3, 3)), linewidth=1, label="threshold")
-    ax.set_yticks(range(len(scores)), [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()])
-    ax.set_ylim(len(scores) - 0.5, -0.5)
-    ax.set_xlabel("anomaly score", color=GREY)
-    _quiet(ax)
-    ax.grid(axis="x", color=RULE)
-    figure.legend(loc="outside upper right", frameon=False, fontsize=9)
+    _finish_rows(
+        figure, ax, [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()], "anomaly score"
+    )
     return figure
 
 

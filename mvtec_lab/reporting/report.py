@@ -24,6 +24,7 @@ from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison, Pair
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
+from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
     EXPLANATIONS,
@@ -109,13 +110,6 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
 
     The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
-    groups = {attempt.name: attempt.runs for attempt in comparison.attempts}
-    runs = [run for group in groups.values() for run in group]
-    settings = comparison.settings
-    pairs, other_pairs = _parted(comparison)
-    histories = {name: [history for run in group if (history := _history(run))] for name, group in groups.items()}
-    finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # class names, paths and error texts come from files
@@ -125,15 +119,14 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     )
     environment.filters["number"] = summary.number
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
+    runs = [run for attempt in comparison.attempts for run in attempt.runs]
+    pairs, other_pairs = _parted(comparison)
     html = environment.get_template("report.html.j2").render(
+        **_origin(comparison.settings, runs),
+        **_curves(comparison.attempts),
         rows=rows,
         tables=[_table(part) for part in summary.parts(rows)],
-        titles=list(dict.fromkeys(row["data"] for row in rows)),
-        protocols=list(dict.fromkeys(text for of_run in settings.values() if (text := _protocol(of_run)))),
-        sizes=_sizes(runs),
-        backbones=list(dict.fromkeys(run.backbone for run in runs if run.backbone != "none")),
-        seeds=sorted({run.seed for run in runs}),
-        finished=datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
+        titles=distinct(row["data"] for row in rows),
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
         verdict=comparison.verdict,
@@ -148,20 +141,40 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         reproduced=summary.reproduced,
         judged=summary.judged,
         counted=summary.counted,
-        curves=figures.to_data_uri(figures.curves_figure(histories)) if any(histories.values()) else None,
-        own_losses=len({run.method for run in runs if any(histories.values()) and run.epochs}) > 1,
-        curveless=[a.name for a in comparison.attempts if not histories[a.name] and not _fits_once(a)],
-        attempts=list(groups),
-        differences=_differences(groups, settings),
+        attempts=[attempt.name for attempt in comparison.attempts],
+        differences=_differences(comparison),
         details=[_detail(attempt) for attempt in comparison.done],
         failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
         logdir=shlex.quote(common_folder(directory, runs)),
-        versions=_merged([run.versions for run in runs]),
-        revisions=sorted({run.git_revision for run in runs if run.git_revision}),
     )
     path = directory / REPORT
     write_whole(path, html)
     return path
+
+
+def _origin(settings: Mapping[str, Settings], runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Return what the page says of the images, backbones, seeds and software of the runs."""
+    finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
+    return {
+        "protocols": distinct(text for of_run in settings.values() if (text := _protocol(of_run))),
+        "sizes": _sizes(runs),
+        "backbones": distinct(run.backbone for run in runs if run.backbone != "none"),
+        "seeds": sorted({run.seed for run in runs}),
+        "finished": datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
+        "versions": _merged([run.versions for run in runs]),
+        "revisions": sorted({run.git_revision for run in runs if run.git_revision}),
+    }
+
+
+def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return the training curves as a picture, and the names of the attempts that should have left some."""
+    histories = {a.name: [rows for run in a.runs if (rows := _history(run))] for a in attempts}
+    drawn = any(histories.values())
+    return {
+        "curves": figures.to_data_uri(figures.curves_figure(histories)) if drawn else None,
+        "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
+        "curveless": [a.name for a in attempts if not histories[a.name] and not _fits_once(a)],
+    }
 
 
 def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
@@ -367,16 +380,12 @@ def _history(run: RunResult) -> list[dict[str, str]]:
     return rows
 
 
-def _differences(
-    groups: Mapping[str, Sequence[RunResult]], settings: Mapping[str, Settings]
-) -> list[tuple[str, list[str]]]:
+def _differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt."""
-    table = []
+    table, settings = [], comparison.settings
+    groups = [[own for run in attempt.runs if (own := settings[run.run_dir])] for attempt in comparison.attempts]
     for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
-        cells = []
-        for group in groups.values():
-            of_group = [settings[run.run_dir] for run in group if settings[run.run_dir]]
-            cells.append(tuple(dict.fromkeys(values.get(key, "–") for values in of_group)))
+        cells = [tuple(distinct(values.get(key, "–") for values in group)) for group in groups]
         known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
         varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
         if key != "attempt" and varies:
@@ -414,4 +423,4 @@ def _sizes(runs: Sequence[RunResult]) -> str:
 def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the versions by package, all of them where a package has several."""
     names = dict.fromkeys(name for of_run in versions for name in of_run)
-    return {name: ", ".join(dict.fromkeys(v[name] for v in versions if name in v)) for name in names}
+    return {name: ", ".join(distinct(v[name] for v in versions if name in v)) for name in names}

@@ -135,11 +135,11 @@ _LAST = (
     Column("test_images", lambda attempt: mean(run.metrics.get("test", {}).get("images") for run in attempt.done)),
     Column("epochs", _mean("epochs"), "epochs", "epochs", 0, unless="fit_seconds"),
     Column("seconds", _cost, "sec-\nonds", "seconds", 0, unless="fit_seconds"),
-    Column("weights", lambda attempt: ", ".join(_distinct(run.weights for run in attempt.runs if run.weights))),
-    Column("data", lambda attempt: ", ".join(_distinct(f"{run.data}/{run.category}" for run in attempt.runs))),
+    Column("weights", lambda attempt: ", ".join(distinct(run.weights for run in attempt.runs if run.weights))),
+    Column("data", lambda attempt: ", ".join(distinct(f"{run.data}/{run.category}" for run in attempt.runs))),
     Column("marks", lambda attempt: _marks(attempt)),
-    Column("warnings", lambda a: _distinct(" ".join(text.split()) for run in a.runs for text in run.warnings)),
-    Column("error", lambda attempt: "; ".join(_distinct(failure(r) for r in attempt.runs if _failed(r))) or None),
+    Column("warnings", lambda a: distinct(" ".join(text.split()) for run in a.runs for text in run.warnings)),
+    Column("error", lambda attempt: "; ".join(distinct(failure(r) for r in attempt.runs if _failed(r))) or None),
 )
 
 
@@ -171,7 +171,7 @@ def parts(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _rules(attempt: Attempt) -> list[str]:
-    return _distinct(run.threshold["rule"] for run in attempt.done if run.threshold)
+    return distinct(run.threshold["rule"] for run in attempt.done if run.threshold)
 
 
 def _marks(attempt: Attempt) -> list[str]:
@@ -282,28 +282,9 @@ def print_table(
     """
     console = console or Console()
     for part in parts(rows):
-        further = [column for column in shown(part, narrow=console.width < ROOM) if column.heading]
-        metric = part[0]["metric"].title.replace(" ", "\n")
-        folder = _folder([row["attempt"] for row in part])
-        cells = [
-            [
-                row["attempt"].removeprefix(folder),
-                counted(row),
-                judged(row),
-                *(number(row[column.key], column.digits) for column in further),
-            ]
-            for row in part
-        ]
-        headers = ["runs", f"test {metric}", *(column.heading for column in further)]
-        _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in part], folder)
-    stated = [row for row in rows if row["reported_accuracy"] is not None]
-    if stated:
-        headers = ["reported", "on", "measured there", "the report's\nvalue lies"]
-        cells = [
-            [row["attempt"], number(row["reported_accuracy"]), row["reported_split"], measured(row), reproduced(row)]
-            for row in stated
-        ]
-        _print(console, headers, cells, [False] * len(stated))
+        _print_results(console, part)
+    if stated := [row for row in rows if row["reported_accuracy"] is not None]:
+        _print_reported(console, stated)
     for line in verdict:
         console.print(Text(line))
     before = {" ".join(text.split()) for text in said}
@@ -316,6 +297,34 @@ def print_table(
     for row in rows:
         if row["failed"]:
             console.print(Text(f"failed: {row['attempt']}: {row['error']}", style="red"))
+
+
+def _print_results(console: Console, rows: Sequence[Row]) -> None:
+    """Print the rows of one problem."""
+    further = [column for column in shown(rows, narrow=console.width < ROOM) if column.heading]
+    metric = rows[0]["metric"].title.replace(" ", "\n")
+    folder = _folder([row["attempt"] for row in rows])
+    cells = [
+        [
+            row["attempt"].removeprefix(folder),
+            counted(row),
+            judged(row),
+            *(number(row[column.key], column.digits) for column in further),
+        ]
+        for row in rows
+    ]
+    headers = ["runs", f"test {metric}", *(column.heading for column in further)]
+    _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in rows], folder)
+
+
+def _print_reported(console: Console, rows: Sequence[Row]) -> None:
+    """Print published figures beside what was measured here."""
+    cells = [
+        [row["attempt"], number(row["reported_accuracy"]), row["reported_split"], measured(row), reproduced(row)]
+        for row in rows
+    ]
+    headers = ["reported", "on", "measured there", "the report's\nvalue lies"]
+    _print(console, headers, cells, [False] * len(rows))
 
 
 def _folder(attempts: Sequence[str]) -> str:
@@ -344,7 +353,8 @@ def mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _distinct(texts: Iterable[str]) -> list[str]:
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Return the texts, each once, in first-seen order."""
     return list(dict.fromkeys(texts))
 
 

@@ -21,31 +21,14 @@ def sentences(comparison: Comparison) -> list[str]:
     done, reference = comparison.done, comparison.reference
     if not done:
         return ["No run was completed: there is nothing to compare."]
-    lines = []
-    for group in (groups := _groups(done)):
-        common = set.intersection(*(set(attempt.tests) for attempt in group))
-        scores = {attempt.name: attempt.score(common) for attempt in group}
-        best = max(group, key=lambda attempt: scores[attempt.name])
-        validated = all(isfinite(value) for _, value, _ in scores.values())
-        if len(group) > 1 and not validated:
-            best = max(group, key=_on_test)
-        elif len(groups) == 1:
-            comparison.best = best.name
-        value = choosing(best.problem).sign * scores[best.name][1] if validated else inf
-        lines.append(_nothing_learnt(group) + _stated(best, value, len(group), len(groups) > 1))
-        if reference is not None and len(done) > 1:
-            lines[-1] += _beside(best.name, reference, comparison.pairs)
-        elif len(group) > 1:
-            names = {attempt.name for attempt in group}
-            within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
-            lines += _against(best, within)
+    groups = _groups(done)
+    if len(groups) == 1:
+        best, value = _chosen(done)
+        comparison.best = best.name if value is not None or len(done) == 1 else None
+    lines = [line for group in groups for line in _of_group(group, comparison, len(groups) > 1)]
     if reference is not None:
         lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs)
-    lines += _models(comparison.pairs)
-    judged = [f"{pair.test} on {METRICS[pair.metric].title}" for pair in comparison.pairs if pair.test]
-    if judged:
-        tests = " or ".join(sorted(set(judged)))
-        lines.append(f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}.")
+    lines += _models(comparison.pairs) + _tests(comparison.pairs)
     for key in comparison.metrics:
         mine = [attempt for attempt in done if attempt.metric.key == key]
         lines += _limits(mine, [pair for pair in comparison.pairs if pair.metric == key], METRICS[key])
@@ -54,12 +37,40 @@ def sentences(comparison: Comparison) -> list[str]:
     return lines + _runs(comparison)
 
 
+def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -> list[str]:
+    """Name the best of the attempts that compare with each other, and say what it is better than."""
+    best, value = _chosen(group)
+    line = _nothing_learnt(group) + _stated(best, value, len(group), several)
+    if comparison.reference is not None and len(comparison.done) > 1:
+        return [line + _beside(best.name, comparison.reference, comparison.pairs)]
+    names = {attempt.name for attempt in group}
+    within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
+    return [line, *(_against(best, within) if len(group) > 1 else ())]
+
+
+def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
+    """Return the best attempt by validation and its value there; the best on test, and None, if not all have one."""
+    common = set.intersection(*(set(attempt.tests) for attempt in group))
+    scores = {attempt.name: attempt.score(common) for attempt in group}
+    best = max(group, key=lambda attempt: scores[attempt.name])
+    if all(isfinite(value) for _, value, _ in scores.values()):
+        return best, choosing(best.problem).sign * scores[best.name][1]
+    return max(group, key=_on_test), None
+
+
+def _tests(pairs: Sequence[Pair]) -> list[str]:
+    """Name the tests, and the number of comparisons that p is corrected for."""
+    judged = [f"{pair.test} on {METRICS[pair.metric].title}" for pair in pairs if pair.test]
+    tests = " or ".join(sorted(set(judged)))
+    return [f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}."] if judged else []
+
+
 def _on_test(attempt: Attempt) -> float:
     estimate = attempt.estimate()
     return -inf if estimate is None else attempt.metric.sign * estimate.value
 
 
-def _stated(best: Attempt, value: float, of: int, several: bool) -> str:
+def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
     """Name the best of several attempts, what chose it, and its test metric.
 
     Where not all attempts were validated, nothing chooses among them: the best on test is named.
@@ -67,7 +78,7 @@ def _stated(best: Attempt, value: float, of: int, several: bool) -> str:
     metric, chooser = best.metric, choosing(best.problem)
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
     text = best.name
-    if of > 1 and isfinite(value):
+    if of > 1 and value is not None:
         among = f", of {of} attempts on the same test images" if several else ""
         what = " of ".join(filter(None, (chooser.title, chooser.words.made_up)))
         text = f"Best on {where}{among}: {best.name} ({what} {value:.3f})"

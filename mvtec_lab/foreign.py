@@ -144,7 +144,7 @@ def _misfit_inside(value: Any, hint: Any, name: str) -> str | None:
         return f"{name or 'it'} is {str(value)[:60]!r}"
     if is_typeddict(hint) and (lacking := sorted(hint.__required_keys__ - set(value))):
         return f"{name} has no {lacking[0]}"
-    inner: dict[Any, Any] = dict(enumerate(value)) if origin is list else value
+    inner: Any = dict(enumerate(value)) if origin is list else value
     hints: dict[Any, Any] = get_type_hints(hint) if origin is None else dict.fromkeys(inner, get_args(hint)[-1])
     misfits = (misfit(part, hints[k], f"{name}.{k}" if name else str(k)) for k, part in inner.items() if k in hints)
     return next(filter(None, misfits), None)

@@ -80,7 +80,7 @@ def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
     assert not near.different
     assert near.difference is not None
     assert near.difference.value == pytest.approx(0.2)
-    assert near.better is None  # the Bayesian test is one over folds
+    assert near.bayesian is None  # the Bayesian test is one over folds
     assert near.models
     assert far.models
     assert far.lead == far.lead_of("good") == -far.lead_of("bad") == pytest.approx(0.7)
@@ -99,8 +99,8 @@ def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
     far, near = pairs["a", "b"], pairs["a", "c"]
     assert (far.test, far.test_sets, far.images) == ("corrected resampled t-test", 5, 60)
     assert far.different
-    assert far.better is not None
-    assert far.better > 0.99
+    assert far.bayesian is not None
+    assert far.bayesian[2] > 0.99
     assert far.image_test == "exact McNemar test"
     assert not near.different
     assert comparison.best == "a"
@@ -121,8 +121,8 @@ def test_the_bayesian_side_is_that_of_the_pairs_first(tmp_path: Path, first: str
     expected = statistics.practical_equivalence(
         (change[0] - change[1]) * (1 if first == "a" else -1), 12 / 40, 0.01, 1 / 12
     )
-    assert (pair.worse, pair.equal, pair.better) == pytest.approx(expected)
-    assert (pair.better > 0.9) == (pair.lead > 0) == (first == "a")
+    assert pair.bayesian == pytest.approx(expected)
+    assert (pair.bayesian[2] > 0.9) == (pair.lead > 0) == (first == "a")
     sum_up(tmp_path, verdict=VerdictConfig(reference=second))
     html = (tmp_path / REPORT).read_text(encoding="utf-8")
     headings, cells = (
@@ -138,12 +138,11 @@ def test_the_verdict_gives_the_probability_of_the_side_that_leads(tmp_path: Path
     comparison = compare(load_runs(tmp_path))
     assert comparison.best == "a"
     for pair in comparison.pairs[:2]:
-        assert pair.better is not None
-        assert pair.worse is not None
-        assert pair.better > pair.worse
+        worse, equal, better = pair.bayesian
+        assert better > worse
         of_pair = said(comparison).partition(f"{pair.second} (")[2].partition(")")[0]
-        assert f"{pair.equal:.2f}" in of_pair
-        assert of_pair.endswith(f"{pair.better:.2f}")  # the other is behind by more
+        assert f"{equal:.2f}" in of_pair
+        assert of_pair.endswith(f"{better:.2f}")  # the other is behind by more
 
 
 RARE = {"per_class": [10, 5, 4, 1], "verdict": {"metric": "balanced_accuracy"}}

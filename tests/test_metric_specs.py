@@ -145,7 +145,7 @@ def test_folds_take_the_corrected_test(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     (pair,) = comparison.pairs
     assert (pair.test, pair.image_test) == ("corrected resampled t-test", "paired permutation test")
-    assert (pair.different, pair.better) == (True, None)  # one point means nothing here
+    assert (pair.different, pair.bayesian) == (True, None)  # one point means nothing here
     assert comparison.best == "fine"
     assert comparison.attempts[0].estimate().high > 15
 

@@ -76,9 +76,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
     histories = dict(islice(histories.items(), MOST))
     thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
-    all_rows = [rows for runs in histories.values() for rows in runs]
-    decide = {f"val/{metric.key}": metric for metric in all_metrics() if metric.decides}
-    metrics = dict(islice(((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in all_rows)), 2))
+    metrics = _judged_by([rows for runs in histories.values() for rows in runs])
     panels = [*LOSSES, *metrics]
     height = 3.1 * len(panels) / 2 + 0.22 * (sum(map(any, histories.values())) // 4)
     figure = Figure(figsize=(9, height if metrics else height + 0.4), layout="constrained")
@@ -103,6 +101,13 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
     return figure
+
+
+def _judged_by(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Metric]:
+    """Return the first two metrics that decide and have values on validation, by their columns."""
+    decide = {f"val/{metric.key}": metric for metric in all_metrics() if metric.decides}
+    known = ((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in histories))
+    return dict(islice(known, 2))
 
 
 def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label: str, thin: bool) -> None:

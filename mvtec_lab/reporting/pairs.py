@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,19 +39,20 @@ class Pair:
     test_sets: int = 0
     images: int = 0
     difference: Estimate | None = None
-    test: str | None = None  # on which the verdict rests
     p: float | None = None
     p_holm: float | None = None  # p for the number of pairs
     models: bool = False  # one or two trainings of each: this is about these models, not about the attempts
-    found: float | None = (
-        None  # the difference that the test finds with a probability of 80%, Holm's correction included
-    )
+    found: float | None = None  # the difference that is found with a probability of 80%, Holm's correction included
     image_test: str | None = None  # the same question, image by image
     image_p: float | None = None
-    worse: float | None = None  # Bayesian correlated t-test: the first is worse, practically equal, better
-    equal: float | None = None
-    better: float | None = None
+    # Bayesian correlated t-test: the probabilities that the first is worse, practically equal, better
+    bayesian: tuple[float, float, float] | None = None
     refused: str | None = None  # why they were not compared
+
+    @property
+    def test(self) -> str | None:
+        """Return the name of the test on which the verdict rests."""
+        return self.difference.method if self.difference else None
 
     @property
     def different(self) -> bool:
@@ -68,6 +70,13 @@ class Pair:
     def lead(self) -> float:
         """Return how much better the first is, in the metric; negative where it is worse."""
         return 0.0 if self.difference is None else METRICS[self.metric].sign * self.difference.value
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Return the pair's part of comparison.json."""
+        worse, equal, better = self.bayesian or (None, None, None)
+        further = {"test": self.test, "worse": worse, "equal": equal, "better": better, "different": self.different}
+        return {key: value for key, value in asdict(self).items() if key != "bayesian"} | further
 
     def lead_of(self, name: str) -> float:
         """Return how much better one of the two is than the other."""
@@ -105,7 +114,7 @@ class Comparison:
             "alpha": ALPHA,
             "practically_equal_within": ROPE,
             "attempts": [attempt.described for attempt in self.attempts],
-            "pairs": [asdict(pair) | {"different": pair.different} for pair in self.pairs],
+            "pairs": [pair.described for pair in self.pairs],
         }
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(directory / COMPARISON, f"{text}\n")
@@ -117,7 +126,7 @@ Finds = Callable[[float], float | None]
 
 def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
-    metric, pair = a.metric, Pair(a.name, b.name, a.metric.key)
+    metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key), ""
     common = [images for images in a.tests if images in b.tests]
     pair.test_sets, pair.refused = len(common), _refused(a, b, common)
     if pair.refused:
@@ -126,24 +135,24 @@ def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     difference: Difference | None = None
     if metric.inference.pooled or len(common) == 1:
         try:
-            difference, pair.test = metric.compare(a.on(common), b.on(common))
+            difference, test = metric.compare(a.on(common), b.on(common))
         except NotComparableError as error:
             pair.refused = str(error)
             return pair, None
     if difference is not None and metric.inference.pooled:
-        pair.image_test, pair.image_p = pair.test, difference.p
+        pair.image_test, pair.image_p = test, difference.p
     if difference is None or len(common) > 1:
         return pair, _over_test_sets(pair, a, b, common)
     groups = _luck(a, b, common[0])
     pair.models = groups is None
     if groups:
-        difference, pair.test = differences.with_seeds(difference, groups), "t-test over images and seeds"
+        difference, test = differences.with_seeds(difference, groups), "t-test over images and seeds"
     values = float(a.values(common, metric)[0]), float(b.values(common, metric)[0])
     finds: Finds = partial(differences.found_difference, difference.noises, values, most=metric.limit)
-    if pair.test == statistics.MCNEMAR:
+    if test == statistics.MCNEMAR:
         disagreement = difference.noises[0].seen * pair.images + difference.value**2  # the mean square
         finds = partial(differences.found_by_mcnemar, pair.images, disagreement, difference.value)
-    pair.p, pair.difference = difference.p, Estimate(*difference[:3], pair.test or "")
+    pair.p, pair.difference = difference.p, Estimate(*difference[:3], test)
     return pair, finds
 
 
@@ -186,12 +195,11 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
         return None
     change = ours - theirs
     ratio, resolution = (a.ratio() + b.ratio()) / 2, a.resolution(common, metric)
-    pair.test, pair.p = "corrected resampled t-test", statistics.corrected_t_test(change, ratio, resolution)
+    pair.p = statistics.corrected_t_test(change, ratio, resolution)
     low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
-    pair.difference = Estimate(float(change.mean()), low, high, pair.test)
+    pair.difference = Estimate(float(change.mean()), low, high, "corrected resampled t-test")
     if metric.share:
-        leads = metric.sign * change
-        pair.worse, pair.equal, pair.better = statistics.practical_equivalence(leads, ratio, ROPE, resolution)
+        pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
     noise = differences.noise_of_test_sets(change, ratio, resolution)
     # It does not grow, wherever the values lie.
     return partial(differences.found_difference, [noise], (0.5, 0.5), most=metric.limit)

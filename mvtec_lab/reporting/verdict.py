@@ -161,9 +161,10 @@ def _in_full(side: Side) -> str:
     where = "level" if level else "behind" if lead < 0 else "ahead"
     by = "" if level else f" by {metric.difference_of(abs(lead))}"
     text = f"{other} ({where}{by}, p {_p(pair.p_holm)}"
-    if pair.better is not None and pair.worse is not None and pair.equal is not None:
-        further = pair.better if (pair.first == other) == (where == "ahead") else pair.worse
-        text += f"; within one point with probability {pair.equal:.2f}"
+    if pair.bayesian:
+        worse, equal, better = pair.bayesian
+        further = better if (pair.first == other) == (where == "ahead") else worse
+        text += f"; within one point with probability {equal:.2f}"
         text += "" if level else f", {where} by more {further:.2f}"
     return f"{text})"
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from string import Template
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mvtec_lab.arguments import override, parse, typed_keys
@@ -51,6 +53,10 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
     """Run everything except a sweep's table; return the exit status if there is to be none."""
     try:
         options, command.own = parse(arguments)
+        if {"--help", "-h"} & {*options}:
+            with own_files(command.own):
+                print(_help([word for word in options if not word.startswith("-")], command.own))
+            return 0
         with _apart(), command_line_settings(), own_files(command.own), _hydra_sees(options, command):
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(Job(command))()
     except Stop as stop:
@@ -85,13 +91,31 @@ def compose(*overrides: str) -> Config:
         LabError: an unknown name or key, or a value of the wrong type or out of range.
     """
     try:
-        with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra.compose("config", [override(words) for words in overrides], return_hydra_config=True)
-            config = to_config(composed, composed.hydra.runtime.choices)
-            check(config, typed_keys(overrides))
+        composed = _composed([override(words) for words in overrides])
+        config = to_config(composed, composed.hydra.runtime.choices)
+        check(config, typed_keys(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     return config
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    with _apart(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides, return_hydra_config=True)
+
+
+def _help(overrides: list[str], own: str | None) -> str:
+    """Return the help with all groups and keys. Hydra takes a second to list groups, as it copies its own for each."""
+    config = _composed(overrides)
+    groups: dict[str, set[str]] = {}
+    for root in (str(CONF), own or str(CONF)):
+        for folder, _, files in os.walk(root, followlinks=True):
+            group = os.path.relpath(folder, root).replace(os.sep, "/")
+            if group.split("/")[0] not in (".", "hydra"):
+                groups.setdefault(group, set()).update(name[:-5] for name in files if name.endswith(".yaml"))
+    listed = "".join(f"{group}: {', '.join(sorted(groups[group]))}\n" for group in sorted(groups) if groups[group])
+    keys = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(keys))
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

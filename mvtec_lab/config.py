@@ -300,12 +300,7 @@ def validate_split(s: SplitConfig) -> None:
     """Check a split alone, as ``validate`` does: a data module needs no more."""
     check_values(s, "split.")
     if s.group_by is not None:
-        try:
-            groups = re.compile(s.group_by).groups
-        except re.error as error:
-            raise LabError(f"split.group_by={s.group_by!r} is no regular expression: {error}") from error
-        if groups < 1:
-            raise LabError(f"split.group_by={s.group_by!r} has no group: put the part that identifies it in (brackets)")
+        _check_pattern(s.group_by)
     if s.protocol in ("one_class", "test_folder"):
         if s.val_is_test or s.per_class is not None or s.file is not None or s.pool != "test":
             raise LabError(
@@ -327,6 +322,15 @@ def validate_split(s: SplitConfig) -> None:
         raise LabError("split.protocol=file and split.file=FILE.csv (columns path,split) go together: give both")
     if s.protocol == "file" and (s.per_class is not None or s.pool != "test"):
         raise LabError("split.protocol=file names its images itself: leave out split.per_class and split.pool")
+
+
+def _check_pattern(group_by: str) -> None:
+    try:
+        groups = re.compile(group_by).groups
+    except re.error as error:
+        raise LabError(f"split.group_by={group_by!r} is no regular expression: {error}") from error
+    if groups < 1:
+        raise LabError(f"split.group_by={group_by!r} has no group: put the part that identifies it in (brackets)")
 
 
 def _check_bins(value: Any) -> None:

@@ -114,7 +114,7 @@ def _help(overrides: list[str], own: str | None) -> str:
             if group.split("/")[0] not in (".", "hydra"):
                 groups.setdefault(group, set()).update(name[:-5] for name in files if name.endswith(".yaml"))
     listed = "".join(f"{group}: {', '.join(sorted(groups[group]))}\n" for group in sorted(groups) if groups[group])
-    keys = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    keys = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(keys))
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.job import searches, to_config
+from mvtec_lab.problems import deciding
 
 # The keys that a cross-validation sets itself.
 _OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
@@ -60,64 +63,80 @@ def grid(config: DictConfig) -> list[DictConfig]:
 
     The list is empty for a search: it makes up its jobs as it proceeds, and they are numbered.
     """
-    loader = GlobalHydra.instance().config_loader()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(_given(config))
-    overrides = list({o.key_or_group: o for o in overrides}.values())  # of several the last counts, as for the sweeper
+    overrides = _parsed(config)
     varied = [o for o in overrides if o.is_sweep_override()]
-    if searches(config) or not all(o.is_discrete_sweep() for o in varied):
+    if searches(config.hydra) or not all(o.is_discrete_sweep() for o in varied):
         return []
     if any(o.key_or_group == "study" for o in varied):
         raise LabError("a study is a sweep of its own: give one a command")
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
         choices = config.hydra.runtime.choices
-        # A sweep that began with the older names, head,seed=0, keeps them.
-        between, equals = ",=" if any(Path(config.hydra.sweep.dir).glob("*,*=*")) else "-_"
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
         for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
-            parts.append(f"{key}{equals}${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
+            parts.append(f"{key}_${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
-        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{between.join(parts)}'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{'-'.join(parts)}'")
+    return list(_combinations(config, overrides))
+
+
+def _parsed(config: DictConfig) -> list[Override]:
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    # Of several the last counts, as for the sweeper.
+    return list({o.key_or_group: o for o in parser.parse_overrides(_given(config))}.values())
+
+
+def _combinations(config: DictConfig, overrides: list[Override]) -> Iterator[DictConfig]:
+    """Yield the configuration of every combination of listed values; a key with an interval keeps its own value."""
+    loader = GlobalHydra.instance().config_loader()
     words = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o in varied
+        if o.is_sweep_override()
         else [str(o.input_line)]
         for o in overrides
+        if o.is_discrete_sweep() or not o.is_sweep_override()
     ]
-    return [loader.load_sweep_config(config, list(job)) for job in product(*words)]
+    return (loader.load_sweep_config(config, list(job)) for job in product(*words))
 
 
 def _file_name(value: Any) -> str:
     """Return a value as a part of a directory's name: no separators, nothing that confuses a shell or TensorBoard."""
-    return (
-        re.sub(r"[^\w.+-]+", "_", redacted(str(value))).strip("_.")[-40:] or "empty"
-    )  # 40: four keys fit into a file name
+    # Four keys of 40 letters fit into a file name.
+    return re.sub(r"[^\w.+-]+", "_", redacted(str(value))).strip("_.")[-40:] or "empty"
 
 
 OmegaConf.register_new_resolver("lab_name", _file_name, replace=True)
-
-
-def searches(config: DictConfig) -> bool:
-    """Tell whether the sweeper makes up its jobs as it proceeds, instead of running a grid."""
-    return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
 def prepare_search(config: DictConfig) -> None:
     """Tell a search which way its metric improves, and seed it with the run's seed, unless that was typed.
 
     Raises:
-        LabError: a cross-validation, whose folds a search cannot average.
+        LabError: a cross-validation, whose folds a search cannot average, or no run would have a score.
     """
     sweeper, typed = config.hydra.sweeper, [words.partition("=")[0] for words in config.hydra.overrides.hydra]
-    if not searches(config):
+    if not searches(config.hydra):
         return
     if config.cv.folds is not None:
         raise LabError(f"cv.folds={config.cv.folds} makes a grid of folds, which a search cannot average: leave it out")
+    _require_score(config)
     OmegaConf.set_readonly(config.hydra, False)
     if "direction" in sweeper and "hydra.sweeper.direction" not in typed:
         sweeper.direction = "minimize" if config.trainer.monitor == "val/loss" else "maximize"
     if "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None:
         sweeper.sampler.seed = config.seed
     OmegaConf.set_readonly(config.hydra, True)
+
+
+def _require_score(config: DictConfig) -> None:
+    """Raise LabError if no run of a search would have a score; a run without one fails alone otherwise."""
+    reason = None
+    for job in _combinations(config, _parsed(config)):
+        try:
+            deciding(to_config(job, job.hydra.runtime.choices))
+            return
+        except LabError as error:
+            reason = reason or error
+    raise reason or LabError("this search has no values to try: give some")
 
 
 def share_out(config: DictConfig, jobs: int) -> None:

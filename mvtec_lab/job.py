@@ -81,7 +81,7 @@ class Job:
         self.command = command
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """Run a job and return the validation metric that chooses its checkpoint; None if it has none.
+        """Run a job; of a search, return the validation metric by which its runs are ranked, otherwise None.
 
         It raises no Exception: Hydra would stop the sweep's bookkeeping. A failed job of a search returns the worst
         value.
@@ -96,13 +96,11 @@ class Job:
             if sweep:
                 typed = settle(config, typed)
             check(config, typed)
+            metric = problems.deciding(config) if sweep and searches(job) else None
             result = self._run(config, job, run_dir)
-            if config.task != "train":
-                return None
-            if not sweep:
+            if config.task == "train" and not sweep:
                 _show_run(result, printed.lines)
-            deciding = problems.problem_of(config.model.method).deciding(config)
-            return result.metrics.get("val", {}).get(deciding)
+            return None if metric is None else result.metrics["val"][metric]
         except Exception as error:
             self._fail(cfg, job, run_dir, error)
             return float("-inf" if cfg.trainer.monitor != "val/loss" else "inf")
@@ -215,6 +213,11 @@ def settle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
             elif section:
                 setattr(getattr(config, section), name, getattr(getattr(default, section), name))
     return left
+
+
+def searches(hydra: Any) -> bool:
+    """Tell whether the sweeper of Hydra's own configuration makes up its jobs, instead of running a grid."""
+    return not str(hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
 def function_of(task: str) -> Callable[..., Any]:

@@ -42,3 +42,36 @@ def test_a_search_takes_no_folds(lab, tmp_path: Path, capsys) -> None:
     assert lab(*SEARCH, "cv.folds=3", "optimizer.lr=interval(0.1,1)") == 2
     assert "which a search cannot average: leave it out" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+QUANTILE = "threshold.quantile=interval(0.9,1)"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["attempt=patchcore", QUANTILE], "threshold.rule=quantile gives model.method=patchcore no validation score"),
+        (["model.options.coreset=choice(0.1,0.2)", "attempt=patchcore"], "give threshold.rule=synthetic"),
+        (["task=describe", "seed=range(0,3)"], "task=describe has no validation score to search by"),
+    ],
+)
+def test_a_search_needs_a_score(lab, tmp_path: Path, capsys, words: list[str], said: str) -> None:
+    assert lab("-m", "hydra/sweeper=optuna", "hydra.sweep.dir=s", *words) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_trial_without_a_score_fails_alone(lab, tmp_path: Path, capsys) -> None:
+    words = [
+        "attempt=gaussian",
+        "model.options.layers=[features.relu2]",
+        "threshold.rule=choice(quantile,synthetic)",
+        "hydra.sweep.dir=s",
+    ]
+    assert lab("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", *words) == 2
+    assert "no validation score to search by" in capsys.readouterr().err
+    best = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
+    assert best["best_params"] == {"threshold.rule": "synthetic"}
+    assert best["best_value"] >= 0

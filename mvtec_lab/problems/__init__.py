@@ -88,6 +88,17 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
         method.rules(config)
 
 
+def deciding(config: Config) -> str:
+    """Return the key of the validation metric by which a search ranks its runs.
+
+    Raises:
+        LabError: the settings give no such metric, or the task trains nothing.
+    """
+    if config.task != "train":
+        raise LabError(f"task={config.task} has no validation score to search by: leave out hydra/sweeper")
+    return _rules_of(METHODS[config.model.method]).deciding(config)
+
+
 def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]:
     """Return the error line of every key that was given and has no effect on a run of this configuration."""
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none

@@ -125,10 +125,13 @@ class Rules:
     Args:
         check: raises LabError for settings that the problem cannot work with.
         without_effect: returns the keys that have no effect with a method, each with the reason.
+        deciding: returns the key of the validation metric by which a search ranks its runs; raises LabError if the
+            settings give no such metric.
     """
 
     check: Callable[[Config], None] = lambda config: None
     without_effect: Callable[[Method], Mapping[str, str]] = lambda method: {}
+    deciding: Callable[[Config], str] = lambda config: config.trainer.monitor.rpartition("/")[2]
 
 
 class Problem:
@@ -170,10 +173,6 @@ class Problem:
         from mvtec_lab.models.weights import normalisation
 
         return normalisation(config.model.backbone, config.model.weights)
-
-    def deciding(self, config: Config) -> str:
-        """Return the key of the validation metric by which a search ranks its runs."""
-        return config.trainer.monitor.rpartition("/")[2]
 
     def classes(self, data: MVTecDataModule) -> list[str]:
         """Return the names of what is predicted, in the order of their indices."""

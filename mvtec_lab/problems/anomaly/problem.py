@@ -48,9 +48,6 @@ class Anomaly(Problem):
     def normalisation(self, config: Config) -> tuple[Sequence[float], Sequence[float]]:
         return super().normalisation(config) if METHODS[config.model.method].backbone else (IMAGENET_MEAN, IMAGENET_STD)
 
-    def deciding(self, config: Config) -> str:
-        return "image_auroc"
-
     def classes(self, data: MVTecDataModule) -> list[str]:
         return list(CLASSES)
 

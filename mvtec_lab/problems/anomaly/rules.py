@@ -45,4 +45,14 @@ def check(config: Config) -> None:
         )
 
 
-RULES = Rules(check, without_effect)
+def deciding(config: Config) -> str:
+    """Return the key of the validation metric by which a search ranks its runs; only made defects give one."""
+    if config.threshold.rule != "synthetic":
+        raise LabError(
+            f"threshold.rule={config.threshold.rule} gives model.method={config.model.method} no validation score to "
+            "search by: give threshold.rule=synthetic"
+        )
+    return "image_auroc"
+
+
+RULES = Rules(check, without_effect, deciding)

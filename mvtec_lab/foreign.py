@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
@@ -123,10 +123,12 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
     """Return the part of a value that does not fit its type, ``metrics.test.accuracy is '7.5'``; None: all fits.
 
     Types are those of plain values, lists and dicts with text as keys, dataclasses and TypedDicts (whose unknown keys,
-    perhaps of a later version, are ignored), and Share, Size and Count.
+    perhaps of a later version, are ignored), and Share, Size and Count. Of ``Annotated[type, shape]`` the shape counts.
     """
     if hint is Any:
         return None
+    if get_origin(hint) is Annotated:
+        return misfit(value, hint.__metadata__[0], name)
     if get_origin(hint) in (Union, types.UnionType):
         wrong = [misfit(value, part, name) for part in get_args(hint)]
         return None if None in wrong else max(map(str, wrong), key=len)  # the one that went deepest
@@ -145,7 +147,9 @@ def _misfit_inside(value: Any, hint: Any, name: str) -> str | None:
     if is_typeddict(hint) and (lacking := sorted(hint.__required_keys__ - set(value))):
         return f"{name} has no {lacking[0]}"
     inner: Any = dict(enumerate(value)) if origin is list else value
-    hints: dict[Any, Any] = get_type_hints(hint) if origin is None else dict.fromkeys(inner, get_args(hint)[-1])
+    hints: dict[Any, Any] = (
+        get_type_hints(hint, include_extras=True) if origin is None else dict.fromkeys(inner, get_args(hint)[-1])
+    )
     misfits = (misfit(part, hints[k], f"{name}.{k}" if name else str(k)) for k, part in inner.items() if k in hints)
     return next(filter(None, misfits), None)
 

@@ -289,6 +289,7 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
                 data=str(cfg.data.name),
                 category=str(cfg.data.category),
                 backbone=str(cfg.model.backbone),
+                problem=problems.METHODS[cfg.model.method].problem,
                 method=str(cfg.model.method),
                 run_dir=str(run_dir),
                 error=one_line(error),

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from mvtec_lab.errors import DiskFullError, LabError, disk_full, redacted
 from mvtec_lab.foreign import Count, Share, Size, damaged, file_of, misfit, read_json
@@ -82,24 +82,28 @@ class RunResult:
     fold: int | None = None
     weights: str | None = None  # the weights really used: "IMAGENET1K_V1", a file, "random"
     classes: list[str] = field(default_factory=list)
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    majority_baseline: float | None = None  # test accuracy of always naming training's most frequent class
+    metrics: Annotated[dict[str, dict[str, Any]], dict[str, Values]] = field(default_factory=dict)
+    # test accuracy of always naming training's most frequent class
+    majority_baseline: Annotated[float | None, Share | None] = None
     # of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
     # the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
-    explained: dict[str, Any] | None = field(default_factory=dict)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
-    parameters: dict[str, int] = field(default_factory=dict)  # total and trained
+    explained: Annotated[dict[str, Any] | None, Explained | None] = field(default_factory=dict)
+    # split -> class -> images
+    counts: Annotated[dict[str, dict[str, int]], dict[str, dict[str, Count]]] = field(default_factory=dict)
+    parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  # total and trained
     features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False
-    reported: dict[str, Any] | None = None  # a published figure of this attempt: accuracy, and the split it is of
-    epochs: int = 0  # epochs trained
+    # a published figure of this attempt: accuracy, and the split it is of
+    reported: Annotated[dict[str, Any] | None, Reported | None] = None
+    epochs: Annotated[int, Count] = 0  # epochs trained
     best_epoch: int | None = None  # whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
     resumed: int = 0  # how often it was interrupted and resumed
-    seconds: float = 0.0  # training and validation epochs
-    luck: bool | None = None  # whether another seed gives another model; None: an older run, which does not say
-    problem: str = ""  # what was learnt; empty in an older result.json, see __post_init__
-    method: str | None = None  # how
-    threshold: dict[str, Any] | None = None  # of anomaly scores: value, rule, and map, the threshold of a map's pixel
+    seconds: Annotated[float, Size] = 0.0  # training and validation epochs
+    luck: bool = True  # whether another seed gives another model
+    problem: str = ""  # what was learnt
+    method: str = ""  # how
+    # of anomaly scores: value, rule, and map, the threshold of a map's pixel
+    threshold: Annotated[dict[str, Any] | None, Threshold | None] = None
     fit_seconds: float | None = None  # everything that learns from the good images
     seconds_per_image: float | None = None  # to score one image
     peak_mib: float | None = None  # memory of the process while it fitted and scored; on a GPU, of the device
@@ -112,10 +116,6 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
-
-    def __post_init__(self) -> None:
-        self.method = self.method or "classifier"
-        self.problem = self.problem or {"classifier": "classification"}.get(self.method, "anomaly")
 
     @property
     def completed(self) -> bool:
@@ -193,26 +193,12 @@ class RunResult:
         return run
 
 
-_SHAPES: dict[str, Any] = {
-    "metrics": dict[str, Values],
-    "counts": dict[str, dict[str, Count]],
-    "parameters": dict[str, Count],
-    "explained": Explained | None,
-    "majority_baseline": Share | None,
-    "threshold": Threshold | None,
-    "reported": Reported | None,
-    "epochs": Count,
-    "seconds": Size,
-}
-
-
 def _impossible(run: RunResult) -> str | None:
     """Return what cannot be true of a run although its fields have the right types; None: everything can."""
     if run.status not in ("completed", "failed", "running"):
         return f"status is {run.status!r}"
-    for name, shape in _SHAPES.items():
-        if wrong := misfit(getattr(run, name), shape, name):
-            return wrong
+    if not (run.problem and run.method):
+        return "it has no problem" if run.method else "it has no method"
     if len(set(run.classes)) < len(run.classes):
         return "classes name one twice"
     if not run.completed:
@@ -245,7 +231,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
 
 def path_of_run(run_dir: Path, key: str, typed: str) -> str:
     """Return a path among a run's settings: the absolute one that it recorded, if it still exists, else as typed."""
-    absolute = RunResult.load(run_dir).paths.get(key) if file_of(run_dir, RESULT) else None  # older runs have none
+    absolute = RunResult.load(run_dir).paths.get(key) if file_of(run_dir, RESULT) else None
     return absolute if absolute is not None and Path(absolute).exists() else typed
 
 

@@ -29,7 +29,6 @@ from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, PlaceGaussians
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
 from mvtec_lab.problems.anomaly.methods.spade.model import Gallery
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
-from mvtec_lab.reporting.runs import DRAWS_NOTHING
 
 LOCALISING = ("patchcore", "padim", "spade")
 FITTED_ONCE = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")

@@ -73,6 +73,8 @@ def fabricate(
             "seconds": 12.5,
             "versions": {"torch": "2.6.0"},
             "git_revision": "0123abc",
+            "problem": "classification",
+            "method": "classifier",
             **fields,
         },
     )
@@ -104,7 +106,7 @@ def fail(run_dir: Path, attempt: str, error: str = "CUDA out of memory") -> RunR
     """Write what a run leaves that failed before it had anything but its result."""
     run_dir.mkdir(parents=True)
     run = RunResult(attempt, seed=1, data="mvtec", category="bottle", backbone="resnet18", run_dir=str(run_dir))
-    run.error = error
+    run.problem, run.method, run.error = "classification", "classifier", error
     run.save()
     return run
 

@@ -15,7 +15,7 @@ from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosing, deciding, metrics_of
 from mvtec_lab.evaluation.tested import Tested, TestSet, confusions
-from mvtec_lab.reporting.runs import Settings, has_luck, tested
+from mvtec_lab.reporting.runs import Settings, tested
 from mvtec_lab.results import RunResult
 
 
@@ -50,7 +50,7 @@ class Attempt:
         self.problem = (self.done or self.runs)[0].problem
         known = deciding(self.problem)
         self.metric = next((each for each in known if each.key == metric), known[0])
-        self.luck = any(map(has_luck, self.done))
+        self.luck = any(run.luck for run in self.done)
         self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
         predicted = [t for run in self.done if (t := tested(run)) is not None]
         latest = {(t.images, t.run.seed, _drawn(settings[t.run.run_dir])): t for t in predicted}

@@ -22,9 +22,6 @@ from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs,
 # These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
 RUN_KEYS = changing(Config, "run", "nothing")
 
-# The methods that draw nothing, for runs older than ``luck`` in result.json.
-DRAWS_NOTHING = ("patchcore", "spade", "nearest", "gaussian", "ocsvm")
-
 Settings = dict[str, str]  # dotted key -> value as text
 
 
@@ -136,14 +133,6 @@ def tested(run: RunResult) -> Tested | None:
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
     return predictions
-
-
-def has_luck(run: RunResult) -> bool:
-    """Tell whether another seed would have given another model."""
-    if run.luck is not None:
-        return run.luck
-    fixed = run.method in DRAWS_NOTHING or (run.fit_seconds is None and run.parameters.get("trained") == 0)
-    return run.weights == "random" or not fixed
 
 
 def predictions_of(run: RunResult) -> list[dict[str, str]] | None:

@@ -32,6 +32,7 @@ from mvtec_lab.problems.anomaly.models import build_anomaly_model
 
 LOCALISING = ("patchcore", "padim", "spade")
 FITTED_ONCE = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
+DRAWS_NOTHING = ("patchcore", "spade", "nearest", "gaussian", "ocsvm")
 SKEWED = torch.randn(60, 20, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 20) + 4
 SIDE = 48
 SPOT = (slice(20, 30), slice(30, 40))  # rows, columns of the defect

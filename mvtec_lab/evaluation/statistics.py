@@ -151,17 +151,22 @@ def paired_test(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[str, float
 
         only = int(np.sum(first > second)), int(np.sum(first < second))
         return MCNEMAR, float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
+    return PERMUTATION, _permuted(first, second, lambda a, b, axis: np.mean(a - b, axis=axis))
+
+
+def _permuted(first: np.ndarray, second: np.ndarray, statistic: Callable[..., np.ndarray]) -> float:
+    """Return the two-sided p of a statistic where the two of each pair are swapped at random."""
     from scipy import stats
 
     test = stats.permutation_test(
         (first, second),
-        lambda a, b, axis: np.mean(a - b, axis=axis),
+        statistic,
         permutation_type="samples",
         n_resamples=PERMUTATIONS,
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return PERMUTATION, float(test.pvalue)
+    return float(test.pvalue)
 
 
 def paired_interval(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
@@ -188,8 +193,6 @@ def permutation_test(
         statistic: as ``bootstrap`` takes it.
         first, second: how each learner classified each image, [N, C, C], with the sum 1 per image.
     """
-    from scipy import stats
-
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     differ = (first != second).any(axis=(1, 2))
     ours, theirs, change = first.sum(axis=0), second.sum(axis=0), (second - first)[differ]
@@ -200,15 +203,7 @@ def permutation_test(
         swapped = np.tensordot((a >= len(change)).astype(np.float64), change, axes=1)
         return statistic(ours + swapped) - statistic(theirs - swapped)
 
-    test = stats.permutation_test(
-        (np.arange(len(change)), np.arange(len(change)) + len(change)),
-        difference,
-        permutation_type="samples",
-        n_resamples=PERMUTATIONS,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
+    return _permuted(np.arange(len(change)), np.arange(len(change)) + len(change), difference)
 
 
 def mean_interval(values: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[float, float]:

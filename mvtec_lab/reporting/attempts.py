@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics as st
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     method: str = ""
+
+    def __str__(self) -> str:
+        """Return the value with its interval, ``0.698 [0.55, 0.81]``, as far as they are known."""
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.3f}{bounds}"
 
 
 class Attempt:
@@ -67,9 +72,8 @@ class Attempt:
 
     def values(self, test_sets: Sequence[TestSet], metric: Metric, split: str = "test") -> np.ndarray:
         """Return the mean of a metric over the runs of each test set; ``split="val"``: on their validation images."""
-        of_runs = [[metric.of(t.run.metrics.get(split, {})) for t in self.tests[images]] for images in test_sets]
-        known = [[value for value in values if value is not None] for values in of_runs]
-        return np.array([st.fmean(values) for values in known if values])
+        means = [mean(metric.of(t.run.metrics.get(split, {})) for t in self.tests[images]) for images in test_sets]
+        return np.array([value for value in means if value is not None])
 
     def seeds(self, images: TestSet) -> dict[tuple[int, str | None], float]:
         """Return the attempt's metric of each run on a test set, by its seed and the seed of its split."""
@@ -93,8 +97,7 @@ class Attempt:
 
     def mean(self, metric: Metric, split: str = "test") -> float | None:
         """Return the mean of a metric over the runs that have it."""
-        values = [value for run in self.done if (value := metric.of(run.metrics.get(split, {}))) is not None]
-        return st.fmean(values) if values else None
+        return mean(metric.of(run.metrics.get(split, {})) for run in self.done)
 
     def estimate(self, key: str | None = None, split: str = "test") -> Estimate | None:
         """Return the mean of a metric with its 95% interval; None without a completed run that has it.
@@ -133,9 +136,8 @@ class Attempt:
     @cached_property
     def baseline(self) -> float | None:
         """Return the value of the attempt's metric for a run that learnt nothing, the mean over the runs."""
-        values = [self.metric.chance[0](run) for run in self.done] if self.metric.chance else []
-        known = [value for value in values if value is not None]
-        return st.fmean(known) if known else None
+        chance = self.metric.chance
+        return mean(chance[0](run) for run in self.done) if chance else None
 
     @cached_property
     def learnt(self) -> bool | None:
@@ -222,6 +224,12 @@ class Attempt:
             **{f"validation_{metric.key}": self.mean(metric, "val") for metric in choose},
             "reported": dict(zip(("accuracy", "split"), self.reported, strict=True)) if self.reported else None,
         }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return st.fmean(known) if known else None
 
 
 def _drawn(settings: Settings) -> str | None:

@@ -20,7 +20,7 @@ from mvtec_lab.evaluation.specs import METRICS, all_metrics
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison, Pair
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
@@ -173,7 +173,8 @@ def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         "curves": figures.to_data_uri(figures.curves_figure(histories)) if drawn else None,
         "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
-        "curveless": [a.name for a in attempts if not histories[a.name] and not _fits_once(a)],
+        # A run that is completed without an epoch fits once, and has no curve.
+        "curveless": [a.name for a in attempts if not histories[a.name] and all(r.epochs for r in a.done)],
     }
 
 
@@ -190,11 +191,6 @@ def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
         "aspects": {aspect: columns for aspect, columns in tables.items() if columns},
         "figure": figures.to_data_uri(figures.verdict_figure(rows)) if any(row["completed"] for row in rows) else None,
     }
-
-
-def _fits_once(attempt: Attempt) -> bool:
-    """Tell whether it trains no epoch, so that it has no curve."""
-    return any(run.completed and not run.epochs for run in attempt.runs)
 
 
 def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
@@ -243,7 +239,7 @@ def _by_type(attempt: Attempt) -> Part | None:
 
     def means(kind: str) -> list[float | None]:
         of_kind = [types[kind] for types in of_runs if kind in types]
-        return [summary.mean(values.get(key) for values in of_kind) for key in metrics]
+        return [mean(values.get(key) for values in of_kind) for key in metrics]
 
     rows = [[kind, values["images"], *means(kind)] for types in of_runs[:1] for kind, values in types.items()]
     title = "By defect type" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
-
-import numpy as np
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
@@ -120,17 +119,10 @@ def tested(run: RunResult) -> Tested | None:
     try:
         if predictions.classes:
             _ = predictions.right  # labels and predictions are known classes
-        for row in rows:
-            for key in (key for key in row if key == "score" or (key or "").startswith("prob_")):
-                if not np.isfinite(float(row[key])):
-                    raise ValueError(f"{key} of {row['path']} is {row[key]}")
+        require_own_metrics(run, all_rows)
     except KeyError as error:
         raise damaged(path, f"no column or class {error}") from error
     except (TypeError, ValueError) as error:
-        raise damaged(path, error) from error
-    try:
-        require_own_metrics(run, all_rows)
-    except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
     return predictions
 
@@ -143,23 +135,20 @@ def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
     """
     if not run.completed:
         return None
-    columns = columns_of(run.problem)
-    rows, path = table_of(run.run_dir, PREDICTIONS, *columns), Path(run.run_dir, PREDICTIONS)
+    rows, path = table_of(run.run_dir, PREDICTIONS, *columns_of(run.problem)), Path(run.run_dir, PREDICTIONS)
     seen: set[str] = set()
     for line, row in enumerate(rows or (), start=2):
         if row["split"] == "test" and row["path"] in seen:
             raise damaged(path, f"line {line} names {row['path']} again")
         seen |= {row["path"]} if row["split"] == "test" else set()
-        if "score" in columns and not _finite(row["score"]):
-            raise damaged(path, f"line {line} has the score {row['score']!r}")
+        for key in (key for key in row if key == "score" or (key or "").startswith("prob_")):
+            try:
+                finite = isfinite(float(row[key]))
+            except (TypeError, ValueError):
+                finite = False
+            if not finite:
+                raise damaged(path, f"line {line} has the {key} {row[key]!r}")
     return rows
-
-
-def _finite(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
 
 
 def failure(run: RunResult) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
-from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import failure
 from mvtec_lab.results import RunResult, write_csv
@@ -88,18 +88,9 @@ def _measured(part: str) -> Callable[[Attempt], float | None]:
     return lambda a: getattr(a.estimate(_ACCURACY.key, a.reported[1]) if a.reported else None, part, None)
 
 
-def _validated(attempt: Attempt) -> float | None:
-    return attempt.mean(_ACCURACY, "val")
-
-
 def _deviation(attempt: Attempt) -> float | None:
     values = [value for run in attempt.done if (value := _ACCURACY.of(run.metrics.get("test", {}))) is not None]
     return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _cost(attempt: Attempt) -> float:
-    """Return the seconds of all runs, failed ones included."""
-    return sum(run.seconds for run in attempt.runs)
 
 
 def _failed(run: RunResult) -> bool:
@@ -120,7 +111,7 @@ _CLOCK = (
 )
 _LAST = (
     Column("test_accuracy_sd", _deviation),  # over several runs
-    Column("val_accuracy", _validated, "val\nacc.", "validation accuracy", metric=_ACCURACY),
+    Column("val_accuracy", lambda a: a.mean(_ACCURACY, "val"), "val\nacc.", "validation accuracy", metric=_ACCURACY),
     Column("majority_baseline", _mean("majority_baseline"), "major-\nity", "majority baseline", metric=_ACCURACY),
     Column("method", lambda attempt: attempt.runs[0].method),
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
@@ -134,7 +125,15 @@ _LAST = (
     Column("reported_measured_high", _measured("high")),
     Column("test_images", lambda attempt: mean(run.metrics.get("test", {}).get("images") for run in attempt.done)),
     Column("epochs", _mean("epochs"), "epochs", "epochs", 0, unless="fit_seconds"),
-    Column("seconds", _cost, "sec-\nonds", "seconds", 0, unless="fit_seconds"),
+    # Failed runs cost time as well.
+    Column(
+        "seconds",
+        lambda attempt: sum(run.seconds for run in attempt.runs),
+        "sec-\nonds",
+        "seconds",
+        0,
+        unless="fit_seconds",
+    ),
     Column("weights", lambda attempt: ", ".join(distinct(run.weights for run in attempt.runs if run.weights))),
     Column("data", lambda attempt: ", ".join(distinct(f"{run.data}/{run.category}" for run in attempt.runs))),
     Column("marks", lambda attempt: _marks(attempt)),
@@ -190,7 +189,8 @@ def _marks(attempt: Attempt) -> list[str]:
 def write_summary(rows: Sequence[Row], directory: Path) -> None:
     """Write the rows of ``summarise`` into summary.csv."""
     keys = [column.key for column in columns()]
-    write_csv(directory / SUMMARY, ({key: _cell(row[key]) for key in keys} for row in rows), keys)
+    cells = ({key: "; ".join(c) if isinstance(c := row[key], list) else c for key in keys} for row in rows)
+    write_csv(directory / SUMMARY, cells, keys)
 
 
 def remarks(rows: Sequence[Row], key: str) -> list[str]:
@@ -212,11 +212,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate | None) -> str:
-    """Return a value with its interval, ``0.698 [0.55, 0.81]``, as far as they are known."""
-    if estimate is None:
-        return number(None)
-    bounds = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return number(estimate.value) + bounds
+    """Return a value with its interval for a table; a dash where there is none."""
+    return number(None) if estimate is None else str(estimate)
 
 
 def judged(row: Row) -> str:
@@ -347,16 +344,6 @@ def _print(
     console.print()
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are known; None where none is."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
 def distinct(texts: Iterable[str]) -> list[str]:
     """Return the texts, each once, in first-seen order."""
     return list(dict.fromkeys(texts))
-
-
-def _cell(value: Any) -> Any:
-    return "; ".join(value) if isinstance(value, list) else value

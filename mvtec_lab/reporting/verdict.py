@@ -9,7 +9,7 @@ from math import inf, isfinite
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
-from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.pairs import Comparison, Pair
 
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
@@ -87,12 +87,7 @@ def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
     estimate = best.estimate()
     if estimate is None:
         return f"{text}; it has no test {metric.title}."
-    return f"{text}; test {_figure(estimate, metric)}" + (f", {estimate.method}." if estimate.method else ".")
-
-
-def _figure(estimate: Estimate, metric: Metric) -> str:
-    interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return f"{metric.title} {estimate.value:.3f}{interval}"
+    return f"{text}; test {metric.title} {estimate}" + (f", {estimate.method}." if estimate.method else ".")
 
 
 def _beside(best: str, reference: str, pairs: Sequence[Pair]) -> str:
@@ -129,7 +124,7 @@ def _against_reference(reference: Attempt, pairs: Sequence[Pair]) -> list[str]:
     if not sides:
         return []
     estimate, lines = reference.estimate(), []
-    compared = f"Compared with {reference.name}" + (f" ({_figure(estimate, reference.metric)})" if estimate else "")
+    compared = f"Compared with {reference.name}" + (f" ({reference.metric.title} {estimate})" if estimate else "")
     for models in sorted({side[2].models for side in sides}):
         better, level, worse = _sorted_out([side for side in sides if side[2].models == models])
         text = f"{compared}, the models trained here" if models else compared

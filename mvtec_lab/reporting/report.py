@@ -174,7 +174,9 @@ def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
         "curves": figures.to_data_uri(figures.curves_figure(histories)) if drawn else None,
         "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
         # A run that is completed without an epoch fits once, and has no curve.
-        "curveless": [a.name for a in attempts if not histories[a.name] and all(r.epochs for r in a.done)],
+        "curveless": [
+            a.name for a in attempts if not histories[a.name] and not any(r.completed and not r.epochs for r in a.runs)
+        ],
     }
 
 

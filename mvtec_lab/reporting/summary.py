@@ -125,7 +125,7 @@ _LAST = (
     Column("reported_measured_high", _measured("high")),
     Column("test_images", lambda attempt: mean(run.metrics.get("test", {}).get("images") for run in attempt.done)),
     Column("epochs", _mean("epochs"), "epochs", "epochs", 0, unless="fit_seconds"),
-    # Failed runs cost time as well.
+    # The seconds of failed runs count as well.
     Column(
         "seconds",
         lambda attempt: sum(run.seconds for run in attempt.runs),

@@ -183,6 +183,8 @@ CHANGES: list[dict[str, Any]] = [
     {"reported": {"accuracy": 0.5}},
     {"threshold": {"value": "x", "rule": "quantile"}},
     {"versions": {"torch": [1]}},
+    {"problem": ""},
+    {"method": ""},
 ]
 TABLES = [
     "",

@@ -112,14 +112,13 @@ def mean_difference(first: npt.ArrayLike, second: npt.ArrayLike, limit: float) -
     The interval is Student's, p that of the permutation test that swaps the two methods at random.
 
     Args:
-        first, second: the values of the images, [N].
+        first, second: the values of the images, [N], at least two.
         limit: the largest difference that there can be.
     """
     change = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     name, p = statistics.paired_test(first, second)
-    value, images = float(change.mean()), len(change)
-    variance = float(change.var(ddof=1) / images) if images > 1 else float("inf")
-    noises = [Noise(variance, variance, max(images - 1, 1), grows=False)]
+    value, variance = float(change.mean()), float(change.var(ddof=1) / len(change))
+    noises = [Noise(variance, variance, len(change) - 1, grows=False)]
     return _tested(value, noises, value, limit)._replace(p=p), name
 
 

@@ -179,8 +179,8 @@ class Metric:
             return self.inference.interval(self.key, metrics, runs)
         if self.of_images is None or not runs:
             return None
-        bounds = statistics.mean_t_interval(list(self._means(runs).values()))
-        return bounds and self.clip(*bounds)
+        means = list(self._means(runs).values())
+        return self.clip(*statistics.corrected_interval(means, 0.0)) if len(means) > 1 else None
 
     def resolution_of(self, images: float, runs: Runs) -> float:
         """Return what one image changes in the metric; ``runs``: one run per test set, of ``images`` on average."""

@@ -36,12 +36,6 @@ def interval_with_seeds(
     return float(value - below), float(value + above)
 
 
-def mean_t_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return Student's interval of the mean of values [N]; None of fewer than two."""
-    values = np.asarray(values, dtype=np.float64)
-    return corrected_interval(values, 0.0, confidence=confidence) if len(values) > 1 else None
-
-
 def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion, which stays within [0, 1] and holds for a few dozen images.
 

@@ -37,8 +37,7 @@ def require_own_metrics(run: RunResult, rows: Rows) -> None:
         columns = columns_of(run.problem)
         counted = _of_scores(run, of_split) if "score" in columns else {}
         counted |= _of_classes(run, of_split) if "prediction" in columns and not counted else {}
-        own = [metric for metric in metrics_of(run.problem) if metric.of_images]
-        counted |= {metric.key: float(np.mean(metric.of_images(of_split))) for metric in own if metric.of_images}
+        counted |= {m.key: float(np.mean(m.of_images(of_split))) for m in metrics_of(run.problem) if m.of_images}
         if split == "test":
             stated = {**stated, "majority_baseline": run.majority_baseline}
             _add(counted, _of_pixels(run))

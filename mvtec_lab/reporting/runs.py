@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -142,12 +143,10 @@ def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
             raise damaged(path, f"line {line} names {row['path']} again")
         seen |= {row["path"]} if row["split"] == "test" else set()
         for key in (key for key in row if key == "score" or (key or "").startswith("prob_")):
-            try:
-                finite = isfinite(float(row[key]))
-            except (TypeError, ValueError):
-                finite = False
-            if not finite:
-                raise damaged(path, f"line {line} has the {key} {row[key]!r}")
+            with suppress(TypeError, ValueError):
+                if isfinite(float(row[key])):
+                    continue
+            raise damaged(path, f"line {line} has the {key} {row[key]!r}")
     return rows
 
 

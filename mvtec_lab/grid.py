@@ -142,12 +142,11 @@ def _require_score(config: DictConfig) -> None:
 def share_out(config: DictConfig, jobs: int) -> None:
     """Let a launcher's jobs share processors and terminal; ``jobs`` is 0 if their number is not known yet."""
     launcher = config.hydra.launcher
+    OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
     if config.task == "train":  # whose warnings stand below the sweep's table
-        OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
         config.hydra.overrides.hydra.append("hydra.job_logging.filters.once.table=true")
     if launcher_of(config) == "BasicLauncher":  # one after the other
         return
-    OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
     config.hydra.overrides.hydra.extend(
         [
             "++hydra.job.env_set.TERM=dumb",  # the bars of several jobs would overwrite each other

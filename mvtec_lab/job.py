@@ -283,18 +283,11 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
             record = {"exit_status": getattr(error, "status", 1), "error": one_line(error)}
             write_whole(run_dir / FAILED, json.dumps(record))
         elif cfg.task == "train" and not any((run_dir / name).exists() for name in (RESULT, CONFIG)):
-            RunResult(
-                attempt=str(job.runtime.choices["attempt"]),
-                seed=int(cfg.seed),
-                data=str(cfg.data.name),
-                category=str(cfg.data.category),
-                backbone=str(cfg.model.backbone),
-                problem=problems.METHODS[cfg.model.method].problem,
-                method=str(cfg.model.method),
-                run_dir=str(run_dir),
-                error=one_line(error),
-                exit_status=getattr(error, "status", 1),
-            ).save()
+            names = job.runtime.choices["attempt"], cfg.seed, cfg.data.name, str(cfg.data.category), cfg.model.backbone
+            run = RunResult(*names, str(run_dir), method=cfg.model.method)
+            run.problem = problems.METHODS[run.method].problem
+            run.error, run.exit_status = one_line(error), getattr(error, "status", 1)
+            run.save()
 
 
 def _show_run(result: RunResult, printed: set[str]) -> None:

@@ -25,12 +25,12 @@ def contents_of(folder: Path, samples: Sequence[Sample], used: Sequence[Sample])
 
 
 def contents_listed(rows: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Return the contents that the rows of a samples.csv list; older runs list no digests."""
+    """Return the contents that the rows of a samples.csv list."""
     listed: dict[str, str] = {}
     for row in rows:
-        listed[row["path"]] = row.get("digest") or ""
-        if row.get("mask"):
-            listed[row["mask"]] = row.get("mask_digest") or ""
+        listed[row["path"]] = row["digest"]
+        if row["mask"]:
+            listed[row["mask"]] = row["mask_digest"]
     return listed
 
 

@@ -101,10 +101,7 @@ def absolute_paths(config: Config) -> dict[str, str]:
 
 
 def set_up(
-    config: Config,
-    data: MVTecDataModule,
-    checked: Mapping[str, Contents] | None = None,
-    findings: Sequence[str] = (),
+    config: Config, data: MVTecDataModule, checked: Mapping[str, Contents] | None = None, findings: Sequence[str] = ()
 ) -> None:
     """Decode the images and audit them: what is found joins the warnings.
 

@@ -29,15 +29,11 @@ METHODS: Registry[Method] = Registry(
 )
 PROBLEMS: Registry[Problem] = Registry(
     "problem",
-    {
-        "classification": f"{__name__}.classification.problem:PROBLEM",
-        "anomaly": f"{__name__}.anomaly.problem:PROBLEM",
-    },
+    {"classification": f"{__name__}.classification.problem:PROBLEM", "anomaly": f"{__name__}.anomaly.problem:PROBLEM"},
 )
 # What is checked before torch is imported; a problem without rules of this kind checks its settings when it is built.
 RULES: Registry[Rules] = Registry(
-    "rule",
-    {name: f"{__name__}.{name}.rules:RULES" for name in ("classification", "anomaly")},
+    "rule", {name: f"{__name__}.{name}.rules:RULES" for name in ("classification", "anomaly")}
 )
 
 

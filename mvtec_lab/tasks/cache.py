@@ -19,9 +19,8 @@ def list_cache(config: Config, run_dir: str | Path) -> list[Entry]:
     entries = cache.entries()
     table = Table(title=f"{cache.folder}", title_justify="left")
     table.add_column("what", overflow="fold")
-    table.add_column("rows", justify="right")
-    table.add_column("one row", justify="right")
-    table.add_column("MB", justify="right")
+    for name in ("rows", "one row", "MB"):
+        table.add_column(name, justify="right")
     table.add_column("last used")
     for entry in entries:
         row = " x ".join(map(str, entry.shape[1:])) + f" {entry.dtype}" if entry.shape else entry.dtype

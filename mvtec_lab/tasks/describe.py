@@ -16,15 +16,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.data.images import (
-    attempts,
-    check_image,
-    image_size,
-    mask_share,
-    peaks,
-    too_bright,
-    white_level,
-)
+from mvtec_lab.data.images import attempts, check_image, image_size, mask_share, peaks, too_bright, white_level
 from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples

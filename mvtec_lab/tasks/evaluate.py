@@ -64,17 +64,9 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     set_up(config, data, findings=problem.findings(config))
     judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
-    result = RunResult(
-        config.attempt,
-        config.seed,
-        config.data.name,
-        data.folder.name,
-        config.model.backbone,
-        str(claim(run_dir, METRICS)),
-        problem=problem.name,
-        method=model.method,
-        warnings=warnings,
-    )
+    place, d = str(claim(run_dir, METRICS)), config.data
+    result = RunResult(config.attempt, config.seed, d.name, data.folder.name, config.model.backbone, place)
+    result.problem, result.method, result.warnings = problem.name, model.method, warnings
     for warning in warnings:
         log.warning(warning)
     judgement = problem.judge(Run(config, data, model, result, began))
@@ -128,10 +120,11 @@ def _figure(value: float | None) -> str:
 
 def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
     """Return the product folder of a checkpoint's run and the rows of its samples.csv; None without these files."""
-    run, rows = origin_of(ckpt), table_of(ckpt.parent, SAMPLES, "path", "split")
+    run = origin_of(ckpt)
+    rows = table_of(ckpt.parent, SAMPLES, "path", "split", "digest", "mask", "mask_digest")
     if run is None or rows is None:
         return None
-    for path in (path for row in rows for path in (row["path"], row.get("mask") or "")):
+    for path in (path for row in rows for path in (row["path"], row["mask"])):
         if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
             raise damaged(ckpt.parent / SAMPLES, f"{path!r} leads out of the data")
     return Path(run.data.root or "", run.data.category or "").expanduser().resolve(), rows
@@ -149,14 +142,9 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     run = run_of(ckpt)
     if run is None:
         return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images is not known"]
-    folder, rows = run
-    if any(row.get("digest") for row in rows):  # wherever the images lie now
-        # Of two images with the same contents the one that trained counts.
-        known = {row["digest"]: row["split"] for row in sorted(rows, key=lambda row: row["split"] == "train")}
-        splits = [known.get(digest) for digest in digests(images)]
-    else:
-        of_path = {folder / row["path"]: row["split"] for row in rows}
-        splits = [of_path.get(path.resolve()) for path in images]
+    # By contents, wherever the images lie now. Of two images with the same contents the one that trained counts.
+    known = {row["digest"]: row["split"] for row in sorted(run[1], key=lambda row: row["split"] == "train")}
+    splits = [known.get(digest) for digest in digests(images)]
     warnings = []
     if seen := splits.count("train"):
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"

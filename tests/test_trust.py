@@ -318,7 +318,9 @@ def test_a_run_from_elsewhere_is_evaluated_or_refused_in_one_line(ckpt: Path, tm
     refused(RESULT, "[]")
     for content in TABLES[1:3]:
         refused("samples.csv", content)
-    assert "leads out of the data" in refused("samples.csv", "path,split,label\n../../x.png,test,good\n")
+    assert "leads out of the data" in refused(
+        "samples.csv", "path,split,digest,mask,mask_digest\n../../x.png,test,,,\n"
+    )
     (ckpt.parent / CONFIG).rename(tmp_path / CONFIG)
     (ckpt.parent / CONFIG).symlink_to(tmp_path / CONFIG)
     assert "leads out of its run's directory" in refused(CONFIG)

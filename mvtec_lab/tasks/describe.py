@@ -96,12 +96,8 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         used = [s for s in samples if s.split and s.path in readable]
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
-        findings = problem_of(config.model.method).findings(config)
-        return (
-            samples,
-            white,
-            [*scanned.oddities(samples), *too_bright(files(used), white), *audit(pictures), *findings],
-        )
+        findings = [*audit(pictures), *problem_of(config.model.method).findings(config)]
+        return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
     except LabError as error:
         samples = [s for s in scanned.samples if config.split.pool == "all" or s.path.startswith("test/")]
         return samples, config.data.white or white_level(files(sound)), [f"no split: {error}"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mvtec_lab.errors import LabError, unknown
+
+if TYPE_CHECKING:  # with the package email below it, it is a tenth of what a config error costs
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -98,6 +100,8 @@ class Registry(Generic[T]):
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         if self._packages is None:
+            from importlib.metadata import entry_points
+
             points: dict[str, EntryPoint] = {}
             for point in entry_points(group=self.group):
                 other = points.get(point.name, self._own.get(point.name))
@@ -112,6 +116,8 @@ class Registry(Generic[T]):
 
 
 def _same(one: Any, other: Any) -> bool:
+    from importlib.metadata import EntryPoint
+
     if isinstance(one, EntryPoint) and _home(other) is None:  # an object, perhaps registered by the point's own module
         module = sys.modules.get(one.module)
         return module is not None and getattr(module, one.attr, other) is other
@@ -120,6 +126,8 @@ def _same(one: Any, other: Any) -> bool:
 
 def _home(value: Any) -> str | None:
     """Return where a function or class is defined, ``module:attribute``; None for another object."""
+    from importlib.metadata import EntryPoint
+
     if isinstance(value, EntryPoint | str):
         return value.value if isinstance(value, EntryPoint) else value
     return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else None
@@ -127,5 +135,7 @@ def _home(value: Any) -> str | None:
 
 def _origin(value: Any) -> str:
     """Return where a value comes from, for an error line."""
+    from importlib.metadata import EntryPoint
+
     package = f" ({value.dist.name if value.dist else 'a package'})" if isinstance(value, EntryPoint) else ""
     return (_home(value) or repr(value)) + package

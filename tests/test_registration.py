@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mvtec_lab import register_backbone, register_loss, registry
+from mvtec_lab import register_backbone, register_loss
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import BACKBONES, build, names, stages
 from mvtec_lab.models.weights import load_weights
@@ -93,7 +94,8 @@ def test_two_registrations_of_one_name() -> None:
 
 def points(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     found = [EntryPoint("mine", value, "mvtec_lab.backbones") for value in values]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "mvtec_lab.backbones" else [])
+    listed = {"mvtec_lab.backbones": found}
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: listed.get(group, []))
 
 
 @pytest.mark.parametrize(

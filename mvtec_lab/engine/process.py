@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import platform
 import socket
@@ -39,6 +38,8 @@ def keep_memory() -> None:
     ResNet18's forward pass at 224 pixels on two cores. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
+        import ctypes  # a command line that trains nothing does without
+
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: no block of a network is larger
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most it takes

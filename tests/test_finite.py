@@ -71,5 +71,5 @@ def test_results_that_are_not_finite_decide_nothing(ckpt: Path, lab, product: Pa
         row[column] = "nan" if row["split"] == "test" else row[column]
     write_csv(path, rows, list(rows[0]))
     first = next(line for line, row in enumerate(rows, 2) if row["split"] == "test")
-    said = f"line {first} has the score 'nan'" if column == "score" else f"{column} of test/"
-    refused(lab, capsys, f"run/predictions.csv is damaged ({said}", "task=compare", "dirs=run")
+    said = f"run/predictions.csv is damaged (line {first} has the {column} 'nan')"
+    refused(lab, capsys, said, "task=compare", "dirs=run")

@@ -41,7 +41,7 @@ _said: set[str] = set()  # every trouble is said once, not by every run of a swe
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of a cache folder; sizes in bytes, ``used`` in seconds since the epoch."""
+    """Describe one array of a cache folder; sizes in bytes, ``used`` in seconds since the epoch."""
 
     path: Path
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Entry:
 
 
 class ArrayCache:
-    """A folder of arrays, bounded: what was used least recently makes room.
+    """Keep arrays in a folder of bounded size: what was used least recently makes room.
 
     Args:
         folder: made when the first array is written.

@@ -38,7 +38,7 @@ FAILED = (
 
 
 class Task(NamedTuple):
-    """A command of the lab: a function (config, run directory) -> anything, imported when it is called."""
+    """Declare a command of the lab: a function (config, run directory) -> anything, imported when it is called."""
 
     function: str
     reads: tuple[str, ...] = ()  # how the keys begin that it reads
@@ -63,7 +63,7 @@ _READ_BY_ALL = ("task", "attempt", "cv.", "resume")  # a cross-validation is any
 
 @dataclass
 class Command:
-    """What one call of the command line knows; its callback and its jobs share it, other processes get a copy."""
+    """Hold what one call of the command line knows; its callback and its jobs share it, other processes get a copy."""
 
     full_error: bool = False  # the user asked for tracebacks
     own: str | None = None  # --config-dir
@@ -75,7 +75,7 @@ class Command:
 
 
 class Job:
-    """The function that Hydra calls for every job."""
+    """Run every job that Hydra calls it for."""
 
     def __init__(self, command: Command) -> None:
         self.command = command

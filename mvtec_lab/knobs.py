@@ -16,7 +16,7 @@ _OF_GROUP = {key: group for group, key in GROUPS.items()}
 
 
 class Needs(NamedTuple):
-    """The condition on another key under which a key has an effect."""
+    """State the condition on another key under which a key has an effect."""
 
     key: str
     values: tuple[Any, ...]

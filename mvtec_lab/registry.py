@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 class Registry(Generic[T]):
-    """A table from names to values, which are imported when they are first used.
+    """Map names to values, which are imported when they are first used.
 
     An installed package adds a name by an entry point ``name = "package.module:object"`` in the group
     ``mvtec_lab.backbones`` (``mvtec_lab.losses`` ...). Every process of a sweep then knows the name. ``register`` adds

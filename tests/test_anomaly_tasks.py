@@ -20,7 +20,7 @@ from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.anomaly.problem import BEST_F1_MARK
 from mvtec_lab.problems.model import load_model
-from mvtec_lab.results import read_csv
+from mvtec_lab.results import RunResult, read_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 SIDE = 64  # pixels, the least that all methods take
@@ -166,7 +166,11 @@ def test_evaluate_changes_of_the_run_s_data_what_is_given_alone(run: Path, produ
 def test_evaluate_says_where_the_test_images_chose_the_threshold(lab, tmp_path: Path) -> None:
     assert lab("attempt=gaussian", LAYERS, "threshold.rule=best_f1", "hydra.run.dir=run") == 0
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
-    assert BEST_F1_MARK in json.loads((tmp_path / "out/metrics.json").read_text())["warnings"]
+    judged = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert BEST_F1_MARK in judged["warnings"]
+    threshold = RunResult.load(tmp_path / "run").threshold
+    assert threshold.pop("rule") == "best_f1"
+    assert judged["threshold"] == threshold  # the rule is not the one of the command that judges
 
 
 def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mvtec_lab import register_backbone, register_loss
+from mvtec_lab import compose, register_backbone, register_loss
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import BACKBONES, build, names, stages
 from mvtec_lab.models.weights import load_weights
@@ -79,6 +79,9 @@ def test_a_loss_registered_in_python() -> None:
     assert loss.item() == pytest.approx(1.0)
     with pytest.raises(LabError, match="unknown option of loss brier 'gama': did you mean gamma"):
         Criterion("brier", 2, gama=2.0)
+    assert compose("loss.name=brier", "loss.gamma=2").loss.gamma == 2  # as a loss of the lab's own that takes it
+    with pytest.raises(LabError, match=r"loss\.margin=1\.0 does nothing for loss\.name=brier"):
+        compose("loss.name=brier", "loss.margin=1")
 
 
 def test_two_registrations_of_one_name() -> None:

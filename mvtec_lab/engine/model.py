@@ -17,7 +17,7 @@ ABOUT = "about"  # where a checkpoint keeps what is not weights
 
 @dataclass
 class Model:
-    """A LightningModule, and what has to be known to use it on images.
+    """Hold a LightningModule, and what has to be known to use it on images.
 
     Args:
         module: the network; what its ``forward`` gives is its problem's.

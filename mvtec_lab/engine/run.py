@@ -59,7 +59,7 @@ _ELSEWHERE = "restore them, or give another directory"
 
 @dataclass
 class Judgement:
-    """What a problem makes of a model's predictions on validation and test images.
+    """Hold what a problem makes of a model's predictions on validation and test images.
 
     Args:
         metrics: by split, ``val`` and ``test``: plain values by metric key, ``images`` among them.
@@ -84,7 +84,7 @@ class Judgement:
 
 @dataclass
 class Run:
-    """A run under way.
+    """Carry a run from its start to its judgement.
 
     Args:
         model: to be trained, fitted or judged.

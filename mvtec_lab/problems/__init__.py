@@ -100,12 +100,16 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
         return {}
     method, values, defaults = METHODS[config.model.method], knobs.settings(config), Config()
-    reasons = dict(_rules_of(method).without_effect(method))
+    rules = _rules_of(method)
+    reasons = dict(rules.without_effect(method))
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers().get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
-    return knobs.idle(values, knobs.settings(defaults), typed, knobs.without_effect(defaults, values) | reasons)
+    reasons = knobs.without_effect(defaults, values) | reasons
+    for key in rules.effective(config):
+        reasons.pop(key, None)
+    return knobs.idle(values, knobs.settings(defaults), typed, reasons)
 
 
 def _rules_of(method: Method) -> Rules:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "a name", list: "names 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a method, ``model.options.<name>``; None stands for the default.
+    """Declare a setting of a method, ``model.options.<name>``; None stands for the default.
 
     Args:
         kind: int, float, str or list (of names).
@@ -47,7 +47,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Method:
-    """How a problem is solved: the value of ``model.method``.
+    """Declare how a problem is solved: the value of ``model.method``.
 
     Args:
         name: as in ``model.method``.
@@ -105,7 +105,7 @@ def _check_option(key: str, value: Any, option: Option) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one new image.
+    """Hold what a model says of one new image.
 
     Args:
         row: of predictions.csv, after ``path``; ``prediction`` is a part of it.
@@ -120,22 +120,24 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a problem says of settings before torch is imported: ``RULES`` in the rules.py of its folder.
+    """Say which settings a problem takes, before torch is imported: ``RULES`` in the rules.py of its folder.
 
     Args:
         check: raises LabError for settings that the problem cannot work with.
         without_effect: returns the keys that have no effect with a method, each with the reason.
+        effective: returns the keys that have an effect although their conditions in config.py are not met.
         deciding: returns the key of the validation metric by which a search ranks its runs; raises LabError if the
             settings give no such metric.
     """
 
     check: Callable[[Config], None] = lambda config: None
     without_effect: Callable[[Method], Mapping[str, str]] = lambda method: {}
+    effective: Callable[[Config], Collection[str]] = lambda config: ()
     deciding: Callable[[Config], str] = lambda config: config.trainer.monitor.rpartition("/")[2]
 
 
 class Problem:
-    """What is learnt: classification, anomaly ... One object a problem, ``PROBLEM`` in its folder.
+    """Define what is learnt: classification, anomaly ... Each problem is one object, ``PROBLEM`` in its folder.
 
     Tasks and the engine ask it and never test its name. A new problem is a folder with a subclass of this one, a line
     in ``problems.PROBLEMS`` (or an entry point in ``mvtec_lab.problems``), its ``Method``s, and its metrics in

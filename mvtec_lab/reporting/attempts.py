@@ -1,4 +1,4 @@
-"""All runs of one attempt, and what their test predictions say about it."""
+"""Collect all runs of one attempt, and what their test predictions say about it."""
 
 from __future__ import annotations
 

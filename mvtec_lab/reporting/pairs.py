@@ -85,7 +85,7 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """The attempts of some runs, the pairs of them that were compared, and the conclusions, in sentences."""
+    """Hold the attempts of some runs, the pairs of them that were compared, and the conclusions, in sentences."""
 
     attempts: list[Attempt]
     settings: dict[str, Settings] = field(default_factory=dict)  # run_dir -> its config.yaml

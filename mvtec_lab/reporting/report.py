@@ -59,7 +59,7 @@ RULES = {
 
 @dataclass
 class Part:
-    """A picture or a table on the page, of one attempt.
+    """Place a picture or a table on the page, of one attempt.
 
     Args:
         title: of the part.

@@ -31,7 +31,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of summary.csv, and of the tables of results where it has a heading.
+    """Define a column of summary.csv, and of the tables of results where it has a heading.
 
     Args:
         key: in summary.csv.

@@ -107,7 +107,8 @@ def _print(title: str, problem: str, metrics: Mapping[str, Mapping[str, Any]]) -
     console.print(table)
     if types:
         of_types = [spec for spec in specs if spec.words.by_type]
-        table = Table("defect type", *(Column(c, justify="right") for c in ("images", *(s.title for s in of_types))))
+        titles = (spec.title.replace(" ", "\n") for spec in of_types)  # narrow: a class name has no place to break
+        table = Table("defect type", *(Column(c, justify="right") for c in ("images", *titles)))
         for kind, values in types.items():
             figures = [values.get(spec.words.by_type) for spec in of_types]
             table.add_row(escape(kind), str(values["images"]), *map(_figure, figures))

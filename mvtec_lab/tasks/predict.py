@@ -39,7 +39,7 @@ SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the 
 
 
 class Source:
-    """The images of ``source``, an image or every image below a folder, and those of them that cannot be read.
+    """Find the images of ``source``, an image or every image below a folder, and those of them that cannot be read.
 
     Raises:
         LabError: none is given, or there is no image.

@@ -33,11 +33,13 @@ def judge(run: Run) -> Judgement:
     result.seconds_per_image = (time.perf_counter() - started) / sum(len(part) for part in parts.values())
     result.peak_mib = run.peak_mib()
     test = scored["test"]
+    chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:
         model.threshold, model.map_threshold = _thresholds(run, scored)
+        chosen = {"rule": run.config.threshold.rule}
         model.save(run.run_dir / BEST)
     value = model.threshold
-    result.threshold = {"value": value, "rule": run.config.threshold.rule, "map": model.map_threshold}
+    result.threshold = {"value": value, **chosen, "map": model.map_threshold}
     if len(test.scores) > 1 and np.ptp(test.scores) == 0:
         run.warn("all test images have the same score: nothing tells them apart")
     metrics = {"test": figures(test, run, value)}

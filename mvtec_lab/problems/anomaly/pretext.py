@@ -19,7 +19,7 @@ TRAINED = 1
 
 
 class FineTuned(nn.Module):
-    """A backbone with a fresh head: images [N, 3, S, S] to logits [N, ways]; frozen stages stay in eval mode.
+    """Put a fresh head on a backbone: images [N, 3, S, S] to logits [N, ways]; frozen stages stay in eval mode.
 
     ``weights`` holds what the weights say about themselves.
 

@@ -27,7 +27,7 @@ BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recal
 
 
 class Anomaly(Problem):
-    """How unlike good images an image is, and where. Learnt from good images alone."""
+    """Learn from good images alone how unlike them an image is, and where."""
 
     name = "anomaly"
     rehearse = staticmethod(rehearse)

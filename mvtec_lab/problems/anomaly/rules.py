@@ -55,4 +55,4 @@ def deciding(config: Config) -> str:
     return "image_auroc"
 
 
-RULES = Rules(check, without_effect, deciding)
+RULES = Rules(check, without_effect, deciding=deciding)

@@ -33,7 +33,7 @@ SHOWN = 4  # images of each kind on the sheet of maps: the worst misses, the wor
 
 @dataclass
 class Scored:
-    """Images with their raw scores [N], and maps as the method gives them."""
+    """Hold images with their raw scores [N], and maps as the method gives them."""
 
     dataset: MVTecDataset
     scores: np.ndarray

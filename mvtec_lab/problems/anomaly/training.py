@@ -17,7 +17,6 @@ def fit(run: Run) -> None:
     """Fit ``run.model`` to the training images; no checkpoint is kept before its threshold is chosen."""
     data, result, module = run.data, run.result, run.model.module
     trainer = run.build_trainer()
-    result.method = run.model.method
     device = trainer.strategy.root_device
     total = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad) if module.method.trains else 0

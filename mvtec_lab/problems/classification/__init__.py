@@ -12,13 +12,11 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 METHOD = Method("classifier", "classification", home="mvtec_lab.problems.classification.classifier:DefectClassifier")
 
+OWN_LOSSES = ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
 # Training losses by name: functions of (logits, target, weight) and, by name, of counts and fields of LossConfig.
 LOSSES: Registry[Callable[..., Any]] = Registry(
     "loss",
-    {
-        name: f"{__name__}.losses:{name}"
-        for name in ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
-    },
+    {name: f"{__name__}.losses:{name}" for name in OWN_LOSSES},
     require=["__call__"],
 )
 

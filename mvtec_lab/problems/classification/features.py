@@ -59,7 +59,7 @@ def _keep_views(data: MVTecDataModule, cached: _Cached, seeds: torch.Tensor) -> 
 
 
 class _Cached:
-    """The cache of what the frozen stages of a classifier make of images."""
+    """Cache what the frozen stages of a classifier make of images."""
 
     def __init__(self, data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer) -> None:
         self.data, self.classifier, self.trainer = data, classifier, trainer

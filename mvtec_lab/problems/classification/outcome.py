@@ -14,7 +14,7 @@ from mvtec_lab.engine.pictures import SHOWN, sheet
 
 @dataclass
 class Outcome:
-    """The predictions of one split: ``labels`` [N], ``probabilities`` [N, C], in the order of ``dataset``."""
+    """Hold the predictions of one split: ``labels`` [N], ``probabilities`` [N, C], in the order of ``dataset``."""
 
     split: str
     dataset: MVTecDataset

@@ -16,7 +16,7 @@ from mvtec_lab.problems.classification.training import fit
 
 
 class Classification(Problem):
-    """Which class an image shows: good, or one of the defect types. Learnt from labelled images."""
+    """Learn from labelled images which class an image shows: good, or one of the defect types."""
 
     name = "classification"
     rehearse = staticmethod(rehearse)

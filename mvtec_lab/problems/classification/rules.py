@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from mvtec_lab.config import BALANCING, RETRIEVING, Config
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.problems.base import Method, Rules
-from mvtec_lab.problems.classification import LOSSES
+from mvtec_lab.problems.classification import LOSSES, OWN_LOSSES
 
 _ANOMALY = "threshold.rule threshold.quantile"
 
@@ -15,6 +16,14 @@ _ANOMALY = "threshold.rule threshold.quantile"
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect in a classification, each with the reason."""
     return dict.fromkeys(_ANOMALY.split(), "it is for one-class methods")
+
+
+def effective(config: Config) -> set[str]:
+    """Return the keys of LossConfig that a registered loss takes; config.py says it of the lab's own."""
+    name = config.loss.name
+    if name in OWN_LOSSES or name not in LOSSES:
+        return set()
+    return {f"loss.{option}" for option in inspect.signature(LOSSES[name]).parameters}
 
 
 def check(config: Config) -> None:
@@ -89,4 +98,4 @@ def _check_loss(config: Config) -> None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 
 
-RULES = Rules(check, without_effect)
+RULES = Rules(check, without_effect, effective)

@@ -82,7 +82,7 @@ def bare_epochs(overrides: list[str], epochs: int) -> dict[str, Any]:
         for features, labels in batches:
             optimizer.zero_grad()
             logits = classifier.logits({"features": features})
-            F.cross_entropy(logits, labels, weight=classifier.class_weights).backward()
+            F.cross_entropy(logits, labels, weight=classifier.criterion.weights).backward()
             optimizer.step()
 
     operations = 0

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -40,21 +41,27 @@ def command(arguments: tuple[str, ...], status: int) -> tuple[float, float]:
 
 
 def jobs(overrides: list[str], sweep_dir: str) -> list[dict[str, float]]:
-    """The jobs of one sweep: wall seconds of each, of which its epochs and what comes before them."""
+    """Return the seconds of each job of one sweep: all of them, those of its epochs, and those before the epochs.
+
+    Raises:
+        RuntimeError: the sweep failed.
+    """
     from mvtec_lab.cli import main
     from mvtec_lab.results import HISTORY, read_csv
     from mvtec_lab.tasks.train import run_attempt
 
     found = []
 
-    def timed_run(config, run_dir):  # type: ignore[no-untyped-def]
-        wall, result = common.timed(run_attempt, config, run_dir)
+    def timed_run(config, run_dir, **options):  # type: ignore[no-untyped-def]
+        wall, result = common.timed(partial(run_attempt, **options), config, run_dir)
         epochs = sum(float(row["seconds"]) for row in read_csv(Path(run_dir) / HISTORY))
         found.append({"wall": wall, "epochs": epochs, "before": result.startup_seconds})
         return result
 
     with mock.patch("mvtec_lab.tasks.train.run_attempt", timed_run), redirect_stdout(StringIO()):
-        main(["-m", *overrides, f"hydra.sweep.dir={sweep_dir}"])
+        status = main(["-m", *overrides, f"hydra.sweep.dir={sweep_dir}"])
+    if status:
+        raise RuntimeError(f"the sweep ended with status {status}")
     return found
 
 

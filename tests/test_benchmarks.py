@@ -137,3 +137,21 @@ def test_a_table_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
         common.show("one", ["a note"], ["what", "s"], [["x", 0.12345], ["y", 12345]])
     table = "| what | s |\n| --- | --- |\n| x | 0.123 |\n| y | 12,345 |\n\n* a note\n* here\n"
     assert readme.read_text() == f"before\n<!-- one:begin -->\n{table}<!-- one:end -->\nafter\n"
+
+
+def test_the_benchmarks_that_reach_into_a_run_still_fit_it(tiny_net: str, product: Path, tmp_path: Path) -> None:
+    from benchmarks import limit, speed, startup
+
+    data = ["data=folder", f"data.root={product}", "data.image_size=24", "data.batch_size=8"]
+    settings = [*data, f"model.backbone={tiny_net}", "model.weights=null", "trainer.max_epochs=2", "cache.dir=null"]
+    timed = startup.jobs([*settings, "attempt=head,base", "trainer.accelerator=cpu"], str(tmp_path / "sweep"))
+    assert [job["wall"] > job["epochs"] > 0 for job in timed] == [True, True]
+    assert len(limit.training_epochs([*settings, "attempt=finetune"], str(tmp_path / "run"))) == 2
+    bare = limit.bare_epochs([*settings, "attempt=finetune"], 3)
+    assert (len(bare["seconds"]), bare["images"]) == (3, 14)
+    assert bare["gflop"] > 0
+    assert {name: len(part) for name, part in speed.prepare(data)["splits"].items()} == {
+        "train": 14,
+        "val": 4,
+        "test": 4,
+    }

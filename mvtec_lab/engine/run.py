@@ -92,7 +92,7 @@ class Run:
         began: ``time.perf_counter()`` when the task began.
         step: the optimizer step that the run continues from; None where it starts.
 
-    ``peak_mib()`` is the most memory that was held since ``build_trainer``; None where nobody counts it.
+    ``peak_mib()`` is the most memory that was held since ``watch_memory``; None where nobody counts it.
     """
 
     config: Config
@@ -111,6 +111,10 @@ class Run:
         """Add a warning to result.json, the table and the log."""
         self.result.warnings.append(text)
         log.warning(text, extra=IN_TABLE)
+
+    def watch_memory(self) -> None:
+        """Count the memory that is held from now on; it takes a third of a second, and returns what was kept."""
+        self.peak_mib = peak_memory(self.trainer.strategy.root_device)
 
     def build_trainer(self, monitor: str | None = None) -> pl.Trainer:
         """Return the run's trainer, with its history, its TensorBoard log and, where asked for, early stopping.
@@ -138,7 +142,6 @@ class Run:
             enable_progress_bar=interactive,
             log_every_n_steps=1,  # an epoch has a handful of batches
         )
-        self.peak_mib = peak_memory(self.trainer.strategy.root_device)
         self.result.device = str(self.trainer.strategy.root_device)
         self.result.precision = str(self.trainer.precision)
         return self.trainer

@@ -40,6 +40,7 @@ def fit(run: Run) -> None:
         return Reading(train, data.batch_size, device)
 
     result.startup_seconds = time.perf_counter() - run.began
+    run.watch_memory()
     started = time.perf_counter()
     module.to(device).eval()
     with torch.no_grad():

@@ -70,7 +70,8 @@ def test_an_import_and_a_run_leave_the_process_as_it_was(attempt: str, product: 
         of_libraries = {name: level for name, level in state.pop("levels").items() if not name.startswith("mvtec_lab")}
         assert {name: of_libraries[name] for name in levels} == levels  # others come with their libraries
         assert state == before
-    assert trimmed == 1  # the C library was asked to give memory back, not to keep any
+    # The C library was never asked to keep memory; to give some back, only where memory is watched.
+    assert trimmed == ("autoencoder" in attempt)
 
 
 def test_the_command_line_keeps_memory_and_restores_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,11 +101,11 @@ def data_overrides(root: str | None) -> list[str]:
 @cache
 def model(backbone: str) -> tuple[str | None, list[str]]:
     """The weights that it starts from, IMAGENET1K_V1 where at hand, and the lab's overrides that say so."""
-    weights = fresh(_weights_at_hand, backbone).value
+    weights = fresh(weights_at_hand, backbone).value
     return weights, [f"model.backbone={backbone}", f"model.weights={weights or 'null'}"]
 
 
-def _weights_at_hand(backbone: str) -> str | None:
+def weights_at_hand(backbone: str) -> str | None:
     import torch
     from torchvision.models import get_model_weights
 
@@ -147,6 +147,7 @@ def _machine() -> str:
     parts = [
         f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         f"{torch.get_num_threads()} torch threads, {torch.backends.cpu.get_cpu_capability()}",
+        *([f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"] if torch.cuda.is_available() else []),
         ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]
     return f"{date.today().isoformat()}: " + "; ".join(parts)

@@ -32,9 +32,14 @@ def convolution_rate() -> float:
     return max(rates)
 
 
-def training_epochs(overrides: list[str], run_dir: str) -> list[float]:
-    """Seconds of each epoch of a real run, from its start to the end of its last training batch."""
+def training_epochs(overrides: list[str], run_dir: str, profiler: Any = None) -> list[float]:
+    """Seconds of each epoch of a real run, from its start to the end of its last training batch.
+
+    Args:
+        profiler: Lightning's, or None.
+    """
     import pytorch_lightning as pl
+    import torch
 
     from mvtec_lab import compose, run_attempt
     from mvtec_lab.engine.devices import build_trainer
@@ -47,13 +52,15 @@ def training_epochs(overrides: list[str], run_dir: str) -> list[float]:
             self.began = time.perf_counter()
             self.seconds.append(0.0)
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.is_last_batch and torch.cuda.is_available():
+                torch.cuda.synchronize()  # what was asked of a GPU belongs to the epoch
             self.seconds[-1] = time.perf_counter() - self.began
 
     timer = Timer()
 
     def with_timer(*args: Any, callbacks: list[pl.Callback], **kwargs: Any) -> pl.Trainer:
-        return build_trainer(*args, callbacks=[*callbacks, timer], **kwargs)
+        return build_trainer(*args, callbacks=[*callbacks, timer], profiler=profiler, **kwargs)
 
     with mock.patch("mvtec_lab.engine.run.build_trainer", with_timer):  # the run as it is, one callback more
         run_attempt(compose(*overrides), run_dir)

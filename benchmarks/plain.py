@@ -54,16 +54,19 @@ class Images(Dataset[tuple[Tensor, int]]):
             return self.transform(image.convert("RGB")), label
 
 
-def network(backbone: str, weights: str | None, classes: int, finetune: bool) -> tuple[nn.Module, list[nn.Module]]:
-    """A TorchVision model with a fresh head, and its parts that train: the head, and the last stage to finetune."""
+def network(backbone: str, weights: str | None, classes: int, attempt: str) -> tuple[nn.Module, list[nn.Module]]:
+    """Return a TorchVision model with a fresh head, and its parts that train: the head, the last stage, or all."""
     model = models.get_model(backbone, weights=weights)
-    if backbone == "resnet18":
+    if backbone.startswith("resnet"):
         model.fc = nn.Linear(model.fc.in_features, classes)
-        head, stage = model.fc, [model.layer4]
+        head, stage = model.fc, model.layer4
+    elif backbone.startswith("vit"):
+        model.heads.head = nn.Linear(model.heads.head.in_features, classes)
+        head, stage = model.heads, model.encoder.layers[-1]
     else:
         model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, classes)
-        head, stage = model.classifier, [model.features[14:]]  # mobilenet_v2: from the last stride on
-    trained = [*(stage if finetune else []), head]
+        head, stage = model.classifier, model.features[14:]  # mobilenet_v2: from the last stride on
+    trained = {"finetune": [stage, head], "full": [model]}.get(attempt, [head])
     model.requires_grad_(False)
     for part in trained:
         part.requires_grad_(True)
@@ -80,44 +83,57 @@ def train(
     epochs: int = 5,
     workers: int = 0,
     seed: int = 0,
+    batch_size: int = 32,
+    augmented: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train one of head, finetune, augment, earlystop, cosine; the best epoch on val is judged on test.
+    """Train one of head, finetune, full, augment, earlystop, cosine; the best epoch on val is judged on test.
+
+    On a GPU the forward pass is in bfloat16 and convolutions are channels-last, as PyTorch's tuning guide says.
 
     Returns:
-        ``epochs``: seconds of each, training and validation; ``losses``: their training losses; ``accuracy`` on test.
+        ``epochs``: seconds of each, training and validation; ``training``: of which training; ``losses``: their
+        training losses; ``accuracy`` on test.
     """
     torch.manual_seed(seed)
-    model, trained = network(backbone, weights, classes, attempt == "finetune")
+    model, trained = network(backbone, weights, classes, attempt)
+    gpu = device != "cpu"
+    if gpu:
+        model.to(device, memory_format=torch.channels_last)
     counts = torch.bincount(torch.tensor([label for _, label in splits["train"]]), minlength=classes)
-    balance = counts.sum() / (classes * counts.clamp(min=1))
+    balance = (counts.sum() / (classes * counts.clamp(min=1))).to(device)
     loaders = {
         split: DataLoader(
-            Images(samples, size, attempt == "augment" and split == "train"),
-            batch_size=32,
+            Images(samples, size, split == "train" and (augmented or attempt == "augment")),
+            batch_size=batch_size,
             shuffle=split == "train",
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=gpu,
         )
         for split, samples in splits.items()
     }
     parameters = [p for part in trained for p in part.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.01 if attempt == "head" else 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if attempt == "cosine" else None
-    seconds, losses, best, lowest, waited = [], [], (-1.0, {}), float("inf"), 0
+    seconds, training, losses, best, lowest, waited = [], [], [], (-1.0, {}), float("inf"), 0
     for _ in range(epochs):
         began, total = time.perf_counter(), 0.0
         model.eval()
         for part in trained:
             part.train()
         for images, labels in loaders["train"]:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels, weight=balance)
+            with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
+                loss = F.cross_entropy(model(images), labels, weight=balance)
             loss.backward()
             optimizer.step()
             total += loss.item() * len(labels)
         if schedule:
             schedule.step()
-        loss, score, _ = evaluate(model, loaders["val"], classes)
+        training.append(time.perf_counter() - began)
+        loss, score, _ = evaluate(model, loaders["val"], classes, device)
         if score > best[0]:
             best = score, {name: value.clone() for name, value in model.state_dict().items()}
         waited = 0 if loss < lowest else waited + 1
@@ -127,14 +143,18 @@ def train(
         if attempt == "earlystop" and waited >= PATIENCE:
             break
     model.load_state_dict(best[1])
-    return {"epochs": seconds, "losses": losses, "accuracy": evaluate(model, loaders["test"], classes)[2]}
+    accuracy = evaluate(model, loaders["test"], classes, device)[2]
+    return {"epochs": seconds, "training": training, "losses": losses, "accuracy": accuracy}
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: DataLoader[Any], classes: int) -> tuple[float, float, float]:
+def evaluate(
+    model: nn.Module, loader: DataLoader[Any], classes: int, device: str = "cpu"
+) -> tuple[float, float, float]:
     """Mean cross-entropy, balanced accuracy (by which the lab chooses its checkpoint too) and accuracy."""
     model.eval()
-    batches = [(model(images), labels) for images, labels in loader]
+    with torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu"):
+        batches = [(model(images.to(device)).float().cpu(), labels) for images, labels in loader]
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     right = logits.argmax(1) == labels
     recalls = [right[labels == c].float().mean() for c in range(classes) if (labels == c).any()]

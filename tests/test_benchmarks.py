@@ -17,7 +17,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
-@pytest.mark.parametrize("attempt", ["head", "finetune", "augment"])
+@pytest.mark.parametrize("attempt", ["head", "finetune", "full", "augment"])
 def test_the_plain_loop_trains_on_the_labs_split(attempt: str, product: Path) -> None:
     from benchmarks import plain, speed
 
@@ -36,18 +36,18 @@ def test_the_plain_loop_trains_on_the_labs_split(attempt: str, product: Path) ->
     assert 0 <= result["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("finetune", [False, True])
-def test_the_plain_network_is_the_labs(backbone: str, finetune: bool) -> None:
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "vit_b_32"])
+@pytest.mark.parametrize(("attempt", "unfreeze"), [("head", 0), ("finetune", 1), ("full", "all")])
+def test_the_plain_network_is_the_labs(backbone: str, attempt: str, unfreeze: int | str) -> None:
     import torch
 
     from benchmarks import plain
     from mvtec_lab import DefectClassifier
 
     torch.manual_seed(0)
-    theirs = list(plain.network(backbone, None, 3, finetune)[0].parameters())
+    theirs = list(plain.network(backbone, None, 3, attempt)[0].parameters())
     torch.manual_seed(0)
-    ours = list(DefectClassifier(backbone, 3, weights=None, unfreeze=int(finetune)).parameters())
+    ours = list(DefectClassifier(backbone, 3, weights=None, unfreeze=unfreeze).parameters())
     assert [p.requires_grad for p in theirs] == [p.requires_grad for p in ours]
     assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
 

@@ -58,17 +58,20 @@ def test_the_training_loss_is_weighted_and_the_validation_loss_is_not(tiny_net: 
     logits = model(data["image"])
     weighted = F.cross_entropy(logits, data["label"], weight=torch.tensor(weights))
     assert model.training_step(data, 0) == weighted
+    model.on_validation_epoch_start()
     model.validation_step(data, 0)
+    model.on_validation_epoch_end()
     assert logged["val/loss"] == pytest.approx(float(F.cross_entropy(logits, data["label"])))
     assert logged["val/loss"] != pytest.approx(float(weighted))
 
 
 def test_nan_stops_and_says_where(tiny_net: str) -> None:
-    model = make(tiny_net)
-    data = batch()
-    data["image"][0] = float("nan")
-    with pytest.raises(TrainingDivergedError, match="nan in epoch 1, batch 4"):
-        model.training_step(data, 3)
+    batches = [batch(4) for _ in range(6)]
+    batches[3]["image"][0] = float("nan")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+    trainer = pl.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
+    with pytest.raises(TrainingDivergedError, match="the training loss is nan in epoch 1, batch 4"):
+        trainer.fit(make(tiny_net, unfreeze="all"), torch.utils.data.DataLoader(batches, batch_size=None))
 
 
 def test_probabilities_leave_the_mode_alone(tiny_net: str) -> None:

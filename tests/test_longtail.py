@@ -87,7 +87,7 @@ GROUPS = {"name": "group_softmax", "class_weights": "none", "defer": 0.5}
 class Trainer:
     """What a module and its callbacks ask of their trainer, without one."""
 
-    max_epochs, current_epoch = 10, 0
+    max_epochs, current_epoch, is_last_batch = 10, 0, True
 
     def __init__(self, model: DefectClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self.callbacks = model, model.configure_callbacks()
@@ -191,7 +191,7 @@ def test_generated_features_join_the_batch_and_nothing_else(tiny_net: str, monke
     seen = []
     original = model.criterion.forward
     monkeypatch.setattr(model.criterion, "forward", lambda *a: seen.append(a[1]) or original(*a))
-    model.training_step(data, 0)
+    model.on_train_batch_end(model.training_step(data, 0), data, 0)
     assert len(seen[0]) > 12
     assert set(seen[0][12:].tolist()) <= {1, 2}
     assert model.train_metrics["accuracy"]._update_count == 1

@@ -28,7 +28,7 @@ class History(pl.Callback):
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.earlier_seconds = 0.0  # of the epochs before the run was interrupted and resumed
-        self._norms: list[torch.Tensor] = []
+        self._steps: list[tuple[int, float, torch.Tensor]] = []  # number, learning rate and gradient norm
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -39,22 +39,24 @@ class History(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
+        self._steps.clear()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: optim.Optimizer
     ) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        pl_module.log_dict({"optimizer/grad_norm": norm, "optimizer/lr": optimizer.param_groups[0]["lr"]})
-        self._norms.append(norm)
+        self._steps.append((trainer.global_step, optimizer.param_groups[0]["lr"], norm))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val"))}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        norm = float(torch.stack(self._norms).mean())
-        seconds = round(time.perf_counter() - self._began, 4)
+        norms = torch.stack([norm for _, _, norm in self._steps]).tolist()  # a GPU is waited for once per epoch
+        for (step, lr, _), norm in zip(self._steps, norms, strict=True):
+            for logger in trainer.loggers:
+                logger.log_metrics({"optimizer/grad_norm": norm, "optimizer/lr": lr}, step)
+        norm, seconds = sum(norms) / len(norms), round(time.perf_counter() - self._began, 4)
         self.rows.append({"epoch": trainer.current_epoch, **metrics, "lr": rate, "grad_norm": norm, "seconds": seconds})
-        self._norms.clear()
         if trainer.is_global_zero:
             write_csv(self.path, self.rows, list(self.rows[-1]))
             log.log(

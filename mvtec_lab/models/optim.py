@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn, optim
@@ -12,11 +12,16 @@ from mvtec_lab.config import SCHEDULERS
 from mvtec_lab.errors import unknown
 
 OPTIMIZERS = {
-    "adam": lambda p, lr, decay, momentum: optim.Adam(p, lr, weight_decay=decay),
-    "adamw": lambda p, lr, decay, momentum: optim.AdamW(p, lr, weight_decay=decay),
-    "sgd": lambda p, lr, decay, momentum: optim.SGD(p, lr, momentum=momentum, weight_decay=decay),
+    "adam": lambda p, lr, decay, momentum: optim.Adam(p, lr, weight_decay=decay, fused=_on_gpu(p)),
+    "adamw": lambda p, lr, decay, momentum: optim.AdamW(p, lr, weight_decay=decay, fused=_on_gpu(p)),
+    "sgd": lambda p, lr, decay, momentum: optim.SGD(p, lr, momentum=momentum, weight_decay=decay, fused=_on_gpu(p)),
     "rmsprop": lambda p, lr, decay, momentum: optim.RMSprop(p, lr, momentum=momentum, weight_decay=decay),
 }
+
+
+def _on_gpu(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """Return whether one kernel may update all parameters, as on a GPU; None leaves it to PyTorch."""
+    return True if all(p.is_cuda for p in parameters) else None
 
 
 def build_optimizer(
@@ -24,7 +29,7 @@ def build_optimizer(
 ) -> optim.Optimizer:
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    return OPTIMIZERS[name](parameters, lr, weight_decay, momentum)
+    return OPTIMIZERS[name](list(parameters), lr, weight_decay, momentum)
 
 
 def build_scheduler(

@@ -134,7 +134,7 @@ class DefectClassifier(pl.LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.val_recall = BalancedAccuracy(len(self.classes))
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -210,40 +210,61 @@ class DefectClassifier(pl.LightningModule):
             features, target = self._generated.join(features, target)
         outputs = self._outputs(features, batch.get("index"))
         loss = self.criterion(outputs, target)
-        self._require_finite(loss, "training", batch_idx)
         scores, size = self.criterion.scores(outputs.detach()), len(batch["label"])
-        self.train_metrics.update(scores[:size], target[:size] if target.ndim == 1 else target.argmax(1))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        own = target[:size]  # without those of generated features
+        self._seen.append((loss.detach(), scores[:size], own if own.ndim == 1 else own.argmax(1)))
         return loss if loss.requires_grad else None  # a vote of neighbours has nothing to train
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits = self._evaluate(batch, "val", self.val_metrics, batch_idx)
-        self.val_recall.update(logits, batch["label"])
-
-    def on_validation_epoch_end(self) -> None:
-        named = zip(self.classes, self.val_recall.recalls(), strict=True)
-        self.log_dict({f"val_recall/{name}": value for name, value in named if not value.isnan()}, sync_dist=True)
-        self.val_recall.reset()
+        self._judge(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_metrics, batch_idx)
+        self._judge(batch)
 
-    def _evaluate(self, batch: dict[str, Tensor], name: str, metrics: MetricCollection, batch_idx: int) -> Tensor:
+    def _judge(self, batch: dict[str, Tensor]) -> None:
         logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch["label"])
-        self._require_finite(loss, "validation" if name == "val" else name, batch_idx)
-        self.log(f"{name}/loss", loss, batch_size=len(logits), prog_bar=True, sync_dist=True)
-        metrics.update(logits, batch["label"])
-        self.log_dict(metrics, on_epoch=True)
-        return logits
+        self._seen.append((F.cross_entropy(logits, batch["label"]), logits, batch["label"]))
 
-    def _require_finite(self, loss: Tensor, what: str, batch_idx: int) -> None:
-        if not torch.isfinite(loss):
+    # A step waits for nothing: its loss is looked at, and its images are counted, at the end of the epoch. Once per
+    # batch this took longer than a GPU's step.
+    def on_train_epoch_start(self) -> None:
+        self._seen.clear()  # what an epoch that was stopped has left
+
+    on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self._log_epoch("train", "training", self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val", "validation", self.val_metrics)
+        balanced = self.val_metrics["balanced_accuracy"]
+        assert isinstance(balanced, BalancedAccuracy)
+        named = zip(self.classes, balanced.recalls(), strict=True)
+        self.log_dict({f"val_recall/{name}": value for name, value in named if not value.isnan()}, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test", "test", self.test_metrics)
+
+    def _log_epoch(self, name: str, what: str, metrics: MetricCollection) -> None:
+        """Log the mean loss and the metrics of the batches seen, and forget them.
+
+        Raises:
+            TrainingDivergedError: a batch's loss was NaN or infinite.
+        """
+        losses, scores, labels = zip(*self._seen, strict=True)
+        self._seen.clear()
+        values, sizes = torch.stack(losses).double(), torch.tensor([len(part) for part in labels]).to(self.device)
+        if wrong := (~values.isfinite()).nonzero().flatten().tolist():
             raise TrainingDivergedError(
-                f"the {what} loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
-                f"try a smaller optimizer.lr than {self.optimizer.lr:g}"
+                f"the {what} loss is {values[wrong[0]].item()} in epoch {self.current_epoch + 1}, batch "
+                f"{wrong[0] + 1}: try a smaller optimizer.lr than {self.optimizer.lr:g}"
             )
+        mean, size = (values * sizes).sum() / sizes.sum(), int(sizes.sum())
+        metrics.update(torch.cat(scores), torch.cat(labels))
+        together: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size}
+        self.log(f"{name}/loss", mean.float(), prog_bar=True, sync_dist=True, **together)
+        self.log_dict(metrics, **together)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self.logits(batch).softmax(dim=1)

@@ -1,0 +1,239 @@
+"""A GPU's figures: images per second beside a plain loop and the limit, torch.compile, one-class models, four runs.
+
+    python -m benchmarks.gpu --data-root DIR                  # all of it; needs a GPU
+    python -m benchmarks.gpu --data-root DIR throughput       # a part: throughput, parts, anomaly or grid
+
+Throughput is that of generated images; no weights are fetched for it, as speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import common, growth, limit, speed
+
+BACKBONES = {"resnet50": (32, 128), "vit_b_16": (32,)}  # and batch sizes: the lab's default, and one that fills a GPU
+ATTEMPTS = ("full", "finetune")
+GOALS = {False: 0.9, True: 0.6}  # of the limit, without augmentation and with it
+WORKERS = 8  # of the plain loop; as many as the lab's
+ANOMALY = ("patchcore", "padim", "stfpm")
+SIZES = (224, 448)
+
+
+def settings(folder: str, backbone: str, attempt: str, batch: int, epochs: int) -> list[str]:
+    """Return the overrides of a run on generated images, of which four fifths train."""
+    data = ["data=folder", f"data.root={folder}/images", "data.image_size=224", f"data.batch_size={batch}"]
+    data += ["split.val=0.1", "split.test=0.1", f"cache.dir={folder}/cache"]
+    return [
+        *data,
+        f"model.backbone={backbone}",
+        "model.weights=null",
+        f"attempt={attempt}",
+        f"trainer.max_epochs={epochs}",
+    ]
+
+
+def rate(images: int, seconds: list[float]) -> float:
+    """Return images per second of the median epoch without the first."""
+    return images / common.later(seconds)
+
+
+def bare(overrides: list[str], epochs: int) -> list[float]:
+    """Return the seconds of epochs of the trained stages alone, in bfloat16: their input lies on the GPU.
+
+    Nothing is measured, logged or drawn, and PyTorch may choose kernels that do not repeat exactly.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from mvtec_lab import compose
+    from mvtec_lab.problems.model import build_data, build_model
+
+    config = compose(*overrides)
+    data = build_data(config)
+    data.setup()
+    classifier = build_model(config, data)[0].module.cuda().train()
+    mixed = torch.autocast("cuda", torch.bfloat16)
+    with torch.no_grad(), mixed:
+        batches = [
+            (classifier.model.extract(batch["image"].cuda()), batch["label"].cuda())
+            for batch in data.train_dataloader()
+        ]
+    optimizer = torch.optim.Adam(
+        [p for p in classifier.parameters() if p.requires_grad], lr=config.optimizer.lr, fused=True
+    )
+
+    def epoch() -> None:
+        for features, labels in batches:
+            optimizer.zero_grad()
+            with mixed:
+                loss = F.cross_entropy(classifier.logits({"features": features}), labels, classifier.criterion.weights)
+            loss.backward()
+            optimizer.step()
+        torch.cuda.synchronize()
+
+    return [common.timed(epoch)[0] for _ in range(epochs)]
+
+
+def rates(folder: str, backbone: str, epochs: int) -> list[list[Any]]:
+    """Return rows of a backbone: batch, attempt, augmentation, images per second of the lab, the loop and the limit."""
+    from benchmarks import plain
+
+    described = speed.prepare(settings(folder, backbone, "full", 32, epochs))
+    images, rows = len(described["splits"]["train"]), []
+    for batch in BACKBONES[backbone]:
+        for attempt in ATTEMPTS:
+            ours = settings(folder, backbone, attempt, batch, epochs)
+            most = rate(images, bare(ours, epochs))
+            for augmented in (False, True):
+                with tempfile.TemporaryDirectory() as run_dir:
+                    more = ["augment=standard"] if augmented else []
+                    lab = rate(images, limit.training_epochs([*ours, *more], run_dir))
+                about = {"backbone": backbone, "epochs": epochs, "workers": WORKERS, "batch_size": batch}
+                loop = plain.train(attempt, **described | about, augmented=augmented, device="cuda")
+                theirs = rate(images, loop["training"])
+                cells = [lab, theirs, most, f"{lab / theirs:.2f}", f"{lab / most:.2f} (target {GOALS[augmented]})"]
+                rows.append([backbone, batch, attempt, "standard" if augmented else "none", *cells])
+                print(*rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def throughput(folder: str, epochs: int, images: int, **_: Any) -> None:
+    rows = [row for backbone in BACKBONES for row in common.fresh(rates, folder, backbone, epochs).value]
+    notes = [
+        f"{images} generated images at 224 pixels, four fifths of which train; random weights, bf16; the median of "
+        f"{epochs} epochs without the first",
+        "lab: a real run, from an epoch's start to the end of its last training batch; images decoded and kept",
+        f"plain loop: decodes in each epoch, {WORKERS} loader workers, the same autocast and memory layout",
+        "limit: steps of the trained stages, forward, backward and Adam's, their input on the GPU",
+    ]
+    header = ["backbone", "batch", "attempt", "augmentation", "lab, images/s", "plain loop", "limit"]
+    common.show("gpu_throughput", notes, [*header, "lab / plain loop", "lab / limit"], rows)
+
+
+def compiled(folder: str, epochs: int) -> list[list[Any]]:
+    """Return rows with torch.compile off and on: the first epoch's seconds, and a later one's."""
+    rows = []
+    for compile_ in (False, True):
+        ours = settings(folder, "resnet50", "full", 32, epochs)
+        with tempfile.TemporaryDirectory() as run_dir:
+            seconds = limit.training_epochs([*ours, f"trainer.compile={str(compile_).lower()}"], run_dir)
+        rows.append(["on" if compile_ else "off", seconds[0], common.later(seconds)])
+    return rows
+
+
+# Lightning's names of what it profiles, and what they are here.
+PARTS = {
+    "[_TrainingEpochLoop].train_dataloader_next": "next batch",
+    "[Strategy]SingleDeviceStrategy.batch_to_device": "batch to the GPU",
+    "[Strategy]SingleDeviceStrategy.training_step": "forward, loss, metrics",
+    "[Strategy]SingleDeviceStrategy.backward": "backward",
+    "[LightningModule]DefectClassifier.optimizer_step": "optimizer, those three and the gradient norm included",
+    "run_training_batch": "all of a batch",
+    "run_training_epoch": "all of an epoch, validation included",
+}
+
+
+def profiled(folder: str, epochs: int) -> list[list[Any]]:
+    """Return rows of where an epoch's time goes: milliseconds of a step, with and without waiting for the GPU."""
+    from pytorch_lightning.profilers import SimpleProfiler
+
+    profiler = SimpleProfiler()
+    ours = settings(folder, "resnet50", "full", 32, epochs)
+    with tempfile.TemporaryDirectory() as run_dir:
+        seconds = limit.training_epochs(ours, run_dir, profiler)
+    recorded = {name: values for name, values in profiler.recorded_durations.items() if len(values) >= epochs}
+    rows: list[list[Any]] = [["an epoch's training", 1, common.later(seconds) * 1e3]]
+    for name, title in PARTS.items():
+        if values := recorded.get(name):
+            rows.append([title, len(values), median(values) * 1e3])
+    hooks = {name: values for name, values in recorded.items() if name.startswith("[Callback]")}
+    for name, values in sorted(hooks.items(), key=lambda item: -sum(item[1]))[:4]:
+        rows.append([name.removeprefix("[Callback]"), len(values), median(values) * 1e3])
+    return rows
+
+
+def parts(folder: str, epochs: int, **_: Any) -> None:
+    note = "resnet50, full, batch 32, bf16, no augmentation"
+    header = ["torch.compile", "first epoch, s", "a later one, s"]
+    common.show("gpu_compile", [note], header, common.fresh(compiled, folder, epochs).value)
+    notes = [note, "by Lightning's SimpleProfiler: the CPU's time, of which some is spent waiting for the GPU"]
+    common.show("gpu_parts", notes, ["part", "times", "median, ms"], common.fresh(profiled, folder, epochs).value)
+
+
+def one_class(data: list[str], method: str, size: int, accelerator: str) -> list[Any]:
+    """Return a row of a one-class run: fit seconds, milliseconds per image, MiB, image and pixel AUROC."""
+    from mvtec_lab import compose, run_attempt
+
+    weights = ["model.backbone=mobilenet_v2", f"model.weights={common.weights_at_hand('mobilenet_v2') or 'null'}"]
+    ours = [*data, *weights, f"attempt={method}", f"data.image_size={size}", f"trainer.accelerator={accelerator}"]
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_attempt(compose(*ours, f"cache.dir={folder}/cache"), f"{folder}/run")
+    metrics = result.metrics["test"]
+    assert result.seconds_per_image is not None
+    cells = [result.fit_seconds, result.seconds_per_image * 1e3, result.peak_mib]
+    return [method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]]
+
+
+def anomaly(data: list[str], **_: Any) -> None:
+    rows = []
+    for accelerator in ("gpu", "cpu"):
+        for method in ANOMALY:
+            rows += [common.fresh(one_class, data, method, size, accelerator).value for size in SIZES]
+            print(*rows[-2:], sep="\n", file=sys.stderr, flush=True)
+    notes = [
+        f"{data[-1]}; mobilenet_v2 {common.model('mobilenet_v2')[0] or 'random'}, the methods' own layers and epochs",
+        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory",
+    ]
+    header = ["method", "pixels", "device", "fit, s", "ms per image", "peak MiB", "image AUROC", "pixel AUROC"]
+    common.show("gpu_anomaly", notes, header, sorted(rows, key=lambda row: (ANOMALY.index(row[0]), row[1])))
+
+
+def sweep(data: list[str], folder: str, *more: str) -> float:
+    """Return the seconds of the README's four attempts by the command line, the process's start included."""
+    command = [sys.executable, "-m", "mvtec_lab", "-m", f"attempt={','.join(speed.GRID)}", *data]
+    command += ["model.weights=null", "trainer.max_epochs=30", f"cache.dir={folder}/cache"]
+    command += [f"hydra.sweep.dir={folder}/sweep", *more]
+    seconds, run = common.timed(subprocess.run, command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"the sweep ended with {run.returncode}: {run.stderr}")
+    return seconds
+
+
+def grid(data: list[str], **_: Any) -> None:
+    rows = []
+    at_once = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=4"]
+    for name, more in {"one after the other": [], "four at once": at_once}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append([name, sweep(data, folder, *more), sweep(data, folder, *more, f"hydra.sweep.dir={folder}/2")])
+    notes = [f"{data[-1]}: {', '.join(speed.GRID)}, resnet18 random, 30 epochs each; process start and report included"]
+    common.show("gpu_grid", notes, ["runs", "cold cache, s", "warm, s"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help="throughput, parts, anomaly, grid; default: all")
+    parser.add_argument("--data-root", default=os.environ.get("MVTEC_ROOT"), help="holds bottle/; else the sample")
+    parser.add_argument("--epochs", type=int, default=4, help="of a timed run")
+    parser.add_argument("--images", type=int, default=2500, help="that are generated")
+    args = parser.parse_args()
+    every = {"throughput": throughput, "parts": parts, "anomaly": anomaly, "grid": grid}
+    if unknown := set(args.parts) - every.keys():
+        parser.error(f"{', '.join(unknown)}: no part; known are {', '.join(every)}")
+    with tempfile.TemporaryDirectory() as folder:
+        common.fresh(growth.generate, Path(folder) / "images", args.images)
+        for name in args.parts or every:
+            every[name](
+                folder=folder, data=common.data_overrides(args.data_root), epochs=args.epochs, images=args.images
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """A GPU's figures: images per second beside a plain loop and the limit, torch.compile, one-class models, four runs.
 
     python -m benchmarks.gpu --data-root DIR                  # all of it; needs a GPU
-    python -m benchmarks.gpu --data-root DIR throughput       # a part: throughput, parts, anomaly or grid
+    python -m benchmarks.gpu --data-root DIR throughput       # a part: throughput, steps, anomaly or grid
 
 Throughput is that of generated images; no weights are fetched for it, as speed does not depend on them.
 """
@@ -19,8 +19,13 @@ from typing import Any
 
 from benchmarks import common, growth, limit, speed
 
-BACKBONES = {"resnet50": (32, 128), "vit_b_16": (32,)}  # and batch sizes: the lab's default, and one that fills a GPU
-ATTEMPTS = ("full", "finetune")
+RUNS = (  # backbone, attempt, and batch size: the lab's default, and one that fills a GPU
+    ("resnet50", "full", 32),
+    ("resnet50", "full", 128),
+    ("resnet50", "finetune", 32),
+    ("vit_b_16", "full", 32),
+    ("vit_b_16", "finetune", 32),
+)
 GOALS = {False: 0.9, True: 0.6}  # of the limit, without augmentation and with it
 WORKERS = 8  # of the plain loop; as many as the lab's
 ANOMALY = ("patchcore", "padim", "stfpm")
@@ -82,31 +87,30 @@ def bare(overrides: list[str], epochs: int) -> list[float]:
     return [common.timed(epoch)[0] for _ in range(epochs)]
 
 
-def rates(folder: str, backbone: str, epochs: int) -> list[list[Any]]:
-    """Return rows of a backbone: batch, attempt, augmentation, images per second of the lab, the loop and the limit."""
+def rates(folder: str, epochs: int) -> list[list[Any]]:
+    """Return the rows of RUNS: images per second of the lab, the loop and the limit."""
     from benchmarks import plain
 
-    described = speed.prepare(settings(folder, backbone, "full", 32, epochs))
+    described = speed.prepare(settings(folder, *RUNS[0], epochs))
     images, rows = len(described["splits"]["train"]), []
-    for batch in BACKBONES[backbone]:
-        for attempt in ATTEMPTS:
-            ours = settings(folder, backbone, attempt, batch, epochs)
-            most = rate(images, bare(ours, epochs))
-            for augmented in (False, True):
-                with tempfile.TemporaryDirectory() as run_dir:
-                    more = ["augment=standard"] if augmented else []
-                    lab = rate(images, limit.training_epochs([*ours, *more], run_dir))
-                about = {"backbone": backbone, "epochs": epochs, "workers": WORKERS, "batch_size": batch}
-                loop = plain.train(attempt, **described | about, augmented=augmented, device="cuda")
-                theirs = rate(images, loop["training"])
-                cells = [lab, theirs, most, f"{lab / theirs:.2f}", f"{lab / most:.2f} (target {GOALS[augmented]})"]
-                rows.append([backbone, batch, attempt, "standard" if augmented else "none", *cells])
-                print(*rows[-1], file=sys.stderr, flush=True)
+    for backbone, attempt, batch in RUNS:
+        ours = settings(folder, backbone, attempt, batch, epochs)
+        most = rate(images, bare(ours, epochs))
+        for augmented in (False, True):
+            with tempfile.TemporaryDirectory() as run_dir:
+                more = ["augment=standard"] if augmented else []
+                lab = rate(images, limit.training_epochs([*ours, *more], run_dir))
+            about = {"backbone": backbone, "epochs": epochs, "workers": WORKERS, "batch_size": batch}
+            loop = plain.train(attempt, **described | about, augmented=augmented, device="cuda")
+            theirs = rate(images, loop["training"])
+            cells = [lab, theirs, most, f"{lab / theirs:.2f}", f"{lab / most:.2f} (target {GOALS[augmented]})"]
+            rows.append([backbone, attempt, batch, "standard" if augmented else "none", *cells])
+            print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
 def throughput(folder: str, epochs: int, images: int, **_: Any) -> None:
-    rows = [row for backbone in BACKBONES for row in common.fresh(rates, folder, backbone, epochs).value]
+    rows = common.fresh(rates, folder, epochs).value
     notes = [
         f"{images} generated images at 224 pixels, four fifths of which train; random weights, bf16; the median of "
         f"{epochs} epochs without the first",
@@ -114,7 +118,7 @@ def throughput(folder: str, epochs: int, images: int, **_: Any) -> None:
         f"plain loop: decodes in each epoch, {WORKERS} loader workers, the same autocast and memory layout",
         "limit: steps of the trained stages, forward, backward and Adam's, their input on the GPU",
     ]
-    header = ["backbone", "batch", "attempt", "augmentation", "lab, images/s", "plain loop", "limit"]
+    header = ["backbone", "attempt", "batch", "augmentation", "lab, images/s", "plain loop", "limit"]
     common.show("gpu_throughput", notes, [*header, "lab / plain loop", "lab / limit"], rows)
 
 
@@ -122,7 +126,7 @@ def compiled(folder: str, epochs: int) -> list[list[Any]]:
     """Return rows with torch.compile off and on: the first epoch's seconds, and a later one's."""
     rows = []
     for compile_ in (False, True):
-        ours = settings(folder, "resnet50", "full", 32, epochs)
+        ours = settings(folder, *RUNS[0], epochs)
         with tempfile.TemporaryDirectory() as run_dir:
             seconds = limit.training_epochs([*ours, f"trainer.compile={str(compile_).lower()}"], run_dir)
         rows.append(["on" if compile_ else "off", seconds[0], common.later(seconds)])
@@ -133,10 +137,9 @@ def compiled(folder: str, epochs: int) -> list[list[Any]]:
 PARTS = {
     "[_TrainingEpochLoop].train_dataloader_next": "next batch",
     "[Strategy]SingleDeviceStrategy.batch_to_device": "batch to the GPU",
-    "[Strategy]SingleDeviceStrategy.training_step": "forward, loss, metrics",
+    "[Strategy]SingleDeviceStrategy.training_step": "forward and loss",
     "[Strategy]SingleDeviceStrategy.backward": "backward",
-    "[LightningModule]DefectClassifier.optimizer_step": "optimizer, those three and the gradient norm included",
-    "run_training_batch": "all of a batch",
+    "[LightningModule]DefectClassifier.optimizer_step": "forward to optimizer",
     "run_training_epoch": "all of an epoch, validation included",
 }
 
@@ -146,7 +149,7 @@ def profiled(folder: str, epochs: int) -> list[list[Any]]:
     from pytorch_lightning.profilers import SimpleProfiler
 
     profiler = SimpleProfiler()
-    ours = settings(folder, "resnet50", "full", 32, epochs)
+    ours = settings(folder, *RUNS[0], epochs)
     with tempfile.TemporaryDirectory() as run_dir:
         seconds = limit.training_epochs(ours, run_dir, profiler)
     recorded = {name: values for name, values in profiler.recorded_durations.items() if len(values) >= epochs}
@@ -154,13 +157,13 @@ def profiled(folder: str, epochs: int) -> list[list[Any]]:
     for name, title in PARTS.items():
         if values := recorded.get(name):
             rows.append([title, len(values), median(values) * 1e3])
-    hooks = {name: values for name, values in recorded.items() if name.startswith("[Callback]")}
+    hooks = {name: values for name, values in recorded.items() if name.startswith("[Callback]") and "Timer" not in name}
     for name, values in sorted(hooks.items(), key=lambda item: -sum(item[1]))[:4]:
         rows.append([name.removeprefix("[Callback]"), len(values), median(values) * 1e3])
     return rows
 
 
-def parts(folder: str, epochs: int, **_: Any) -> None:
+def steps(folder: str, epochs: int, **_: Any) -> None:
     note = "resnet50, full, batch 32, bf16, no augmentation"
     header = ["torch.compile", "first epoch, s", "a later one, s"]
     common.show("gpu_compile", [note], header, common.fresh(compiled, folder, epochs).value)
@@ -168,32 +171,40 @@ def parts(folder: str, epochs: int, **_: Any) -> None:
     common.show("gpu_parts", notes, ["part", "times", "median, ms"], common.fresh(profiled, folder, epochs).value)
 
 
-def one_class(data: list[str], method: str, size: int, accelerator: str) -> list[Any]:
-    """Return a row of a one-class run: fit seconds, milliseconds per image, MiB, image and pixel AUROC."""
+def one_class(data: list[str], accelerator: str) -> list[list[Any]]:
+    """Return rows of one-class runs: fit seconds, milliseconds per image, MiB, image and pixel AUROC."""
     from mvtec_lab import compose, run_attempt
 
     weights = ["model.backbone=mobilenet_v2", f"model.weights={common.weights_at_hand('mobilenet_v2') or 'null'}"]
-    ours = [*data, *weights, f"attempt={method}", f"data.image_size={size}", f"trainer.accelerator={accelerator}"]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        result = run_attempt(compose(*ours, f"cache.dir={folder}/cache"), f"{folder}/run")
-    metrics = result.metrics["test"]
-    assert result.seconds_per_image is not None
-    cells = [result.fit_seconds, result.seconds_per_image * 1e3, result.peak_mib]
-    return [method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]]
+        for number, (method, size) in enumerate((method, size) for size in SIZES for method in ("padim", *ANOMALY)):
+            ours = [
+                *data,
+                *weights,
+                f"attempt={method}",
+                f"data.image_size={size}",
+                f"trainer.accelerator={accelerator}",
+            ]
+            result = run_attempt(compose(*ours, f"cache.dir={folder}/cache"), f"{folder}/{number}")
+            metrics = result.metrics["test"]
+            cells = [result.fit_seconds, (result.seconds_per_image or 0) * 1e3, result.peak_mib]
+            rows.append([method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    return [row for i, row in enumerate(rows) if i % (1 + len(ANOMALY))]  # without the first of a size: it warms up
 
 
 def anomaly(data: list[str], **_: Any) -> None:
-    rows = []
-    for accelerator in ("gpu", "cpu"):
-        for method in ANOMALY:
-            rows += [common.fresh(one_class, data, method, size, accelerator).value for size in SIZES]
-            print(*rows[-2:], sep="\n", file=sys.stderr, flush=True)
+    rows: list[list[Any]] = []
     notes = [
         f"{data[-1]}; mobilenet_v2 {common.model('mobilenet_v2')[0] or 'random'}, the methods' own layers and epochs",
-        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory",
+        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory; a run before each size warms up",
     ]
     header = ["method", "pixels", "device", "fit, s", "ms per image", "peak MiB", "image AUROC", "pixel AUROC"]
-    common.show("gpu_anomaly", notes, header, sorted(rows, key=lambda row: (ANOMALY.index(row[0]), row[1])))
+    for accelerator in ("gpu", "cpu"):
+        rows += common.fresh(one_class, data, accelerator).value
+        rows.sort(key=lambda row: (ANOMALY.index(row[0]), row[1]))
+        common.show("gpu_anomaly", notes, header, rows)
 
 
 def sweep(data: list[str], folder: str, *more: str) -> float:
@@ -209,30 +220,35 @@ def sweep(data: list[str], folder: str, *more: str) -> float:
 
 def grid(data: list[str], **_: Any) -> None:
     rows = []
-    at_once = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=4"]
+    at_once = ["hydra/launcher=parallel", f"hydra.launcher.n_jobs={len(speed.GRID)}"]
     for name, more in {"one after the other": [], "four at once": at_once}.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append([name, sweep(data, folder, *more), sweep(data, folder, *more, f"hydra.sweep.dir={folder}/2")])
-    notes = [f"{data[-1]}: {', '.join(speed.GRID)}, resnet18 random, 30 epochs each; process start and report included"]
-    common.show("gpu_grid", notes, ["runs", "cold cache, s", "warm, s"], rows)
+            rows.append([name, sweep(data, folder, *more)])
+    notes = [
+        f"{data[-1]}: {', '.join(speed.GRID)}, resnet18 random, up to 30 epochs each; cold cache, process start and "
+        "report included"
+    ]
+    common.show("gpu_grid", notes, ["runs", "seconds"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="part", help="throughput, parts, anomaly, grid; default: all")
+    every = {"throughput": throughput, "steps": steps, "anomaly": anomaly, "grid": grid}
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(every)}; default: all")
     parser.add_argument("--data-root", default=os.environ.get("MVTEC_ROOT"), help="holds bottle/; else the sample")
     parser.add_argument("--epochs", type=int, default=4, help="of a timed run")
     parser.add_argument("--images", type=int, default=2500, help="that are generated")
+    parser.add_argument("--folder", help="keeps the generated images and their cache for another call")
     args = parser.parse_args()
-    every = {"throughput": throughput, "parts": parts, "anomaly": anomaly, "grid": grid}
     if unknown := set(args.parts) - every.keys():
         parser.error(f"{', '.join(unknown)}: no part; known are {', '.join(every)}")
-    with tempfile.TemporaryDirectory() as folder:
-        common.fresh(growth.generate, Path(folder) / "images", args.images)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or scratch
+        if not Path(folder, "images").exists():
+            common.fresh(growth.generate, Path(folder) / "images", args.images)
+        data = common.data_overrides(args.data_root)
         for name in args.parts or every:
-            every[name](
-                folder=folder, data=common.data_overrides(args.data_root), epochs=args.epochs, images=args.images
-            )
+            every[name](folder=folder, data=data, epochs=args.epochs, images=args.images)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ RUNS = (  # backbone, attempt, and batch size: the lab's default, and one that f
 )
 GOALS = {False: 0.9, True: 0.6}  # of the limit, without augmentation and with it
 WORKERS = 8  # of the plain loop; as many as the lab's
-ANOMALY = ("patchcore", "padim", "stfpm")
+ANOMALY = ("padim", "patchcore", "stfpm")
 SIZES = (224, 448)
 
 
@@ -87,10 +87,23 @@ def bare(overrides: list[str], epochs: int) -> list[float]:
     return [common.timed(epoch)[0] for _ in range(epochs)]
 
 
-def rates(folder: str, epochs: int) -> list[list[Any]]:
-    """Return the rows of RUNS: images per second of the lab, the loop and the limit."""
+def throughput(folder: str, epochs: int, images: int, **_: Any) -> None:
+    """Measure RUNS: images per second of the lab, the loop and the limit."""
+    common.fresh(rates, folder, epochs, images)
+
+
+def rates(folder: str, epochs: int, generated: int) -> None:
     from benchmarks import plain
 
+    notes = [
+        f"{generated} generated images at 224 pixels, four fifths of which train; random weights, bf16; the median of "
+        f"{epochs} epochs without the first",
+        "lab: a real run, from an epoch's start to the end of its last training batch; images decoded and kept",
+        f"plain loop: decodes in each epoch, {WORKERS} loader workers, the same autocast and memory layout",
+        "limit: steps of the trained stages, forward, backward and Adam's, their input on the GPU",
+    ]
+    header = ["backbone", "attempt", "batch", "augmentation", "lab, images/s", "plain loop", "limit"]
+    header += ["lab / plain loop", "lab / limit"]
     described = speed.prepare(settings(folder, *RUNS[0], epochs))
     images, rows = len(described["splits"]["train"]), []
     for backbone, attempt, batch in RUNS:
@@ -105,21 +118,7 @@ def rates(folder: str, epochs: int) -> list[list[Any]]:
             theirs = rate(images, loop["training"])
             cells = [lab, theirs, most, f"{lab / theirs:.2f}", f"{lab / most:.2f} (target {GOALS[augmented]})"]
             rows.append([backbone, attempt, batch, "standard" if augmented else "none", *cells])
-            print(*rows[-1], file=sys.stderr, flush=True)
-    return rows
-
-
-def throughput(folder: str, epochs: int, images: int, **_: Any) -> None:
-    rows = common.fresh(rates, folder, epochs).value
-    notes = [
-        f"{images} generated images at 224 pixels, four fifths of which train; random weights, bf16; the median of "
-        f"{epochs} epochs without the first",
-        "lab: a real run, from an epoch's start to the end of its last training batch; images decoded and kept",
-        f"plain loop: decodes in each epoch, {WORKERS} loader workers, the same autocast and memory layout",
-        "limit: steps of the trained stages, forward, backward and Adam's, their input on the GPU",
-    ]
-    header = ["backbone", "attempt", "batch", "augmentation", "lab, images/s", "plain loop", "limit"]
-    common.show("gpu_throughput", notes, [*header, "lab / plain loop", "lab / limit"], rows)
+            common.show("gpu_throughput", notes, header, rows)  # now: a machine may be lent for minutes
 
 
 def compiled(folder: str, epochs: int) -> list[list[Any]]:
@@ -171,40 +170,34 @@ def steps(folder: str, epochs: int, **_: Any) -> None:
     common.show("gpu_parts", notes, ["part", "times", "median, ms"], common.fresh(profiled, folder, epochs).value)
 
 
-def one_class(data: list[str], accelerator: str) -> list[list[Any]]:
-    """Return rows of one-class runs: fit seconds, milliseconds per image, MiB, image and pixel AUROC."""
+def one_class(data: list[str], accelerator: str, rows: list[list[Any]]) -> list[list[Any]]:
+    """Return and show rows of one-class runs, fitted and scored on a device, behind those of another."""
     from mvtec_lab import compose, run_attempt
 
-    weights = ["model.backbone=mobilenet_v2", f"model.weights={common.weights_at_hand('mobilenet_v2') or 'null'}"]
-    rows = []
+    weights = common.weights_at_hand("mobilenet_v2")
+    notes = [
+        f"{data[-1]}; mobilenet_v2 {weights or 'random'}, the methods' own layers and epochs",
+        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory; a run before each size warms up",
+    ]
+    header = ["method", "pixels", "device", "fit, s", "ms per image", "peak MiB", "image AUROC", "pixel AUROC"]
     with tempfile.TemporaryDirectory() as folder:
-        for number, (method, size) in enumerate((method, size) for size in SIZES for method in ("padim", *ANOMALY)):
-            ours = [
-                *data,
-                *weights,
-                f"attempt={method}",
-                f"data.image_size={size}",
-                f"trainer.accelerator={accelerator}",
-            ]
-            result = run_attempt(compose(*ours, f"cache.dir={folder}/cache"), f"{folder}/{number}")
-            metrics = result.metrics["test"]
-            cells = [result.fit_seconds, (result.seconds_per_image or 0) * 1e3, result.peak_mib]
-            rows.append([method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]])
-            print(*rows[-1], file=sys.stderr, flush=True)
-    return [row for i, row in enumerate(rows) if i % (1 + len(ANOMALY))]  # without the first of a size: it warms up
+        for size in SIZES:
+            for number, method in enumerate((ANOMALY[0], *ANOMALY)):
+                ours = [*data, "model.backbone=mobilenet_v2", f"model.weights={weights or 'null'}", f"attempt={method}"]
+                ours += [f"data.image_size={size}", f"trainer.accelerator={accelerator}", f"cache.dir={folder}/cache"]
+                result = run_attempt(compose(*ours), f"{folder}/{size}-{number}")
+                metrics = result.metrics["test"]
+                cells = [result.fit_seconds, (result.seconds_per_image or 0) * 1e3, result.peak_mib]
+                if number:
+                    rows.append([method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]])
+                    common.show("gpu_anomaly", notes, header, rows)
+    return rows
 
 
 def anomaly(data: list[str], **_: Any) -> None:
     rows: list[list[Any]] = []
-    notes = [
-        f"{data[-1]}; mobilenet_v2 {common.model('mobilenet_v2')[0] or 'random'}, the methods' own layers and epochs",
-        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory; a run before each size warms up",
-    ]
-    header = ["method", "pixels", "device", "fit, s", "ms per image", "peak MiB", "image AUROC", "pixel AUROC"]
     for accelerator in ("gpu", "cpu"):
-        rows += common.fresh(one_class, data, accelerator).value
-        rows.sort(key=lambda row: (ANOMALY.index(row[0]), row[1]))
-        common.show("gpu_anomaly", notes, header, rows)
+        rows = common.fresh(one_class, data, accelerator, rows).value
 
 
 def sweep(data: list[str], folder: str, *more: str) -> float:

@@ -62,7 +62,7 @@ def network(backbone: str, weights: str | None, classes: int, attempt: str) -> t
         head, stage = model.fc, model.layer4
     elif backbone.startswith("vit"):
         model.heads.head = nn.Linear(model.heads.head.in_features, classes)
-        head, stage = model.heads, model.encoder.layers[-1]
+        head, stage = nn.ModuleList([model.encoder.ln, model.heads]), model.encoder.layers[-1]
     else:
         model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, classes)
         head, stage = model.classifier, model.features[14:]  # mobilenet_v2: from the last stride on

@@ -1,4 +1,4 @@
-"""Problems: what is learnt, a folder and a line of PROBLEMS for each; methods: how, a folder and a METHOD for each.
+"""Problems: what is learnt, a folder with a problem.py each; methods: how, a folder of methods/ with a METHOD each.
 
 Light to import: a configuration is checked without torch.
 """
@@ -18,22 +18,25 @@ from mvtec_lab.registry import Registry
 
 Model = TypeVar("Model", bound=type)
 
-_FOLDERS = Path(__file__).parent / "anomaly" / "methods"
-METHODS: Registry[Method] = Registry(
-    "method",
-    {
-        "classifier": f"{__name__}.classification:METHOD",
-        **{folder.name: f"{__name__}.anomaly.methods.{folder.name}:METHOD" for folder in iter_modules([str(_FOLDERS)])},
-    },
-    require=("problem", "home", "options"),
-)
-PROBLEMS: Registry[Problem] = Registry(
-    "problem",
-    {"classification": f"{__name__}.classification.problem:PROBLEM", "anomaly": f"{__name__}.anomaly.problem:PROBLEM"},
-)
+_HERE = Path(__file__).parent
+_FOUND = {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("*/problem.py"))}  # every folder with one
+
+
+def _methods() -> dict[str, str]:
+    """Return the places of all methods: a problem's own METHOD, and a METHOD per folder of its ``methods/``."""
+    places = {"classifier": f"{__name__}.classification:METHOD"}
+    for problem, folder in _FOUND.items():
+        names = [module.name for module in iter_modules([str(folder / "methods")])]
+        places |= {name: f"{__name__}.{problem}.methods.{name}:METHOD" for name in names}
+    return places
+
+
+METHODS: Registry[Method] = Registry("method", _methods(), require=("problem", "home", "options"))
+PROBLEMS: Registry[Problem] = Registry("problem", {name: f"{__name__}.{name}.problem:PROBLEM" for name in _FOUND})
 # What is checked before torch is imported; a problem without rules of this kind checks its settings when it is built.
 RULES: Registry[Rules] = Registry(
-    "rule", {name: f"{__name__}.{name}.rules:RULES" for name in ("classification", "anomaly")}
+    "rule",
+    {name: f"{__name__}.{name}.rules:RULES" for name, folder in _FOUND.items() if (folder / "rules.py").exists()},
 )
 
 
@@ -105,6 +108,9 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers().get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
+    for key, takers in _owners().items():
+        if method.name not in takers:
+            reasons[key] = f"it is a setting of {', '.join(takers)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
     reasons = knobs.without_effect(defaults, values) | reasons
     for key in rules.effective(config):
@@ -128,3 +134,12 @@ def _takers() -> Mapping[str, list[str]]:
         for option in METHODS[name].options:
             methods.setdefault(option, []).append(name)
     return methods
+
+
+def _owners() -> Mapping[str, list[str]]:
+    """Return every key that some methods alone take, with these methods."""
+    owners: dict[str, list[str]] = {}
+    for name in METHODS.names():
+        for key in METHODS[name].keys:
+            owners.setdefault(key, []).append(name)
+    return owners

@@ -57,6 +57,7 @@ class Method:
         draws: from random numbers, so that another seed gives another model.
         backbone: it takes ``model.backbone`` and ``model.weights``.
         options: what it takes beside them, by name.
+        keys: keys of the configuration that it takes and methods which do not name them do not: ``model.sam_weights``.
         rules: raises LabError for settings that the method cannot work with; it is given the whole Config.
     """
 
@@ -67,6 +68,7 @@ class Method:
     draws: bool = True
     backbone: bool = True
     options: Mapping[str, Option] = field(default_factory=dict)
+    keys: Collection[str] = ()
     rules: Callable[[Any], None] | None = None
 
 
@@ -111,11 +113,14 @@ class Prediction:
         row: of predictions.csv, after ``path``; ``prediction`` is a part of it.
         caption: below the image on a sheet, and beside its path in the terminal.
         heat: scores of the image's parts [h, w], any size, that cover it; None: the method does not localise.
+        files: given the image in its own size, uint8 RGB [H, W, 3], returns the files to write for it by the ending of
+            their names: pictures, uint8 [H, W, 3] or [H, W], or text. ``.jpg`` is also shown on the sheet.
     """
 
     row: Mapping[str, Any]
     caption: str
     heat: np.ndarray | None = None
+    files: Callable[[np.ndarray], Mapping[str, np.ndarray | str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ class Rules:
 class Problem:
     """Define what is learnt: classification, anomaly ... Each problem is one object, ``PROBLEM`` in its folder.
 
-    Tasks and the engine ask it and never test its name. A new problem is a folder with a subclass of this one, a line
-    in ``problems.PROBLEMS`` (or an entry point in ``mvtec_lab.problems``), its ``Method``s, and its metrics in
+    Tasks and the engine ask it and never test its name. A new problem is a folder with a problem.py that holds a
+    subclass of this one (or an entry point in ``mvtec_lab.problems``), its ``Method``s, and its metrics in
     ``evaluation.specs``. What is asked before torch is imported stands apart: ``Rules``, and the methods.
     """
 

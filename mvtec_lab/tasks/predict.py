@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
 
 log = logging.getLogger(__name__)
 
-MAPS = "maps"
+MAPS, FOUND = "maps", "found"
 NAMED = 20  # broken images that are named in the terminal, a line each; run.log names all of them
 COOL, HOT = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
 SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the one, a screen shows the other
@@ -137,6 +137,11 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
             if prediction.heat is not None:  # written as they come: a day's production does not fit into memory
                 drawn = _write_map(run_dir / MAPS / source.name(path), path, prediction.heat, model)
                 shown[f"map, outlined where above {model.map_threshold:.3g}"] = drawn
+            if prediction.files is not None:
+                files = prediction.files(read_image(path, model.white))
+                _write_files(run_dir / FOUND / source.name(path), files)
+                if isinstance(drawing := files.get(".jpg"), np.ndarray):
+                    shown["found"] = drawing
             if len(tiles) < SHOWN:
                 tiles += shown.values()
                 captions += shown
@@ -172,6 +177,21 @@ def _write_map(target: Path, path: Path, heat: np.ndarray, model: Model) -> np.n
     drawn = _map_over(read_image(path, model.white), heat, model.map_threshold)
     write_picture(Path(f"{target}.jpg"), drawn)
     return drawn
+
+
+def _write_files(target: Path, files: Mapping[str, np.ndarray | str]) -> None:
+    """Write what a model found in an image, a file per ending."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for ending, content in files.items():
+        path = Path(f"{target}{ending}")
+        if isinstance(content, str):
+            write_whole(path, content)
+        elif ending.endswith(".png"):  # exact, as masks have to be
+            file = io.BytesIO()
+            Image.fromarray(content).save(file, "png")
+            write_whole(path, file.getbuffer())
+        else:
+            write_picture(path, content)
 
 
 def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.knobs import but, check_values, knob, only
 
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
@@ -25,6 +25,11 @@ SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 # Precisions that leave weights and images in 32 bits: so is what the cache and a method keep.
 PRECISIONS = ("auto", "32", "32-true", "16-mixed", "bf16-mixed")
+# What a task writes, the default first; task=export writes one format, task=annotate any of its.
+FORMATS = {
+    "export": ("onnx", "openvino"),
+    "annotate": ("coco", "coco_polygons", "yolo", "yolo_seg", "masks"),
+}
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
@@ -265,7 +270,12 @@ class Config:
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
     ckpt: str | None = None  # task=evaluate, task=predict and task=export: the checkpoint
-    format: str = knob("onnx", choices=("onnx", "openvino"), changes="nothing")  # task=export: what it writes
+    # task=export: onnx or openvino; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or several, [coco,yolo]
+    # null: the first of these
+    format: Any = knob(None, changes="nothing")  # noqa: RUF009 # it returns a field
+    # task=annotate: leaves out objects of fewer pixels of the original mask; 0, none: on MVTec's bottle the smallest
+    # has 196 pixels of 810,000 and is real, so what is too small is for the user to say
+    min_area: int = knob(0, least=0, changes="nothing")
     source: str | None = None  # task=predict: an image or a folder
     dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
 
@@ -285,6 +295,8 @@ def validate(config: Config) -> None:
             f"model.warmup_epochs={m.warmup_epochs} leaves none of trainer.max_epochs={epochs} to the stages that are "
             "to join: give fewer"
         )
+    if config.task in FORMATS:
+        formats_of(config)
     if config.resume and config.task != "train":
         raise LabError(f"resume=true resumes a training: leave it out of task={config.task}")
     _check_bins(config.loss.bins)
@@ -294,6 +306,22 @@ def validate(config: Config) -> None:
         raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
     if d.category is None and d.name != "folder":
         raise LabError(f"data={d.name} needs data.category=NAME")
+
+
+def formats_of(config: Config) -> list[str]:
+    """Return the formats that a configuration's task is to write.
+
+    Raises:
+        LabError: one that it does not write, none, or several of a task that writes one.
+    """
+    known, given = FORMATS[config.task], config.format
+    formats = [known[0]] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    for name in formats:
+        if name not in known:
+            raise unknown("format", name, known)
+    if not formats or (len(formats) > 1 and config.task == "export"):
+        raise LabError(f"format={given} is not what task={config.task} writes: give one of {', '.join(known)}")
+    return list(dict.fromkeys(formats))
 
 
 def validate_split(s: SplitConfig) -> None:

@@ -47,13 +47,18 @@ class Task(NamedTuple):
 
 _DATA = ("data.", "split.", "seed", "cache.", "audit")
 TASKS = {
-    "train": Task("mvtec_lab.tasks.train:run_attempt", ("",), ignores=("ckpt", "format", "source", "dirs")),
+    "train": Task("mvtec_lab.tasks.train:run_attempt", ("",), ignores=("ckpt", "format", "min_area", "source", "dirs")),
     "describe": Task("mvtec_lab.tasks.describe:describe", (*_DATA, "augment.", "loss.", "model.")),
     "backbones": Task("mvtec_lab.tasks.backbones:list_backbones"),
     # The checkpoint holds the size of its images and their white.
     "evaluate": Task("mvtec_lab.tasks.evaluate:evaluate", (*_DATA, "ckpt"), ignores=("data.image_size", "data.white")),
     "predict": Task("mvtec_lab.tasks.predict:predict", ("data.batch_size", "ckpt", "source")),
     "export": Task("mvtec_lab.tasks.export:export", ("ckpt", "format")),
+    "annotate": Task(
+        "mvtec_lab.tasks.annotate:annotate",
+        ("data.", "split.", "seed", "format", "min_area"),
+        ignores=("data.image_size", "data.white", "data.batch_size", "data.num_workers", "data.sampler"),
+    ),
     "cache": Task("mvtec_lab.tasks.cache:list_cache", ("cache.",)),
     "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", ("cache.",)),
     "compare": Task("mvtec_lab.tasks.compare:compare_runs", ("verdict.", "dirs")),

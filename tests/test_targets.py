@@ -16,7 +16,7 @@ from torchvision.ops import masks_to_boxes
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import AugmentConfig
-from mvtec_lab.data import dataset as dataset_module
+from mvtec_lab.data import samples as samples_module
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import read_mask
@@ -152,7 +152,7 @@ def test_pasting_gives_a_good_image_the_mask_of_its_new_defect(product: Path) ->
 
 def test_training_without_targets_reads_no_mask(product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(dataset_module, "read_mask", lambda path: read.append(path) or read_mask(path))
+    monkeypatch.setattr(samples_module, "read_mask", lambda path: read.append(path) or read_mask(path))
     flip = AugmentConfig(transforms={"HorizontalFlip": {}})
 
     def epoch(**settings: Any) -> int:

@@ -39,7 +39,7 @@ def audit(dataset: MVTecDataset) -> list[str]:
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))
     near = {pair: how for pair, how in _known[key].items() if files[pair[0]] != files[pair[1]]}
     findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples)
-    odd = odd_masks([dataset.folder / s.mask for s in samples if s.mask])
+    odd = odd_masks([dataset.folder / s.mask for s in samples if s.mask and not s.objects])
     return findings + odd[:SHOWN] + ([f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else [])
 
 

@@ -23,7 +23,7 @@ from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
 from mvtec_lab.data.images import RULES, check_images, digests, each_image, too_bright, white_level
 from mvtec_lab.data.paste import Paste, check_sources
-from mvtec_lab.data.samples import Sample, classes_of, scan
+from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of, scan
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, split_samples, thin_out
@@ -35,7 +35,8 @@ class MVTecDataModule(pl.LightningDataModule):
     """Split, sample and transform one product folder in MVTec's layout.
 
     Args:
-        root: the folder that holds the category folders, or the product folder itself (``category=None``).
+        root: the folder that holds the category folders, or the product folder itself (``category=None``), or what
+            lies in a folder of another layout: ``read_yolo(FOLDER)``, ``read_coco(FOLDER)``.
         category: the product, ``bottle``.
         image_size, white, batch_size: as in DataConfig.
         num_workers: processes that decode and augment; None: none, but up to eight where a GPU waits for them.
@@ -49,7 +50,8 @@ class MVTecDataModule(pl.LightningDataModule):
         targets: what items have beside image and label, as in MVTecDataset.
         seed: of order, sampling and augmentation.
 
-    After ``scan`` or ``setup``: ``folder``, ``classes``, ``samples`` (all, each with its split) and ``warnings``.
+    After ``scan`` or ``setup``: ``folder``, ``listed`` (what lies in it), ``classes``, ``kinds`` (the types of boxes,
+    from label 1 up), ``samples`` (all, each with its split) and ``warnings``.
 
     Raises:
         LabError: an unknown mix or transform, or a value out of range.
@@ -57,7 +59,7 @@ class MVTecDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Scan,
         category: str | None = None,
         *,
         image_size: int = 224,
@@ -106,13 +108,13 @@ class MVTecDataModule(pl.LightningDataModule):
         """
         if self.samples:
             return
-        self.folder = product_folder(self.root, self.category)
-        listed = scan(self.folder)
+        self.listed = listed = self.list_files()
+        self.folder = listed.folder
         self.warnings += listed.check_masks(self.masks == "required")
         try:
             samples = split_samples(listed.samples, self.split)
             self._pool = [s for s in samples if s.split]
-            self.classes = classes_of(self._pool)
+            self.classes, self.kinds = classes_of(self._pool), kinds_of(self._pool)
             imbalance = self.sampling.imbalance
             if imbalance is not None:
                 samples = thin_out(samples, imbalance, self.split.seed)
@@ -126,6 +128,14 @@ class MVTecDataModule(pl.LightningDataModule):
             kept = ", ".join(f"{label} {count}" for label, count in Counter(s.label for s in train).most_common())
             self.warnings.append(f"data.imbalance={imbalance:g}: training thinned out to {kept}")
         self.samples = samples
+
+    def list_files(self) -> Scan:
+        """Return what lies in the folder, neither checked nor split.
+
+        Raises:
+            LabError: as ``scan`` of samples.py.
+        """
+        return self.root if isinstance(self.root, Scan) else scan(product_folder(self.root, self.category))
 
     def setup(self, stage: str | None = None) -> None:
         """Scan the folder once; every image that takes part is decoded, now or for an earlier cache.
@@ -208,6 +218,7 @@ class MVTecDataModule(pl.LightningDataModule):
             self.folder,
             samples,
             classes=self.classes,
+            kinds=self.kinds,
             image_size=self.image_size,
             white=self.white,
             mean=self.mean,

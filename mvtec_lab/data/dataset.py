@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import WHITE, each_image, read_mask
+from mvtec_lab.data.images import WHITE, each_image
 from mvtec_lab.data.paste import Paste
-from mvtec_lab.data.samples import Sample, classes_of, scan
+from mvtec_lab.data.regions import box_around
+from mvtec_lab.data.samples import Sample, classes_of, kinds_of, scan
 from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
 from mvtec_lab.errors import LabError, unknown
@@ -64,6 +65,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         folder: the product folder, ``.../bottle``.
         samples: which of its images; None: all of them.
         classes: the class names in the order of their index; None: those of ``samples``, good first.
+        kinds: the defect types in the order of ``labels``; None: those of ``samples``.
         image_size: S, pixels.
         white: the value of 16-bit files that becomes 255.
         augmentation: random transforms, or None.
@@ -82,6 +84,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         samples: Sequence[Sample] | None = None,
         *,
         classes: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
         image_size: int = 224,
         white: int = WHITE,
         augmentation: Augmentation | None = None,
@@ -98,11 +101,17 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
-        self._kinds = {name: i for i, name in enumerate((c for c in self.classes if c != GOOD), start=1)}
+        kinds = kinds_of(self.samples) if kinds is None else kinds
+        self._kinds = {name: i for i, name in enumerate(kinds, start=1)}
         if strangers := [name for name in targets if name not in TARGETS]:
             raise unknown("target", strangers[0], TARGETS)
         if targets and (bare := [s.path for s in self.samples if s.label != GOOD and s.mask is None]):
             raise LabError(f"{self.folder / bare[0]} has no mask to learn from: add it, or remove the image")
+        if "mask" in targets and (boxed := [s for s in self.samples if s.mask and not s.outlined]):
+            raise LabError(
+                f"{self.folder / boxed[0].path} has boxes alone ({boxed[0].mask}), but masks are to be learnt: give "
+                "its objects outlines, or choose a method that learns boxes"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -134,9 +143,8 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
         None where there is none, it marks nothing or cannot be read.
         """
-        path = self.samples[place].mask
         try:
-            mask = None if path is None else read_mask(self.folder / path)
+            mask = self.samples[place].read_mask(self.folder)
         except LabError:
             return None
         return mask if mask is not None and mask.any() else None
@@ -147,6 +155,11 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         Returns:
             [S, S, 3] uint8, and [S, S] uint8, or None where no target asks for it.
         """
+        image, mask = self._seen(key)
+        return image, mask if mask is None or mask.ndim == 2 else mask.max(axis=2)
+
+    def _seen(self, key: Key) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the same, with a mask [S, S, K] of K annotated objects: they may overlap, and keep their types."""
         place, seed = key if isinstance(key, tuple) else (key, int(torch.randint(2**31, ())) if self.random else 0)
         mask = self._small_mask(place) if self.targets else None
         image, mask = self.paste(self.picture, place, seed, mask) if self.paste else (self.picture(place), mask)
@@ -159,7 +172,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         index = torch.tensor(places)
         masks: Sequence[Any] = ()
         if self.random or self.targets:
-            pictures, masks = zip(*map(self.view, key), strict=True)
+            pictures, masks = zip(*map(self._seen, key), strict=True)
             images = torch.from_numpy(np.stack(pictures))
         elif self.pictures is not None:
             images = self.pictures[places]
@@ -173,19 +186,32 @@ class MVTecDataset(Dataset[dict[str, Any]]):
             "index": index,
         }
         if "mask" in self.targets:
-            item["mask"] = torch.from_numpy(np.stack(masks))
+            item["mask"] = torch.from_numpy(np.stack([m if m.ndim == 2 else m.max(axis=2) for m in masks]))
         if "boxes" in self.targets:
-            item["boxes"] = [boxes_of(mask) for mask in masks]
-            kinds = [self._kinds.get(self.samples[place].label, 0) for place in places]
-            item["labels"] = [torch.full((len(b),), kind) for b, kind in zip(item["boxes"], kinds, strict=True)]
+            pairs = [self._boxes(place, mask) for place, mask in zip(places, masks, strict=True)]
+            item["boxes"], item["labels"] = (list(values) for values in zip(*pairs, strict=True))
         return item
 
+    def _boxes(self, place: int, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the boxes of a mask that ``_seen`` gave, and their labels; an object that moved out has none."""
+        sample = self.samples[place]
+        if not sample.objects:
+            boxes = boxes_of(mask)
+            return boxes, torch.full((len(boxes),), self._kinds.get(sample.label, 0))
+        parts = mask.reshape(*mask.shape[:2], -1)  # a single object's may have lost its axis
+        kept = [k for k in range(parts.shape[2]) if parts[..., k].any()]
+        boxes = torch.tensor([box_around(parts[..., k]) for k in kept]).reshape(-1, 4)
+        return boxes, torch.tensor([self._kinds[sample.objects[k].label] for k in kept], dtype=torch.int64)
+
     def _small_mask(self, place: int) -> np.ndarray:
-        """Return the mask to learn from, [S, S] uint8."""
-        path = self.samples[place].mask
-        if path is None:
+        """Return the mask to learn from: [S, S] uint8, or [S, S, K] of K annotated objects."""
+        sample = self.samples[place]
+        if sample.objects:
+            return np.stack([resize_mask(r.mask(), self.image_size) for r in sample.objects], axis=2)
+        mask = sample.read_mask(self.folder)
+        if mask is None:
             return np.zeros((self.image_size, self.image_size), np.uint8)
-        return resize_mask(read_mask(self.folder / path), self.image_size)
+        return resize_mask(mask, self.image_size)
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

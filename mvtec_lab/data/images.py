@@ -108,6 +108,26 @@ def odd_masks(paths: Sequence[Path]) -> list[str]:
     return [line for line in each_image(paths, _oddity) if line]
 
 
+def grey_masks(paths: Sequence[Path]) -> list[str]:
+    """Return a list with a line if masks have values between their darkest and their brightest, else an empty list.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    grey = [path for path, values in zip(paths, each_image(paths, _values), strict=True) if values > 2]
+    if not grey:
+        return []
+    return [
+        f"{len(grey)} mask(s), {grey[0]} first, have values between the darkest and the brightest: those brighter than "
+        "the middle count as defect (in masks of label numbers, all but 0)"
+    ]
+
+
+def _values(path: Path) -> int:
+    with _opened(path) as image:
+        return len(np.unique(np.asarray(image if image.mode not in ("RGB", "RGBA", "LA") else image.convert("L"))))
+
+
 @_remembered
 def mask_share(path: Path) -> float:
     """Return the share of a mask's pixels that it marks, in [0, 1].

@@ -8,7 +8,7 @@ edge: Poisson blending solves for the colour from the edge inwards, and would re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import digests, each_image, odd_masks, read_mask
+from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.errors import LabError
 
@@ -46,7 +46,8 @@ class Paste:
         self.chance, self.size = chance, size
         self.good = [place for place, s in enumerate(samples) if s.label == GOOD]
         defects = {place: folder / s.mask for place, s in enumerate(samples) if s.label != GOOD and s.mask}
-        regions = each_image(list(defects.values()), partial(_region, size=size))
+        owners = {folder / samples[place].path: samples[place] for place in defects}
+        regions = each_image(list(owners), lambda path: _region(folder, owners[path], size))
         self.regions = dict(zip(defects, regions, strict=True))
         # its pictures depend on this, beside the images and the seed: a part of a cache's key
         self.key: list[Any] = [VERSION, cv2.__version__, chance, self.good, digests(list(defects.values()))]
@@ -83,7 +84,7 @@ class Paste:
 
 def check_sources(samples: Sequence[Sample]) -> None:
     """Raise LabError where a defect among the training images has no mask to cut along, or none of them is good."""
-    bare = [s.path for s in samples if s.label != GOOD and s.mask is None]
+    bare = [s.path for s in samples if s.label != GOOD and not s.outlined]
     if bare:
         more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
         raise LabError(
@@ -123,11 +124,14 @@ def feathered(region: np.ndarray, width: float) -> np.ndarray:
     return ramp * ramp * (3 - 2 * ramp)  # smoothstep: a straight ramp shows where it begins
 
 
-def _region(path: Path, size: int) -> _Region:
+def _region(folder: Path, sample: Sample, size: int) -> _Region:
     # Every pixel of which the mask covers a part: a scratch of one pixel survives.
-    if odd := odd_masks([path]):
+    mask = sample.read_mask(folder)
+    assert mask is not None  # as check_sources saw to it
+    assert sample.mask is not None
+    if not sample.objects and (odd := odd_masks([folder / sample.mask])):
         raise LabError(f"augment.paste cuts defects out by their masks, but {odd[0]}; or give augment.paste=0")
-    part = cv2.resize(read_mask(path).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0
+    part = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return top, left, part[top : rows[-1] + 1, left : columns[-1] + 1].copy()

@@ -7,9 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.images import image_size
+from mvtec_lab.data.images import image_size, mask_share, read_mask
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, Listing, list_images, name_left_out
+from mvtec_lab.data.regions import Region, merged, regions_of
 from mvtec_lab.errors import LabError
 
 PARTS = ("train", "test", "ground_truth")
@@ -26,9 +29,45 @@ class Sample:
 
     path: str
     label: str  # the class: good, or the defect type
-    mask: str | None = None
+    mask: str | None = None  # the file that says where its defects are: a mask, or annotations
     group: str = ""  # images of one group stay in one split; the path itself where images are independent
     split: str = ""  # train, val, test, or empty: not used
+    objects: tuple[Region, ...] = ()  # its defects, where annotations say them one by one
+
+    @property
+    def outlined(self) -> bool:
+        """Return whether its defects are marked pixel by pixel, not by boxes alone."""
+        return self.mask is not None and all(region.counts is not None for region in self.objects)
+
+    def read_mask(self, folder: Path) -> np.ndarray | None:
+        """Return where its defects are, [H, W] bool in the image's size; None where that is not known.
+
+        Raises:
+            LabError: the mask cannot be read.
+        """
+        if self.mask is None or not self.outlined:
+            return None
+        return merged(self.objects) if self.objects else read_mask(folder / self.mask)
+
+    def regions(self, folder: Path) -> list[Region]:
+        """Return its defects one by one: as annotated, or the 8-connected components of its mask.
+
+        Raises:
+            LabError: the mask cannot be read.
+        """
+        if self.objects or self.mask is None:
+            return list(self.objects)
+        return regions_of(read_mask(folder / self.mask), self.label)
+
+    def marked(self, folder: Path) -> float | None:
+        """Return the share of its pixels that its mask marks, in [0, 1]; None where there is no mask.
+
+        Raises:
+            LabError: the mask cannot be read.
+        """
+        if self.mask is None or not self.outlined:
+            return None
+        return float(merged(self.objects).mean()) if self.objects else mask_share(folder / self.mask)
 
 
 @dataclass
@@ -39,6 +78,7 @@ class Scan:
     samples: list[Sample] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=dict)
     mask_problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how its annotations were understood, a line each
 
     def leave_out(self, left_out: LeftOut) -> None:
         """Add paths that are left out, by reason."""
@@ -61,7 +101,7 @@ class Scan:
 
     def oddities(self, samples: Sequence[Sample]) -> list[str]:
         """Return what a reader of the figures should know of these samples, after the split, a line each."""
-        messages = name_left_out(self.left_out, self.folder)
+        messages = [*self.notes, *name_left_out(self.left_out, self.folder)]
         if not any(s.label == GOOD for s in samples if s.split):
             messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
         return messages
@@ -70,6 +110,15 @@ class Scan:
 def classes_of(samples: Sequence[Sample]) -> list[str]:
     """Return the class names, good first, then the defect types by name; a label's index is its place here."""
     return sorted({s.label for s in samples}, key=lambda name: (name != GOOD, name))
+
+
+def kinds_of(samples: Sequence[Sample]) -> list[str]:
+    """Return the defect types by name, those of objects that give their image another class as well.
+
+    A box's label is its place here, from 1.
+    """
+    kinds = {s.label for s in samples} | {region.label for s in samples for region in s.objects}
+    return sorted(kinds - {GOOD})
 
 
 def scan(folder: Path) -> Scan:

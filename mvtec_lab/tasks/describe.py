@@ -16,9 +16,8 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.data.images import attempts, check_image, image_size, mask_share, peaks, too_bright, white_level
-from mvtec_lab.data.samples import Sample, Scan, classes_of, scan
-from mvtec_lab.data.source import product_folder
+from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
+from mvtec_lab.data.samples import Sample, Scan, classes_of
 from mvtec_lab.data.splits import SPLITS, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
@@ -42,7 +41,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """
     check(config)
     data = data_module(config)
-    scanned = scan(product_folder(data.root, None))
+    scanned = data.list_files()
     folder = scanned.folder
     broken = _broken([folder / s.path for s in scanned.samples])
     sound = [s for s in scanned.samples if folder / s.path not in broken]
@@ -127,8 +126,8 @@ def _coverage(folder: Path, sound: list[Sample], classes: list[str]) -> dict[str
     """Return the shares of the pixels that masks mark: images, mean, min and max of each class that has masks."""
     shares: dict[str, list[float]] = {name: [] for name in classes}
     for sample in sound:
-        if sample.mask and sample.label in shares:
-            shares[sample.label].append(mask_share(folder / sample.mask))
+        if sample.label in shares and (share := sample.marked(folder)) is not None:
+            shares[sample.label].append(share)
     return {
         name: {"images": len(c), "mean": float(sum(c) / len(c)), "min": float(min(c)), "max": float(max(c))}
         for name, c in shares.items()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, formats_of, validate
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.engine.onnx import (
@@ -76,9 +76,10 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         if (value := getattr(model, key)) is not None:
             about[key] = value
     file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt)
-    if config.format == "openvino":
+    (wanted_format,) = formats_of(config)
+    if wanted_format == "openvino":
         file = to_openvino(file, about)
-    run = openvino_runner(file) if config.format == "openvino" else onnx_runner(file)
+    run = openvino_runner(file) if wanted_format == "openvino" else onnx_runner(file)
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
     largest = float(np.max([difference(wanted, run, images, batch) for batch in BATCHES]))
     if not largest <= LARGEST:  # NaN as well
@@ -89,7 +90,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     check = {"images": len(images), "of": source, "batches": BATCHES, "difference": largest, "allowed": LARGEST}
     report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}
     run_dir = claim(run_dir, EXPORT)
-    name = FILES[config.format]
+    name = FILES[wanted_format]
     write(file, run_dir / name)
     write_whole(run_dir / EXPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     mib = sum(path.stat().st_size for path in run_dir.glob("model.*")) / 2**20

@@ -17,6 +17,14 @@ from mvtec_lab.own import CONF, keys
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
 
 
+# What Hydra says of a command line -> the same with its remedy.
+_HYDRA = {
+    r"Ambiguous value for argument '(.*)'": "{} gives several values: a sweep takes -m in front, a list [brackets]",
+    r"Error parsing override '(.*)'": "{} is no setting: write key=value; --help lists the keys",
+    r"Multiple values for (\S+)\. To override": "{} is set already: leave out the + before it",
+}
+
+
 def complain(error: LabError, full: bool = False) -> int:
     """Print an error, with its traceback if it is asked for, and return its exit status."""
     print(f"error: {error}", file=sys.stderr)
@@ -49,6 +57,9 @@ def explain(error: BaseException, own: str | None = None, folder: Path | None = 
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         return _no_such_key(key, where)
     reason = str(cause).split("\n")[0].rstrip(".")
+    for pattern, remedy in _HYDRA.items():
+        if said := re.match(pattern, reason):
+            return LabError(where + remedy.format(said[1]))
     if isinstance(cause, ValidationError) and key:
         return LabError(f"{where}{key}: {reason}")
     return LabError(where + reason)

@@ -42,12 +42,14 @@ class Lab(Callback):
         self.command = COMMAND.get() or Command()  # in a launcher's process there is nothing to prepare
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _refuse_directory(config, "hydra.sweep.dir", "a sweep's directory: give hydra.run.dir=FOLDER, or -m as well")
         _check_directory(config, "hydra.run.dir")
         self.command.keep = nearest_folder(Path(config.hydra.run.dir))
         if study := config.hydra.runtime.choices.get("study"):
             raise Stop(LabError(f"study={study} is a sweep: give -m as well (python -m mvtec_lab -m +study={study})"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _refuse_directory(config, "hydra.run.dir", "a single run's directory: give hydra.sweep.dir=FOLDER")
         _check_directory(config, "hydra.sweep.dir")
         command = self.command
         command.sweep_dir = Path(config.hydra.sweep.dir)
@@ -209,6 +211,12 @@ def _status_of_jobs(command: Command) -> int:
             statuses.append(run.exit_status if path.parent in command.directories or not command.directories else 1)
             statuses.append(1)  # one that was killed recorded no status
     return max(statuses, default=0)
+
+
+def _refuse_directory(config: DictConfig, key: str, why: str) -> None:
+    """Refuse the directory of the other mode, which Hydra would ignore."""
+    if any(word.lstrip("+").startswith(f"{key}=") for word in config.hydra.overrides.hydra):
+        raise Stop(LabError(f"{key} is {why}"))
 
 
 def _check_directory(config: DictConfig, key: str) -> None:

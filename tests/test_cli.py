@@ -325,3 +325,20 @@ def test_a_warning_is_printed_once(lab, tmp_path: Path, capfd) -> None:
     shown = "".join(capfd.readouterr())
     assert shown.count(warning) == 1
     assert warning in (tmp_path / "sweep/base/run.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("attempt=finetune,augment",), "attempt=finetune,augment gives several values: a sweep takes -m in front"),
+        (("seed=1,2",), "seed=1,2 gives several values: a sweep takes -m in front, a list [brackets]"),
+        (("help",), "help is no setting: write key=value; --help lists the keys"),
+        (("+attempt=head",), "attempt is set already: leave out the + before it"),
+        (("-m", "hydra.run.dir=run"), "hydra.run.dir is a single run's directory: give hydra.sweep.dir=FOLDER"),
+        (("hydra.sweep.dir=s",), "hydra.sweep.dir is a sweep's directory: give hydra.run.dir=FOLDER, or -m as well"),
+    ],
+)
+def test_a_command_line_that_hydra_misunderstands(lab, capsys, words: tuple[str, ...], said: str) -> None:
+    assert lab(*words) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert not Path("s").exists()

@@ -94,3 +94,16 @@ def test_no_other_room_knows_a_problem_by_its_name() -> None:
         for path in (package / room).glob("*.py"):
             text = path.read_text()
             assert not [name for name in names if f'"{name}"' in text or f"problems.{name}" in text], path
+
+
+def test_what_a_new_problem_lacks_is_said_in_one_line(lab, tmp_path: Path, capsys) -> None:
+    assert lab("attempt=base", *BRIGHTNESS, "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 2
+    assert "model.method=brightness_regressor cannot be exported" in capsys.readouterr().err
+    assert lab("attempt=base", *BRIGHTNESS, "model.backbone=resnet18", "hydra.run.dir=refused") == 2
+    assert "model.method=brightness_regressor: its networks are its own" in capsys.readouterr().err
+    del METRICS._own["error"]
+    assert lab("attempt=base", *BRIGHTNESS, "hydra.run.dir=refused") == 2
+    assert "unknown problem 'brightness'" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    register_metric(brightness.METRICS[0])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_product
 from torch import Tensor, nn
 
-from mvtec_lab import compose, register_backbone, register_loss
+from mvtec_lab import compose, load_model, register_backbone, register_loss
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import BACKBONES, build, names, stages
 from mvtec_lab.models.weights import load_weights
@@ -133,3 +138,45 @@ def test_a_value_must_have_what_its_kind_needs() -> None:
         table.register("mine", Mine)
     with pytest.raises(LabError, match="unknown method 'mine'"):
         table["mine"]
+
+
+SCRIPT = """
+import sys
+from mvtec_lab import register_method
+from mvtec_lab.cli import main
+from mvtec_lab.problems.anomaly.base import AnomalyModel, Scores
+from mvtec_lab.problems.base import Method
+
+
+@register_method
+class MeanImage(AnomalyModel):
+    method = Method("mean_image", "anomaly", home="script:MeanImage", trains=False, draws=False, backbone=False)
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.register_buffer("mean_image", __import__("torch").zeros(1))
+
+    def prepare(self, batches):
+        self.mean_image = sum(images.sum(0) for images in batches()) / sum(len(images) for images in batches())
+
+    def forward(self, images):
+        maps = (images - self.mean_image).abs().mean(1)
+        return Scores(maps.amax((1, 2)), maps)
+
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_script_registers_a_method_under_its_own_name(product: Path, tmp_path: Path) -> None:
+    write_product(product, train_good=12)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = Path(__file__).resolve().parents[1]
+    data = ["data=folder", f"data.root={product}", "data.image_size=24", "cache.dir=null", "trainer.accelerator=cpu"]
+    settings = ["attempt=patchcore", "model.method=mean_image", "data.masks=optional"]
+    command = [sys.executable, "script.py", *settings, *data, "hydra.run.dir=run"]
+    environment = os.environ | {"PYTHONPATH": os.fspath(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(LabError, match="method 'mean_image', which is not registered here: run the script"):
+        load_model(tmp_path / "run/best.ckpt")

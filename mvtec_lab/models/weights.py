@@ -114,13 +114,13 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         LabError: the file is missing, damaged, not written by PyTorch, or holds more than tensors and plain values.
     """
     if Path(path).exists() and not Path(path).is_file():  # reading a pipe might never end
-        raise LabError(f"{path} is a folder, a pipe or another special file: give a file that torch.save wrote")
+        raise LabError(f"{path} is a folder, a pipe or another special file: give a checkpoint or a file of weights")
     try:
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         reason = error.strerror or error
-        raise LabError(f"{path} cannot be read ({reason}): give a file that torch.save wrote") from error
+        raise LabError(f"{path} cannot be read ({reason}): give a checkpoint or a file of weights") from error
     except Exception as error:  # its unpickler reads garbage as instructions, which may fail in any way
         raise _unreadable(path, error) from error
 

@@ -18,6 +18,11 @@ from mvtec_lab.registry import Registry
 
 Model = TypeVar("Model", bound=type)
 
+_TRAINING = (
+    "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum "
+    "trainer.max_epochs trainer.patience trainer.precision augment.transforms augment.views"
+)
+_BACKBONE = "model.backbone model.weights"
 _HERE = Path(__file__).parent
 _FOUND = {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("*/problem.py"))}  # every folder with one
 
@@ -40,6 +45,9 @@ RULES: Registry[Rules] = Registry(
 )
 
 
+REGISTERED: dict[str, type] = {}  # classes that this process registered, by method: a script's cannot be imported
+
+
 def register_method(model: Model) -> Model:
     """Register a class as a method and return it: a decorator. Its attribute ``method`` is the Method, with its name.
 
@@ -52,6 +60,7 @@ def register_method(model: Model) -> Model:
     if not isinstance(method, Method):
         raise LabError(f"{model.__module__}:{model.__qualname__} has no method: give it method = Method(NAME, ...)")
     METHODS.register(method.name, method)
+    REGISTERED[method.name] = model
     return model
 
 
@@ -105,6 +114,10 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     method, values, defaults = METHODS[config.model.method], knobs.settings(config), Config()
     rules = _rules_of(method)
     reasons = dict(rules.without_effect(method))
+    if not method.trains:
+        reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
+    if not method.backbone:
+        reasons |= dict.fromkeys(_BACKBONE.split(), "its networks are its own")
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers().get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"

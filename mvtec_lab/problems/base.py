@@ -232,8 +232,13 @@ class Problem:
 
         It takes normalised images [N, 3, S, S], for any N, and returns a tuple of tensors [N, ...]. Its attribute
         ``outputs`` names them; there may be more names than tensors.
+
+        Raises:
+            LabError: the problem's models cannot be exported.
         """
-        raise NotImplementedError
+        raise LabError(
+            f"model.method={model.method} cannot be exported: models of {self.name} are used by the lab alone"
+        )
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return what to say below the predictions of new images, a line each."""

@@ -56,6 +56,11 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     """
     content = read_checkpoint(path)
     about = content[ABOUT]
+    if about["method"] not in METHODS:
+        raise LabError(
+            f"{path} is a model of the method {about['method']!r}, which is not registered here: run the script that "
+            "registers it, or install its package"
+        )
     problem = problem_of(about["method"])
     try:
         module = problem.restore(content)

@@ -19,7 +19,7 @@ from mvtec_lab.engine.resume import clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.specs import add_means
+from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.locks import held
 from mvtec_lab.problems import METHODS, check, problem_of
 from mvtec_lab.problems.model import build_data, build_model
@@ -55,6 +55,7 @@ def run_attempt(
         log.info("%s is completed: nothing to do", run_dir)
         return earlier
     problem = problem_of(config.model.method)
+    metrics_of(problem.name)  # raises where nothing could judge the run
     if check_devices(config) > 1 and (reason := problem.single_device(config)):
         raise LabError(f"{reason}: give trainer.devices=1")
     data = build_data(config)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems import METHODS
+from mvtec_lab.problems import METHODS, REGISTERED
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.base import Method
 
@@ -36,7 +36,7 @@ def _class_of(method: Method) -> type[AnomalyModel]:
     origin = f"the method {method.name!r} ({method.home})"
     module, _, name = method.home.partition(":")
     try:
-        model = getattr(import_module(module), name)
+        model = REGISTERED.get(method.name) or getattr(import_module(module), name)
     except Exception as error:  # code of another package may fail in any way
         raise LabError(f"{origin} cannot be imported ({type(error).__name__}: {error})") from error
     if not (isinstance(model, type) and issubclass(model, AnomalyModel)):

@@ -13,21 +13,11 @@ _CLASSES = (
     "loss.name loss.class_weights loss.defer loss.posthoc "
     "model.unfreeze model.warmup_epochs model.head model.neighbours model.generate"
 )
-_TRAINING = (
-    "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum "
-    "trainer.max_epochs trainer.patience trainer.precision augment.transforms augment.views"
-)
-_BACKBONE = "model.backbone model.weights"
 
 
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect with the method, each with the reason."""
-    reasons = dict.fromkeys(_CLASSES.split(), "it learns good images alone, and has no classes")
-    if not method.trains:
-        reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
-    if not method.backbone:
-        reasons |= dict.fromkeys(_BACKBONE.split(), "its networks are its own")
-    return reasons
+    return dict.fromkeys(_CLASSES.split(), "it learns good images alone, and has no classes")
 
 
 def check(config: Config) -> None:

@@ -4,7 +4,8 @@ A target is one class index per sample, [N], or shares of the classes, [N, C], f
 weights [C]; a mean is over their sum, with shares as with classes. ``counts`` are the training images of each
 class, [C]; a class without any counts as one image.
 
-Another loss is a function under ``@register_loss("name")`` with the arguments (logits, target, weight) and, by name,
+Another loss is a function here and its name in ``OWN_LOSSES``, or one under ``@register_loss("name")`` in a script or a
+package, with the arguments (logits, target, weight) and, by name,
 ``counts`` and the fields of LossConfig that it takes.
 """
 

@@ -39,10 +39,11 @@ _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
 class DataConfig:
     """Choose the images, and how they reach the network."""
 
-    # sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its layout
-    name: str = knob("sample", choices=("sample", "mvtec", "folder"))
+    # sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its layout; coco, yolo: images with
+    # annotations in these formats
+    name: str = knob("sample", choices=("sample", "mvtec", "folder", "coco", "yolo"))
     root: str | None = knob("outputs/data", changes="run")  # the folder that holds the category folders
-    category: str | None = "cable"  # the folder below root; null with data=folder: root itself is the product
+    category: str | None = "cable"  # the folder below root; null with folder, coco, yolo: root itself is the product
     # URL or local file of an archive that fills root if the category is missing
     archive: str | None = knob(None, changes="run", needs=(but("data.name", "sample", why="it is drawn"),))
     # the archive's digest; null: unverified, with a warning
@@ -69,9 +70,10 @@ class DataConfig:
 class SplitConfig:
     """Divide the samples into train, val and test."""
 
+    # own: the parts of an annotated data set (data=coco, data=yolo); one that it lacks is drawn from its train images;
     # one_class: trains on train/good except the share `val` of it, and tests on the whole test folder; test_folder:
     # only that test, on which a fitted anomaly model is judged
-    protocol: str = knob("holdout", choices=("holdout", "kfold", "file", "one_class", "test_folder"))
+    protocol: str = knob("holdout", choices=("holdout", "kfold", "file", "own", "one_class", "test_folder"))
     pool: str = knob("test", choices=("test", "all"))  # all: train/good takes part beside the test folder
     per_class: int | None = knob(None, least=2)  # first draws this many images of each class; null: takes all
     val: float = knob(  # share of the pool
@@ -83,7 +85,7 @@ class SplitConfig:
             but("split.val_is_test", True, why="the test images validate"),
         ),
     )
-    test: float = knob(0.2, above=0, below=1, needs=(only("split.protocol", "holdout"),))  # share of the pool
+    test: float = knob(0.2, above=0, below=1, needs=(only("split.protocol", "holdout", "own"),))  # share of the pool
     # each image is in test exactly once; one fold is the test set, `val` comes from the others
     folds: int = knob(5, least=2, needs=(only("split.protocol", "kfold"),))
     fold: int = knob(0, changes="run", needs=(only("split.protocol", "kfold"),))  # the fold that is the test set
@@ -304,7 +306,7 @@ def validate(config: Config) -> None:
     if d.root is None:
         remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
         raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
-    if d.category is None and d.name != "folder":
+    if d.category is None and d.name in ("sample", "mvtec"):
         raise LabError(f"data={d.name} needs data.category=NAME")
 
 
@@ -336,6 +338,8 @@ def validate_split(s: SplitConfig) -> None:
                 "split.per_class, split.file and split.pool"
             )
         return
+    if s.protocol == "own" and (s.per_class is not None or s.pool != "test"):
+        raise LabError("split.protocol=own takes the data set's own parts: leave out split.per_class and split.pool")
     if s.per_class == 2 and not s.val_is_test:
         raise LabError("split.per_class=2 is out of range: give 3 or more, one image for each of train, val and test")
     tested = 1 / s.folds if s.protocol == "kfold" else s.test

@@ -338,3 +338,22 @@ def test_two_products_in_one_test_folder_do_not_collide(tmp_path: Path) -> None:
     paths = [s.path for s in scan(folder).samples]
     assert len({name.casefold() for name in unique_names(paths).values()}) == len(paths)
     assert region_of(np.ones((2, 3), bool), "crack").box == (0, 0, 3, 2)
+
+
+def test_describe_shows_the_objects_and_the_sizes_of_their_boxes(lab, product: Path, tmp_path: Path, capsys) -> None:
+    path = product / "ground_truth/hole/000_mask.png"
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[0:2, 0:4] = mask[10:16, 10:12] = 255
+    Image.fromarray(mask).save(path)
+    assert lab("task=describe", "data=folder", f"data.root={product}", f"hydra.run.dir={tmp_path / 'd'}") == 0
+    told = json.loads((tmp_path / "d/dataset.json").read_text())["objects"]
+    assert told["hole"]["objects"] == 7
+    assert told["hole"]["images"] == 6
+    widths, heights = [5] * 5 + [4, 2], [5] * 5 + [2, 6]
+    assert told["hole"]["width"] == np.quantile(widths, [0.25, 0.5, 0.75]).tolist()
+    shares = np.multiply(widths, heights) / SIZE**2
+    assert told["hole"]["share"] == pytest.approx(np.quantile(shares, [0.25, 0.5, 0.75]).tolist())
+    assert told["crack"]["height"] == [3, 3, 3]
+    printed = capsys.readouterr().out
+    assert "5/5/5" in printed
+    assert "20/20/20" in printed

@@ -5,7 +5,7 @@ Outlines are COCO's run lengths, which are exact and a few hundred bytes each. p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -44,6 +44,13 @@ class Region(NamedTuple):
         mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
         return mask
 
+    def area(self) -> float:
+        """Return the number of its pixels; without an outline the area of its box."""
+        if self.counts is not None:
+            return int(rle.area(self.rle()))
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0)
+
     def rle(self) -> dict[str, Any]:
         """Return its outline as COCO writes it: ``{"size": [H, W], "counts": text}``."""
         return {"size": list(self.size), "counts": self.counts}
@@ -59,6 +66,34 @@ def region_of(mask: np.ndarray, label: str) -> Region:
     """Return the region that a mask [H, W] marks as a whole; it marks a pixel at least."""
     counts = rle.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
     return Region(label, box_around(mask), (mask.shape[0], mask.shape[1]), counts)
+
+
+def region_of_rle(runs: Mapping[str, Any], label: str) -> Region:
+    """Return the region that COCO's run lengths mark; they mark a pixel at least.
+
+    Raises:
+        ValueError: they mark none, or end before the image does.
+    """
+    height, width = runs["size"]
+    if isinstance(runs["counts"], list):
+        if sum(runs["counts"]) != height * width:
+            raise ValueError(f"its run lengths cover {sum(runs['counts'])} of {height * width} pixels")
+        runs = rle.frPyObjects(dict(runs), height, width)
+    if not rle.decode(runs).any():  # which raises ValueError where they lead out of the image
+        raise ValueError("it marks no pixel")
+    x, y, w, h = rle.toBbox(runs).tolist()
+    counts = runs["counts"]
+    return Region(label, (x, y, x + w, y + h), (height, width), counts if isinstance(counts, str) else counts.decode())
+
+
+def region_of_polygons(polygons: Sequence[np.ndarray], label: str, size: Size) -> Region:
+    """Return the region inside the polygons of one object, given as for ``mask_of_polygons``.
+
+    Raises:
+        ValueError: there is no pixel in them.
+    """
+    flat = [polygon.astype(float).ravel().tolist() for polygon in polygons]
+    return region_of_rle(rle.merge(rle.frPyObjects(flat, *size)), label)
 
 
 def regions_of(mask: np.ndarray, label: str) -> list[Region]:
@@ -77,9 +112,9 @@ def mask_of_polygons(polygons: Sequence[np.ndarray], size: Size) -> np.ndarray:
 
     Args:
         polygons: corners (x, y) [N, 2] in pixels, where (0, 0) is the upper left corner of the first pixel.
+        size: H and W.
     """
-    flat = [polygon.astype(float).ravel().tolist() for polygon in polygons]
-    return rle.decode(rle.merge(rle.frPyObjects(flat, *size))).astype(bool)
+    return region_of_polygons(polygons, "", size).mask()
 
 
 def polygons_of(mask: np.ndarray, tolerance: float = TOLERANCE) -> list[np.ndarray]:

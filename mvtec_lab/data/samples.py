@@ -101,7 +101,9 @@ class Scan:
 
     def oddities(self, samples: Sequence[Sample]) -> list[str]:
         """Return what a reader of the figures should know of these samples, after the split, a line each."""
-        messages = [*self.notes, *name_left_out(self.left_out, self.folder)]
+        idle = sum(bool(listed.split) and not s.split for listed, s in zip(self.samples, samples, strict=True))
+        messages = [f"{idle} of {len(samples)} annotated images take no part in this split"] if idle else []
+        messages += [*self.notes, *name_left_out(self.left_out, self.folder)]
         if not any(s.label == GOOD for s in samples if s.split):
             messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
         return messages

@@ -38,6 +38,10 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
     if split.group_by and all(s.group == s.path for s in samples):
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
+    if split.protocol == "own":
+        result = _own(samples, split)
+        _check_classes(result)
+        return result
     if split.protocol == "test_folder":
         return _test_folder(samples)
     if split.protocol == "one_class":
@@ -48,14 +52,48 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
 
 
 def _test_folder(samples: Sequence[Sample]) -> list[Sample]:
-    if not any(s.path.startswith("test/") for s in samples):
+    if not any(map(_is_test, samples)):
         raise LabError("there is no test folder: MVTec's layout is test/good and test/<defect type>")
-    return [replace(s, split="test" if s.path.startswith("test/") else "") for s in samples]
+    return [replace(s, split="test" if _is_test(s) else "") for s in samples]
+
+
+def in_pool(sample: Sample, pool: str) -> bool:
+    """Tell whether a sample may be drawn: all of an annotated data set, else those of the test folder or ``all``."""
+    return bool(sample.split) or pool == "all" or sample.path.startswith("test/")
+
+
+def _is_test(sample: Sample) -> bool:
+    """Tell whether a sample is of the test images that the data set itself has."""
+    return sample.split == "test" if sample.split else sample.path.startswith("test/")
+
+
+def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Return the parts that an annotated data set has; one that it lacks is drawn from train, as a holdout is."""
+    parts = {s.split for s in samples}
+    if "" in parts:
+        raise LabError(
+            "split.protocol=own is for data=coco and data=yolo, which have parts: give split.protocol=holdout"
+        )
+    if split.val_is_test and "val" in parts:
+        raise LabError("the data set has validation images: leave out split.val_is_test")
+    units = _units([s for s in samples if s.split == "train"])
+    tested = set() if "test" in parts else _draw(units, units, split.test, split.seed, "test")
+    rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}
+    drawn = set() if "val" in parts or split.val_is_test else _draw(units, rest, split.val, split.seed, "val")
+
+    def split_of(sample: Sample) -> str:
+        if sample.split != "train":
+            return sample.split
+        return "test" if sample.group in tested else "val" if sample.group in drawn else "train"
+
+    result = [replace(s, split=split_of(s)) for s in samples]
+    _check_groups(result, "the data set's own division")
+    return result
 
 
 def _drawn(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     """Return a split that is drawn class by class: holdout or kfold."""
-    pooled, seed = [s for s in samples if split.pool == "all" or s.path.startswith("test/")], split.seed
+    pooled, seed = [s for s in samples if in_pool(s, split.pool)], split.seed
     if split.per_class is not None:
         pooled = _draw_per_class(pooled, split.per_class, seed)
     units = _units(pooled)
@@ -76,15 +114,21 @@ def _drawn(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
 
 
 def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]:
-    """Return a split in which a share of train/good is val, the rest of it trains, and the test folder is test."""
-    units = _units([s for s in samples if s.path.startswith("train/")])
+    """Return a split in which a share of train/good is val, the rest of it trains, and the test folder is test.
+
+    An annotated data set tests on its own test images; its other good images are train/good.
+    """
+    learnt = [s for s in samples if not _is_test(s) and s.label == GOOD]
+    if samples[0].split and not any(map(_is_test, samples)):
+        raise LabError("the data set has no test images of its own: split.protocol=one_class tests on these")
+    units = _units(learnt)
     groups = units.get(GOOD, [])
     if len(groups) < 3:
         raise LabError(
             f"train/good has {len(groups)} image(s) or group(s), too few for one_class (at least 3): add images"
         )
-    tested = {s.group: s.path for s in samples if s.path.startswith("test/")}
-    if torn := [s for s in samples if not s.path.startswith("test/") and s.group in tested]:
+    tested = {s.group: s.path for s in samples if _is_test(s)}
+    if torn := [s for s in learnt if s.group in tested]:
         raise LabError(
             f"group {torn[0].group!r} of split.group_by is in train/good ({torn[0].path}) and in test/ "
             f"({tested[torn[0].group]}): one_class tests on all of test/: remove one of them"
@@ -92,7 +136,9 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
     chosen = _draw(units, units, val, seed, "val")
 
     def split_of(sample: Sample) -> str:
-        return "test" if sample.path.startswith("test/") else "val" if sample.group in chosen else "train"
+        if not _is_test(sample) and sample.label != GOOD:
+            return ""
+        return "test" if _is_test(sample) else "val" if sample.group in chosen else "train"
 
     return [replace(s, split=split_of(s)) for s in samples]
 
@@ -214,11 +260,15 @@ def _from_file(samples: Sequence[Sample], file: Path, val_is_test: bool) -> list
         if split not in named:
             remedy = "; split.val_is_test=true chooses on the test images" if split == "val" else ""
             raise LabError(f"{file} names no {split} image{remedy}")
-    homes: dict[str, str] = {}
-    for s in (s for s in result if s.split):
-        if homes.setdefault(s.group, s.split) != s.split:
-            raise LabError(f"{file} parts the group {s.group!r}: it is in {homes[s.group]!r} and in {s.split!r}")
+    _check_groups(result, str(file))
     return result
+
+
+def _check_groups(samples: Iterable[Sample], said_by: str) -> None:
+    homes: dict[str, str] = {}
+    for s in (s for s in samples if s.split):
+        if homes.setdefault(s.group, s.split) != s.split:
+            raise LabError(f"{said_by} parts the group {s.group!r}: it is in {homes[s.group]!r} and in {s.split!r}")
 
 
 def _splits_listed(file: Path, paths: Collection[str]) -> dict[str, str]:

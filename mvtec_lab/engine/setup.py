@@ -10,6 +10,7 @@ import torch
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config
+from mvtec_lab.data.annotations import READERS
 from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.sampling import Sampling
@@ -27,7 +28,7 @@ def data_module(
     normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
     targets: Sequence[str] = (),
 ) -> MVTecDataModule:
-    """Return the data module of a configuration, not yet scanned; a missing folder is fetched or drawn.
+    """Return the data module of a configuration, not yet split; a missing folder is fetched or drawn.
 
     Args:
         normalisation: mean and std of RGB in [0, 1].
@@ -37,7 +38,7 @@ def data_module(
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
-        folder,
+        READERS[d.name](folder) if d.name in READERS else folder,
         image_size=d.image_size,
         white=d.white,
         batch_size=d.batch_size,

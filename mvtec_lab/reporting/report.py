@@ -401,6 +401,8 @@ def _protocol(settings: Settings) -> str | None:
             text = f"{split['folds']}-fold cross-validation, validation {split['val']}"
         case "one_class":
             return f"Trained on train/good, {split['val']} of it held out for validation; tested on the test folder"
+        case "own":
+            return f"The data set's own split; what it lacks is drawn: validation {split['val']}, test {split['test']}"
         case "file":
             return f"Split by {split['file']}"
         case _:

@@ -67,10 +67,10 @@ def annotate(config: Config, run_dir: str | Path) -> dict[str, Any]:
 
 def _annotated(
     data: MVTecDataModule, used: Sequence[Sample], min_area: int
-) -> tuple[list[Annotated], list[tuple[str, int]]]:
+) -> tuple[list[Annotated], list[tuple[str, float]]]:
     """Return the images with their objects, and the path and the area of each object that is left out."""
     names, images = unique_names([s.path for s in used]), []
-    dropped: list[tuple[str, int]] = []
+    dropped: list[tuple[str, float]] = []
     for s in used:
         regions = s.regions(data.folder)
         if s.label != GOOD and not regions:
@@ -78,7 +78,7 @@ def _annotated(
             raise LabError(
                 f"{data.folder / s.path} cannot be annotated ({reason}): draw its defect, or remove the image"
             )
-        areas = [int(region.mask().sum()) for region in regions] if min_area else [0] * len(regions)
+        areas = [region.area() for region in regions]
         dropped += [(s.path, area) for area in areas if area < min_area]
         kept: list[Region] = [region for region, area in zip(regions, areas, strict=True) if area >= min_area]
         width, height, _ = image_size(data.folder / s.path)
@@ -93,7 +93,7 @@ def _warnings(data: MVTecDataModule, used: Sequence[Sample]) -> list[str]:
     return lines
 
 
-def _say_dropped(dropped: Sequence[tuple[str, int]], emptied: int, min_area: int) -> str:
+def _say_dropped(dropped: Sequence[tuple[str, float]], emptied: int, min_area: int) -> str:
     paths = list(dict.fromkeys(path for path, _ in dropped))
     shown = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
     line = f"min_area={min_area} leaves out {len(dropped)} object(s) of {len(paths)} image(s) ({shown})"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
@@ -18,7 +19,7 @@ from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
 from mvtec_lab.data.samples import Sample, Scan, classes_of
-from mvtec_lab.data.splits import SPLITS, split_samples
+from mvtec_lab.data.splits import SPLITS, in_pool, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
@@ -35,7 +36,8 @@ TILE = 224  # pixels of an example on dataset.jpg
 def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
 
-    Mask coverage is the share of an image's pixels that its mask marks. The imbalance ratio is the training images of
+    Mask coverage is the share of an image's pixels that its mask marks; an object is an 8-connected component of it, or
+    what annotations say. The imbalance ratio is the training images of
     the most frequent class over those of the rarest one that trains. What would stop a training, a broken file or a
     class with too few images for the split, stands among the warnings. No image that can be read: no dataset.jpg.
     """
@@ -68,6 +70,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
         "white": white if any(peaks([folder / s.path for s in sound])) else None,
         "mask_coverage": _coverage(folder, sound, classes),
+        "objects": _objects(folder, [s for s in sound if s.label in classes]),
         "warnings": [
             *marks(config),
             *broken.values(),
@@ -98,7 +101,7 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         findings = [*audit(pictures), *problem_of(config.model.method).findings(config)]
         return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
     except LabError as error:
-        samples = [s for s in scanned.samples if config.split.pool == "all" or s.path.startswith("test/")]
+        samples = [s for s in scanned.samples if in_pool(s, config.split.pool)]
         return samples, config.data.white or white_level(files(sound)), [f"no split: {error}"]
 
 
@@ -133,6 +136,28 @@ def _coverage(folder: Path, sound: list[Sample], classes: list[str]) -> dict[str
         for name, c in shares.items()
         if c
     }
+
+
+def _objects(folder: Path, samples: list[Sample]) -> dict[str, dict[str, Any]]:
+    """Return the objects of each type: their number, their images, and the quartiles of their boxes' sizes.
+
+    Width and height are in pixels, ``share`` is the box's area over the image's.
+    """
+    by_type: dict[str, list[tuple[float, float, float]]] = {}
+    images: Counter[str] = Counter()
+    for sample in samples:
+        regions = sample.regions(folder)
+        images.update({region.label for region in regions})
+        for region in regions:
+            (x0, y0, x1, y1), (height, width) = region.box, region.size
+            size = x1 - x0, y1 - y0, (x1 - x0) * (y1 - y0) / (height * width)
+            by_type.setdefault(region.label, []).append(size)
+    described: dict[str, dict[str, Any]] = {}
+    for name in sorted(by_type):
+        quartiles = np.quantile(by_type[name], [0.25, 0.5, 0.75], axis=0).T.tolist()
+        sizes = dict(zip(("width", "height", "share"), quartiles, strict=True))
+        described[name] = {"objects": len(by_type[name]), "images": images[name], **sizes}
+    return described
 
 
 def _broken(paths: list[Path]) -> dict[Path, str]:
@@ -179,6 +204,8 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     table.add_row("all", *(str(sum(counts.values())) for counts in by_split.values()), str(used), "100%", "")
     console = Console()
     console.print(table)
+    if facts["objects"]:
+        console.print(_object_table(facts["objects"]))
     for name, line in _lines(facts).items():
         console.print(f"{name:<10}{line}", highlight=False, markup=False)
     warnings = facts["warnings"]
@@ -187,6 +214,18 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     for warning in warnings:
         console.print(f"{'warning':<10}{warning}", style="yellow", highlight=False, markup=False)
     print(f"{'written':<10}{run_dir}")
+
+
+def _object_table(objects: dict[str, dict[str, Any]]) -> Table:
+    title = "boxes in pixels and as a share of the image: a quarter/a half/three quarters are smaller"
+    table = Table(Column("objects", no_wrap=True), title=title, title_justify="left")
+    for column in ("number", "images", "width", "height", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, o in objects.items():
+        sizes = ("/".join(f"{value:.0f}" for value in o[side]) for side in ("width", "height"))
+        share = "/".join(f"{100 * value:.1f}" for value in o["share"]) + "%"
+        table.add_row(escape(name), str(o["objects"]), str(o["images"]), *sizes, share)
+    return table
 
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:

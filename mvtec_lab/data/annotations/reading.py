@@ -1,0 +1,162 @@
+"""Turn the images and objects of an annotated folder into samples, whatever its format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.images import image_size
+from mvtec_lab.data.listing import list_images, natural
+from mvtec_lab.data.regions import Box, Region, Size
+from mvtec_lab.data.samples import Sample, Scan
+from mvtec_lab.errors import LabError
+
+# The names that programs give to the three parts, in lower case.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "train2017": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "val2017": "val",
+    "test": "test",
+    "testing": "test",
+    "test2017": "test",
+}
+UNNAMED = "image(s) that no annotation file names"
+# Share of a side by which a coordinate may leave the image: programs round, and write a drag beyond the border.
+SLACK = 0.01
+
+
+class Annotations:
+    """Collect the images of an annotated folder, with their objects.
+
+    Args:
+        folder: the data set's folder; all its images lie below it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.result = Scan(folder)
+        self._by_path: dict[str, Sample] = {}
+
+    def note(self, line: str) -> None:
+        """Add a line that says how the annotations were understood."""
+        self.result.notes.append(line)
+
+    def add(self, image: Path, part: str, said_in: Path, objects: Sequence[Region]) -> None:
+        """Add an image.
+
+        Args:
+            part: train, val or test.
+            said_in: the file with its annotations.
+
+        Raises:
+            LabError: it lies elsewhere, is listed already, or has an object of the class ``good``.
+        """
+        try:
+            path = image.relative_to(self.folder).as_posix()
+        except ValueError as error:
+            raise LabError(
+                f"{said_in} names {image}, which is not below {self.folder}: give data.root=FOLDER that holds both"
+            ) from error
+        if path in self._by_path:
+            first = self._by_path[path].split
+            where = f"twice in {part}" if first == part else f"in {first} and in {part}"
+            raise LabError(f"{said_in}: {path} is {where}: an image is listed once")
+        if any(region.label == GOOD for region in objects):
+            raise LabError(
+                f"{said_in}: {path} has an object of the class {GOOD!r}, but an image without objects is good: rename "
+                "the class, or remove its objects"
+            )
+        mask = said_in.relative_to(self.folder).as_posix() if objects else None
+        self._by_path[path] = Sample(path, _class_of(objects), mask, path, part, tuple(objects))
+
+    def scan(self) -> Scan:
+        """Return what was added, in the order of the paths, with what was left out and what should be known.
+
+        Raises:
+            LabError: no image was added.
+        """
+        if not self._by_path:
+            raise LabError(f"{self.folder} holds no annotated image: give data.root=FOLDER of a data set with images")
+        samples = self.result.samples = sorted(self._by_path.values(), key=lambda s: natural(s.path))
+        several = [s for s in samples if len({region.label for region in s.objects}) > 1]
+        if several:
+            self.note(
+                f"{len(several)} image(s) have objects of several types ({several[0].path} first): the type with the "
+                "largest area is the image's class"
+            )
+        boxed = [s for s in samples if s.objects and not s.outlined]
+        if boxed:
+            self.note(f"{len(boxed)} image(s) have boxes alone ({boxed[0].path} first): they have no mask")
+        missing = [part for part in ("train", "val", "test") if all(s.split != part for s in samples)]
+        if missing:
+            self.note(
+                f"the data set has no {' and no '.join(missing)} images of its own: split.protocol=own draws them from "
+                "train"
+            )
+        listing = list_images(self.folder, deep=True)
+        if listing.unusable:
+            raise LabError(listing.unusable[0])
+        strangers = [
+            str(path) for path in listing.images if path.relative_to(self.folder).as_posix() not in self._by_path
+        ]
+        if strangers:
+            self.result.leave_out({UNNAMED: strangers})
+        return self.result
+
+
+def size_of(image: Path) -> Size:
+    """Return height and width of an image, upright."""
+    width, height, _ = image_size(image)
+    return height, width
+
+
+def part_of(names: Sequence[str]) -> str:
+    """Return the part that the first known one of some names stands for; train where there is none."""
+    return next((PARTS[name.lower()] for name in names if name.lower() in PARTS), "train")
+
+
+def fitted_box(box: Box, size: Size, where: str) -> Box:
+    """Return a box in pixels, cut at the image's border.
+
+    Args:
+        where: the place that an error names.
+
+    Raises:
+        LabError: it lies more than ``SLACK`` outside, or has no width or no height.
+    """
+    (x0, y0), (x1, y1) = fitted(np.array(box).reshape(2, 2), size, where).tolist()
+    if not (x1 > x0 and y1 > y0):
+        raise LabError(f"{where} is a box without width or height: correct or remove it")
+    return x0, y0, x1, y1
+
+
+def fitted(points: np.ndarray, size: Size, where: str) -> np.ndarray:
+    """Return points (x, y) [N, 2] in pixels, moved into the image.
+
+    Raises:
+        LabError: one lies more than ``SLACK`` outside.
+    """
+    limits = np.array(size[::-1])
+    if not ((points >= -SLACK * limits) & (points <= (1 + SLACK) * limits)).all():
+        worst = points[np.abs(points / limits - 0.5).max(axis=1).argmax()]
+        at = ", ".join(f"{value:g}" for value in worst)
+        raise LabError(
+            f"{where} lies outside of its image ({at} of {size[1]} x {size[0]} pixels): correct or remove it"
+        )
+    return np.clip(points, 0, limits)
+
+
+def _class_of(objects: Sequence[Region]) -> str:
+    """Return the type with the largest area, the first by name of equal ones; good where there is no object."""
+    areas: Counter[str] = Counter()
+    for region in objects:
+        areas[region.label] += region.area()  # type: ignore[assignment] # boxes have fractions of pixels
+    return min(areas, key=lambda label: (-areas[label], label)) if areas else GOOD

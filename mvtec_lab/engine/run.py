@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,15 @@ from mvtec_lab.engine.checkpoints import Checkpoints, WholeFiles, read_last
 from mvtec_lab.engine.devices import build_trainer
 from mvtec_lab.engine.history import History
 from mvtec_lab.engine.memory import peak_memory
-from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.model import ABOUT, Model
 from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.process import without_hints
 from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.knobs import settings
+from mvtec_lab.models.weights import save_file
 from mvtec_lab.results import (
+    BEST,
     CONFIG,
     HISTORY,
     IN_TABLE,
@@ -101,6 +103,7 @@ class Run:
     result: RunResult
     began: float
     step: int | None = None
+    checkpoints: Checkpoints | None = field(default=None, init=False)
     peak_mib: Callable[[], float | None] = lambda: None
 
     @property
@@ -170,6 +173,11 @@ class Run:
             module.load_state_dict(self.checkpoints.best["state_dict"])
             self.result.best_epoch = self.checkpoints.best["epoch"]
         module.to(self.trainer.strategy.root_device)  # from which Lightning takes it at the end
+
+    def keep(self) -> None:
+        """Write best.ckpt again, with what was chosen after training: a threshold."""
+        trained = {} if self.checkpoints is None else self.checkpoints.best
+        save_file({**self.model.content(), **trained, ABOUT: self.model.about()}, self.run_dir / BEST)
 
     def show(self, judgement: Judgement) -> None:
         """Put a judgement, the configuration and the row of hyperparameters into TensorBoard."""

@@ -193,6 +193,19 @@ def of_images(value: float, parts: Sequence[npt.ArrayLike], extra: float) -> Dif
     return _tested(value, noises, value)
 
 
+def resampled_difference(value: float, drawn: npt.ArrayLike, images: int, limit: float = 1.0) -> tuple[Difference, str]:
+    """Return a difference whose standard error is that over draws of the images, and the name of the test.
+
+    Args:
+        value: the difference.
+        drawn: the difference in each draw of the same images for both, [B].
+        images: their number.
+        limit: the largest difference that there can be.
+    """
+    variance = float(np.asarray(drawn, dtype=np.float64).var(ddof=1))
+    return _tested(value, [Noise(variance, variance, images - 1)], value, limit), "paired bootstrap over images"
+
+
 def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Difference:
     """Add the luck of training to a difference over images, so that it is about two methods, not two trained models.
 

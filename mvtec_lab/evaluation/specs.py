@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.evaluation import differences, statistics
+from mvtec_lab.evaluation import detection, differences, statistics
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PRO_LIMIT
 from mvtec_lab.evaluation.differences import EXTRA, Difference
 from mvtec_lab.evaluation.tested import Rows, Tested, confusions, means_of_images
@@ -75,6 +75,7 @@ class Inference:
         single: the remedy where no paired test on a single test set is sound.
         resolution: what one image changes, from the number of images and one run per test set.
         folds: cross-validation is possible.
+        of_rows: the metric from the rows of predictions.csv of a split, where it is no mean over images.
         tolerance: how far the value in result.json may be from the one in predictions.csv.
     """
 
@@ -86,6 +87,7 @@ class Inference:
     single: str = ""
     resolution: Callable[[float, Runs], float] | None = None
     folds: bool = True
+    of_rows: Callable[[Rows], float | None] | None = None
     tolerance: float = 1e-6
 
 
@@ -109,6 +111,7 @@ class Metric:
         chance: the value of a run that learnt nothing, and what reaches it; None: not known.
         inference: interval and test; the default takes ``of_images``.
         words: how it is spoken of.
+        also: further problems whose runs are judged by it.
     """
 
     key: str
@@ -126,6 +129,7 @@ class Metric:
     chance: tuple[Callable[[RunResult], float | None], str] | None = None
     inference: Inference = Inference()
     words: Words = Words()
+    also: tuple[str, ...] = ()
     order: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +137,10 @@ class Metric:
             raise LabError(f"better of the metric {self.key!r} is {self.better!r}: give higher or lower")
         if self.decides and not (self.inference.paired or self.of_images):
             raise LabError(f"the metric {self.key!r} cannot decide without a paired test: give of_images or paired")
+
+    def judges(self, problem: str) -> bool:
+        """Tell whether runs of a problem are judged by it."""
+        return problem == self.problem or problem in self.also
 
     @property
     def sign(self) -> int:
@@ -280,6 +288,16 @@ def _compare_pixels(key: str, first: Runs, second: Runs) -> tuple[Difference, st
     return difference, "jackknife t-test over images"
 
 
+def _compare_boxes(key: str, first: Runs, second: Runs) -> tuple[Difference, str]:
+    """Compare two attempts on one test set: both take the same draws of its images."""
+    parts = [[detection.of_rows(tested.rows) for tested in runs] for runs in (first, second)]
+    values = [np.mean([detection.box_metrics(matches)[key] or 0.0 for matches in part]) for part in parts]
+    drawn = [np.mean([detection.drawn(matches, key) for matches in part], axis=0) for part in parts]
+    if np.isnan([*drawn[0], *drawn[1]]).any() or len(first[0].images) < 2:
+        raise NotComparableError(f"a test of {METRICS[key].title} needs two images, and true boxes among them")
+    return differences.resampled_difference(float(values[0] - values[1]), drawn[0] - drawn[1], len(first[0].images))
+
+
 def _rarest(images: float, runs: Runs, times: int = 1) -> float:
     """Return what one image of the rarest class changes, which changes most.
 
@@ -339,9 +357,32 @@ _CALIBRATION = Words(
     about="Calibration error: how far the predicted class's probability is from the share of right predictions; on a "
     "few dozen images some of it is luck.",
 )
+# Detection.
+_detection = partial(_metric, "detection")
+
+
+def _boxes(key: str, **own: Any) -> Inference:
+    return Inference(
+        ("label", "found", "truth"),
+        _interval_of_runs,
+        of_rows=lambda rows: detection.box_metrics(detection.of_rows(rows))[key],
+        resolution=_rarest,
+        pooled=False,
+        **own,
+    )
+
+
+_FALSE_BOXES = Words(
+    by_type="box_recall",
+    aside="defects found at one false box per ten good images",
+    about="Boxes found: the share of the true boxes that are found at IoU 0.5 with their type, where one good image in "
+    "ten has a false box.",
+)
 # Anomaly.
 _anomaly = partial(_metric, "anomaly")
 _deciding_anomaly = partial(_anomaly, decides=True)
+_PIXELS_OR_BOXES = ("segmentation", "detection")  # an image's score is its highest pixel's, or its best box's
+_of_images = partial(_anomaly, also=_PIXELS_OR_BOXES)
 _scores = partial(Inference, ("label", "prediction", "type", "score"), _interval_of_runs, folds=False)
 _paired_scores = partial(_scores, pooled=False, resolution=partial(_rarest, times=2))
 _HALF = (lambda run: 0.5, "chance")
@@ -378,11 +419,29 @@ _BUILT_IN = (
     _class("middle_recall", "middle recall", "", _GROUPS, value=_of_group("middle")),
     _class("tail_recall", "tail recall", "tail", _GROUPS, value=_of_group("tail")),
     _class("calibration_error", "calibration error", "", _CALIBRATION, better="lower"),
+    _detection(
+        "map50",
+        "mAP50",
+        "mAP50",
+        Words(by_type="map50"),
+        decides=True,
+        inference=_boxes("map50", paired=partial(_compare_boxes, "map50")),
+    ),
+    _detection(
+        "map",
+        "mAP50-95",
+        "mAP\n50-95",
+        Words(by_type="map"),
+        decides=True,
+        inference=_boxes("map", paired=partial(_compare_boxes, "map")),
+    ),
+    _detection("box_recall", "boxes found", "boxes\nfound", _FALSE_BOXES, inference=_boxes("box_recall")),
     _deciding_anomaly(
         "image_auroc",
         "image AUROC",
         "image\nAUROC",
         _AUROC,
+        also=_PIXELS_OR_BOXES,
         chance=_HALF,
         inference=_paired_scores(paired=_compare_scores),
     ),
@@ -396,11 +455,11 @@ _BUILT_IN = (
     ),
     _deciding_anomaly("pixel_ap", "pixel AP", "", Words(by_type="pixel_ap"), inference=_PIXEL_AP),
     _deciding_anomaly("pixel_aupro", "AUPRO", "AUPRO", _AUPRO, chance=_REGIONS, inference=_pixels("pixel_aupro")),
-    _anomaly("image_ap", "image AP", inference=_scores()),
-    _anomaly("f1", "F1", "F1", Words(wide=True)),
-    _anomaly("precision", "precision"),
-    _anomaly("recall_of_defects", "defects found", "defects\nfound", _RECALL),
-    _anomaly("false_alarm_rate", "false alarms", "false\nalarms", Words(aside="false alarms"), better="lower"),
+    _of_images("image_ap", "image AP", inference=_scores()),
+    _of_images("f1", "F1", "F1", Words(wide=True)),
+    _of_images("precision", "precision"),
+    _of_images("recall_of_defects", "defects found", "defects\nfound", _RECALL),
+    _of_images("false_alarm_rate", "false alarms", "false\nalarms", Words(aside="false alarms"), better="lower"),
 )
 METRICS: Registry[Metric] = Registry("metric", {m.key: m for m in _BUILT_IN}, ("key", "problem", "title"))
 
@@ -425,7 +484,7 @@ def metrics_of(problem: str) -> list[Metric]:
     Raises:
         LabError: there is none, or none of them decides.
     """
-    metrics = [metric for metric in all_metrics() if metric.problem == problem]
+    metrics = [metric for metric in all_metrics() if metric.judges(problem)]
     if not any(metric.decides for metric in metrics):
         known = {metric.problem for metric in all_metrics() if metric.decides}
         raise LabError(f"{unknown('problem', problem, known)}; a new one registers a metric that decides")
@@ -439,7 +498,7 @@ def add_means(problem: str, metrics: Mapping[str, dict[str, Any]], rows: Sequenc
         metrics: of each split, which are added to.
         rows: of predictions.csv.
     """
-    for metric in (m for m in all_metrics() if m.problem == problem and m.of_images):
+    for metric in (m for m in all_metrics() if m.judges(problem) and m.of_images):
         for split, values in metrics.items():
             of_split = [{key: str(value) for key, value in row.items()} for row in rows if row["split"] == split]
             if metric.key not in values and of_split and metric.of_images:

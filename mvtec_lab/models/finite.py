@@ -29,6 +29,13 @@ def require_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
+def finite_loss(loss: Tensor) -> Tensor:
+    """Return the loss; raise LabError if it is NaN or infinite, which would make every weight so."""
+    if not loss.isfinite():
+        raise LabError(f"the training has diverged, its loss is {loss.item()}: lower optimizer.lr")
+    return loss
+
+
 def not_finite(state: Mapping[str, Any]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
     return next((key for key, v in state.items() if isinstance(v, Tensor) and not torch.isfinite(v).all()), None)

@@ -123,6 +123,22 @@ class Prediction:
     files: Callable[[np.ndarray], Mapping[str, np.ndarray | str]] | None = None
 
 
+def check_supervised(config: Config) -> None:
+    """Refuse a split for one-class methods, and folds outside of a sweep, to a method that learns from defects.
+
+    Raises:
+        LabError: the split has no defects to learn from, or cv.folds makes no sweep.
+    """
+    method, protocol, folds = config.model.method, config.split.protocol, config.cv.folds
+    if protocol in ("one_class", "test_folder"):
+        raise LabError(
+            f"model.method={method} and split.protocol={protocol}: only a one-class method learns from good images "
+            "alone: give model.method=patchcore, say"
+        )
+    if folds is not None and protocol != "kfold":
+        raise LabError(f"cv.folds={folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
+
+
 @dataclass(frozen=True)
 class Rules:
     """Say which settings a problem takes, before torch is imported: ``RULES`` in the rules.py of its folder.

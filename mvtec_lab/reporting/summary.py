@@ -238,7 +238,7 @@ def shown(rows: Sequence[Row], narrow: bool = False, aspect: str = "") -> list[C
         column
         for column in columns()
         if (column.aspect == aspect if aspect else column.heading or (column.title and not column.aspect))
-        and (column.metric is None or column.metric.problem == problem)
+        and (column.metric is None or column.metric.judges(problem))
         and not (column.metric == judge and column.key == f"test_{judge.key}" and not aspect)
         and not (narrow and column.wide)
         and not (column.unless and known(column.unless))

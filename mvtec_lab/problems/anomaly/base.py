@@ -9,8 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn, optim
 
-from mvtec_lab.errors import LabError
-from mvtec_lab.models.finite import require_finite
+from mvtec_lab.models.finite import finite_loss, require_finite
 from mvtec_lab.models.optim import build_optimizer
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
@@ -162,10 +161,3 @@ class AnomalyModel(pl.LightningModule):
                 fitted = torch.empty_like(state_dict[name], device=buffer.device)
                 self.get_submodule(owner).register_buffer(key, fitted)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def finite_loss(loss: Tensor) -> Tensor:
-    """Return the loss; raise LabError if it is NaN or infinite, which would make every weight so."""
-    if not loss.isfinite():
-        raise LabError(f"the training has diverged, its loss is {loss.item()}: lower optimizer.lr")
-    return loss

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import BALANCING, RETRIEVING, Config
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.problems.base import Method, Rules
+from mvtec_lab.problems.base import Method, Rules, check_supervised
 from mvtec_lab.problems.classification import LOSSES, OWN_LOSSES
 
 _ANOMALY = "threshold.rule threshold.quantile"
@@ -29,13 +29,7 @@ def effective(config: Config) -> set[str]:
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     m, augment = config.model, config.augment
-    if config.split.protocol in ("one_class", "test_folder"):
-        raise LabError(
-            f"model.method={m.method} and split.protocol={config.split.protocol}: only a one-class method learns from "
-            "good images alone: give model.method=patchcore, say"
-        )
-    if config.cv.folds is not None and config.split.protocol != "kfold":
-        raise LabError(f"cv.folds={config.cv.folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
+    check_supervised(config)
     if augment.paste and m.head in RETRIEVING:
         raise LabError(
             f"augment.paste shows model.head={m.head} a training image again, as another one's background: leave it out"

@@ -9,7 +9,8 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import update_bn
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.anomaly.base import Batches, Scores, finite_loss
+from mvtec_lab.models.finite import finite_loss
+from mvtec_lab.problems.anomaly.base import Batches, Scores
 from mvtec_lab.problems.anomaly.convnets import CELL, WIDTHS, Reconstructor, decode, down, encode, smooth
 from mvtec_lab.problems.anomaly.methods.fanogan import METHOD
 from mvtec_lab.problems.anomaly.reconstruction import ReconstructionModel

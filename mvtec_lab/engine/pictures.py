@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,6 +75,31 @@ def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarra
     for area, colour in ((mask, PALETTE[5]), (found, PALETTE[4])):
         if area is not None:
             _outline(tile, area, colour)
+    return np.asarray(tile)
+
+
+def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.ndarray:
+    """Draw boxes over an image: true ones in blue, found ones in orange with their type and score.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        truth, found: boxes with ``kind``, ``score`` and the corners x0, y0, x1, y1 in pixels of the image.
+
+    Returns:
+        uint8 RGB [H, W, 3], of the image's proportions, SIDE pixels or more on its longer side.
+    """
+    scale = max(1.0, SIDE / max(image.shape[:2]))
+    tile = Image.fromarray(image)
+    tile = tile.resize((round(tile.width * scale), round(tile.height * scale)))
+    draw, width = ImageDraw.Draw(tile), max(2, max(tile.size) // 160)
+    for boxes, colour in ((truth, PALETTE[5]), (found, PALETTE[4])):
+        for box in boxes:
+            corners = [scale * value for value in (box.x0, box.y0, box.x1, box.y1)]
+            for wide, shade in ((2 * width, INK), (width, colour)):  # a dark rim, as the line crosses bright and dark
+                draw.rectangle(corners, outline=shade, width=wide)
+            if boxes is found:
+                at = (corners[0], max(0, corners[1] - 14))
+                draw.text(at, f"{box.kind} {box.score:.2f}", fill=colour, stroke_width=2, stroke_fill=INK, font_size=12)
     return np.asarray(tile)
 
 

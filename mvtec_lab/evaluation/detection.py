@@ -40,7 +40,7 @@ class Matches:
     """Hold what the metrics of N images need of their boxes, matched at T overlaps.
 
     Args:
-        kinds: the types of true boxes, C of them.
+        kinds: the types of boxes, C of them.
         labels: of the images, [N]: good, or their defect's type.
         objects: true boxes of each type in each image, [C, N].
         images: of each type, the places of the images that its found boxes lie in, [D], the highest score first.
@@ -65,6 +65,8 @@ class Matches:
             [B, C, T]; NaN where a draw has no true box of a type.
         """
         weights = np.ones((1, len(self.labels))) if weights is None else weights
+        if not self.kinds:
+            return np.zeros((len(weights), 0, len(IOUS)))
         parts = [
             np.stack([self._precision(c, part) for c in range(len(self.kinds))], axis=1)
             for part in np.array_split(weights, -(-len(weights) // CHUNK))
@@ -105,7 +107,7 @@ def match(found: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], labels
 
     A found box takes the free true box that it overlaps most, if their intersection over union reaches the limit.
     """
-    kinds = sorted({box.kind for boxes in truth for box in boxes} | set(labels) - {GOOD})
+    kinds = sorted({box.kind for boxes in (*truth, *found) for box in boxes} | set(labels) - {GOOD})
     objects = np.array([[sum(box.kind == kind for box in boxes) for boxes in truth] for kind in kinds], dtype=float)
     images, scores, hits = [], [], []
     for kind in kinds:
@@ -166,6 +168,7 @@ def box_metrics(matches: Matches) -> dict[str, Any]:
                 "box_recall": recalls[i],
             }
             for i, kind in enumerate(matches.kinds)
+            if totals[i] or kind in matches.labels
         },
     }
 

@@ -374,7 +374,6 @@ def _boxes(key: str, **own: Any) -> Inference:
 
 _FALSE_BOXES = Words(
     by_type="box_recall",
-    aside="defects found at one false box per ten good images",
     about="Boxes found: the share of the true boxes that are found at IoU 0.5 with their type, where one good image in "
     "ten has a false box.",
 )

@@ -20,7 +20,7 @@ def require_finite(values: Tensor, what: str) -> Tensor:
     Raises:
         LabError: some are NaN or infinite.
     """
-    wrong = len(values) - int(values.reshape(len(values), -1).isfinite().all(1).sum())
+    wrong = sum(not bool(of_image.isfinite().all()) for of_image in values) if not values.isfinite().all() else 0
     if wrong:
         raise LabError(
             f"{what} of {wrong} of {len(values)} images are NaN or infinite: the training has diverged (lower "

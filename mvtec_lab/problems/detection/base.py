@@ -1,0 +1,211 @@
+"""The base of all detectors: a network of TorchVision that finds boxes, trained by Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from mvtec_lab.config import OptimizerConfig, SchedulerConfig
+from mvtec_lab.engine.run import Run
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
+from mvtec_lab.models.finite import finite_loss, require_finite
+from mvtec_lab.models.modes import evaluating
+from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.problems.base import Method, checked_options
+from mvtec_lab.problems.detection.pyramid import Pyramid
+from mvtec_lab.problems.detection.rules import MONITOR
+
+Found = dict[str, Tensor]  # of one image: boxes [K, 4], labels [K] from 1, scores [K], and perhaps masks [K, 1, S, S]
+LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
+
+
+class DetectionModel(pl.LightningModule):
+    """Find the boxes of defects in images, each with its type and a score.
+
+    A method is a subclass. It sets ``method``, and defines ``build`` (``losses`` and ``detect`` where its network is
+    none of TorchVision's, ``fit`` where it is not trained by Lightning)::
+
+        class MyDetector(DetectionModel):
+            method = METHOD
+
+            def build(self, pyramid, classes):
+                return FCOS(pyramid, classes, **as_given(self.hparams["image_size"]))
+
+    Args:
+        classes: names, good first; the others are the types of boxes, from 1.
+        backbone, weights, unfreeze: as in ``ModelConfig``.
+        image_size: pixels a side of the images.
+        optimizer, scheduler: settings, or their values by name.
+        options: the method's own, by name; an option that is missing or None has its default.
+
+    Raises:
+        LabError: a backbone without maps, stages that it does not have, or options that the method does not know.
+    """
+
+    method: ClassVar[Method]
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        backbone: str = "resnet18",
+        weights: str | None = "DEFAULT",
+        unfreeze: int | str | Sequence[str] = 0,
+        image_size: int = 256,
+        optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+        scheduler: SchedulerConfig | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = checked_options(self.method, options)
+        self.classes = list(classes)
+        self.save_hyperparameters(logger=False)
+        self.optimizer = optimizer if isinstance(optimizer, OptimizerConfig) else OptimizerConfig(**(optimizer or {}))
+        self.scheduler = scheduler if isinstance(scheduler, SchedulerConfig) else SchedulerConfig(**(scheduler or {}))
+        plain = {"optimizer": asdict(self.optimizer), "scheduler": asdict(self.scheduler), "classes": self.classes}
+        self.hparams.update(plain)
+        self.weights_name = "random"
+        self.weights_note: str | None = None
+        self.network = self.make()
+        self._seen: list[tuple[list[Box], list[Box], str]] = []
+
+    def make(self) -> nn.Module:
+        """Return the network; a method whose network has no pyramid returns its own."""
+        h = self.hparams
+        pyramid = Pyramid(h["backbone"], h["weights"], h["unfreeze"], self.options["channels"], self.options["finest"])
+        self.weights_name, self.weights_note = pyramid.loaded.name, pyramid.loaded.note
+        return self.build(pyramid, len(self.classes))
+
+    def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
+        """Return a network of TorchVision over the maps of a pyramid; ``classes`` counts good, as the background."""
+        raise NotImplementedError
+
+    def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        """Return the loss of normalised images [N, 3, S, S]; targets have boxes, labels and masks [K, S, S]."""
+        parts = self.network(list(images), targets)
+        return torch.stack(list(parts.values())).sum()
+
+    def detect(self, images: Tensor) -> list[Found]:
+        """Find boxes in normalised images [N, 3, S, S], in eval mode: MOST at most, with scores of LEAST or more."""
+        return self.network(list(images))
+
+    def found(self, images: Tensor) -> list[Found]:
+        """Find boxes as ``detect`` does, the highest score first, on the CPU.
+
+        Raises:
+            LabError: a box or a score is NaN or infinite.
+        """
+        with torch.no_grad(), evaluating(self):
+            found = [{name: values.float().cpu() for name, values in each.items()} for each in self.detect(images)]
+        for each in found:
+            require_finite(each["scores"], "the scores")
+            require_finite(each["boxes"], "the boxes")
+        # One-stage networks have an output for the background, too, which is no type of a box.
+        found = [{name: values[each["labels"] > 0] for name, values in each.items()} for each in found]
+        order = [torch.argsort(each["scores"], descending=True, stable=True)[:MOST] for each in found]
+        return [{name: v[o] for name, v in each.items()} for each, o in zip(found, order, strict=True)]
+
+    def boxes(self, found: Found) -> list[Box]:
+        """Return an image's boxes with the names of their types, rounded to what predictions.csv holds."""
+        columns = zip(found["labels"].long().tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+        return [
+            Box(self.classes[label], round(score, 6), *(round(value, 2) for value in corners))
+            for label, score, corners in columns
+            if corners[2] > corners[0] and corners[3] > corners[1]
+        ]
+
+    def fit(self, run: Run) -> None:
+        """Train on ``run.data``; the weights of the epoch with the best val/map remain."""
+        run.build_trainer(f"val/{MONITOR}")
+        run.fit()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = finite_loss(self.losses(batch["image"], self.targets(batch)))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        images, targets = batch["image"], self.targets(batch)
+        with isolate_rng():  # Faster R-CNN samples regions; training draws the same whether this runs or not
+            torch.manual_seed(0)
+            self.train()
+            loss = finite_loss(self.losses(images, targets))
+            self.eval()
+        self.log("val/loss", loss, batch_size=len(images), prog_bar=True)
+        for found, target, label in zip(self.found(images), targets, batch["label"].tolist(), strict=True):
+            truth = [
+                Box(self.classes[kind], 1.0, *box)
+                for kind, box in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
+            ]
+            self._seen.append((self.boxes(found), truth, self.classes[label] if label >= 0 else GOOD))
+
+    def on_validation_epoch_start(self) -> None:
+        self._seen.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        found, truth, labels = zip(*self._seen, strict=True)
+        metrics = box_metrics(match(found, truth, labels))
+        self.log_dict({f"val/{key}": float(metrics[key] or 0.0) for key in ("map50", "map")}, prog_bar=True)
+
+    def targets(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Return the targets of a batch's images as TorchVision takes them.
+
+        Raises:
+            LabError: a box without width or height.
+        """
+        targets = []
+        for place, (boxes, labels) in enumerate(zip(batch["boxes"], batch["labels"], strict=True)):
+            if (flat := (boxes[:, 2:] <= boxes[:, :2]).any(1)).any():
+                corners = [round(value, 2) for value in boxes[flat][0].tolist()]
+                raise LabError(
+                    f"image {int(batch['index'][place])} has a box without width or height, {corners}: remove it"
+                )
+            targets.append({"boxes": boxes, "labels": labels})
+            if "mask" in batch:
+                targets[-1]["masks"] = instances(batch["mask"][place])
+        return targets
+
+    def configure_optimizers(self) -> Any:
+        o, s = self.optimizer, self.scheduler
+        trained = (p for p in self.parameters() if p.requires_grad)
+        optimizer = build_optimizer(o.name, trained, o.lr, o.weight_decay, o.momentum)
+        schedule = build_scheduler(
+            s.name,
+            optimizer,
+            epochs=self.trainer.max_epochs or 1,
+            steps=int(self.trainer.estimated_stepping_batches) if s.name == "onecycle" else 0,
+            step_size=s.step_size,
+            gamma=s.gamma,
+            patience=s.patience,
+        )
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def instances(mask: Tensor) -> Tensor:
+    """Return the 8-connected components of a mask [S, S], in the order of ``boxes_of``: uint8 [K, S, S]."""
+    count, components = cv2.connectedComponents(mask.cpu().numpy().astype(np.uint8), connectivity=8)
+    parts = [components == i for i in range(1, count)]
+    return torch.from_numpy(np.stack(parts) if parts else np.zeros((0, *mask.shape), bool)).to(mask.device).byte()
+
+
+class AsGiven(GeneralizedRCNNTransform):
+    """Take images as they are: the lab has resized and normalised them already."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, [0.0] * 3, [1.0] * 3)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return image
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target

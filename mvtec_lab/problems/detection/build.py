@@ -1,0 +1,78 @@
+"""From a configuration, or from a checkpoint, to a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from mvtec_lab.config import Config
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.model import Model
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.detection.base import DetectionModel
+
+
+def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
+    """Return a new detector of a configuration.
+
+    Raises:
+        LabError: what the method refuses.
+    """
+    module = _detector(config, data, weights)
+    d = config.data
+    return Model(
+        module,
+        config.model.method,
+        list(data.classes),
+        d.image_size,
+        data.white,
+        data.mean,
+        data.std,
+        module.weights_name,
+    )
+
+
+def rehearse(config: Config, data: MVTecDataModule) -> None:
+    """Refuse a network that cannot be built; its weights are random."""
+    with isolate_rng():
+        _detector(config, data, None)
+
+
+def restore(content: Mapping[str, Any]) -> DetectionModel:
+    """Return the detector of a checkpoint's content (``engine.model.read_checkpoint``)."""
+    settings = content["hyper_parameters"]
+    model = class_of(content["about"]["method"])(**{**settings, "weights": None})
+    model.load_state_dict(content["state_dict"])
+    model.weights_name = model.hparams["weights"] = content["about"]["weights"]
+    return model
+
+
+def class_of(name: str) -> type[DetectionModel]:
+    """Import the class of a method; raise LabError if it is no detector."""
+    home = METHODS[name].home
+    module, _, attribute = home.partition(":")
+    try:
+        model = getattr(import_module(module), attribute)
+    except Exception as error:  # code of another package may fail in any way
+        raise LabError(f"the method {name!r} ({home}) cannot be imported ({type(error).__name__}: {error})") from error
+    if not (isinstance(model, type) and issubclass(model, DetectionModel)):
+        raise LabError(f"the method {name!r} ({home}) is no detector: derive it from {DetectionModel.__module__}")
+    return model
+
+
+def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> DetectionModel:
+    m = config.model
+    return class_of(m.method)(
+        list(data.classes),
+        backbone=m.backbone,
+        weights=weights,
+        unfreeze=m.unfreeze,
+        image_size=config.data.image_size,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        **m.options,
+    )

@@ -1,0 +1,168 @@
+"""Choose a detector's threshold on validation, and judge it on the test images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.targets import boxes_of
+from mvtec_lab.engine.pictures import boxed, sheet
+from mvtec_lab.engine.run import Judgement, Run
+from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
+from mvtec_lab.evaluation.detection import GOOD, Box, Matches, as_text, box_intervals, box_metrics, match
+from mvtec_lab.problems.detection.base import DetectionModel
+from mvtec_lab.progress import bar
+from mvtec_lab.results import MISTAKES
+
+SHOWN = 12  # images on a sheet, each without and with the boxes that were found
+
+
+@dataclass
+class Judged:
+    """Hold the found and the true boxes of a split's images, in the order of ``dataset``, in pixels of its images."""
+
+    dataset: MVTecDataset
+    found: list[list[Box]]
+
+    @cached_property
+    def truth(self) -> list[list[Box]]:
+        """Return a box per component of each mask in its file's own size: no image size changes what is to be found."""
+        return [true_boxes(self.dataset, place) for place in range(len(self.dataset))]
+
+    @property
+    def labels(self) -> list[str]:
+        return [sample.label for sample in self.dataset.samples]
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Return the score of each image's best box, [N]; 0 where there is none."""
+        return np.array([max((box.score for box in boxes), default=0.0) for boxes in self.found], dtype=np.float32)
+
+    @property
+    def defect(self) -> np.ndarray:
+        return np.array([label != GOOD for label in self.labels])
+
+    @cached_property
+    def matches(self) -> Matches:
+        order = np.argsort([sample.path for sample in self.dataset.samples])  # as rows are read back
+        found, truth, labels = self.found, self.truth, self.labels
+        return match([found[i] for i in order], [truth[i] for i in order], [labels[i] for i in order])
+
+    def metrics(self, threshold: float, intervals: bool) -> dict[str, Any]:
+        """Return the metrics of boxes, and those of images at a threshold."""
+        metrics = image_figures(self.scores, self.labels, threshold)
+        of_boxes = box_metrics(self.matches)
+        for kind, values in of_boxes.pop("by_type").items():
+            metrics["by_type"].setdefault(kind, {}).update(values)
+        metrics |= of_boxes
+        if intervals:
+            metrics["intervals"] = {**image_intervals(self.scores, self.labels), **box_intervals(self.matches, metrics)}
+        return metrics
+
+    def rows(self, split: str, threshold: float) -> list[dict[str, Any]]:
+        """Return the rows of predictions.csv; boxes are in pixels of the square image."""
+        return [
+            {
+                "split": split,
+                "path": sample.path,
+                "label": sample.label,
+                "prediction": named(boxes, threshold),
+                "type": sample.label,
+                "score": f"{score:.9g}",  # float32 to the bit
+                "found": as_text(boxes),
+                "truth": as_text(truth),
+            }
+            for sample, score, boxes, truth in zip(
+                self.dataset.samples, self.scores, self.found, self.truth, strict=True
+            )
+        ]
+
+    def page(self, threshold: float) -> np.ndarray:
+        """Draw the worst escapes and false rejects first, each beside what was found."""
+        right = (self.scores > threshold) == self.defect
+        margin = np.where(self.defect, self.scores - threshold, threshold - self.scores)
+        tiles, captions, marks = [], [], []
+        for i in np.argsort(margin, kind="stable")[:SHOWN]:
+            picture = self.dataset.picture(int(i))
+            above = [box for box in self.found[i] if box.score > threshold]
+            mistake = "" if right[i] else "escape: " if self.defect[i] else "false reject: "
+            tiles += [boxed(picture, self.truth[i], []), boxed(picture, [], above)]
+            captions += [
+                f"{mistake}{self.labels[i]}\ntrue boxes: {len(self.truth[i])}",
+                f"best box {self.scores[i]:.2f}, threshold {threshold:.2f}",
+            ]
+            marks += [bool(right[i]), None]
+        return sheet(tiles, captions, marks)
+
+
+def judge(run: Run) -> Judgement:
+    """Find boxes in all images, choose the threshold where the model has none yet, and write best.ckpt then."""
+    data, result, model = run.data, run.result, run.model
+    names = ["test"] if data.val_is_test or not data.of_split("val") else ["val", "test"]
+    started = time.perf_counter()
+    judged = {name: find(model.module, data, name) for name in names}
+    result.seconds_per_image = (time.perf_counter() - started) / sum(len(part.found) for part in judged.values())
+    test, chooser = judged["test"], judged.get("val", judged["test"])
+    chosen = {}  # a loaded checkpoint does not say by which rule
+    if model.threshold is None:
+        model.threshold, chosen = best_f1_threshold(chooser.scores, chooser.defect), {"rule": "f1_on_validation"}
+        run.keep()
+    value = model.threshold
+    result.threshold = {"value": value, **chosen}
+    metrics = {name: part.metrics(value, name == "test") for name, part in judged.items()}
+    if data.val_is_test:
+        metrics["val"] = metrics["test"]
+    result.majority_baseline = float((~test.defect).mean())
+    rows = [row for name, part in judged.items() for row in part.rows(name, value)]
+    pages = {name: part.page(value) for name, part in judged.items()}
+    board = {f"pictures/{name}_mistakes_first": page for name, page in pages.items()}
+    return Judgement(metrics, rows, {MISTAKES: pages["test"]}, board, _summary(run, test, metrics["test"], value))
+
+
+def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
+    """Find the boxes of a split's images."""
+    dataset = data.images(data.of_split(split))
+    found: list[list[Box]] = []
+    with bar() as progress:
+        for start in progress.track(range(0, len(dataset), data.batch_size), description="finding boxes"):
+            places = list(range(start, min(start + data.batch_size, len(dataset))))
+            images = dataset[places]["image"].to(module.device)
+            found += [module.boxes(each) for each in module.found(images)]
+    return Judged(dataset, found)
+
+
+def true_boxes(dataset: MVTecDataset, place: int) -> list[Box]:
+    """Return the true boxes of an image, in pixels of the square image."""
+    mask = dataset.mask(place)
+    if mask is None:
+        return []
+    height, width = mask.shape
+    scale = np.array([dataset.image_size / width, dataset.image_size / height] * 2)
+    label = dataset.samples[place].label
+    return [Box(label, 1.0, *np.round(box * scale, 2).tolist()) for box in boxes_of(mask).numpy()]
+
+
+def named(boxes: list[Box], threshold: float) -> str:
+    """Return the type of the best box above the threshold; good where there is none."""
+    best = max(boxes, key=lambda box: box.score, default=None)
+    return GOOD if best is None or best.score <= threshold else best.kind
+
+
+def _summary(run: Run, test: Judged, metrics: dict[str, Any], value: float) -> str:
+    figures = ", ".join(
+        f"{title} {metrics[key]:.3f}"
+        for key, title in (("map50", "mAP50"), ("map", "mAP50-95"), ("image_auroc", "image AUROC"))
+        if metrics[key] is not None
+    )
+    called = test.scores > value
+    return (
+        f"test {figures}, escapes {(~called & test.defect).sum()} of {test.defect.sum()}, false rejects "
+        f"{(called & ~test.defect).sum()} of {(~test.defect).sum()} (threshold {value:.3g}); best epoch "
+        f"{(run.result.best_epoch or 0) + 1} of {run.result.epochs}"
+    )

@@ -1,0 +1,24 @@
+"""TorchVision's FCOS over the pyramid of a backbone."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from mvtec_lab.problems.detection.base import LEAST, MOST, AsGiven, DetectionModel
+from mvtec_lab.problems.detection.methods.fcos import METHOD
+from mvtec_lab.problems.detection.pyramid import Pyramid
+
+
+class Fcos(DetectionModel):
+    """Find boxes without anchors."""
+
+    method = METHOD
+
+    def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
+        # Its cells choose which boxes a map is responsible for: their sizes have to be the maps' own.
+        anchors = AnchorGenerator(tuple((cell,) for cell in pyramid.cells), ((1.0,),) * len(pyramid.cells))
+        network = FCOS(pyramid, classes, anchor_generator=anchors, score_thresh=LEAST, detections_per_img=MOST)
+        network.transform = AsGiven(self.hparams["image_size"])
+        return network

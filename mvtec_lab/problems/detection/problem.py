@@ -1,0 +1,92 @@
+"""Detection as a problem of the lab."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.pictures import boxed
+from mvtec_lab.engine.run import Run
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.detection import GOOD, Box
+from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.detection.build import build, rehearse, restore
+from mvtec_lab.problems.detection.judging import judge, named
+
+log = logging.getLogger(__name__)
+
+
+class Detection(Problem):
+    """Learn from masked defects where a defect lies, as a box, and of which type it is."""
+
+    name = "detection"
+    targets = ("mask", "boxes")
+    rehearse = staticmethod(rehearse)
+    build = staticmethod(build)
+    restore = staticmethod(restore)
+    judge = staticmethod(judge)
+
+    def fit(self, run: Run) -> None:
+        module = run.model.module
+        counted = {"total": list(module.parameters()), "trained": [p for p in module.parameters() if p.requires_grad]}
+        run.result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
+        log.info("%s: %s over %s (%s)", run.config.attempt, run.model.method, run.result.backbone, run.result.weights)
+        run.result.startup_seconds = time.perf_counter() - run.began
+        module.fit(run)
+
+    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+        threshold, module = model.threshold or 0.0, model.module
+        predictions = []
+        for found in module.found(images):
+            boxes = module.boxes(found)
+            score, name = max((box.score for box in boxes), default=0.0), named(boxes, threshold)
+            above = [box for box in boxes if box.score > threshold]
+            row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}", "boxes": len(above)}
+            masks = found["masks"][: len(above), 0] if "masks" in found else None
+            predictions.append(
+                Prediction(row, f"{name} ({len(above)} boxes)", files=_Files(above, model.image_size, masks))
+            )
+        return predictions
+
+    def exported(self, model: Model) -> nn.Module:
+        raise LabError(
+            f"model.method={model.method} has no ONNX file: it removes overlapping boxes, another number in every "
+            "image, which the exporter cannot write for any number of images: use task=predict"
+        )
+
+    def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        defects = sum(row["prediction"] != GOOD for row in rows)
+        return [f"{defects} of {len(rows)} have a box with a score above the threshold {model.threshold:.4g}"]
+
+
+class _Files:
+    """Make the files of an image's boxes, which are in pixels of the square image: .json, .jpg, and .png of masks."""
+
+    def __init__(self, boxes: Sequence[Box], size: int, masks: Tensor | None) -> None:
+        self.boxes, self.size, self.masks = boxes, size, masks
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray | str]:
+        height, width = image.shape[:2]
+        scale = np.array([width, height] * 2) / self.size
+        boxes = [Box(b.kind, b.score, *np.round(np.array(b[2:]) * scale, 1).tolist()) for b in self.boxes]
+        listed = [{"label": b.kind, "score": b.score, "box": list(b[2:])} for b in boxes]
+        files: dict[str, np.ndarray | str] = {
+            ".json": json.dumps({"width": width, "height": height, "boxes": listed}, ensure_ascii=False) + "\n",
+            ".jpg": boxed(image, [], boxes),
+        }
+        if self.masks is not None:
+            union = (self.masks > 0.5).any(0) if len(self.masks) else torch.zeros(self.size, self.size)
+            resized = nn.functional.interpolate(union.float()[None, None], size=(height, width))[0, 0]
+            files[".png"] = (resized.numpy() * 255).astype(np.uint8)
+        return files
+
+
+PROBLEM = Detection()

@@ -1,0 +1,160 @@
+"""Detectors: every method trains, is judged, resumed, loaded and compared as any other run of the lab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import others_slow
+from PIL import Image
+
+from mvtec_lab.data.targets import boxes_of
+from mvtec_lab.engine import checkpoints
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.detection import from_text
+from mvtec_lab.problems.detection.base import DetectionModel, instances
+from mvtec_lab.problems.detection.build import class_of
+from mvtec_lab.problems.detection.pyramid import Pyramid
+from mvtec_lab.results import RunResult, read_csv
+
+METHODS = ("fcos", "fasterrcnn", "retinanet", "ssdlite", "maskrcnn")
+SIZE = 64
+SMALL = ["model.unfreeze=0", "model.options.finest=4", "model.options.channels=32", f"data.image_size={SIZE}"]
+
+
+def model(tiny_net: str, method: str = "fcos", **settings) -> DetectionModel:
+    torch.manual_seed(0)
+    given = {"backbone": tiny_net, "weights": None, "image_size": SIZE, "finest": 4, "channels": 32, **settings}
+    return class_of(method)(["good", "crack", "hole"], **given)
+
+
+def targets() -> list[dict[str, torch.Tensor]]:
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
+    mask[10:30, 20:40] = 1
+    one = {"boxes": torch.tensor([[20.0, 10, 40, 30]]), "labels": torch.tensor([1]), "masks": mask[None]}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": mask[:0][None][:0]}
+    return [one, {**none, "masks": torch.zeros(0, SIZE, SIZE, dtype=torch.uint8)}]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_a_box_and_an_image_without_one(method: str, tiny_net: str) -> None:
+    detector = model(tiny_net, method).train()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    loss = detector.losses(images, targets())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert not [name for name, p in detector.named_parameters() if p.grad is not None and "stages" in name]
+    for found in detector.found(images):
+        assert found["boxes"].shape[1:] == (4,)
+        assert (found["scores"].diff() <= 0).all()
+        assert found["labels"].ge(1).all()
+        if method == "maskrcnn":
+            assert found["masks"].shape[1:] == (1, SIZE, SIZE)
+
+
+def test_images_are_neither_resized_nor_normalised_again(tiny_net: str) -> None:
+    images = torch.randn(2, 3, SIZE, SIZE)
+    given, _ = model(tiny_net).network.transform(list(images), None)
+    assert torch.equal(given.tensors, images)
+
+
+def test_batch_normalisation_rests_and_stages_train_as_asked(tiny_net: str) -> None:
+    detector = model(tiny_net, unfreeze=1).train()
+    stages = detector.network.backbone.stages
+    before = {name: value.clone() for name, value in stages.state_dict().items() if "running" in name}
+    detector.losses(torch.randn(2, 3, SIZE, SIZE), targets()).backward()
+    after = stages.state_dict()
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    trained = {name.split(".")[0] for name, p in stages.named_parameters() if p.grad is not None}
+    assert trained == {"stage2"}
+
+
+def test_every_component_has_its_own_mask_in_the_order_of_the_boxes() -> None:
+    mask = torch.zeros(20, 20, dtype=torch.uint8)
+    mask[2:5, 10:14] = mask[8:12, 3:6] = 1
+    parts = instances(mask)
+    assert torch.equal(torch.cat([boxes_of(part.numpy()) for part in parts]), boxes_of(mask.numpy()))
+    assert instances(mask * 0).shape == (0, 20, 20)
+
+
+def test_a_box_without_width_and_a_backbone_without_maps_are_one_line(tiny_net: str) -> None:
+    batch = {"boxes": [torch.tensor([[3.0, 3, 3, 9]])], "labels": [torch.tensor([1])], "index": torch.tensor([7])}
+    with pytest.raises(LabError, match=r"image 7 .*without width or height, \[3\.0, 3\.0, 3\.0, 9\.0\]"):
+        model(tiny_net).targets(batch)
+    with pytest.raises(LabError, match="vit_b_16 has no map with cells of 8 to 32 pixels"):
+        Pyramid("vit_b_16", None, 0, 32, 8)
+    with pytest.raises(LabError, match=f"{tiny_net} has no map with cells of 8"):
+        model(tiny_net, finest=8)
+
+
+def test_maps_of_real_backbones_are_found() -> None:
+    for name in ("resnet18", "mobilenet_v2"):
+        pyramid = Pyramid(name, None, 0, 32, 8)
+        assert pyramid.cells == [8, 16, 32, 64]
+        assert [values.shape[2] for values in pyramid(torch.zeros(1, 3, 128, 128)).values()] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
+def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, tmp_path: Path) -> None:
+    assert lab(f"attempt=detect/{method}", *SMALL, "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    test = run.metrics["test"]
+    assert {"map50", "map", "box_recall", "image_auroc", "intervals", "by_type"} <= test.keys()
+    assert set(test["by_type"]) == {"crack", "hole"}
+    rows = read_csv(tmp_path / "run/predictions.csv")
+    sides = [(row["label"], len(from_text(row["truth"]))) for row in rows]
+    assert all(count == int(label != "good") for label, count in sides)
+    assert run.threshold is not None
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == run.metrics
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=new") == 0
+    written = json.loads((tmp_path / "new/found/000.png.json").read_text())
+    assert written["width"] == 24
+    assert len(read_csv(tmp_path / "new/predictions.csv")) == 6
+    assert (tmp_path / "new/found/000.png.jpg").exists()
+    if method == "maskrcnn":
+        assert np.asarray(Image.open(tmp_path / "new/found/000.png.png")).shape == (24, 24)
+
+
+def test_a_detector_resumes_to_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["attempt=detect/fcos", *SMALL, "trainer.max_epochs=3"]
+    assert lab(*settings, "hydra.run.dir=whole") == 0
+    step = DetectionModel.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "EVERY", -1.0)
+        patch.setattr(DetectionModel, "training_step", training_step)
+        assert lab(*settings, "hydra.run.dir=run") == 130
+    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
+    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
+    assert resumed.resumed == 1
+    assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("model.options.channels=40", "model.options.channels=40 is no multiple of 32"),
+        ("trainer.monitor=val/accuracy", "val/map chooses its checkpoint"),
+        ("split.protocol=one_class", "only a one-class method learns from good images alone"),
+        ("augment.mix=mixup", "it finds boxes, with losses of its own"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(setting: str, line: str, lab, capsys) -> None:
+    assert lab("attempt=detect/fcos", setting) == 2
+    assert line in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_defect_without_a_mask_is_one_line(lab, product: Path, capsys) -> None:
+    (product / "ground_truth/hole/000_mask.png").unlink()
+    assert lab("attempt=detect/fcos", *SMALL, "data.masks=optional") == 2
+    assert "hole/000.png has no mask to learn from" in " ".join(capsys.readouterr().err.split())

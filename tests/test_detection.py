@@ -76,9 +76,11 @@ def test_batch_normalisation_rests_and_stages_train_as_asked(tiny_net: str) -> N
 def test_every_component_has_its_own_mask_in_the_order_of_the_boxes() -> None:
     mask = torch.zeros(20, 20, dtype=torch.uint8)
     mask[2:5, 10:14] = mask[8:12, 3:6] = 1
-    parts = instances(mask)
+    parts = instances(mask, boxes_of(mask.numpy()))
     assert torch.equal(torch.cat([boxes_of(part.numpy()) for part in parts]), boxes_of(mask.numpy()))
-    assert instances(mask * 0).shape == (0, 20, 20)
+    assert instances(mask * 0, torch.zeros(0, 4)).shape == (0, 20, 20)
+    touching = instances(mask, torch.tensor([[10.0, 2, 12, 5], [12, 2, 14, 5], [3, 8, 6, 12]]))
+    assert touching.sum((1, 2)).tolist() == [6, 6, 12]
 
 
 def test_a_box_without_width_and_a_backbone_without_maps_are_one_line(tiny_net: str) -> None:

@@ -168,6 +168,10 @@ class Problem:
     name: str
     targets: Sequence[str] = ()  # what items have beside image and label: ``mask``, ``boxes``, as in MVTecDataset
 
+    def targets_of(self, method: str) -> Sequence[str]:
+        """Return what items have beside image and label for a method; by default ``targets``."""
+        return self.targets
+
     def single_device(self, config: Config) -> str | None:
         """Return why these settings run on one device only; None where several can share the work."""
         return None

@@ -21,7 +21,7 @@ def build_data(config: Config) -> MVTecDataModule:
         LabError: whatever is wrong with the folder, a mask or the split.
     """
     problem = problem_of(config.model.method)
-    return data_of(config, problem.normalisation(config), problem.targets)
+    return data_of(config, problem.normalisation(config), problem.targets_of(config.model.method))
 
 
 def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:

@@ -53,7 +53,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     problem = problem_of(model.method)
     sized = replace(config.data, image_size=model.image_size, white=model.white)
     config = problem.to_judge(replace(config, data=sized), model)
-    data = build_data(config, (model.mean, model.std), problem.targets)
+    data = build_data(config, (model.mean, model.std), problem.targets_of(model.method))
     if own:  # first: a class that is gone is one whose files are
         _require_own(ckpt, data.folder, data.contents())
     if (classes := problem.classes(data)) != model.classes:

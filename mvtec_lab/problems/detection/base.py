@@ -53,6 +53,7 @@ class DetectionModel(pl.LightningModule):
     """
 
     method: ClassVar[Method]
+    draws_masks: ClassVar[bool] = False  # its boxes have masks, and it learns from masks as well
 
     def __init__(
         self,
@@ -142,12 +143,12 @@ class DetectionModel(pl.LightningModule):
             loss = finite_loss(self.losses(images, targets))
             self.eval()
         self.log("val/loss", loss, batch_size=len(images), prog_bar=True)
-        for found, target, label in zip(self.found(images), targets, batch["label"].tolist(), strict=True):
+        for found, target in zip(self.found(images), targets, strict=True):
             truth = [
                 Box(self.classes[kind], 1.0, *box)
                 for kind, box in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
             ]
-            self._seen.append((self.boxes(found), truth, self.classes[label] if label >= 0 else GOOD))
+            self._seen.append((self.boxes(found), truth, truth[0].kind if truth else GOOD))
 
     def on_validation_epoch_start(self) -> None:
         self._seen.clear()
@@ -172,7 +173,7 @@ class DetectionModel(pl.LightningModule):
                 )
             targets.append({"boxes": boxes, "labels": labels})
             if "mask" in batch:
-                targets[-1]["masks"] = instances(batch["mask"][place])
+                targets[-1]["masks"] = instances(batch["mask"][place], boxes)
         return targets
 
     def configure_optimizers(self) -> Any:
@@ -191,11 +192,23 @@ class DetectionModel(pl.LightningModule):
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def instances(mask: Tensor) -> Tensor:
-    """Return the 8-connected components of a mask [S, S], in the order of ``boxes_of``: uint8 [K, S, S]."""
+def instances(mask: Tensor, boxes: Tensor) -> Tensor:
+    """Return the masks of single objects, uint8 [K, S, S], of a mask [S, S] of all of them and their boxes [K, 4].
+
+    They are its 8-connected components, which ``boxes_of`` numbers alike. Objects that were annotated one by one may
+    touch: where the numbers differ, an object is what lies in its box.
+    """
     count, components = cv2.connectedComponents(mask.cpu().numpy().astype(np.uint8), connectivity=8)
-    parts = [components == i for i in range(1, count)]
-    return torch.from_numpy(np.stack(parts) if parts else np.zeros((0, *mask.shape), bool)).to(mask.device).byte()
+    if count - 1 == len(boxes):
+        parts = (
+            torch.from_numpy(components).to(mask.device)[None]
+            == torch.arange(1, count, device=mask.device)[:, None, None]
+        )
+        return parts.byte()
+    parts = torch.zeros(len(boxes), *mask.shape, dtype=torch.uint8, device=mask.device)
+    for part, (x0, y0, x1, y1) in zip(parts, boxes.round().long().tolist(), strict=True):
+        part[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
+    return parts
 
 
 class AsGiven(GeneralizedRCNNTransform):

@@ -12,6 +12,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.detection import GOOD
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.detection.base import DetectionModel
 
@@ -27,7 +28,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
     return Model(
         module,
         config.model.method,
-        list(data.classes),
+        module.classes,
         d.image_size,
         data.white,
         data.mean,
@@ -67,7 +68,7 @@ def class_of(name: str) -> type[DetectionModel]:
 def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> DetectionModel:
     m = config.model
     return class_of(m.method)(
-        list(data.classes),
+        [GOOD, *data.kinds],
         backbone=m.backbone,
         weights=weights,
         unfreeze=m.unfreeze,

@@ -139,13 +139,18 @@ def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
 
 def true_boxes(dataset: MVTecDataset, place: int) -> list[Box]:
     """Return the true boxes of an image, in pixels of the square image."""
+    sample, size = dataset.samples[place], dataset.image_size
+    if sample.objects:
+        return [
+            Box(r.label, 1.0, *np.round(np.array(r.box) * size / np.array([*r.size[::-1]] * 2), 2).tolist())
+            for r in sample.objects
+        ]
     mask = dataset.mask(place)
     if mask is None:
         return []
     height, width = mask.shape
-    scale = np.array([dataset.image_size / width, dataset.image_size / height] * 2)
-    label = dataset.samples[place].label
-    return [Box(label, 1.0, *np.round(box * scale, 2).tolist()) for box in boxes_of(mask).numpy()]
+    scale = np.array([size / width, size / height] * 2)
+    return [Box(sample.label, 1.0, *np.round(box * scale, 2).tolist()) for box in boxes_of(mask).numpy()]
 
 
 def named(boxes: list[Box], threshold: float) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
 from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.detection.build import build, rehearse, restore
+from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import judge, named
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,17 @@ class Detection(Problem):
     """Learn from masked defects where a defect lies, as a box, and of which type it is."""
 
     name = "detection"
-    targets = ("mask", "boxes")
+    targets = ("boxes",)
     rehearse = staticmethod(rehearse)
     build = staticmethod(build)
     restore = staticmethod(restore)
     judge = staticmethod(judge)
+
+    def targets_of(self, method: str) -> Sequence[str]:
+        return ("mask", *self.targets) if class_of(method).draws_masks else self.targets
+
+    def classes(self, data: MVTecDataModule) -> list[str]:
+        return [GOOD, *data.kinds]
 
     def fit(self, run: Run) -> None:
         module = run.model.module

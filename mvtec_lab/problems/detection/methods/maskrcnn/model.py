@@ -17,6 +17,7 @@ class MaskRcnn(DetectionModel):
     """Find boxes by anchors, in two stages, and the mask of the defect in each."""
 
     method = METHOD
+    draws_masks = True
 
     def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
         settings = region_settings(pyramid, classes)

@@ -156,6 +156,15 @@ def test_settings_that_do_not_fit_are_one_line(setting: str, line: str, lab, cap
     assert line in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_split_without_defects_is_one_line(lab, product: Path, tmp_path: Path, capsys) -> None:
+    paths = [p.relative_to(product).as_posix() for p in sorted((product / "test").rglob("*.png"))]
+    splits = ["val" if "good/000" in p else "test" if "001" in p else "train" for p in paths]
+    lines = [f"{path},{split}" for path, split in zip(paths, splits, strict=True)]
+    (tmp_path / "split.csv").write_text("\n".join(["path,split", *lines]))
+    assert lab("attempt=detect/fcos", *SMALL, "split.protocol=file", "split.file=split.csv") == 2
+    assert "no defect in val, where boxes are to be found: raise split.val" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_defect_without_a_mask_is_one_line(lab, product: Path, capsys) -> None:
     (product / "ground_truth/hole/000_mask.png").unlink()
     assert lab("attempt=detect/fcos", *SMALL, "data.masks=optional") == 2

@@ -21,8 +21,9 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
     """Return a new detector of a configuration.
 
     Raises:
-        LabError: what the method refuses.
+        LabError: what the method refuses, or a split without defects.
     """
+    _require_defects(data)
     module = _detector(config, data, weights)
     d = config.data
     return Model(
@@ -38,7 +39,8 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
 
 
 def rehearse(config: Config, data: MVTecDataModule) -> None:
-    """Refuse a network that cannot be built; its weights are random."""
+    """Refuse a network that cannot be built, with random weights, and a split without defects."""
+    _require_defects(data)
     with isolate_rng():
         _detector(config, data, None)
 
@@ -63,6 +65,13 @@ def class_of(name: str) -> type[DetectionModel]:
     if not (isinstance(model, type) and issubclass(model, DetectionModel)):
         raise LabError(f"the method {name!r} ({home}) is no detector: derive it from {DetectionModel.__module__}")
     return model
+
+
+def _require_defects(data: MVTecDataModule) -> None:
+    for split in ("train", "val", "test"):
+        if all(sample.label == GOOD for sample in data.of_split(split)):
+            remedy = {"val": "raise split.val", "test": "raise split.test"}.get(split, "give more of them")
+            raise LabError(f"{data.folder} has no defect in {split}, where boxes are to be found: {remedy}")
 
 
 def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> DetectionModel:

@@ -138,7 +138,7 @@ def test_a_size_that_does_not_fit_is_refused(method: str, size: int) -> None:
 
 @pytest.mark.parametrize(("method", "option", "value"), [*((m, "latent", 0) for m in ALL), ("memae", "slots", 1)])
 def test_a_size_of_nothing_is_refused(method: str, option: str, value: int) -> None:
-    with pytest.raises(LabError, match=f"model.options.{option}={value} is out of range: give {value + 1} or more"):
+    with pytest.raises(LabError, match=f"model.options.{option}={value} is out of range: give {value + 1} to 100000"):
         build(method, **{option: value})
 
 

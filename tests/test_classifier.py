@@ -53,7 +53,7 @@ def test_the_training_loss_is_weighted_and_the_validation_loss_is_not(tiny_net: 
     model = make(tiny_net, class_counts=counts, loss={"class_weights": "inverse"}).eval()
     data = batch()
     logged: dict[str, float] = {}
-    model.log = lambda name, value, **_: logged.__setitem__(name, value.item())  # type: ignore[method-assign]
+    model.log = lambda name, value, **_: logged.__setitem__(name, float(value))  # type: ignore[method-assign]
     model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     logits = model(data["image"])
     weighted = F.cross_entropy(logits, data["label"], weight=torch.tensor(weights))
@@ -72,6 +72,68 @@ def test_nan_stops_and_says_where(tiny_net: str) -> None:
     trainer = pl.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
     with pytest.raises(TrainingDivergedError, match="the training loss is nan in epoch 1, batch 4"):
         trainer.fit(make(tiny_net, unfreeze="all"), torch.utils.data.DataLoader(batches, batch_size=None))
+
+
+def quiet_trainer(**settings) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **settings)
+
+
+def loader(*sizes: int) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader([batch(n) for n in sizes], batch_size=None)
+
+
+def test_the_logged_loss_is_the_mean_over_images(tiny_net: str) -> None:
+    model = make(tiny_net, unfreeze="all", optimizer={"lr": 1e-12})
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(model, loader(8, 3), loader(8, 3))
+    data = [batch(8), batch(3)]
+    with torch.no_grad():
+        total = sum(F.cross_entropy(model.eval()(b["image"]), b["label"], reduction="sum") for b in data)
+    assert trainer.callback_metrics["val/loss"] == pytest.approx(float(total) / 11, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"val_check_interval": 0.5}, {"max_steps": 6, "max_epochs": 2}])
+def test_training_metrics_are_those_of_all_batches_of_the_epoch(tiny_net: str, settings) -> None:
+    model, seen = make(tiny_net, unfreeze="all"), []
+    step, start = model.training_step, model.on_train_epoch_start
+
+    def noted(data, batch_idx):
+        loss = step(data, batch_idx)
+        seen.append((float(loss), len(data["label"])))
+        return loss
+
+    model.training_step, model.on_train_epoch_start = noted, lambda: (seen.clear(), start())  # type: ignore[method-assign]
+    trainer = quiet_trainer(**{"max_epochs": 1, **settings})
+    trainer.fit(model, loader(4, 4, 4, 2), loader(4))
+    wanted = sum(loss * n for loss, n in seen) / sum(n for _, n in seen)
+    assert trainer.callback_metrics["train/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_nan_is_found_wherever_the_epoch_ends(tiny_net: str) -> None:
+    batches = [batch(4) for _ in range(4)]
+    batches[0]["image"][0] = float("nan")
+    for settings in ({"val_check_interval": 0.5, "max_epochs": 1}, {"max_steps": 2}):
+        with pytest.raises(TrainingDivergedError, match="the training loss is nan in epoch 1, batch 1"):
+            quiet_trainer(**settings).fit(
+                make(tiny_net, unfreeze="all"), torch.utils.data.DataLoader(batches, batch_size=None), loader(4)
+            )
+
+
+def test_a_module_that_was_validated_can_be_trained(tiny_net: str) -> None:
+    model = make(tiny_net)
+    quiet_trainer().validate(model, loader(4), verbose=False)
+    quiet_trainer(max_epochs=1).fit(model, loader(4), loader(4))
+
+
+def test_mixed_images_count_as_what_most_of_them_is(tiny_net: str) -> None:
+    model = make(tiny_net, optimizer={"lr": 1e-12})
+    data = {**batch(6), "target": F.one_hot((torch.arange(6) + 1) % 3, 3).float()}
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(model, torch.utils.data.DataLoader([data], batch_size=None))
+    with torch.no_grad():
+        right = model.eval()(data["image"]).argmax(1) == data["target"].argmax(1)
+    assert trainer.callback_metrics["train/accuracy"] == pytest.approx(float(right.float().mean()))
 
 
 def test_probabilities_leave_the_mode_alone(tiny_net: str) -> None:

@@ -111,7 +111,7 @@ def test_methods_are_known_without_torch() -> None:
         ("draem", {"coreset": 0.1}, "model.method=draem has no options: leave out model.options.coreset"),
         ("patchcore", {"coreset": 0.0}, "model.options.coreset=0.0 is out of range: give a number above 0, up to 1"),
         ("patchcore", {"coreset": float("nan")}, "model.options.coreset=nan is out of range"),
-        ("memae", {"slots": 1}, "model.options.slots=1 is out of range: give 2 or more"),
+        ("memae", {"slots": 1}, "model.options.slots=1 is out of range: give 2 to 100000"),
         ("nearest", {"neighbours": 2.5}, "model.options.neighbours=2.5 is not a whole number: good images"),
         ("padim", {"dimensions": True}, "model.options.dimensions=True is not a whole number"),
         ("spade", {"layers": "layer2"}, r"model.options.layers=layer2 is not names in brackets, \[a,b\]"),

@@ -97,8 +97,9 @@ def test_only_a_training_by_gradient_keeps_memory(lab, monkeypatch: pytest.Monke
 
 def test_what_lightning_changes_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_KEPT", "before")
-    threads = torch.get_num_threads()
+    threads, fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
     with process_restored():
+        assert not torch.utils.deterministic.fill_uninitialized_memory
         os.environ["LAB_KEPT"], os.environ["LAB_NEW"] = "during", "1"
         torch.set_num_threads(threads + 1)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -106,3 +107,4 @@ def test_what_lightning_changes_is_restored(monkeypatch: pytest.MonkeyPatch) -> 
     assert "LAB_NEW" not in os.environ
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == fill

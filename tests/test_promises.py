@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import SIZE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import OPTIMIZERS, Config
@@ -18,6 +19,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.checkpoints import Checkpoints
 from mvtec_lab.engine.setup import training_seed
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.results import read_csv
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,19 @@ def test_every_fold_and_repeat_draws_its_own_seed() -> None:
     assert len(set(seeds)) == len(seeds)
     assert seed(2, 1, 1) == seed(2, 1, 1)
     assert [seed(0, run=run, protocol="holdout") for run in range(3)] == [0, 1, 2]
+
+
+def test_every_step_has_its_own_point_on_the_curves(lab, tmp_path: Path) -> None:
+    assert lab("attempt=finetune", "scheduler=onecycle", "data.batch_size=4", "hydra.run.dir=run") == 0
+    board = EventAccumulator("run").Reload()
+    rates, norms = ([(e.step, e.value) for e in board.Scalars(f"optimizer/{key}")] for key in ("lr", "grad_norm"))
+    assert [step for step, _ in rates] == [step for step, _ in norms] == list(range(8))  # 14 images, two epochs
+    assert len({value for _, value in rates}) > 6
+    rows = read_csv(tmp_path / "run/history.csv")
+    means = [sum(value for _, value in norms[start : start + 4]) / 4 for start in (0, 4)]
+    assert [float(row["grad_norm"]) for row in rows] == pytest.approx(means, rel=1e-5)
+
+
+def test_the_curves_of_an_epoch_that_diverged_are_kept(lab) -> None:
+    assert lab("attempt=full", "optimizer=sgd", "optimizer.lr=1e38", "hydra.run.dir=run") == 1
+    assert EventAccumulator("run").Reload().Scalars("optimizer/grad_norm")

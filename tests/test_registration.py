@@ -70,7 +70,7 @@ def test_stages_that_are_not_the_network_s(parts: list[str], answer: str) -> Non
 
 def test_a_builder_that_needs_arguments() -> None:
     register_backbone("mine")(lambda depth: Mine())
-    with pytest.raises(LabError, match=r"'mine' cannot be built without arguments: .*depth"):
+    with pytest.raises(LabError, match=r"'mine' cannot be built: TypeError: .*depth"):
         build("mine", 3)
 
 

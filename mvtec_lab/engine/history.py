@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,7 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val"))}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        norms = torch.stack([norm for _, _, norm in self._steps]).tolist()  # a GPU is waited for once per epoch
-        for (step, lr, _), norm in zip(self._steps, norms, strict=True):
-            for logger in trainer.loggers:
-                logger.log_metrics({"optimizer/grad_norm": norm, "optimizer/lr": lr}, step)
+        norms = self._write_steps(trainer)
         norm, seconds = sum(norms) / len(norms), round(time.perf_counter() - self._began, 4)
         self.rows.append({"epoch": trainer.current_epoch, **metrics, "lr": rate, "grad_norm": norm, "seconds": seconds})
         if trainer.is_global_zero:
@@ -67,6 +65,19 @@ class History(pl.Callback):
                 trainer.max_epochs,
                 "   ".join(_line(metrics, part) for part in ("train", "val")),
             )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        with suppress(OSError):  # the exception counts, not that the curves cannot be written either
+            self._write_steps(trainer)  # where training diverged, one looks at the gradients of that epoch
+
+    def _write_steps(self, trainer: pl.Trainer) -> list[float]:
+        """Write the curves of an epoch's steps, once: reading a norm waits for a GPU. Return the norms."""
+        norms = torch.stack([norm for _, _, norm in self._steps]).tolist() if self._steps else []
+        for (step, lr, _), norm in zip(self._steps, norms, strict=True):
+            for logger in trainer.loggers:
+                logger.log_metrics({"optimizer/grad_norm": norm, "optimizer/lr": lr}, step)
+        self._steps.clear()
+        return norms
 
 
 def _line(metrics: dict[str, float], part: str) -> str:

@@ -435,9 +435,9 @@ def _construct(name: str) -> nn.Module:
         with torch.device("cpu"):
             network = make(**options)
         return network.to(torch.get_default_device())
-    except TypeError as error:
+    except Exception as error:  # code of a script or a package may fail in any way
         if name in BACKBONES:
-            raise LabError(f"the backbone {name!r} cannot be built without arguments: {error}") from error
+            raise LabError(f"the backbone {name!r} cannot be built: {type(error).__name__}: {error}") from error
         raise
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
@@ -12,24 +13,35 @@ from mvtec_lab.config import SCHEDULERS
 from mvtec_lab.errors import unknown
 
 OPTIMIZERS = {
-    "adam": lambda p, lr, decay, momentum: optim.Adam(p, lr, weight_decay=decay, fused=_on_gpu(p)),
-    "adamw": lambda p, lr, decay, momentum: optim.AdamW(p, lr, weight_decay=decay, fused=_on_gpu(p)),
-    "sgd": lambda p, lr, decay, momentum: optim.SGD(p, lr, momentum=momentum, weight_decay=decay, fused=_on_gpu(p)),
-    "rmsprop": lambda p, lr, decay, momentum: optim.RMSprop(p, lr, momentum=momentum, weight_decay=decay),
+    "adam": lambda p, lr, decay, momentum, fused: optim.Adam(p, lr, weight_decay=decay, fused=fused),
+    "adamw": lambda p, lr, decay, momentum, fused: optim.AdamW(p, lr, weight_decay=decay, fused=fused),
+    "sgd": lambda p, lr, decay, momentum, fused: optim.SGD(p, lr, momentum=momentum, weight_decay=decay, fused=fused),
+    "rmsprop": lambda p, lr, decay, momentum, fused: optim.RMSprop(p, lr, momentum=momentum, weight_decay=decay),
 }
 
 
-def _on_gpu(parameters: Sequence[nn.Parameter]) -> bool | None:
-    """Return whether one kernel may update all parameters, as on a GPU; None leaves it to PyTorch."""
-    return True if all(p.is_cuda for p in parameters) else None
+def one_kernel(trainer: pl.Trainer) -> bool | None:
+    """Return whether one kernel may update all parameters, as on a GPU; None leaves it to PyTorch.
+
+    In half precision such a kernel also takes back the scale of the gradients, so that nobody can measure or clip them
+    before.
+    """
+    gpu = trainer.strategy.root_device.type == "cuda"
+    return True if gpu and not trainer.precision.startswith("16") and not trainer.gradient_clip_val else None
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    fused: bool | None = None,
 ) -> optim.Optimizer:
+    """Return an optimizer by its name; ``fused`` as PyTorch takes it."""
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    return OPTIMIZERS[name](list(parameters), lr, weight_decay, momentum)
+    return OPTIMIZERS[name](list(parameters), lr, weight_decay, momentum, fused)
 
 
 def build_scheduler(

@@ -91,7 +91,7 @@ def checked_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any
 
 def _check_option(key: str, value: Any, option: Option) -> None:
     if option.kind is list:
-        right = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        right = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
     else:
         kinds = (int, float) if option.kind is float else option.kind
         right = isinstance(value, kinds) and not isinstance(value, bool)

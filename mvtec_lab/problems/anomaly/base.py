@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from mvtec_lab.models.finite import finite_loss, require_finite
-from mvtec_lab.models.optim import build_optimizer
+from mvtec_lab.models.optim import build_optimizer, one_kernel
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 
@@ -152,7 +152,9 @@ class AnomalyModel(pl.LightningModule):
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return an optimiser of these parameters, with the model's settings."""
         h = self.hparams
-        return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"])
+        return build_optimizer(
+            h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"], one_kernel(self.trainer)
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         for name, buffer in list(self.named_buffers()):

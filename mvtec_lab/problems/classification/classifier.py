@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, last_linear, trainable_stages
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import PartlyFrozen, evaluating
-from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.optim import build_optimizer, build_scheduler, one_kernel
 from mvtec_lab.models.weights import load_weights
 from mvtec_lab.problems.classification import HEADS
 from mvtec_lab.problems.classification.curriculum import Curriculum
@@ -29,6 +30,9 @@ from mvtec_lab.problems.classification.heads import Setup
 from mvtec_lab.problems.classification.losses import build_criterion
 
 Settings = TypeVar("Settings", LossConfig, OptimizerConfig, SchedulerConfig)
+
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}  # as keys begin -> as sentences say it
 
 
 class TrainingDivergedError(RuntimeError):
@@ -134,7 +138,7 @@ class DefectClassifier(pl.LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in SPLITS}
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -212,58 +216,75 @@ class DefectClassifier(pl.LightningModule):
         loss = self.criterion(outputs, target)
         scores, size = self.criterion.scores(outputs.detach()), len(batch["label"])
         own = target[:size]  # without those of generated features
-        self._seen.append((loss.detach(), scores[:size], own if own.ndim == 1 else own.argmax(1)))
+        self._seen["train"].append((loss.detach(), scores[:size], own if own.ndim == 1 else own.argmax(1)))
         return loss if loss.requires_grad else None  # a vote of neighbours has nothing to train
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._judge(batch)
+        self._judge("val", batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._judge(batch)
+        self._judge("test", batch)
 
-    def _judge(self, batch: dict[str, Tensor]) -> None:
-        logits = self.logits(batch)
-        self._seen.append((F.cross_entropy(logits, batch["label"]), logits, batch["label"]))
+    def _judge(self, split: str, batch: dict[str, Tensor]) -> None:
+        logits = self.logits(batch).detach()
+        self._seen[split].append((F.cross_entropy(logits, batch["label"]), logits, batch["label"]))
 
     # A step waits for nothing: its loss is looked at, and its images are counted, at the end of the epoch. Once per
     # batch this took longer than a GPU's step.
     def on_train_epoch_start(self) -> None:
-        self._seen.clear()  # what an epoch that was stopped has left
+        self._seen["train"].clear()  # what an epoch that was stopped has left
 
-    on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
+    def on_validation_epoch_start(self) -> None:
+        self._seen["val"].clear()
+        self._losses("train")  # where validation comes within an epoch, a training loss that is NaN is named first
+
+    def on_test_epoch_start(self) -> None:
+        self._seen["test"].clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.is_last_batch:
-            self._log_epoch("train", "training", self.train_metrics)
+        if self.trainer.is_last_batch:  # before validation, as callbacks look at training metrics after it
+            self._log_epoch("train", self.train_metrics)
+
+    def on_train_epoch_end(self) -> None:
+        if self._seen["train"]:  # max_steps or max_time ended the epoch before its last batch
+            self._log_epoch("train", self.train_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", "validation", self.val_metrics)
+        self._log_epoch("val", self.val_metrics)
         balanced = self.val_metrics["balanced_accuracy"]
         assert isinstance(balanced, BalancedAccuracy)
         named = zip(self.classes, balanced.recalls(), strict=True)
         self.log_dict({f"val_recall/{name}": value for name, value in named if not value.isnan()}, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test", "test", self.test_metrics)
+        self._log_epoch("test", self.test_metrics)
 
-    def _log_epoch(self, name: str, what: str, metrics: MetricCollection) -> None:
-        """Log the mean loss and the metrics of the batches seen, and forget them.
+    def _losses(self, split: str) -> list[float]:
+        """Return the losses of the batches seen in this epoch.
 
         Raises:
-            TrainingDivergedError: a batch's loss was NaN or infinite.
+            TrainingDivergedError: one of them is NaN or infinite.
         """
-        losses, scores, labels = zip(*self._seen, strict=True)
-        self._seen.clear()
-        values, sizes = torch.stack(losses).double(), torch.tensor([len(part) for part in labels]).to(self.device)
-        if wrong := (~values.isfinite()).nonzero().flatten().tolist():
-            raise TrainingDivergedError(
-                f"the {what} loss is {values[wrong[0]].item()} in epoch {self.current_epoch + 1}, batch "
-                f"{wrong[0] + 1}: try a smaller optimizer.lr than {self.optimizer.lr:g}"
-            )
-        mean, size = (values * sizes).sum() / sizes.sum(), int(sizes.sum())
+        losses = torch.stack([loss for loss, _, _ in self._seen[split]]).tolist() if self._seen[split] else []
+        for number, loss in enumerate(losses, start=1):
+            if not isfinite(loss):
+                raise TrainingDivergedError(
+                    f"the {SPLITS[split]} loss is {loss} in epoch {self.current_epoch + 1}, batch {number}: try a "
+                    f"smaller optimizer.lr than {self.optimizer.lr:g}"
+                )
+        return losses
+
+    def _log_epoch(self, split: str, metrics: MetricCollection) -> None:
+        """Log the mean loss and the metrics of the batches seen, and forget them."""
+        losses = self._losses(split)
+        _, scores, labels = zip(*self._seen[split], strict=True)
+        self._seen[split].clear()
+        size = sum(map(len, labels))
+        mean = sum(loss * len(part) for loss, part in zip(losses, labels, strict=True)) / size
+        metrics.reset()  # a validation by itself leaves tensors of inference mode, which none other may change
         metrics.update(torch.cat(scores), torch.cat(labels))
         together: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size}
-        self.log(f"{name}/loss", mean.float(), prog_bar=True, sync_dist=True, **together)
+        self.log(f"{split}/loss", mean, prog_bar=True, sync_dist=True, **together)
         self.log_dict(metrics, **together)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -288,7 +309,8 @@ class DefectClassifier(pl.LightningModule):
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
         # An optimizer wants parameters even where none trains.
         parameters = self.trained_parameters or list(self.model.parameters())
-        optimizer = build_optimizer(o.name, parameters, o.lr, o.weight_decay, o.momentum)
+        fused = one_kernel(self.trainer)
+        optimizer = build_optimizer(o.name, parameters, o.lr, o.weight_decay, o.momentum, fused)
         schedule = build_scheduler(
             s.name,
             optimizer,

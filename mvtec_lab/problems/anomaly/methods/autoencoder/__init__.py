@@ -9,7 +9,7 @@ METHOD = Method(
     backbone=False,
     options={
         # The paper's for textures; that of MVTec AD, CVPR 2019, for whole objects at 128 pixels.
-        "latent": Option(int, "size of the code", default=100, least=1),
+        "latent": Option(int, "size of the code", default=100, least=1, most=100_000),
         "reconstruction": Option(str, "error of a pixel", default="l2", choices=("l2", "ssim")),
     },
 )

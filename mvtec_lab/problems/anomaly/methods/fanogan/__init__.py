@@ -21,6 +21,6 @@ METHOD = Method(
     rules=_check,
     options={
         # The official code's.
-        "latent": Option(int, "size of the code", default=128, least=1),
+        "latent": Option(int, "size of the code", default=128, least=1, most=100_000),
     },
 )

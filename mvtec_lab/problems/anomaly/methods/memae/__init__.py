@@ -9,9 +9,9 @@ METHOD = Method(
     backbone=False,
     options={
         # Half of the encoder's channels.
-        "latent": Option(int, "channels of a code", default=64, least=1),
+        "latent": Option(int, "channels of a code", default=64, least=1, most=100_000),
         # The paper's for CIFAR-10: a few for each of the 64 cells of a picture of 128 pixels. A single slot would have
         # the weight 1, which is not above 1 / slots.
-        "slots": Option(int, "codes in the memory", default=500, least=2),
+        "slots": Option(int, "codes in the memory", default=500, least=2, most=100_000),
     },
 )

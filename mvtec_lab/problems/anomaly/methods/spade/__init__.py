@@ -12,6 +12,6 @@ METHOD = Method(
     options={
         "layers": LAYERS,
         # The paper's. 5 take a tenth of the time to score.
-        "neighbours": Option(int, "good images that an image is compared with", default=50, least=1),
+        "neighbours": Option(int, "good images that an image is compared with", default=50, least=1, most=100_000),
     },
 )

@@ -9,6 +9,6 @@ METHOD = Method(
     backbone=False,
     options={
         # The autoencoder's, so that the two differ in the prior alone.
-        "latent": Option(int, "size of the code", default=100, least=1),
+        "latent": Option(int, "size of the code", default=100, least=1, most=100_000),
     },
 )

@@ -18,8 +18,10 @@ from torchvision.models._api import BUILTIN_MODELS
 from torchvision.ops import Permute
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.models import maps as maps_module
+from mvtec_lab.models.maps import FeatureMaps
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import features, frozen
+from mvtec_lab.problems.anomaly import frozen
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.methods.gaussian.model import FeatureGaussian
 from mvtec_lab.problems.anomaly.methods.kmeans.model import CentreDistance
@@ -111,9 +113,9 @@ def test_any_batches_and_any_batch_give_the_same_scores(name: str, tiny_net: str
 
 
 def test_maps_are_the_same_in_parts_and_exported_for_any_batch(tiny_net: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = features.FeatureMaps(tiny_net, None, ["features.relu1", "features.relu2"])
+    maps = FeatureMaps(tiny_net, None, ["features.relu1", "features.relu2"])
     whole = maps(images(5))
-    monkeypatch.setattr(features, "PART", 2 * SIDE**2)
+    monkeypatch.setattr(maps_module, "PART", 2 * SIDE**2)
     exported = torch.export.export(maps, (images(2),), dynamic_shapes=({0: torch.export.Dim("N")},)).module()
     sizes: list[int] = []
     maps.network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
@@ -146,20 +148,20 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("layer", ["narrow", "wide"])
 def test_maps_with_channels_last_are_one_line(layer: str, mixed: str) -> None:
-    assert features.FeatureMaps(mixed, None, ["first"]).channels == [28]
+    assert FeatureMaps(mixed, None, ["first"]).channels == [28]
     with pytest.raises(LabError, match=rf"layer {layer} of {mixed} has its channels last, \[1, 28, 28"):
-        features.FeatureMaps(mixed, None, ["first", layer])
+        FeatureMaps(mixed, None, ["first", layer])
 
 
 def test_what_is_not_square_of_a_square_image_is_no_map(mixed: str) -> None:
     with pytest.raises(LabError, match=f"layer tokens of {mixed} gives no map of the image"):
-        features.FeatureMaps(mixed, None, ["first", "tokens"])
+        FeatureMaps(mixed, None, ["first", "tokens"])
 
 
 @pytest.mark.parametrize("layers", [["first", "first"], ["first", "narrow", "narrow.1"]])
 def test_a_layer_named_twice_is_one_line(layers: list[str], mixed: str) -> None:
     with pytest.raises(LabError, match=f"names a layer of {mixed} twice: give {', '.join(layers[:-1])}$"):
-        features.FeatureMaps(mixed, None, layers)
+        FeatureMaps(mixed, None, layers)
 
 
 @pytest.mark.parametrize("name", FITTED_ONCE)

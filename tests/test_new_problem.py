@@ -89,7 +89,7 @@ def test_a_problem_says_what_it_learns_from_beside_the_image(product: Path, monk
 def test_no_other_room_knows_a_problem_by_its_name() -> None:
     package = Path(checkpoints.__file__).parents[1]
     names = [name for name in PROBLEMS.names() if name != "brightness"]
-    assert {"anomaly", "classification", "detection"} <= set(names)
+    assert {"anomaly", "classification", "detection", "segmentation"} <= set(names)
     for room in ("tasks", "engine", "reporting"):
         for path in (package / room).glob("*.py"):
             text = path.read_text()

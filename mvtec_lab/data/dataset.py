@@ -59,7 +59,8 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
     With ``targets``, items also have ``mask``, uint8 [S, S], 1 in a defect ([N, S, S] in a batch), or ``boxes``,
     float32 [K, 4] in pixels (x0, y0, x1, y1), with ``labels``, int64 [K], which count the defect types from 1; a batch
-    has lists of N of both. An image without a defect has K = 0. Masks are moved along with their images.
+    has lists of N of both. An image without a defect has K = 0. Masks are moved along with their images. They have
+    ``seed`` as well, the one of their key, 0 without one: a problem that draws views of its own takes them from it.
 
     Args:
         folder: the product folder, ``.../bottle``.
@@ -99,6 +100,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.classes = list(classes_of(self.samples) if classes is None else classes)
         self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
         self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets
+        self._small: dict[int, np.ndarray] = {}
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
         kinds = kinds_of(self.samples) if kinds is None else kinds
@@ -185,8 +187,10 @@ class MVTecDataset(Dataset[dict[str, Any]]):
             "label": self.labels[index],
             "index": index,
         }
+        if self.targets:
+            item["seed"] = torch.tensor([k[1] if isinstance(k, tuple) else 0 for k in key])
         if "mask" in self.targets:
-            item["mask"] = torch.from_numpy(np.stack([m if m.ndim == 2 else m.max(axis=2) for m in masks]))
+            item["mask"] = torch.from_numpy(np.stack([_joined(mask) for mask in masks]))
         if "boxes" in self.targets:
             pairs = [self._boxes(place, mask) for place, mask in zip(places, masks, strict=True)]
             item["boxes"], item["labels"] = (list(values) for values in zip(*pairs, strict=True))
@@ -203,8 +207,17 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         boxes = torch.tensor([box_around(parts[..., k]) for k in kept]).reshape(-1, 4)
         return boxes, torch.tensor([self._kinds[sample.objects[k].label] for k in kept], dtype=torch.int64)
 
+    def small_masks(self, places: Sequence[int]) -> Tensor:
+        """Return the masks to learn from, uint8 [N, S, S], of images that are not augmented."""
+        return torch.from_numpy(np.stack([_joined(self._small_mask(place)) for place in places]))
+
     def _small_mask(self, place: int) -> np.ndarray:
         """Return the mask to learn from: [S, S] uint8, or [S, S, K] of K annotated objects."""
+        if place not in self._small:  # a large mask takes longer to read than its image to be trained on
+            self._small[place] = self._read_small(place)
+        return self._small[place]
+
+    def _read_small(self, place: int) -> np.ndarray:
         sample = self.samples[place]
         if sample.objects:
             return np.stack([resize_mask(r.mask(), self.image_size) for r in sample.objects], axis=2)
@@ -214,11 +227,18 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         return resize_mask(mask, self.image_size)
 
 
+def _joined(mask: np.ndarray) -> np.ndarray:
+    """Return the masks [S, S, K] of an image's objects as one, [S, S]."""
+    return mask if mask.ndim == 2 else mask.max(axis=2)
+
+
 class FeatureDataset(Dataset[dict[str, Any]]):
     """Give features of a data set's images: ``{"features": [N, ...], "label": [N], "index": [N]}``.
 
+    Where the data set gives masks, so does this one, ``mask`` and ``seed``, as MVTecDataset does.
+
     Args:
-        dataset: the images, for their labels.
+        dataset: the images, for their labels and masks.
         features: one row per image, or ``views`` consecutive rows per image; four-dimensional ones channels last.
         views: the seed of an item's key says which of them it is.
     """
@@ -238,9 +258,13 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, keys: list[int] | list[tuple[int, int]]) -> dict[str, Any]:
         pairs = [k if isinstance(k, tuple) else (k, 0) for k in keys]
         features = self.features[[place * self.views + seed % self.views for place, seed in pairs]]
-        index = torch.tensor([place for place, _ in pairs])
-        return {
+        places = [place for place, _ in pairs]
+        index = torch.tensor(places)
+        item = {
             "features": features.permute(0, 3, 1, 2) if features.ndim == 4 else features,
             "label": self.dataset.labels[index],
             "index": index,
         }
+        if "mask" in self.dataset.targets:
+            item |= {"mask": self.dataset.small_masks(places), "seed": torch.tensor([seed for _, seed in pairs])}
+        return item

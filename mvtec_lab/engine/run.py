@@ -29,7 +29,7 @@ from mvtec_lab.engine.checkpoints import Checkpoints, WholeFiles, read_last
 from mvtec_lab.engine.devices import build_trainer
 from mvtec_lab.engine.history import History
 from mvtec_lab.engine.memory import peak_memory
-from mvtec_lab.engine.model import ABOUT, Model
+from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.process import without_hints
 from mvtec_lab.engine.resume import earlier_run
@@ -175,9 +175,9 @@ class Run:
         module.to(self.trainer.strategy.root_device)  # from which Lightning takes it at the end
 
     def keep(self) -> None:
-        """Write best.ckpt again, with what was chosen after training: a threshold."""
+        """Write best.ckpt again, with what was chosen or fitted after training: a threshold."""
         trained = {} if self.checkpoints is None else self.checkpoints.best
-        save_file({**self.model.content(), **trained, ABOUT: self.model.about()}, self.run_dir / BEST)
+        save_file({**trained, **self.model.content()}, self.run_dir / BEST)
 
     def show(self, judgement: Judgement) -> None:
         """Put a judgement, the configuration and the row of hyperparameters into TensorBoard."""

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.evaluation import detection, differences, statistics
+from mvtec_lab.evaluation import detection, differences, segmentation, statistics
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PRO_LIMIT
 from mvtec_lab.evaluation.differences import EXTRA, Difference
 from mvtec_lab.evaluation.tested import Rows, Tested, confusions, means_of_images
@@ -106,7 +106,8 @@ class Metric:
         decides: attempts can be compared by it.
         chooses: its value on validation chooses the best attempt; the default is the first metric that decides.
         needed: every completed run has it.
-        of_images: the values of the images, [N], from rows of predictions.csv, whose mean is the metric.
+        of_images: the values of the images, [N], from rows of predictions.csv, whose mean is the metric; NaN of an
+            image that does not count, such as a good one where a defect's mask is judged.
         value: how it is found in the metrics of a split; None: by its key.
         chance: the value of a run that learnt nothing, and what reaches it; None: not known.
         inference: interval and test; the default takes ``of_images``.
@@ -166,6 +167,11 @@ class Metric:
         """Return its value among the metrics of a split."""
         return self.value(metrics) if self.value else metrics.get(self.key)
 
+    def mean_of(self, rows: Rows) -> float | None:
+        """Return its value from rows of predictions.csv; None where no image counts, or without ``of_images``."""
+        values = _counted(self.of_images(rows)) if self.of_images else np.zeros(0)
+        return float(np.mean(values)) if len(values) else None
+
     def clip(self, low: float, high: float, change: bool = False) -> Bounds:
         """Return an interval within the range of the metric, or of a ``change`` of it."""
         return (max(-1.0 if change else 0.0, low), min(1.0, high)) if self.share else (low, high)
@@ -195,7 +201,8 @@ class Metric:
         if self.inference.resolution:
             return self.inference.resolution(images, runs)
         if self.of_images:
-            return float(np.mean([np.ptp(self.of_images(tested.rows)) / len(tested.images) for tested in runs]))
+            values = [_counted(self.of_images(tested.rows)) for tested in runs]
+            return float(np.mean([np.ptp(of_run) / len(of_run) for of_run in values if len(of_run)] or [1.0]))
         return 1 / images if self.share else 0.0
 
     def compare(self, first: Runs, second: Runs) -> tuple[Difference, str]:
@@ -207,7 +214,7 @@ class Metric:
         if self.inference.paired:
             return self.inference.paired(first, second)
         ours, theirs = self._means(first), self._means(second)
-        pairs = np.array([(ours[image], theirs[image]) for image in ours])
+        pairs = np.array([(ours[image], theirs[image]) for image in ours if image in theirs])
         if len(pairs) < 2:
             raise NotComparableError("a test needs two images")
         return differences.mean_difference(pairs[:, 0], pairs[:, 1], self.limit)
@@ -215,6 +222,11 @@ class Metric:
     def _means(self, runs: Runs) -> dict[str, float]:
         assert self.of_images is not None
         return means_of_images(runs, [self.of_images(tested.rows) for tested in runs])
+
+
+def _counted(values: np.ndarray) -> np.ndarray:
+    """Return the values of those images that count."""
+    return values[~np.isnan(values)]
 
 
 def _share_interval(key: str, metrics: Values, runs: Runs) -> Bounds:
@@ -377,8 +389,14 @@ _FALSE_BOXES = Words(
     about="Boxes found: the share of the true boxes that are found at IoU 0.5 with their type, where one good image in "
     "ten has a false box.",
 )
+# Segmentation; its images' scores are judged by the anomaly metrics below.
+_segmentation = partial(_metric, "segmentation")
+_masks = partial(Inference, ("type", "overlap", "union"))
+_PER_IMAGE = "IoU and Dice are means over the defect images; pooled ones count all pixels, those of good images too."
+
+
 # Anomaly.
-_anomaly = partial(_metric, "anomaly")
+_anomaly = partial(_metric, "anomaly", also=("segmentation",))
 _deciding_anomaly = partial(_anomaly, decides=True)
 _PIXELS_OR_BOXES = ("segmentation", "detection")  # an image's score is its highest pixel's, or its best box's
 _of_images = partial(_anomaly, also=_PIXELS_OR_BOXES)
@@ -435,6 +453,20 @@ _BUILT_IN = (
         inference=_boxes("map", paired=partial(_compare_boxes, "map")),
     ),
     _detection("box_recall", "boxes found", "boxes\nfound", _FALSE_BOXES, inference=_boxes("box_recall")),
+    _segmentation(
+        "iou",
+        "IoU",
+        "IoU",
+        Words(by_type="iou", about=_PER_IMAGE),
+        decides=True,
+        of_images=segmentation.ious,
+        inference=_masks(),
+    ),
+    _segmentation(
+        "dice", "Dice", "Dice", Words(by_type="dice"), decides=True, of_images=segmentation.dices, inference=_masks()
+    ),
+    _segmentation("pooled_iou", "pooled IoU", inference=_masks(interval=_interval_of_runs)),
+    _segmentation("pooled_dice", "pooled Dice", inference=_masks(interval=_interval_of_runs)),
     _deciding_anomaly(
         "image_auroc",
         "image AUROC",
@@ -484,6 +516,7 @@ def metrics_of(problem: str) -> list[Metric]:
         LabError: there is none, or none of them decides.
     """
     metrics = [metric for metric in all_metrics() if metric.judges(problem)]
+    metrics.sort(key=lambda metric: metric.problem != problem)  # its own first
     if not any(metric.decides for metric in metrics):
         known = {metric.problem for metric in all_metrics() if metric.decides}
         raise LabError(f"{unknown('problem', problem, known)}; a new one registers a metric that decides")
@@ -500,8 +533,8 @@ def add_means(problem: str, metrics: Mapping[str, dict[str, Any]], rows: Sequenc
     for metric in (m for m in all_metrics() if m.judges(problem) and m.of_images):
         for split, values in metrics.items():
             of_split = [{key: str(value) for key, value in row.items()} for row in rows if row["split"] == split]
-            if metric.key not in values and of_split and metric.of_images:
-                values[metric.key] = float(np.mean(metric.of_images(of_split)))
+            if metric.key not in values and of_split and (mean := metric.mean_of(of_split)) is not None:
+                values[metric.key] = mean
 
 
 def deciding(problem: str) -> list[Metric]:

@@ -67,10 +67,12 @@ class Tested:
 
 
 def means_of_images(runs: Collection[Tested], values: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the mean over the runs of the values of each image."""
+    """Return the mean over the runs of the values of each image that counts; NaN says that it does not."""
     of_image: dict[str, list[float]] = {}
     for tested, of_run in zip(runs, values, strict=True):
         for image, value in zip(tested.images, of_run, strict=True):
+            if np.isnan(value):
+                continue
             of_image.setdefault(image, []).append(value)
     return {image: float(np.mean(each)) for image, each in of_image.items()}
 

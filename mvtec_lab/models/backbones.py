@@ -184,6 +184,18 @@ def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) 
     return [name for name in known if name in chosen]
 
 
+def stage_modules(name: str, network: nn.Module, unfreeze: int | str | Sequence[str]) -> list[nn.Module]:
+    """Return the stages of a backbone's own network that train, as ``trainable_stages`` chooses them; [] for 0.
+
+    Raises:
+        LabError: as ``trainable_stages``; the order of the network's parts is not known.
+    """
+    if unfreeze in (0, []):
+        return []
+    model = nn.Sequential(OrderedDict(_parts(name, network)))
+    return [model.get_submodule(stage) for stage in trainable_stages(model, unfreeze)]
+
+
 def input_size(model: nn.Module) -> int | None:
     """Return the only image size S (pixels) that a model takes; None where it takes several."""
     for module in model.modules():

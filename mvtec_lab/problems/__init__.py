@@ -6,6 +6,7 @@ Light to import: a configuration is checked without torch.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TypeVar
@@ -17,6 +18,7 @@ from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry
 
 Model = TypeVar("Model", bound=type)
+Base = TypeVar("Base")
 
 _TRAINING = (
     "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum "
@@ -61,6 +63,22 @@ def register_method(model: Model) -> Model:
         raise LabError(f"{model.__module__}:{model.__qualname__} has no method: give it method = Method(NAME, ...)")
     METHODS.register(method.name, method)
     REGISTERED[method.name] = model
+    return model
+
+
+def class_of(method: Method, base: type[Base]) -> type[Base]:
+    """Import the class of a method, a subclass of ``base``.
+
+    Raises:
+        LabError: it cannot be imported, or is no subclass.
+    """
+    origin, (module, _, name) = f"the method {method.name!r} ({method.home})", method.home.partition(":")
+    try:
+        model = REGISTERED.get(method.name) or getattr(import_module(module), name)
+    except Exception as error:  # code of another package may fail in any way
+        raise LabError(f"{origin} cannot be imported ({type(error).__name__}: {error})") from error
+    if not (isinstance(model, type) and issubclass(model, base)):
+        raise LabError(f"{origin} is no {method.problem} model: derive it from {base.__module__}.{base.__name__}")
     return model
 
 

@@ -37,7 +37,7 @@ def require_own_metrics(run: RunResult, rows: Rows) -> None:
         columns = columns_of(run.problem)
         counted = _of_scores(run, of_split) if "score" in columns else {}
         counted |= _of_classes(run, of_split) if "prediction" in columns and not counted else {}
-        counted |= {m.key: float(np.mean(m.of_images(of_split))) for m in metrics_of(run.problem) if m.of_images}
+        counted |= {m.key: m.mean_of(of_split) for m in metrics_of(run.problem) if m.of_images}
         counted |= {m.key: count(of_split) for m in metrics_of(run.problem) if (count := m.inference.of_rows)}
         if split == "test":
             stated = {**stated, "majority_baseline": run.majority_baseline}

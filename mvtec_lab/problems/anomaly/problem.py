@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import CLASSES, DEFECT, GOOD
+from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.anomaly.build import build, marks, rehearse
 from mvtec_lab.problems.anomaly.exported import ScoreAndMap
 from mvtec_lab.problems.anomaly.judging import judge
@@ -52,9 +51,7 @@ class Anomaly(Problem):
         return list(CLASSES)
 
     def counts(self, data: MVTecDataModule) -> dict[str, dict[str, int]]:
-        labels = {split: [s.label != GOOD for s in data.of_split(split)] for split in ("train", "val", "test")}
-        counters = {split: Counter(defect) for split, defect in labels.items()}
-        return {split: {GOOD: counter[False], DEFECT: counter[True]} for split, counter in counters.items()}
+        return two_classes(data.counts())
 
     def to_judge(self, config: Config, model: Model) -> Config:
         split = SplitConfig(protocol="test_folder", seed=config.split.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset, Rows
+from mvtec_lab.engine.features import kept
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 
@@ -65,13 +65,7 @@ class _Cached:
         self.data, self.classifier, self.trainer = data, classifier, trainer
         prefix = classifier.model.prefix
         self.name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
-        network = classifier.model[: len(prefix)]
-        self.made_by = {
-            "network": str(network),
-            "weights": _digest(network),
-            "normalisation": [data.mean, data.std],
-            "arithmetic": [torch.__version__, trainer.strategy.root_device.type, str(trainer.precision), BATCH],
-        }
+        self.network = classifier.model[: len(prefix)]
 
     def __call__(self, dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:
         """Return the features of some keys of a dataset; None where they cannot be kept.
@@ -84,11 +78,9 @@ class _Cached:
             for features in _extracted(self.classifier, self.trainer, dataset, keys):
                 yield (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).numpy()
 
-        assert self.data.cache is not None
-        key = {"images": self.data.content(dataset.samples), "views": views, **self.made_by}
+        further = {"views": views, "batch": BATCH}
         with evaluating(self.classifier):  # here, as the cache may read only a part of the blocks
-            array = self.data.cache.get(self.name, key, len(keys), np.dtype(np.float32).str, blocks)
-        return None if array is None else torch.from_numpy(array)
+            return kept(self.name, self.network, self.data, dataset, len(keys), further, self.trainer, blocks)
 
 
 def learn_images(data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer, seed: int) -> str | None:
@@ -122,10 +114,3 @@ def _extracted(
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             features = classifier.model.extract(images, BATCH).float().cpu()
         yield features
-
-
-def _digest(network: torch.nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for value in network.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()

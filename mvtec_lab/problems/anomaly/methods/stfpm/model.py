@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvtec_lab.models.maps import FeatureMaps
 from mvtec_lab.problems.anomaly.base import Scores
-from mvtec_lab.problems.anomaly.features import BackboneModel, FeatureMaps
+from mvtec_lab.problems.anomaly.features import BackboneModel
 from mvtec_lab.problems.anomaly.methods.stfpm import METHOD
 
 

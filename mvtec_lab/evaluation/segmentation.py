@@ -1,0 +1,138 @@
+"""Compare predicted masks with true ones, and choose on validation where a mask begins: pure functions on arrays.
+
+IoU is the overlap of both masks over their union, in pixels; Dice is 2 IoU / (1 + IoU). A good image has neither: its
+true mask is empty. What is found on good images counts in the pooled figures, in pixel AP and as a false reject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mvtec_lab.evaluation.statistics import RESAMPLES, corrected_interval
+
+# Where a mask may begin. Above 0.5, as training counts a pixel that is more likely than not; the others are there for
+# the pixels along a defect's edge, which annotators draw generously or narrowly.
+CUTS = np.arange(1, 20) / 20
+POOLED = ("pooled_iou", "pooled_dice")
+PEAK = 1e-3  # share of a map's cells, at least one, whose mean is the image's score: one noisy cell is no defect
+
+
+def image_score(heat: npt.ArrayLike) -> float:
+    """Return how certain it is that an image has a defect: the mean of the highest thousandth of its map [h, w]."""
+    values = np.asarray(heat, dtype=np.float32).ravel()
+    count = max(1, round(PEAK * values.size))
+    return float(np.partition(values, -count)[-count:].mean())
+
+
+def spread(heat: npt.ArrayLike, size: tuple[int, int]) -> np.ndarray:
+    """Return a map [h, w] spread over an image of size (H, W), bilinearly, as ``PixelScores.add`` does: float32."""
+    import cv2
+
+    low = np.ascontiguousarray(heat, dtype=np.float32)
+    return low if low.shape == size else cv2.resize(low, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def overlap(found: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[int, int]:
+    """Return the pixels in both of two masks [H, W], and those in either."""
+    found, mask = np.asarray(found, dtype=bool), np.asarray(mask, dtype=bool)
+    if found.shape != mask.shape:
+        raise ValueError(f"masks of {found.shape} and {mask.shape} pixels cannot be compared")
+    return int((found & mask).sum()), int((found | mask).sum())
+
+
+def best_cut(heats: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> float:
+    """Return the one of ``CUTS`` above which the maps' masks have the highest mean IoU, of equal ones nearest to 0.5.
+
+    Args:
+        heats: maps of probabilities, [h, w] each.
+        masks: true masks [H, W] of the same images, none of them empty; none at all: 0.5.
+    """
+    if len(masks) == 0:
+        return 0.5
+    ious = np.zeros(len(CUTS))
+    for heat, mask in zip(heats, masks, strict=True):
+        marked = np.asarray(mask, dtype=bool)
+        bins = np.searchsorted(CUTS, spread(heat, marked.shape).ravel(), side="left")  # at a cut is not above it
+        parts = marked.ravel(), ~marked.ravel()
+        inside, outside = (np.bincount(bins[part], minlength=len(CUTS) + 1) for part in parts)
+        above_inside, above_outside = (part[::-1].cumsum()[::-1][1:] for part in (inside, outside))
+        ious += above_inside / (marked.sum() + above_outside)
+    best = np.flatnonzero(ious >= ious.max() - 1e-9)
+    return float(CUTS[best[np.argmin(np.abs(CUTS[best] - 0.5))]])
+
+
+def ious(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the IoU of each image [N] from rows with ``type``, ``overlap`` and ``union``; NaN of good images."""
+    return np.array(
+        [np.nan if row["type"] == "good" else int(row["overlap"]) / max(int(row["union"]), 1) for row in rows]
+    )
+
+
+def dices(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the Dice coefficient of each image [N]; rows as in ``ious``."""
+    values = ious(rows)
+    return 2 * values / (1 + values)
+
+
+def named_right(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return 1 for each defect whose type was named, 0 for the others, NaN of good images, [N]."""
+    return np.array([np.nan if row["type"] == "good" else float(row["found_type"] == row["type"]) for row in rows])
+
+
+def pooled(rows: Sequence[Mapping[str, Any]], weights: npt.ArrayLike | None = None) -> np.ndarray:
+    """Return IoU and Dice of all pixels together, good images included; rows as in ``ious``.
+
+    Args:
+        weights: how often each image counts, [..., N]; None: once.
+
+    Returns:
+        [..., 2]; NaN where no mask has a pixel.
+    """
+    both, either = (np.array([int(row[key]) for row in rows], dtype=np.float64) for key in ("overlap", "union"))
+    times = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=np.float64)
+    common, union = times @ both, times @ either
+    with np.errstate(invalid="ignore"):
+        return np.stack([common / union, 2 * common / (common + union)], axis=-1)
+
+
+def mask_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float] | None]:
+    """Return the 95% intervals of iou, dice, pooled_iou and pooled_dice over the images.
+
+    Those of the means are Student's, as every comparison states them; those of the pooled figures are bounds of a
+    bootstrap over the images. None of fewer than two images.
+    """
+    intervals: dict[str, tuple[float, float] | None] = {}
+    for key, values in (("iou", ious(rows)), ("dice", dices(rows))):
+        known = values[~np.isnan(values)]
+        low, high = corrected_interval(known, 0.0) if len(known) > 1 else (np.nan, np.nan)
+        intervals[key] = None if np.isnan(low) else (max(0.0, low), min(1.0, high))
+    drawn = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
+    bounds = np.quantile(pooled(rows, drawn), [0.025, 0.975], axis=0)
+    for place, key in enumerate(POOLED):
+        known = len(rows) > 1 and np.isfinite(bounds[:, place]).all()
+        intervals[key] = (float(bounds[0, place]), float(bounds[1, place])) if known else None
+    return intervals
+
+
+def mask_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures of predicted masks: iou and dice (means over the defect images), pooled_iou, pooled_dice, and
+    by_type the first two; None where there is nothing to count. Rows as in ``ious``."""
+    figures: dict[str, Any] = {**_means(rows), "by_type": {}}
+    figures |= {key: _known(value) for key, value in zip(POOLED, pooled(rows), strict=True)}
+    for kind in sorted({row["type"] for row in rows} - {"good"}):
+        figures["by_type"][kind] = _means([row for row in rows if row["type"] == kind])
+    return figures
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    defects = [row for row in rows if row["type"] != "good"]
+    of_images = {"iou": ious, "dice": dices}
+    return {key: float(values(defects).mean()) if defects else None for key, values in of_images.items()}
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

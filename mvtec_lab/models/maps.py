@@ -1,0 +1,120 @@
+"""Feature maps of a pretrained backbone: which of its layers give them is found for any network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models.backbones import pretrained, stage_modules
+from mvtec_lab.models.weights import load_weights
+
+# Pixels that a CPU gets at once, 4 images of 224. The first maps of 8 images take more than 32 MB, which glibc fetches
+# from the kernel for every batch: MobileNetV2 takes 34 ms per image in one part of 32 images, and 12 in parts of 4.
+PART = 4 * 224**2
+
+
+class FeatureMaps(nn.Module):
+    """Turn normalised images [N, 3, S, S] into float32 maps [N, C, H, W] of some layers.
+
+    It is frozen and always in eval mode, but for the stages of ``unfreeze``. ``channels`` holds C of each map,
+    ``layers`` their names, ``weights`` what the weights say about themselves.
+
+    Args:
+        backbone: a classification model by its TorchVision name.
+        weights: as in ``load_weights``.
+        layers: names of layers by TorchVision's node names, ``features.6`` (``get_graph_node_names`` lists them); None:
+            the last layer with each of these cells.
+        cells: pixels a side of the maps' cells.
+        unfreeze: the backbone's stages that train, as in ``ModelConfig``.
+
+    Raises:
+        LabError: an unknown layer, one named twice, or one that gives no map; a backbone that cannot be traced, or that
+            has no layer with such cells.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: str | None = "DEFAULT",
+        layers: Sequence[str] | None = None,
+        cells: Sequence[int] = (8, 16),
+        unfreeze: int | str | Sequence[str] = 0,
+    ) -> None:
+        super().__init__()
+        loaded = load_weights(backbone, weights)
+        self.weights = replace(loaded, state_dict=None)
+        network = pretrained(backbone, loaded.state_dict).eval()
+        try:
+            known = get_graph_node_names(network)[1]
+        except Exception as error:  # torch.fx may fail in any way on a network that it cannot follow
+            raise LabError(f"the layers of {backbone} cannot be told apart: choose another backbone") from error
+        for name in layers or ():
+            if not any(node == name or node.startswith(f"{name}.") for node in known):
+                raise unknown(f"layer of {backbone} in model.options.layers", name, known)
+        self.layers = list(layers) if layers else _last(network, known, backbone, cells)
+        self.network = create_feature_extractor(network, {name: name for name in self.layers})
+        self.requires_grad_(False)
+        self.trained = stage_modules(backbone, network, unfreeze)
+        shapes = self._shapes(224)
+        if len(shapes) < len(self.layers):  # a module and the last node in it are the same layer, too
+            raise LabError(f"model.options.layers names a layer of {backbone} twice: give {', '.join(shapes)}")
+        remedy = "give another in model.options.layers"
+        for name, shape in shapes.items():
+            # [1, H, W, C] of a square image has two equal sides. [1, C, H, W] may have by chance, but not at two sizes.
+            if len(shape) == 4 and shape[1] == shape[2] and self._shapes(192)[name][1] != shape[1]:
+                last = f"layer {name} of {backbone} has its channels last, {list(shape)}"
+                raise LabError(f"{last}: {remedy}, or another backbone")
+            if len(shape) != 4 or shape[2] != shape[3] or shape[2] == 1:
+                raise LabError(f"layer {name} of {backbone} gives no map of the image: {remedy}")
+        self.channels = [shape[1] for shape in shapes.values()]
+        for stage in self.trained:
+            stage.requires_grad_(True)
+
+    def _shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each layer's output for one image of this size."""
+        return {name: tuple(output.shape) for name, output in self.network(torch.zeros(1, 3, size, size)).items()}
+
+    def train(self, mode: bool = True) -> FeatureMaps:
+        super().train(False)
+        for stage in self.trained:
+            stage.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        any_size = torch.compiler.is_compiling() or type(images) is not Tensor  # of the batch
+        if any_size or self.trained or images.device.type != "cpu":
+            return [output.float() for output in self.network(images).values()]
+        parts = images.split(max(1, PART // images[0, 0].numel()))
+        return [torch.cat(outputs).float() for outputs in zip(*(self.network(p).values() for p in parts), strict=True)]
+
+
+@torch.no_grad()
+def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequence[int]) -> list[str]:
+    """Return the last whole module with each of these cells."""
+    modules = {name for name, _ in network.named_modules()}
+    whole = [name for name in _outermost(known) if name in modules]
+    by_cell: dict[int, str] = {}
+    outputs = create_feature_extractor(network, {name: name for name in whole})(torch.zeros(1, 3, 224, 224))
+    for name, output in outputs.items():
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+            by_cell[round(224 / output.shape[2])] = name
+    if lacking := [cell for cell in cells if cell not in by_cell]:
+        raise LabError(
+            f"{backbone} has no map with cells of {lacking[0]} pixels: name layers of it in model.options.layers"
+        )
+    return [by_cell[cell] for cell in cells]
+
+
+def _outermost(known: Sequence[str]) -> list[str]:
+    """Return each node's name down to its first number, ``features.6``, or its first part if it has no number."""
+    names = []
+    for node in known:
+        parts = node.split(".")
+        stop = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+        names.append(".".join(parts[: stop + 1]))
+    return list(dict.fromkeys(names))

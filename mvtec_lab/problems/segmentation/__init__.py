@@ -1,0 +1,9 @@
+"""Segmentation: which pixels of an image are defective. Each method is a folder under methods/. Light to import."""
+
+from mvtec_lab.problems.base import Option
+
+LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")
+# Frozen features of mirror images are kept as those of the image are, so that more views cost no time in training.
+VIEWS = Option(
+    int, "views that train: 1, an image itself; 2 and 4, its mirror images; 8, quarter turns too", 4, least=1, most=8
+)

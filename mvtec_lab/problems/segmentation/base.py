@@ -1,0 +1,269 @@
+"""The base of all segmentation models: a model learns the masks of defects and gives logits of any image's pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.finite import require_finite
+from mvtec_lab.models.modes import evaluating
+from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.weights import Weights
+from mvtec_lab.problems.base import Method, checked_options
+
+
+class SegmentationModel(pl.LightningModule):
+    """Learn defect masks, and give the defect logits of any image's pixels.
+
+    A method is a subclass. It sets ``method`` and defines ``decode``, and ``frozen`` if a part of its network never
+    changes: what that part makes of an image is computed once and kept in the lab's cache. Batches are ``{"image":
+    [N, 3, S, S], "mask": uint8 [N, S, S], "seed": [N]}``, or have ``features`` in place of the image: what ``frozen``
+    makes of the view that the seed chooses. ``loss`` may be replaced as well::
+
+        METHOD = Method("thin", "segmentation", home="my_package:Thin")
+
+        @register_method
+        class Thin(SegmentationModel):
+            method = METHOD
+
+            def __init__(self, **settings):
+                super().__init__(**settings)
+                self.layer = nn.Conv2d(3, 1, 1)
+
+            def decode(self, features):
+                return self.layer(features)[:, 0]
+
+    Args:
+        backbone, weights, unfreeze: as in ``ModelConfig``; a method with networks of its own does not read them.
+        image_size: S, pixels.
+        optimizer, scheduler: the fields of ``OptimizerConfig`` and ``SchedulerConfig``, ``name`` among them.
+        options: the method's own, by name; an option that is missing or None has its default.
+
+    Raises:
+        LabError: an option that the method does not know, or a value that it cannot work with.
+    """
+
+    method: ClassVar[Method]
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "mobilenet_v2",
+        weights: str | None = "DEFAULT",
+        unfreeze: int | str | Sequence[str] = 0,
+        image_size: int = 256,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = checked_options(self.method, options)
+        self.save_hyperparameters(logger=False)
+        self.weights_name = "random"
+        self.weights_note: str | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def frozen(self) -> nn.Module | None:
+        """Return the part that never changes: images [N, 3, S, S] to features [N, ...], float32; None: there is none.
+
+        It is a property, as the part is a child under another name or within another child.
+        """
+        return None
+
+    @property
+    def views(self) -> int:
+        """Return how many views of each image train: the first ones of ``view``."""
+        return self.options.get("views") or 1
+
+    def mean_map(self, images: Tensor) -> Tensor:
+        """Return the probabilities [N, h, w] of normalised images, the mean over the views, for an exporter."""
+        each = [unviewed(self(view(images, number)).float().sigmoid(), number) for number in range(self.views)]
+        return torch.stack(each).mean(0)
+
+    def use_weights(self, weights: Weights) -> None:
+        """Take over what weights say about themselves."""
+        self.weights_name, self.weights_note = weights.name, weights.note
+        self.hparams["weights"] = weights.name
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Return defect logits [N, h, w] that cover the image, at any resolution.
+
+        Args:
+            features: what ``frozen`` gives; without it, normalised images [N, 3, S, S].
+        """
+        raise NotImplementedError
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Return what ``frozen`` makes of images, one after another: so they do not depend on what else is in a batch.
+
+        More at once take other kernels, which round in another way.
+        """
+        if self.frozen is None:
+            return images
+        if torch.compiler.is_compiling() or type(images) is not Tensor:  # an exporter's symbol
+            return self.frozen(images)
+        with torch.no_grad():
+            return torch.cat([self.frozen(image) for image in images.split(1)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return defect logits [N, h, w] of normalised images [N, 3, S, S]."""
+        return self.decode(self.extract(images))
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the defect logits of a batch, from its features where it has them."""
+        return self.decode(batch["features"]) if "features" in batch else self(batch["image"])
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, in training and in validation."""
+        return mask_loss(self.logits(batch), batch["mask"])
+
+    def seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a training batch as its views: those that the seeds choose, of images and masks."""
+        chosen = (batch["seed"] % self.views).tolist()
+        moved = {"mask": torch.stack([view(mask, v) for mask, v in zip(batch["mask"], chosen, strict=True)])}
+        if "features" not in batch:
+            moved["image"] = torch.stack([view(image, v) for image, v in zip(batch["image"], chosen, strict=True)])
+        return {**batch, **moved}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(self.seen(batch))
+        self._seen.append((loss.detach(), torch.tensor(len(batch["mask"]))))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._seen.append((self.loss(batch), torch.tensor(len(batch["mask"]))))
+
+    # A step waits for nothing: its loss is looked at when the epoch ends.
+    def on_train_epoch_start(self) -> None:
+        self._seen.clear()
+
+    on_validation_epoch_start = on_train_epoch_start
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def _log_epoch(self, name: str) -> None:
+        losses, sizes = (torch.stack(part).double().cpu() for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        if not losses.isfinite().all():
+            raise LabError(f"the training has diverged in epoch {self.current_epoch + 1}: lower optimizer.lr")
+        mean = (losses * sizes).sum() / sizes.sum()
+        together: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": int(sizes.sum())}
+        self.log(f"{name}/loss", mean.float(), prog_bar=True, sync_dist=True, **together)
+
+    @torch.inference_mode()
+    def probabilities(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the probability of a defect in each cell, float32 [N, h, w] on the CPU, in eval mode.
+
+        It is the mean over the views that train. Images are taken one after another, so that none depends on others.
+
+        Args:
+            batch: images, or features with a row for each view of each image.
+
+        Raises:
+            LabError: some are NaN.
+        """
+        maps = []
+        with evaluating(self):
+            for place in range(len(batch["image"]) if "image" in batch else len(batch["features"]) // self.views):
+                each = [self.logits(self._view_of(batch, place, number)) for number in range(self.views)]
+                back = [unviewed(logits.float().sigmoid(), number) for number, logits in enumerate(each)]
+                maps.append(torch.stack(back).mean(0).cpu())
+        return require_finite(torch.cat(maps), "the probabilities")
+
+    def _view_of(self, batch: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
+        """Return a batch of one view of one image of a batch, on the model's device."""
+        stored = "features" in batch
+        row = place * self.views + number if stored else place
+        one = {name: values[row : row + 1] for name, values in batch.items()}
+        one = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in one.items()}
+        return one if stored else {**one, "image": view(one["image"], number)}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        o, s = dict(self.hparams["optimizer"] or _ADAMW), dict(self.hparams["scheduler"] or {"name": "none"})
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = build_optimizer(o["name"], trained, o["lr"], o["weight_decay"], o["momentum"])
+        schedule = build_scheduler(
+            s["name"],
+            optimizer,
+            epochs=self.trainer.max_epochs or 1,
+            steps=int(self.trainer.estimated_stepping_batches) if s["name"] == "onecycle" else 0,
+            step_size=s.get("step_size", 10),
+            gamma=s.get("gamma", 0.1),
+            patience=s.get("patience", 3),
+        )
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+
+
+_ADAMW = {"name": "adamw", "lr": 4e-3, "weight_decay": 0.01, "momentum": 0.9}
+
+
+def view(image: Tensor, number: int) -> Tensor:
+    """Return a view [..., S, S] of a square image or map: 0 itself, 1 to 3 mirrored, 4 to 7 these, turned over.
+
+    Bit 0 mirrors left and right, bit 1 top and bottom, bit 2 then swaps rows and columns.
+    """
+    image = image.flip(-1) if number & 1 else image
+    image = image.flip(-2) if number & 2 else image
+    return image.transpose(-1, -2) if number & 4 else image
+
+
+def unviewed(image: Tensor, number: int) -> Tensor:
+    """Return the image that ``view`` made this view of."""
+    image = image.transpose(-1, -2) if number & 4 else image
+    return view(image, number & 3)
+
+
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return cross-entropy plus the mean Dice loss of those images that have a defect.
+
+    Dice weighs every defect alike, however small; cross-entropy keeps good images clean.
+
+    Args:
+        logits: [N, h, w].
+        masks: uint8 [N, S, S]; the logits are spread over them.
+    """
+    spread = F.interpolate(logits.float()[:, None], masks.shape[-2:], mode="bilinear")[:, 0]
+    target = masks.float()
+    entropy = F.binary_cross_entropy_with_logits(spread, target)
+    probability, marked = spread.sigmoid(), target.sum((1, 2))
+    dice = 1 - (2 * (probability * target).sum((1, 2)) + 1) / (probability.sum((1, 2)) + marked + 1)
+    defect = (marked > 0).float()
+    return entropy + (dice * defect).sum() / defect.sum().clamp(min=1)
+
+
+class Flat(nn.Module):
+    """Give the maps of a network that returns several as one row per image, which a cache can keep.
+
+    Args:
+        network: images [N, 3, S, S] to maps [N, C, H, W].
+        size: S, pixels.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            maps = network(torch.zeros(1, 3, size, size))
+        self.shapes = [tuple(each.shape[1:]) for each in maps]
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Channels last: so convolutions read them fastest.
+        return torch.cat([each.permute(0, 2, 3, 1).flatten(1) for each in self.network(images)], dim=1)
+
+    def maps(self, rows: Tensor) -> list[Tensor]:
+        """Return the maps [N, C, H, W] of rows."""
+        parts = rows.split([c * h * w for c, h, w in self.shapes], dim=1)
+        return [part.unflatten(1, (h, w, c)).permute(0, 3, 1, 2) for part, (c, h, w) in zip(parts, self.shapes)]  # noqa: B905

@@ -1,0 +1,119 @@
+"""Choose a segmentation model's thresholds on validation, and judge it on the test images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvtec_lab.data.catalogue import GOOD
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.images import image_size
+from mvtec_lab.engine.run import Judgement, Run
+from mvtec_lab.evaluation import segmentation
+from mvtec_lab.evaluation.anomaly import best_f1_threshold
+from mvtec_lab.evaluation.metrics import majority_baseline
+from mvtec_lab.evaluation.specs import deciding
+from mvtec_lab.problems.anomaly.scores import Scored, figures, prediction_rows
+from mvtec_lab.problems.segmentation.base import SegmentationModel
+from mvtec_lab.problems.segmentation.pictures import sheets
+from mvtec_lab.results import EXPLANATIONS, MISTAKES
+
+RULE = "of best F1 on validation"
+TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
+
+
+def judge(run: Run) -> Judgement:
+    """Predict the masks of all images; choose the thresholds where the model has none yet, and keep them in best.ckpt.
+
+    With ``val_is_test`` the images are passed once and counted as both.
+    """
+    data, result, model = run.data, run.result, run.model
+    started, scored = time.perf_counter(), {}
+    for split in ("test",) if data.val_is_test or not data.of_split("val") else ("test", "val"):
+        maps = list(_maps(data, model.module, split))
+        scores = np.array([segmentation.image_score(heat) for heat in maps], dtype=np.float32)
+        scored[split] = Scored(data.dataset(split), scores, maps)
+    result.seconds_per_image = (time.perf_counter() - started) / sum(len(s.scores) for s in scored.values())
+    result.peak_mib = run.peak_mib()
+    if data.val_is_test:
+        scored["val"] = scored["test"]
+    if model.threshold is None or model.map_threshold is None:
+        model.threshold, model.map_threshold = _thresholds(run, scored["val"])
+        run.keep()
+    value, cut = model.threshold, model.map_threshold
+    result.threshold = {"value": value, "rule": RULE, "map": cut}
+    test = scored["test"]
+    result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
+    rows = {split: mask_rows(split, part, value, cut) for split, part in scored.items()}
+    metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
+    pages = sheets(test, rows["test"], value, cut)
+    board = {TAGS[name]: page for name, page in pages.items()}
+    in_order = [row for split in ("val", "test") if split in rows for row in rows[split]]
+    return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, cut))
+
+
+def _maps(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[np.ndarray]:
+    """Yield the probabilities [h, w] of a split's images, from their features where these were computed."""
+    features = data.features.get(split)
+    dataset: Any = features or data.dataset(split)
+    for place in range(len(dataset)):
+        keys = [place] if features is None else [(place, number) for number in range(module.views)]
+        yield module.probabilities(dataset[keys])[0].numpy()
+
+
+def _thresholds(run: Run, val: Scored) -> tuple[float, float]:
+    """Return the threshold of an image's score, and the probability above which a pixel belongs to a mask."""
+    masks = [val.dataset.mask(place) for place in range(len(val.scores))]
+    known = [(heat, mask) for heat, mask in zip(val.maps or (), masks, strict=True) if mask is not None]
+    cut = segmentation.best_cut([heat for heat, _ in known], [mask for _, mask in known])
+    if not val.defect.any():
+        run.warn("validation has no defect to choose a threshold with: both are 0.5")
+        return 0.5, 0.5
+    return best_f1_threshold(val.scores, val.defect), cut
+
+
+def mask_rows(split: str, of: Scored, value: float, cut: float) -> list[dict[str, Any]]:
+    """Return the rows of predictions.csv; overlap and union are pixels of the mask's file, or of a good image's."""
+    assert of.maps is not None
+    rows = []
+    for place, row in enumerate(prediction_rows(split, of, value)):
+        mask, sample = of.dataset.mask(place), of.dataset.samples[place]
+        if mask is None:
+            width, height, _ = image_size(of.dataset.folder / sample.path)
+            mask = np.zeros((height, width), dtype=bool)
+        both, either = segmentation.overlap(segmentation.spread(of.maps[place], mask.shape) > cut, mask)
+        iou = "" if sample.label == GOOD else f"{both / max(either, 1):.6g}"
+        rows.append({**row, "split": split, "iou": iou, "overlap": both, "union": either})
+    return rows
+
+
+def _metrics(run: Run, part: Scored, rows: list[dict[str, Any]], whole: bool) -> dict[str, Any]:
+    """Return the metrics of a split; those of pixels and the intervals on the test images alone."""
+    assert run.model.threshold is not None
+    known = part if whole else Scored(part.dataset, part.scores, None)
+    metrics, masks = figures(known, run, run.model.threshold), segmentation.mask_figures(rows)
+    for kind, values in masks.pop("by_type").items():
+        metrics["by_type"][kind] |= values
+    if whole:
+        metrics["intervals"] |= segmentation.mask_intervals(rows)
+    called = part.scores > run.model.threshold
+    counts = {"escapes": int((part.defect & ~called).sum()), "false_rejects": int((~part.defect & called).sum())}
+    return {**metrics, **masks, **counts}
+
+
+def _summary(metrics: Mapping[str, Any], value: float, cut: float) -> str:
+    known = [(m.title, v) for m in deciding("segmentation") if (v := m.of(metrics)) is not None]
+    return (
+        "".join(f"{title} {v:.3f}, " for title, v in known)
+        + f"{metrics['escapes']} escapes and {metrics['false_rejects']} false rejects of {metrics['images']} images "
+        f"(thresholds {value:.3g} of an image, {cut:.2g} of a pixel)"
+    )
+
+
+def probabilities_of(model: Any, images: torch.Tensor) -> np.ndarray:
+    """Return the maps [N, h, w] of new images [N, 3, S, S], normalised."""
+    return model.module.probabilities({"image": images}).numpy()

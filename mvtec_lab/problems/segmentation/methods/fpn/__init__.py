@@ -1,0 +1,15 @@
+"""FPN (Lin et al., CVPR 2017) as a light decoder: maps of four resolutions are added, coarse to fine."""
+
+from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.segmentation import LAYERS, VIEWS
+
+METHOD = Method(
+    "fpn",
+    "segmentation",
+    home="mvtec_lab.problems.segmentation.methods.fpn.model:Fpn",
+    options={
+        "layers": LAYERS,
+        "views": VIEWS,
+        "channels": Option(int, "channels of the decoder", 64, least=8),
+    },
+)

@@ -1,0 +1,83 @@
+"""Draw images with their masks, the predicted ones and both outlines: sheets of a run, and files of new images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import ImageColor
+
+from mvtec_lab.engine.pictures import SIDE, outlined, sheet
+from mvtec_lab.evaluation.segmentation import spread
+from mvtec_lab.problems.anomaly.scores import Scored
+from mvtec_lab.reporting.figures import INK, PALETTE
+from mvtec_lab.results import EXPLANATIONS, MISTAKES
+
+SHOWN = 12  # images on a sheet, of four tiles each: six rows of two
+TYPICAL = 2  # images of each type on the sheet of typical ones
+
+
+def sheets(test: Scored, rows: Sequence[Mapping[str, Any]], value: float, cut: float) -> dict[str, np.ndarray]:
+    """Return the sheets of the test images by file name; ``value`` and ``cut`` are the thresholds of image and pixel.
+
+    Args:
+        rows: of predictions.csv, in the order of ``test``.
+    """
+    ious = np.array([float(row["iou"] or 1) for row in rows])
+    wrong = (test.scores > value) != test.defect
+    beyond = np.abs(test.scores - value)
+    # Escapes first, then false rejects, each the worst first; then the masks with the lowest IoU.
+    order = np.lexsort((np.where(wrong, -beyond, ious), ~test.defect, ~wrong))
+    typical: list[int] = []
+    for kind in dict.fromkeys(test.kinds):
+        of_kind = [place for place in np.argsort(ious, kind="stable").tolist() if test.kinds[place] == kind]
+        middle = max(0, (len(of_kind) - TYPICAL) // 2)
+        typical += of_kind[middle : middle + TYPICAL]
+    return {
+        MISTAKES: _page(test, rows, order[:SHOWN].tolist(), value, cut),
+        EXPLANATIONS: _page(test, rows, typical, value, cut),
+    }
+
+
+def _page(
+    test: Scored, rows: Sequence[Mapping[str, Any]], places: Sequence[int], value: float, cut: float
+) -> np.ndarray:
+    assert test.maps is not None
+    tiles, texts, marks = [], [], []
+    for place in places:
+        picture, mask, kind = test.dataset.picture(place), test.dataset.mask(place), test.kinds[place]
+        found = spread(test.maps[place], (SIDE, SIDE)) > cut
+        right = bool((test.scores[place] > value) == test.defect[place])
+        mistake = "" if right else "escape: " if test.defect[place] else "false reject: "
+        iou = f", IoU {float(rows[place]['iou']):.2f}" if rows[place]["iou"] else ""
+        tiles += [picture, _plain(mask), _plain(found), outlined(picture, mask, found if found.any() else None)]
+        texts += [
+            f"{mistake}{kind}\n{test.scores[place]:.3g}, threshold {value:.3g}",
+            "mask" if mask is not None else "no mask",
+            f"found{iou}",
+            "blue: mask\norange: found",
+        ]
+        marks += [right, None, None, None]
+    return sheet(tiles, texts, marks, columns=8)
+
+
+def _plain(mask: np.ndarray | None) -> np.ndarray:
+    """Return a mask as a picture [H, W, 3], white in the defect."""
+    part = np.zeros((SIDE, SIDE), dtype=bool) if mask is None else mask
+    return np.repeat((part * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def files(heat: np.ndarray, cut: float) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    """Return what makes the files of a new image: its mask as .png, 0 and 255, and its outline over it as .jpg."""
+
+    def make(image: np.ndarray) -> Mapping[str, np.ndarray]:
+        found = (spread(heat, image.shape[:2]) > cut).astype(np.uint8)
+        drawn, width = image.copy(), max(1, max(image.shape[:2]) // 300)
+        lines, _ = cv2.findContours(found, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        for wide, colour in ((3 * width, INK), (width, PALETTE[4])):  # a dark rim, as it crosses bright and dark
+            cv2.drawContours(drawn, lines, -1, ImageColor.getrgb(colour), wide)
+        return {".png": found * 255, ".jpg": drawn}
+
+    return make

@@ -1,0 +1,77 @@
+"""Segmentation as a problem of the lab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.model import Model
+from mvtec_lab.evaluation.segmentation import image_score, spread
+from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
+from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.segmentation.base import SegmentationModel
+from mvtec_lab.problems.segmentation.build import build, rehearse, restore
+from mvtec_lab.problems.segmentation.judging import judge, probabilities_of
+from mvtec_lab.problems.segmentation.pictures import files
+from mvtec_lab.problems.segmentation.training import fit
+
+
+class Segmentation(Problem):
+    """Learn from masks which pixels of an image are defective."""
+
+    name = "segmentation"
+    targets = ("mask",)
+    rehearse = staticmethod(rehearse)
+    build = staticmethod(build)
+    restore = staticmethod(restore)
+    fit = staticmethod(fit)
+    judge = staticmethod(judge)
+
+    def classes(self, data: MVTecDataModule) -> list[str]:
+        return list(CLASSES)
+
+    def counts(self, data: MVTecDataModule) -> dict[str, dict[str, int]]:
+        return two_classes(data.counts())
+
+    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+        value, cut = model.threshold, model.map_threshold
+        assert value is not None
+        assert cut is not None
+        predictions = []
+        for heat in probabilities_of(model, images):
+            score, found = image_score(heat), spread(heat, (model.image_size, model.image_size)) > cut
+            name, share = CLASSES[int(score > value)], float(found.mean())
+            row = {
+                "prediction": name,
+                "score": f"{score:.9g}",
+                "threshold": f"{value:.9g}",
+                "mask_share": f"{share:.6g}",
+            }
+            predictions.append(Prediction(row, f"{name} ({score:.3g}; mask {share:.1%})", files=files(heat, cut)))
+        return predictions
+
+    def exported(self, model: Model) -> nn.Module:
+        return DefectMap(model.module)
+
+    def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        defects = sum(row["prediction"] == DEFECT for row in rows)
+        return [f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {model.threshold:.4g}"]
+
+
+class DefectMap(nn.Module):
+    """Return the probability of a defect in each cell, [N, h, w], of normalised images; it covers the image."""
+
+    outputs = ("map",)
+
+    def __init__(self, module: SegmentationModel) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.module.mean_map(images),)
+
+
+PROBLEM = Segmentation()

@@ -1,0 +1,53 @@
+"""Say which settings do not go together in a segmentation. Light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.base import Method, Rules
+
+_OTHERS = {
+    "threshold.rule threshold.quantile": "it is for one-class methods: here validation chooses the thresholds",
+    "loss.name loss.class_weights loss.defer loss.posthoc": "it learns masks, by cross-entropy and Dice",
+    "model.head model.neighbours model.generate model.warmup_epochs": "it predicts pixels, not classes",
+    "augment.mix": "it mixes the classes of whole images",
+    "trainer.monitor": "the epoch with the lowest val/loss is kept",
+    "trainer.compile": "its decoder is too small to gain from it",
+}
+
+
+def without_effect(method: Method) -> Mapping[str, str]:
+    """Return the keys that have no effect with the method, each with the reason."""
+    reasons = {key: why for keys, why in _OTHERS.items() for key in keys.split()}
+    if not method.backbone:
+        own = "its networks are its own"
+        reasons |= dict.fromkeys(("model.backbone", "model.weights", "model.unfreeze"), own)
+    return reasons
+
+
+def check(config: Config) -> None:
+    """Raise LabError for the first settings that do not go together."""
+    method, protocol, folds, views = config.model.method, config.split.protocol, config.cv.folds, _views(config)
+    if protocol in ("one_class", "test_folder"):
+        raise LabError(
+            f"model.method={method} and split.protocol={protocol}: it learns from the masks of defects, which a "
+            "one-class split has none of in training: give split.protocol=holdout or kfold"
+        )
+    if folds is not None and protocol != "kfold":
+        raise LabError(f"cv.folds={folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
+    if config.data.masks != "required":
+        raise LabError(
+            f"data.masks={config.data.masks} and model.method={method}: it learns from masks, and an image without one "
+            "would be a good image to it: give data.masks=required"
+        )
+    if views not in (None, 1, 2, 4, 8):
+        raise LabError(f"model.options.views={views} is no number of views: give 1, 2, 4 or 8")
+
+
+def _views(config: Config) -> int | None:
+    return config.model.options.get("views")
+
+
+RULES = Rules(check, without_effect, deciding=lambda config: "iou")

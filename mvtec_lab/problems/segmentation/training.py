@@ -1,0 +1,107 @@
+"""Train a segmentation model: on images, or on what its frozen part made of their views once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import Rows
+from mvtec_lab.engine.features import kept
+from mvtec_lab.engine.pictures import log_picture, outlined, sheet
+from mvtec_lab.engine.run import Run
+from mvtec_lab.models.modes import evaluating
+from mvtec_lab.problems.segmentation.base import SegmentationModel, view
+
+log = logging.getLogger(__name__)
+
+SAMPLED = 16  # images of the first batch on its sheet
+
+
+def fit(run: Run) -> None:
+    """Train ``run.model``; the weights of the epoch with the lowest validation loss remain."""
+    result, module = run.result, run.model.module
+    trainer = run.build_trainer("val/loss")
+    counted = {"total": module.parameters(), "trained": (p for p in module.parameters() if p.requires_grad)}
+    result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
+    result.luck = module.method.draws
+    log.info(
+        "%s: %s%s, %s of %s parameters train, %d images in %s, %d CPU thread(s)",
+        run.config.attempt,
+        run.model.method,
+        "" if result.backbone == "none" else f" on {result.backbone} ({result.weights})",
+        f"{result.parameters['trained']:,}",
+        f"{result.parameters['total']:,}",
+        len(run.data.of_split("train")),
+        trainer.strategy.root_device,
+        torch.get_num_threads(),
+    )
+    result.features = use_features(run, module)
+    if result.features:
+        log.info("the frozen part was computed once: %s, %d views", ", ".join(result.features), module.views)
+    if trainer.is_global_zero and run.step is None:
+        _log_first_batch(run)
+    result.startup_seconds = time.perf_counter() - run.began
+    run.watch_memory()
+    run.fit()
+
+
+def use_features(run: Run, module: SegmentationModel) -> list[str]:
+    """Let the data module load features of every split whose images stay the same; return these splits.
+
+    One entry of the cache holds all images that take part, so that it serves every fold and seed.
+    """
+    data = run.data
+    if module.frozen is None or data.cache is None:
+        return []
+    images = data.images(_everything(data))
+    views, device = module.views, run.trainer.strategy.root_device
+
+    def blocks() -> Iterator[np.ndarray]:
+        module.to(device)
+        for place in range(len(images)):
+            image = images[[place]]["image"].to(device)
+            with torch.no_grad(), run.trainer.precision_plugin.forward_context():
+                yield torch.cat([module.extract(view(image, number)) for number in range(views)]).float().cpu().numpy()
+
+    name = f"{data.folder.name} {run.model.method} {module.hparams['backbone']} at {data.image_size}"
+    with evaluating(module):
+        features = kept(name, module.frozen, data, images, len(images) * views, {"views": views}, run.trainer, blocks)
+    if features is None:
+        return []
+    row = {sample.path: place for place, sample in enumerate(images.samples)}
+    for split in ("train", "val", "test"):
+        if samples := data.of_split(split):
+            if split == "train" and data.random:
+                continue
+            rows = [row[sample.path] * views + number for sample in samples for number in range(views)]
+            data.load_features(split, Rows(features, rows), views)
+    return sorted(data.features)
+
+
+def _everything(data: MVTecDataModule) -> list:
+    return [sample for sample in data.samples if sample.split]
+
+
+def _log_first_batch(run: Run) -> None:
+    """Show the first training batch and its masks as the network sees them in TensorBoard."""
+    dataset, logger, module = run.data.dataset("train"), run.trainer.logger, run.model.module
+    keys = list(run.data.train_sampler())[: min(SAMPLED, run.data.batch_size)]
+    tiles = []
+    for place, seed in keys:
+        picture, mask = dataset.view((place, seed))
+        assert mask is not None
+        both = (
+            view(torch.from_numpy(part), seed % module.views)
+            for part in (picture.transpose(2, 0, 1), np.atleast_3d(mask).max(axis=2))
+        )
+        image, marked = (part.numpy() for part in both)
+        tiles.append(outlined(np.ascontiguousarray(image.transpose(1, 2, 0)), marked > 0))
+    captions = [dataset.samples[place].label for place, _ in keys]
+    assert isinstance(logger, TensorBoardLogger)
+    log_picture(logger.experiment, "input/first_batch", sheet(tiles, captions, [None] * len(keys)), 0)

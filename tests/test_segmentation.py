@@ -1,0 +1,190 @@
+"""Segmentation: masks are learnt, judged at their own size, predicted and exported, whatever is cached."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, write_product
+from PIL import Image
+
+from mvtec_lab import build_data, compose
+from mvtec_lab.engine import checkpoints
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation import segmentation as masks
+from mvtec_lab.evaluation.specs import deciding
+from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss, unviewed, view
+from mvtec_lab.results import RunResult, read_csv
+
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
+FPN = ["attempt=segment/fpn", LAYERS, "model.options.channels=8"]
+KEYS = {"iou", "dice", "pooled_iou", "pixel_ap", "pixel_aupro", "image_auroc", "escapes", "false_rejects"}
+
+
+def test_figures_of_masks_follow_from_overlap_and_union() -> None:
+    rows = [
+        {"type": "crack", "overlap": 1, "union": 2},
+        {"type": "hole", "overlap": 0, "union": 4},
+        {"type": "good", "overlap": 0, "union": 2},
+    ]
+    figures = masks.mask_figures(rows)
+    assert figures["iou"] == pytest.approx((0.5 + 0) / 2)
+    assert figures["dice"] == pytest.approx((2 / 3 + 0) / 2)
+    assert figures["pooled_iou"] == pytest.approx(1 / 8)  # what is found on a good image counts
+    assert figures["pooled_dice"] == pytest.approx(2 / 9)
+    assert figures["by_type"]["crack"] == pytest.approx({"iou": 0.5, "dice": 2 / 3})
+    assert np.isnan(masks.ious(rows)[2])
+    intervals = masks.mask_intervals(rows)
+    low, high = intervals["pooled_iou"]
+    assert 0 <= low < 1 / 8 < high <= 0.5
+    assert intervals["iou"][1] == 1.0  # of two images
+    assert masks.mask_intervals(rows[:1])["dice"] is None
+    assert masks.mask_figures(rows[2:])["iou"] is None
+    with pytest.raises(ValueError, match="cannot be compared"):
+        masks.overlap(np.zeros((2, 2)), np.zeros((2, 3)))
+
+
+def test_the_cut_is_the_one_with_the_best_mean_iou() -> None:
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:5, 2:5] = True
+    heat = np.where(mask, 0.8, 0.62)
+    assert masks.best_cut([heat], [mask]) == pytest.approx(0.65)  # of 0.65, 0.7 and 0.75 the nearest to 0.5
+    assert masks.best_cut([], []) == 0.5
+    rng = np.random.default_rng(0)
+    heats, wanted = rng.random((3, 8, 8)), rng.random((3, 8, 8)) > 0.6
+    by_hand = [
+        np.mean([np.divide(*masks.overlap(h.astype(np.float32) > cut, w)) for h, w in zip(heats, wanted, strict=True)])
+        for cut in masks.CUTS
+    ]
+    assert masks.best_cut(heats, wanted) == pytest.approx(masks.CUTS[int(np.argmax(by_hand))])
+
+
+def test_every_view_comes_back() -> None:
+    image = torch.arange(32.0).view(2, 4, 4)
+    views = [view(image, number) for number in range(8)]
+    assert len({str(each.tolist()) for each in views}) == 8
+    for number, each in enumerate(views):
+        assert torch.equal(unviewed(each, number), image)
+
+
+def test_the_loss_ignores_dice_on_good_images_and_falls_with_the_overlap() -> None:
+    mask = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    mask[0, 2:6, 2:6] = 1
+    right = torch.where(mask > 0, 8.0, -8.0)
+    assert mask_loss(right, mask) < 0.05
+    assert mask_loss(-right, mask) > mask_loss(torch.zeros(2, 8, 8), mask) > mask_loss(right, mask)
+    good = torch.full((1, 8, 8), -8.0)
+    assert mask_loss(good, mask[1:]) == pytest.approx(np.log1p(np.exp(-8)), rel=1e-2)
+
+
+def test_a_run_learns_masks_and_serves_every_task(lab, product: Path, tmp_path: Path) -> None:
+    assert deciding("segmentation")[0].key == "iou"
+    settings = [*FPN, "trainer.max_epochs=12", "optimizer.lr=0.02", "data.batch_size=4"]
+    assert lab(*settings, "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    assert set(run.metrics["test"]) >= KEYS
+    assert run.features == ["test", "train", "val"]
+    assert run.metrics["test"]["iou"] > 0.3
+    rows = [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "test"]
+    assert {row["iou"] == "" for row in rows if row["type"] == "good"} == {True}
+    assert np.nanmean(masks.ious(rows)) == pytest.approx(run.metrics["test"]["iou"])
+    assert {"crack", "hole"} == set(run.metrics["test"]["by_type"])
+    assert "iou" in run.metrics["test"]["by_type"]["hole"]
+    assert (tmp_path / "run/mistakes.jpg").exists()
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
+    judged = json.loads((tmp_path / "judged/metrics.json").read_text())
+    assert judged["metrics"] == run.metrics
+    hole = product / "test/hole"
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={hole}", "hydra.run.dir=new") == 0
+    found = np.asarray(Image.open(tmp_path / "new/found/000.png.png"))
+    assert found.shape == (SIZE, SIZE)
+    assert set(np.unique(found)) <= {0, 255}
+    assert (tmp_path / "new/found/000.png.jpg").exists()
+
+
+@pytest.mark.slow
+def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
+    assert lab(*FPN, "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=file") == 0
+    report = json.loads((tmp_path / "file/export.json").read_text())
+    assert report["check"]["difference"] < 1e-4
+    assert report["output"] == f"map [N, {SIZE // 2}, {SIZE // 2}]"
+
+
+def test_caches_and_workers_change_nothing(lab, tmp_path: Path) -> None:
+    for name, further in {"a": [], "b": ["cache.dir=null"], "c": ["cache.dir=null", "data.num_workers=1"]}.items():
+        assert lab(*FPN, f"hydra.run.dir={name}", *further) == 0
+    metrics = [RunResult.load(tmp_path / name).metrics for name in "abc"]
+    assert metrics[0] == metrics[1] == metrics[2]
+
+
+def test_a_resumed_run_gives_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*FPN, "trainer.max_epochs=4"]
+    assert lab(*settings, "hydra.run.dir=whole") == 0
+    step = SegmentationModel.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "EVERY", -1.0)
+        patch.setattr(SegmentationModel, "training_step", training_step)
+        assert lab(*settings, "hydra.run.dir=run") == 130
+    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
+    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
+    assert (resumed.resumed, resumed.metrics) == (1, whole.metrics)
+
+
+def test_unfrozen_stages_train_and_are_not_kept(lab, tmp_path: Path) -> None:
+    assert lab(*FPN, "model.unfreeze=1", "hydra.run.dir=run") == 0
+    run, frozen = RunResult.load(tmp_path / "run"), tmp_path / "frozen"
+    assert lab(*FPN, f"hydra.run.dir={frozen}") == 0
+    assert run.features == []
+    assert run.parameters["trained"] > RunResult.load(frozen).parameters["trained"]
+
+
+@pytest.mark.parametrize("name", ["deeplab", "fcn", pytest.param("lraspp", marks=pytest.mark.slow)])
+def test_torchvisions_heads_train_over_any_backbone(lab, tmp_path: Path, name: str) -> None:
+    assert lab(f"attempt=segment/{name}", LAYERS, "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    assert run.method == name
+    assert set(run.metrics["test"]) >= KEYS
+
+
+def test_good_training_images_take_part_on_request(lab, tmp_path: Path) -> None:
+    assert lab(*FPN, "split.pool=all", "hydra.run.dir=run") == 0
+    counts = RunResult.load(tmp_path / "run").counts
+    assert sum(by_class["good"] for by_class in counts.values()) == 14
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["split.protocol=one_class"], "learns from the masks of defects"),
+        (["data.masks=optional"], "give data.masks=required"),
+        (["model.options.views=3"], "give 1, 2, 4 or 8"),
+        (["loss.class_weights=sqrt"], "by cross-entropy and Dice"),
+        (["threshold.quantile=0.9"], "validation chooses the thresholds"),
+        (["model.head=cosine"], "predicts pixels"),
+        (["trainer.monitor=val/accuracy"], "lowest val/loss"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(lab, capsys, tmp_path: Path, given: list[str], said: str) -> None:
+    assert lab(*FPN, *given, "hydra.run.dir=run") == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert error.count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_without_masks_are_named(tmp_path: Path) -> None:
+    product = write_product(tmp_path / "widget")
+    (product / "ground_truth/hole/002_mask.png").unlink()
+    settings = ["attempt=segment/fpn", "data=folder", f"data.root={product}", "cache.dir=null"]
+    with pytest.raises(LabError, match=r"test/hole/002\.png has no mask"):
+        build_data(compose(*settings))

@@ -125,6 +125,33 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         raise _unreadable(path, error) from error
 
 
+def fetch_file(url: str, sha256: str, remedy: str) -> Path:
+    """Return the file of an address, kept in ``TORCH_HOME`` where TorchVision's weights are.
+
+    Args:
+        sha256: its digest, 64 hexadecimal digits; another file is refused.
+        remedy: the setting that names a file instead.
+
+    Raises:
+        LabError: it cannot be fetched, or is not the file that is meant.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        if _sha256(path) != sha256:
+            raise LabError(f"{path} is not the file that {url} gave (its SHA-256 differs): delete it, or give {remedy}")
+        return path
+    try:
+        if url in _unreachable:
+            raise _unreachable[url]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
+    except Exception as error:  # of the network, the disk, or another file than expected
+        _unreachable[url] = error
+        reason = " ".join(str(error).split())
+        raise LabError(f"{url} cannot be fetched ({reason}): put it into {path.parent}, or give {remedy}") from error
+    return path
+
+
 def save_file(content: Any, path: str | os.PathLike[str]) -> None:
     """Write a file for ``load_file``, completely or not at all.
 
@@ -217,10 +244,14 @@ def _fetch_timm(backbone: str) -> Mapping[str, Tensor]:
 
 
 def _warn_of_another_file(path: Path) -> None:
+    wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)  # TorchVision's file names end in the start of their SHA-256
+    if wanted and not _sha256(path).startswith(wanted[1]):
+        log.warning("%s is not the file that TorchVision published under this name", path)
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)  # TorchVision's file names end in the start of their SHA-256
-    if wanted and not digest.hexdigest().startswith(wanted[1]):
-        log.warning("%s is not the file that TorchVision published under this name", path)
+    return digest.hexdigest()

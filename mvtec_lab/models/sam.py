@@ -1,0 +1,283 @@
+"""Segment Anything: MobileSAM or ViT-B, L and H from a file, of any size that its state dict has.
+
+MobileSAM's image encoder is timm's TinyViT; prompt encoder, mask decoder and the ViT encoders are the package
+segment-anything's. Both come with the extra ``sam``. Nothing of the file is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.finite import not_finite
+from mvtec_lab.models.weights import fetch_file, load_file
+
+CELL = 16  # pixels of a side of an embedding's cell, in every SAM
+MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt"
+MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
+_HEADS = 8  # of the mask decoder's attention in every SAM: the state dict does not show them
+# timm's names of MobileSAM's parts. In timm a stage begins with the downsampling that ends one in MobileSAM.
+_NAMES = (
+    (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
+    (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
+    (r"^(image_encoder)\.layers\.(\d+)\.downsample\.", lambda m: f"{m[1]}.stages.{int(m[2]) + 1}.downsample."),
+    (r"^image_encoder\.layers\.", "image_encoder.stages."),
+    (r"^(image_encoder\..*)\.c\.weight$", r"\1.conv.weight"),
+)
+_OF_EVERY_VIT = {"use_rel_pos": True, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
+_UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.|.*\.attention_bias_idxs$")  # of classification; constants
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Hold the numbers that a SAM is built from; ``of`` reads them from a state dict.
+
+    Args:
+        encoder: arguments of the image encoder, TinyViT's if ``mobile``, else ImageEncoderViT's.
+        mobile: the image encoder is TinyViT.
+        dim: channels of the embedding, and of all prompts.
+        depth, width: layers of the mask decoder's transformer, and channels inside their MLPs.
+        iou_depth, iou_width: the same of the head that predicts a mask's quality.
+        mask_dim: channels of the first layers that read a mask prompt.
+    """
+
+    encoder: Mapping[str, Any]
+    mobile: bool = True
+    dim: int = 256
+    depth: int = 2
+    width: int = 2048
+    iou_depth: int = 3
+    iou_width: int = 256
+    mask_dim: int = 16
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Architecture:
+        """Return the architecture of a state dict with the names that ``renamed`` gives.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        shape = {name: tuple(value.shape) for name, value in state.items()}
+        mobile = "image_encoder.patch_embed.conv1.conv.weight" in shape
+        decoder = "mask_decoder.transformer.layers"
+        return cls(
+            encoder=_tiny_vit(shape) if mobile else _vit(shape),
+            mobile=mobile,
+            dim=shape["mask_decoder.iou_token.weight"][1],
+            depth=_count(shape, decoder),
+            width=shape[f"{decoder}.0.mlp.lin1.weight"][0],
+            iou_depth=_count(shape, "mask_decoder.iou_prediction_head.layers"),
+            iou_width=shape["mask_decoder.iou_prediction_head.layers.0.weight"][0],
+            mask_dim=shape["prompt_encoder.mask_downscaling.3.weight"][0],
+        )
+
+
+class Sam(nn.Module):
+    """Segment what prompts point at.
+
+    The image encoder is frozen and always in eval mode. Prompts and masks are in the pixels of the square images.
+
+    Args:
+        architecture: as ``Architecture.of`` reads it.
+        image_size: pixels a side of the images, a multiple of 16. The weights are made for 1024.
+
+    Raises:
+        LabError: another size, or the extra ``sam`` is not installed.
+    """
+
+    def __init__(self, architecture: Architecture, image_size: int = 1024) -> None:
+        super().__init__()
+        if image_size % CELL:
+            raise LabError(f"data.image_size={image_size} does not suit SAM: give a multiple of {CELL}, as 512 or 1024")
+        a, parts = architecture, _library("segment_anything.modeling")
+        self.architecture, self.image_size = architecture, image_size
+        side = image_size // CELL
+        self.image_encoder = _TinyViT(a) if a.mobile else parts.ImageEncoderViT(**a.encoder, **_OF_EVERY_VIT)
+        self.prompt_encoder = parts.PromptEncoder(a.dim, (side, side), (image_size, image_size), a.mask_dim)
+        self.mask_decoder = parts.MaskDecoder(
+            transformer_dim=a.dim,
+            transformer=parts.TwoWayTransformer(a.depth, a.dim, _HEADS, a.width),
+            iou_head_depth=a.iou_depth,
+            iou_head_hidden_dim=a.iou_width,
+        )
+        self.image_encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Sam:
+        super().train(mode)
+        self.image_encoder.eval()  # it has batch normalisation
+        return self
+
+    @property
+    def channels(self) -> list[int]:
+        """Return the channels of what ``encode`` gives."""
+        return [
+            *(self.architecture.encoder["embed_dims"][:2] if self.architecture.mobile else ()),
+            self.architecture.dim,
+        ]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return maps of normalised images [N, 3, S, S]; the last is the embedding [N, C, S / 16, S / 16].
+
+        MobileSAM's first two stages come before it, in cells of 4 and 8 pixels.
+        """
+        if self.architecture.mobile:
+            return self.image_encoder(images)
+        return [self._encode_vit(images)]
+
+    def _encode_vit(self, images: Tensor) -> Tensor:
+        """Run ImageEncoderViT with its positions resized to the images; it resizes the relative ones itself."""
+        encoder = self.image_encoder
+        tokens = encoder.patch_embed(images)
+        places = encoder.pos_embed
+        if places.shape[1:3] != tokens.shape[1:3]:
+            places = F.interpolate(places.permute(0, 3, 1, 2), tokens.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+        tokens = tokens + places
+        for block in encoder.blocks:
+            tokens = block(tokens)
+        return encoder.neck(tokens.permute(0, 3, 1, 2))
+
+    def decode(
+        self,
+        embedding: Tensor,
+        *,
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        masks: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Return a mask's logits for each prompt, [K, S / 4, S / 4].
+
+        Args:
+            embedding: of one image, [C, S / 16, S / 16].
+            boxes: [K, 4], x0, y0, x1, y1.
+            points: [K, 2], x, y: each is a prompt of its own, inside the object.
+            masks: [K, 1, S / 4, S / 4], logits of what is roughly the object.
+            tokens: [T, C], further prompts that belong to each of the K.
+        """
+        labelled = None if points is None else (points[:, None], points.new_ones(len(points), 1))
+        sparse, dense = self.prompt_encoder(labelled, boxes, masks)
+        if tokens is not None:
+            sparse = torch.cat([sparse, tokens.expand(len(sparse), -1, -1)], dim=1)
+        logits, _ = self.mask_decoder(embedding[None], self.prompt_encoder.get_dense_pe(), sparse, dense, False)
+        return logits[:, 0]
+
+
+class _TinyViT(nn.Module):
+    """MobileSAM's image encoder: timm's TinyViT, whose last stage keeps the resolution, and SAM's neck."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        norm: Any = _library("segment_anything.modeling.common").LayerNorm2d
+        network: Any = _library("timm").create_model("tiny_vit_5m_224", num_classes=0, **architecture.encoder)
+        network.stages[3].downsample.conv2.conv.stride = (1, 1)
+        self.patch_embed, self.stages = network.patch_embed, network.stages
+        inner, outer = architecture.encoder["embed_dims"][-1], architecture.dim
+        self.neck = nn.Sequential(
+            nn.Conv2d(inner, outer, 1, bias=False),
+            norm(outer),
+            nn.Conv2d(outer, outer, 3, padding=1, bias=False),
+            norm(outer),
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [self.patch_embed(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return [maps[1], maps[2], self.neck(maps[-1])]
+
+
+def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
+    """Return a SAM in eval mode with a file's weights, and the file's name.
+
+    Args:
+        path: a state dict of MobileSAM or of SAM's ViT-B, L or H, as published; None: MobileSAM's, from its official
+            address, kept in ``TORCH_HOME``.
+
+    Raises:
+        LabError: the file is missing, damaged, unsafe or of another architecture; it cannot be fetched; the extra
+            ``sam`` is not installed.
+    """
+    _library("segment_anything"), _library("timm")
+    if path is None:
+        path = fetch_file(MOBILE_SAM, MOBILE_SAM_SHA256, "model.sam_weights=FILE")
+    source = f"model.sam_weights={path}"
+    state = load_file(path)
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise LabError(f"{source} is not a state dict: give MobileSAM's mobile_sam.pt or SAM's sam_vit_b_01ec64.pth")
+    if any(name.startswith("image_encoder.trunk.") for name in state):
+        raise LabError(f"{source} is a SAM 2: give a file of MobileSAM or of SAM's ViT-B, L or H")
+    if key := not_finite(state):
+        raise LabError(f"{source} holds NaN or infinity in {key}: give another file")
+    try:
+        state = renamed(state)
+        sam = Sam(Architecture.of(state), image_size)
+        sam.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise LabError(
+            f"{source} is no SAM that is known here ({reason}): give a file of MobileSAM or of SAM's ViT-B, L or H"
+        ) from error
+    return sam.eval(), str(path)
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a published state dict with this module's names, and without what is not used."""
+    names = {name: name for name in state if not _UNUSED.match(name)}
+    if "image_encoder.patch_embed.seq.0.c.weight" in names:
+        for pattern, new in _NAMES:
+            names = {name: re.sub(pattern, new, now) for name, now in names.items()}
+    return {now: state[name] for name, now in names.items()}
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise LabError(f'SAM needs {name.split(".")[0]} ({error}): pip install "mvtec_lab[sam]"') from error
+
+
+def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
+    """Return the number of a list's modules."""
+    numbers = [int(name[len(prefix) + 1 :].split(".")[0]) for name in shapes if name.startswith(f"{prefix}.")]
+    return max(numbers, default=-1) + 1
+
+
+def _tiny_vit(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the arguments of timm's TinyViT."""
+    stages = [f"image_encoder.stages.{i}" for i in range(_count(shapes, "image_encoder.stages"))]
+    attention = [shapes[f"{stage}.blocks.0.attn.attention_biases"] for stage in stages[1:]]  # heads, window's area
+    first = shapes["image_encoder.patch_embed.conv2.conv.weight"][0]
+    return {
+        "embed_dims": [first, *(shapes[f"{stage}.downsample.conv3.conv.weight"][0] for stage in stages[1:])],
+        "depths": [_count(shapes, f"{stage}.blocks") for stage in stages],
+        "num_heads": [1, *(heads for heads, _ in attention)],  # the first stage has no attention
+        "window_sizes": [1, *(round(area**0.5) for _, area in attention)],
+    }
+
+
+def _vit(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the arguments of segment-anything's ImageEncoderViT that differ between ViT-B, L and H."""
+    _, side, _, dim = shapes["image_encoder.pos_embed"]
+    blocks = _count(shapes, "image_encoder.blocks")
+    spans = [(shapes[f"image_encoder.blocks.{i}.attn.rel_pos_h"][0] + 1) // 2 for i in range(blocks)]
+    return {
+        "img_size": side * CELL,
+        "embed_dim": dim,
+        "depth": blocks,
+        "num_heads": dim // shapes["image_encoder.blocks.0.attn.rel_pos_h"][1],
+        "out_chans": shapes["image_encoder.neck.0.weight"][0],
+        "window_size": min(spans),
+        "global_attn_indexes": [i for i, span in enumerate(spans) if span == side],
+    }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,27 +125,18 @@ class Sam(nn.Module):
             self.architecture.dim,
         ]
 
+    @property
+    def maps(self) -> Maps:
+        """Return the network of ``encode``."""
+        return Maps(self.image_encoder, self.architecture.mobile)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return maps of normalised images [N, 3, S, S]; the last is the embedding [N, C, S / 16, S / 16].
 
         MobileSAM's first two stages come before it, in cells of 4 and 8 pixels.
         """
-        if self.architecture.mobile:
-            return self.image_encoder(images)
-        return [self._encode_vit(images)]
-
-    def _encode_vit(self, images: Tensor) -> Tensor:
-        """Run ImageEncoderViT with its positions resized to the images; it resizes the relative ones itself."""
-        encoder = self.image_encoder
-        tokens = encoder.patch_embed(images)
-        places = encoder.pos_embed
-        if places.shape[1:3] != tokens.shape[1:3]:
-            places = F.interpolate(places.permute(0, 3, 1, 2), tokens.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
-        tokens = tokens + places
-        for block in encoder.blocks:
-            tokens = block(tokens)
-        return encoder.neck(tokens.permute(0, 3, 1, 2))
+        return self.maps(images)
 
     def decode(
         self,
@@ -170,6 +162,34 @@ class Sam(nn.Module):
             sparse = torch.cat([sparse, tokens.expand(len(sparse), -1, -1)], dim=1)
         logits, _ = self.mask_decoder(embedding[None], self.prompt_encoder.get_dense_pe(), sparse, dense, False)
         return logits[:, 0]
+
+
+class Maps(nn.Module):
+    """Turn normalised images [N, 3, S, S] into maps as ``Sam.encode`` does; in eval mode, where batches do not matter.
+
+    Args:
+        encoder: a Sam's image encoder.
+        mobile: it is TinyViT.
+    """
+
+    def __init__(self, encoder: nn.Module, mobile: bool) -> None:
+        super().__init__()
+        self.encoder, self.mobile = encoder, mobile
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        images = images.contiguous(memory_format=torch.channels_last)  # other kernels round in another way
+        return self.encoder(images) if self.mobile else [self._of_vit(images)]
+
+    def _of_vit(self, images: Tensor) -> Tensor:
+        """Run ImageEncoderViT with its positions resized to the images; it resizes the relative ones itself."""
+        encoder: Any = self.encoder
+        tokens, places = encoder.patch_embed(images), encoder.pos_embed
+        if places.shape[1:3] != tokens.shape[1:3]:
+            places = F.interpolate(places.permute(0, 3, 1, 2), tokens.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+        tokens = tokens + places
+        for block in encoder.blocks:
+            tokens = block(tokens)
+        return encoder.neck(tokens.permute(0, 3, 1, 2))
 
 
 class _TinyViT(nn.Module):
@@ -208,10 +228,9 @@ def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
             ``sam`` is not installed.
     """
     _library("segment_anything"), _library("timm")
-    if path is None:
-        path = fetch_file(MOBILE_SAM, MOBILE_SAM_SHA256, "model.sam_weights=FILE")
-    source = f"model.sam_weights={path}"
-    state = load_file(path)
+    file = fetch_file(MOBILE_SAM, MOBILE_SAM_SHA256, "model.sam_weights=FILE") if path is None else Path(path)
+    source = f"model.sam_weights={file}"
+    state = load_file(file.expanduser())
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -229,7 +248,7 @@ def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
         raise LabError(
             f"{source} is no SAM that is known here ({reason}): give a file of MobileSAM or of SAM's ViT-B, L or H"
         ) from error
-    return sam.eval(), str(path)
+    return sam.eval(), file.name
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,23 @@
+"""SAM (Kirillov et al., ICCV 2023) with boxes as prompts: its mask decoder is fine-tuned."""
+
+from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.segmentation import VIEWS
+
+OPTIONS = {
+    "channels": Option(int, "channels of the light decoder that finds the boxes without prompts=", 64, least=8),
+    "prompt": Option(str, "what of a component SAM is told", "box", choices=("box", "point")),
+    "prompts": Option(str, "best.ckpt of a one-class run, whose maps' peaks are the prompts; null: a light decoder's"),
+}
+METHOD = Method(
+    "sam_box",
+    "segmentation",
+    home="mvtec_lab.problems.segmentation.methods.sam_box.model:SamBox",
+    backbone=False,
+    options={
+        **OPTIONS,
+        "views": VIEWS,
+        # a light decoder's boxes miss the true ones by about a tenth
+        "jitter": Option(float, "share of a box's side by which training moves its corners", 0.1, least=0, most=1),
+    },
+    keys=("model.sam_weights",),
+)

@@ -151,9 +151,7 @@ def test_the_official_file_is_fetched_once_and_its_digest_compared(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(weights, "_unreachable", {})
     monkeypatch.setattr(module, "MOBILE_SAM", source.as_uri())
-    with pytest.raises(
-        LabError, match=r"mobile_sam.pt cannot be fetched .*: put it into .*, or give model.sam_w"
-    ):
+    with pytest.raises(LabError, match=r"mobile_sam.pt cannot be fetched .*: put it into .*, or give model.sam_w"):
         load_sam(None, 64)  # another file than the official one
     monkeypatch.setattr(weights, "_unreachable", {})
     monkeypatch.setattr(module, "MOBILE_SAM_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())

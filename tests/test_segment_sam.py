@@ -17,9 +17,9 @@ from test_sam import TINY, published, saved
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.problems.model import load_model
-from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Peaks, peak
-from mvtec_lab.problems.segmentation.sam import parts_of
-from mvtec_lab.results import BEST, RESULT
+from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
+from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Finder, filled, peak
+from mvtec_lab.results import BEST, RESULT, SAMPLES
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
 
@@ -104,7 +104,7 @@ def test_a_one_class_run_prompts_and_its_checkpoint_is_needed_once(run, one_clas
     folder = run("sam_box", f"model.options.prompts={one_class}")
     one_class.unlink()
     module = load_model(folder / BEST).module
-    assert isinstance(module.peaks, Peaks)
+    assert isinstance(module.finder, Finder)
     assert not hasattr(module, "head")
     images = torch.randn(2, 3, SIDE, SIDE)
     assert module.probabilities({"image": images}).shape == (2, SIDE // 4, SIDE // 4)
@@ -133,10 +133,31 @@ def test_zero_shot_needs_prompts_and_trains_nothing(run, lab, weights: str, one_
 
 def test_prompts_of_another_kind_are_one_line(run, tmp_path: Path) -> None:
     folder = run("sam")
-    with pytest.raises(LabError, match=r"prompts=.* is a run of sam: give best.ckpt of a one-class run"):
-        Peaks.of(str(folder / BEST), 12)
+    with pytest.raises(LabError, match=r"prompts=.* is a run of sam: give best.ckpt of a detector or"):
+        Finder.of(str(folder / BEST), 12)
     with pytest.raises(LabError, match="cannot be read"):
-        Peaks.of(str(tmp_path / "none.ckpt"), 12)
+        Finder.of(str(tmp_path / "none.ckpt"), 12)
+
+
+def test_prompts_of_a_run_that_saw_the_test_images_are_refused(run, lab, one_class: Path, capsys) -> None:
+    rows = (one_class.parent / SAMPLES).read_text().splitlines()
+    (one_class.parent / SAMPLES).write_text("\n".join(row.replace(",test,", ",train,") for row in rows) + "\n")
+    capsys.readouterr()
+    with pytest.raises(AssertionError):
+        run("sam_box", f"model.options.prompts={one_class}")
+    assert "was trained on 4 of the images that this run is judged on" in capsys.readouterr().err
+    (one_class.parent / SAMPLES).unlink()
+    with pytest.raises(AssertionError):
+        run("sam_box", f"model.options.prompts={one_class}")
+    assert "has no samples.csv beside it" in capsys.readouterr().err
+
+
+def test_boxes_of_a_detector_are_filled() -> None:
+    boxes = np.array([[1.2, 2.0, 3.6, 3.9], [7.9, 7.9, 8, 8]])
+    marked = np.zeros((8, 8))
+    marked[2:4, 1:4] = marked[7, 7] = 1
+    assert (filled(boxes, 8) == marked).all()
+    assert filled(np.zeros((0, 4)), 8).sum() == 0
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

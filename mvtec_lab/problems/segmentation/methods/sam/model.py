@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mvtec_lab.problems.segmentation.base import mask_loss
 from mvtec_lab.problems.segmentation.methods.sam import METHOD
-from mvtec_lab.problems.segmentation.sam import SamModel
+from mvtec_lab.problems.segmentation.methods.sam.base import SamModel
 
 SPREAD = 0.02  # of the learnt prompts at the beginning: small beside SAM's own, so that they disturb nothing yet
 

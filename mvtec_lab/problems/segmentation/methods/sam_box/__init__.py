@@ -6,7 +6,7 @@ from mvtec_lab.problems.segmentation import VIEWS
 OPTIONS = {
     "channels": Option(int, "channels of the light decoder that finds the boxes without prompts=", 64, least=8),
     "prompt": Option(str, "what of a component SAM is told", "box", choices=("box", "point")),
-    "prompts": Option(str, "best.ckpt of a one-class run, whose maps' peaks are the prompts; null: a light decoder's"),
+    "prompts": Option(str, "best.ckpt of a detector or a one-class run: it says where to look; null: a light decoder"),
 }
 METHOD = Method(
     "sam_box",

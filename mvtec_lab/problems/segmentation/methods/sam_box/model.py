@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.problems.segmentation.base import mask_loss
+from mvtec_lab.problems.segmentation.methods.sam.base import SamModel, parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box import METHOD
-from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Peaks
-from mvtec_lab.problems.segmentation.sam import SamModel, parts_of
+from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Finder, require_unseen
 
 NOTHING = -10.0  # logit of an image without any prompt: a probability of 5e-5
 
@@ -20,33 +21,37 @@ class SamBox(SamModel):
     """Segment what boxes or points mark.
 
     In training they are those of the true masks, one per component, with their corners moved at random. Elsewhere they
-    come from the head, a light decoder that learns beside SAM's, or from a one-class run (``prompts=``); never from a
+    come from the head, a light decoder that learns beside SAM's, or from another run (``prompts=``); never from a
     mask. What no prompt marks is the head's own, or nothing.
 
     Args:
-        peaks: the plan of ``prompts=`` of a trained model, as its checkpoint holds it.
+        finder: the plan of ``prompts=`` of a trained model, as its checkpoint holds it.
     """
 
     method = METHOD
 
-    def __init__(self, *, peaks: Mapping[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(self, *, finder: Mapping[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         path, self.cells = self.options["prompts"], self.hparams["image_size"] // 4
-        self.peaks: Peaks | None = None
-        if peaks is not None:
-            self.peaks = Peaks.planned(peaks, self.cells)
+        self.finder: Finder | None = None
+        if finder is not None:
+            self.finder = Finder.planned(finder, self.cells)
         elif path is not None:
-            self.peaks = Peaks.of(path, self.cells)
-            self.hparams["peaks"] = self.peaks.plan()
-        if self.peaks is None and self.method.trains:
+            self.finder = Finder.of(path, self.cells)
+            self.hparams["finder"] = self.finder.plan()
+        if self.finder is None and self.method.trains:
             self.add_head()
 
     @property
     def frozen(self) -> nn.Module | None:
-        return self._flat[0] if self.peaks is None else _WithPeaks(self._flat[0], self.peaks)
+        return self._flat[0] if self.finder is None else _WithFinder(self._flat[0], self.finder)
+
+    def require(self, data: MVTecDataModule) -> None:
+        if path := self.options["prompts"]:
+            require_unseen(path, data)
 
     def decode(self, features: Tensor) -> Tensor:
-        marked = None if self.peaks is None else features[:, -(self.cells**2) :].unflatten(1, (self.cells, self.cells))
+        marked = None if self.finder is None else features[:, -(self.cells**2) :].unflatten(1, (self.cells, self.cells))
         maps = self.maps(features if marked is None else features[:, : -(self.cells**2)])
         otherwise = self.coarse(maps) if marked is None else torch.full_like(marked, NOTHING)
         marked = (otherwise > 0) if marked is None else marked > 0
@@ -82,11 +87,11 @@ class SamBox(SamModel):
                 logits = self.prompted(embedding, self._moved(boxes) if self.training else boxes, points)
                 losses.append(mask_loss(logits, parts.to(embedding.device)))
         loss = torch.stack(losses).mean() if losses else 0 * self.sam.mask_decoder.iou_token.weight.sum()
-        return loss + mask_loss(self.coarse(maps), batch["mask"]) if self.peaks is None else loss
+        return loss + mask_loss(self.coarse(maps), batch["mask"]) if self.finder is None else loss
 
     def _maps_of(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         features = batch["features"] if "features" in batch else self.extract(batch["image"])
-        return self.maps(features if self.peaks is None else features[:, : -(self.cells**2)])
+        return self.maps(features if self.finder is None else features[:, : -(self.cells**2)])
 
     def _moved(self, boxes: Tensor) -> Tensor:
         """Return boxes whose sides were moved by up to ``jitter`` of their length, within the image."""
@@ -95,12 +100,12 @@ class SamBox(SamModel):
         return moved.clamp(0, self.hparams["image_size"] - 1)
 
 
-class _WithPeaks(nn.Module):
-    """Give rows of features with what a one-class model marks at their end."""
+class _WithFinder(nn.Module):
+    """Give rows of features with what another model marks at their end."""
 
-    def __init__(self, flat: nn.Module, peaks: nn.Module) -> None:
+    def __init__(self, flat: nn.Module, finder: nn.Module) -> None:
         super().__init__()
-        self.flat, self.peaks = flat, peaks
+        self.flat, self.finder = flat, finder
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self.flat(images), self.peaks(images).flatten(1)], dim=1)
+        return torch.cat([self.flat(images), self.finder(images).flatten(1)], dim=1)

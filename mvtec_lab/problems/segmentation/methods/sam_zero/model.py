@@ -10,7 +10,7 @@ from mvtec_lab.problems.segmentation.methods.sam_zero import METHOD
 
 
 class SamZero(SamBox):
-    """Segment what a one-class run's peak marks, with SAM as it is.
+    """Segment what another run marks, with SAM as it is.
 
     Raises:
         LabError: no run is given, so that nothing would say where to look.
@@ -20,9 +20,9 @@ class SamZero(SamBox):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        if self.peaks is None:
+        if self.finder is None:
             raise LabError(
                 "model.method=sam_zero trains nothing, so nothing says where to look: give "
-                "model.options.prompts=CKPT, best.ckpt of a one-class run (attempt=patchcore)"
+                "model.options.prompts=CKPT, best.ckpt of a detector or of a one-class run (attempt=patchcore)"
             )
         self.requires_grad_(False)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import evaluating
@@ -124,6 +125,20 @@ class SegmentationModel(pl.LightningModule):
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a batch, in training and in validation."""
         return mask_loss(self.logits(batch), batch["mask"])
+
+    def told(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the logits [N, h, w] of a batch with prompts from its true masks, for comparison alone.
+
+        It is what a method that takes prompts could do with perfect ones; None: the method takes none.
+        """
+        return None
+
+    def require(self, data: MVTecDataModule) -> None:
+        """Refuse data that the model must not be judged on; it is scanned.
+
+        Raises:
+            LabError: why it must not.
+        """
 
     def seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a training batch as its views: those that the seeds choose, of images and masks."""

@@ -13,6 +13,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
+from mvtec_lab.knobs import settings
 from mvtec_lab.problems import METHODS, class_of
 from mvtec_lab.problems.anomaly import CLASSES
 from mvtec_lab.problems.segmentation.base import SegmentationModel
@@ -26,6 +27,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
     """
     rehearse(config, data)
     module = _module(config, weights)
+    module.require(data)
     size, white = config.data.image_size, data.white
     return Model(
         module, config.model.method, list(CLASSES), size, white, data.mean, data.std, weights=module.weights_name
@@ -44,7 +46,8 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
 
 
 def _module(config: Config, weights: str | None) -> SegmentationModel:
-    return class_of(METHODS[config.model.method], SegmentationModel)(
+    method, values = METHODS[config.model.method], settings(config)
+    return class_of(method, SegmentationModel)(
         backbone=config.model.backbone,
         weights=weights,
         unfreeze=config.model.unfreeze,
@@ -52,13 +55,14 @@ def _module(config: Config, weights: str | None) -> SegmentationModel:
         optimizer=asdict(config.optimizer),
         scheduler=asdict(config.scheduler),
         **config.model.options,
+        **{key.rpartition(".")[2]: values[key] for key in method.keys},
     )
 
 
 def restore(content: Mapping[str, Any]) -> SegmentationModel:
     """Return the segmentation model of a checkpoint's content (``engine.model.read_checkpoint``)."""
-    settings = content["hyper_parameters"]
-    module = class_of(METHODS[content["about"]["method"]], SegmentationModel)(**{**settings, "weights": None})
+    values = content["hyper_parameters"]
+    module = class_of(METHODS[content["about"]["method"]], SegmentationModel)(**{**values, "weights": None})
     module.load_state_dict(content["state_dict"])
-    module.hparams["weights"] = module.weights_name = settings["weights"]
+    module.hparams["weights"] = module.weights_name = values["weights"]
     return module

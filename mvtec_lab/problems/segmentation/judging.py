@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.anomaly import best_f1_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
+from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.anomaly.scores import Scored, figures, prediction_rows
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
@@ -50,6 +51,8 @@ def judge(run: Run) -> Judgement:
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
     rows = {split: mask_rows(split, part, value, cut) for split, part in scored.items()}
     metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
+    if (oracle := _oracle_iou(model.module, test, data.test_dataloader())) is not None:
+        metrics["test"]["oracle_iou"] = oracle
     pages = sheets(test, rows["test"], value, cut)
     board = {TAGS[name]: page for name, page in pages.items()}
     in_order = [row for split in ("val", "test") if split in rows for row in rows[split]]
@@ -63,6 +66,23 @@ def _maps(data: MVTecDataModule, module: SegmentationModel, split: str) -> Itera
     for place in range(len(dataset)):
         keys = [place] if features is None else [(place, number) for number in range(module.views)]
         yield module.probabilities(dataset[keys])[0].numpy()
+
+
+def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mapping[str, torch.Tensor]]) -> float | None:
+    """Return the mean IoU over the defect images with prompts from the true masks: what no inspection can have, but
+    where better prompts could lead. None where the method takes none, or there are no defects."""
+    ious, place = [], 0
+    for batch in batches:
+        with torch.inference_mode(), evaluating(module):
+            told = module.told({key: value.to(module.device) for key, value in batch.items()})
+        if told is None:
+            return None
+        for heat in told.float().cpu().numpy():
+            mask, place = test.dataset.mask(place), place + 1
+            if mask is not None:
+                both, either = segmentation.overlap(segmentation.spread(heat, mask.shape) > 0, mask)
+                ious.append(both / max(either, 1))
+    return float(np.mean(ious)) if ious else None
 
 
 def _thresholds(run: Run, val: Scored) -> tuple[float, float]:

@@ -26,7 +26,7 @@ SAMPLED = 16  # images of the first batch on its sheet
 def fit(run: Run) -> None:
     """Train ``run.model``; the weights of the epoch with the lowest validation loss remain."""
     result, module = run.result, run.model.module
-    trainer = run.build_trainer("val/loss")
+    trainer = run.build_trainer("val/loss" if module.method.trains else None)
     counted = {"total": module.parameters(), "trained": (p for p in module.parameters() if p.requires_grad)}
     result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
     result.luck = module.method.draws
@@ -44,11 +44,14 @@ def fit(run: Run) -> None:
     result.features = use_features(run, module)
     if result.features:
         log.info("the frozen part was computed once: %s, %d views", ", ".join(result.features), module.views)
-    if trainer.is_global_zero and run.step is None:
+    if trainer.is_global_zero and run.step is None and module.method.trains:
         _log_first_batch(run)
     result.startup_seconds = time.perf_counter() - run.began
     run.watch_memory()
-    run.fit()
+    if module.method.trains:
+        run.fit()
+    else:
+        module.to(trainer.strategy.root_device)
 
 
 def use_features(run: Run, module: SegmentationModel) -> list[str]:

@@ -16,6 +16,7 @@ from test_sam import TINY, published, saved
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
+from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Finder, filled, peak
@@ -131,8 +132,11 @@ def test_zero_shot_needs_prompts_and_trains_nothing(run, lab, weights: str, one_
     assert "trains nothing, so nothing says where to look: give model.options.prompts=CKPT" in capsys.readouterr().err
 
 
-def test_prompts_of_another_kind_are_one_line(run, tmp_path: Path) -> None:
+def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path) -> None:
     folder = run("sam")
+    model = load_model(folder / BEST)
+    with pytest.raises(LabError, match=r"model.method=sam has no ONNX file: .*: use task=predict"):
+        problem_of("sam").exported(model)
     with pytest.raises(LabError, match=r"prompts=.* is a run of sam: give best.ckpt of a detector or"):
         Finder.of(str(folder / BEST), 12)
     with pytest.raises(LabError, match="cannot be read"):

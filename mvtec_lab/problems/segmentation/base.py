@@ -52,6 +52,7 @@ class SegmentationModel(pl.LightningModule):
     """
 
     method: ClassVar[Method]
+    no_onnx: ClassVar[str] = ""  # why task=export cannot write it
 
     def __init__(
         self,

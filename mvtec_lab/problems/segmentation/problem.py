@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import image_score, spread
 from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.base import Prediction, Problem
@@ -54,6 +55,8 @@ class Segmentation(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
+        if model.module.no_onnx:
+            raise LabError(f"model.method={model.method} has no ONNX file: {model.module.no_onnx}: use task=predict")
         return DefectMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,8 @@ class SamModel(SegmentationModel):
         architecture: of a trained model, whose weights come from its checkpoint; None: ``sam_weights`` are loaded.
     """
 
+    no_onnx = "SAM's decoder takes the prompts of one image at a time, another number in every image"
+
     def __init__(
         self, *, sam_weights: str | None = None, architecture: Mapping[str, Any] | None = None, **settings: Any
     ) -> None:

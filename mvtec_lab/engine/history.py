@@ -54,16 +54,25 @@ class History(pl.Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         norms = self._write_steps(trainer)
         norm, seconds = sum(norms) / len(norms), round(time.perf_counter() - self._began, 4)
-        self.rows.append({"epoch": trainer.current_epoch, **metrics, "lr": rate, "grad_norm": norm, "seconds": seconds})
+        self.add({**metrics, "lr": rate, "grad_norm": norm, "seconds": seconds}, trainer)
+
+    def add(self, values: dict[str, float], trainer: pl.Trainer) -> None:
+        """Add an epoch's row: of Lightning's loop, or of another one that trains in its place.
+
+        Args:
+            values: ``train/loss`` and ``val/loss``, other metrics by such names, ``lr`` and ``seconds``.
+        """
+        epoch = len(self.rows)
+        self.rows.append({"epoch": epoch, **values})
         if trainer.is_global_zero:
             write_csv(self.path, self.rows, list(self.rows[-1]))
             log.log(
                 logging.DEBUG if trainer.progress_bar_callback else logging.INFO,  # a bar shows them already
                 "epoch %*d/%d   %s",
                 len(str(trainer.max_epochs)),
-                trainer.current_epoch + 1,
+                epoch + 1,
                 trainer.max_epochs,
-                "   ".join(_line(metrics, part) for part in ("train", "val")),
+                "   ".join(_line(values, part) for part in ("train", "val")),
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

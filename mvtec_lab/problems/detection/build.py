@@ -13,6 +13,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD
+from mvtec_lab.knobs import settings
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.detection.base import DetectionModel
 
@@ -76,6 +77,7 @@ def _require_defects(data: MVTecDataModule) -> None:
 
 def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> DetectionModel:
     m = config.model
+    own = {key.rpartition(".")[2]: settings(config)[key] for key in METHODS[m.method].keys}
     return class_of(m.method)(
         [GOOD, *data.kinds],
         backbone=m.backbone,
@@ -84,5 +86,6 @@ def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> Det
         image_size=config.data.image_size,
         optimizer=config.optimizer,
         scheduler=config.scheduler,
+        **own,
         **m.options,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
@@ -19,6 +20,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
 from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import judge, named
 
@@ -40,6 +42,10 @@ class Detection(Problem):
 
     def classes(self, data: MVTecDataModule) -> list[str]:
         return [GOOD, *data.kinds]
+
+    def single_device(self, config: Config) -> str | None:
+        by_lightning = class_of(config.model.method).fit is DetectionModel.fit
+        return None if by_lightning else f"model.method={config.model.method} trains on one device"
 
     def fit(self, run: Run) -> None:
         module = run.model.module

@@ -168,6 +168,7 @@ class ModelConfig:
     # the rarest class of a few dozen images has about twice as many
     neighbours: int = knob(5, least=1, needs=(only("model.head", *RETRIEVING),))
     generate: bool = False  # generates features of rare classes with a conditional generator until all are as frequent
+    text_embeddings: str | None = None  # .npz of the class names' text embeddings; null: random stand-ins, marked
 
 
 @dataclass

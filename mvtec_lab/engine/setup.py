@@ -98,6 +98,7 @@ def absolute_paths(config: Config) -> dict[str, str]:
         "split.file": config.split.file,
         "model.weights": weights if weights and Path(weights).expanduser().is_file() else None,
         "model.sam_weights": config.model.sam_weights,
+        "model.text_embeddings": config.model.text_embeddings,
     }
     return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path is not None}
 

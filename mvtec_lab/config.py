@@ -329,6 +329,10 @@ def formats_of(config: Config) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
+# Protocols that say themselves which images take part.
+_NAMED = {"own": "takes the data set's own parts", "file": "names its images itself"}
+
+
 def validate_split(s: SplitConfig) -> None:
     """Check a split alone, as ``validate`` does: a data module needs no more."""
     check_values(s, "split.")
@@ -341,8 +345,8 @@ def validate_split(s: SplitConfig) -> None:
                 "split.per_class, split.file and split.pool"
             )
         return
-    if s.protocol == "own" and (s.per_class is not None or s.pool != "test"):
-        raise LabError("split.protocol=own takes the data set's own parts: leave out split.per_class and split.pool")
+    if s.protocol in _NAMED and (s.per_class is not None or s.pool != "test"):
+        raise LabError(f"split.protocol={s.protocol} {_NAMED[s.protocol]}: leave out split.per_class and split.pool")
     if s.per_class == 2 and not s.val_is_test:
         raise LabError("split.per_class=2 is out of range: give 3 or more, one image for each of train, val and test")
     tested = 1 / s.folds if s.protocol == "kfold" else s.test
@@ -355,8 +359,6 @@ def validate_split(s: SplitConfig) -> None:
         raise LabError(f"split.fold={s.fold} does not exist: split.folds={s.folds} has folds 0 to {s.folds - 1}")
     if (s.protocol == "file") != (s.file is not None):
         raise LabError("split.protocol=file and split.file=FILE.csv (columns path,split) go together: give both")
-    if s.protocol == "file" and (s.per_class is not None or s.pool != "test"):
-        raise LabError("split.protocol=file names its images itself: leave out split.per_class and split.pool")
 
 
 def _check_pattern(group_by: str) -> None:

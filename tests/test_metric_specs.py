@@ -26,9 +26,7 @@ def errors(rows: Rows) -> np.ndarray:
     return np.array([abs(float(row["label"]) - float(row["prediction"])) for row in rows])
 
 
-ERROR = Metric(
-    "error", "brightness", "error", "error", "lower", share=False, unit="levels", decides=True, of_images=errors
-)
+ERROR = Metric("error", "brightness", "error", "error", "lower", unit="levels", decides=True, of_images=errors)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 A problem of your own gives four things, and is compared, ranked and reported from its run directories alone:
 1. ``register_metric(Metric(key, problem, title, ...))`` per metric; the first with ``decides=True`` is the default;
-2. ``better="lower"`` for errors, ``share=False`` and ``unit`` for values that are no share of 1;
+2. ``better="lower"`` for errors, ``unit`` for values that are no share of 1;
 3. ``of_images``: the values per image, from rows of predictions.csv (columns split, path and your own, as text); their
    mean over the test images is the metric in result.json, and interval and paired test follow from them;
 4. result.json with ``problem``, ``counts`` of train, val and test, and ``metrics.test`` and ``metrics.val`` with the
@@ -101,8 +101,7 @@ class Metric:
         title: in sentences and in the report.
         heading: of its column in the terminal; empty: no column in the tables of results.
         better: which values are better.
-        share: it lies in [0, 1], and differences are given in points.
-        unit: of other values.
+        unit: of its values; None: a share of 1, whose differences are given in points.
         decides: attempts can be compared by it.
         chooses: its value on validation chooses the best attempt; the default is the first metric that decides.
         needed: every completed run has it.
@@ -120,8 +119,7 @@ class Metric:
     title: str
     heading: str = ""
     better: Literal["higher", "lower"] = "higher"
-    share: bool = True
-    unit: str = ""
+    unit: str | None = None
     decides: bool = False
     chooses: bool = False
     needed: bool = False
@@ -142,6 +140,11 @@ class Metric:
     def judges(self, problem: str) -> bool:
         """Tell whether runs of a problem are judged by it."""
         return problem == self.problem or problem in self.also
+
+    @property
+    def share(self) -> bool:
+        """Return whether the metric lies in [0, 1]."""
+        return self.unit is None
 
     @property
     def sign(self) -> int:

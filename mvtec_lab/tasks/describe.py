@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
 
     Mask coverage is the share of an image's pixels that its mask marks; an object is an 8-connected component of it, or
-    what annotations say. The imbalance ratio is the training images of
-    the most frequent class over those of the rarest one that trains. What would stop a training, a broken file or a
-    class with too few images for the split, stands among the warnings. No image that can be read: no dataset.jpg.
+    what annotations say. The imbalance ratio is the training images of the most frequent class over those of the rarest
+    one that trains. What would stop a training, a broken file or a class with too few images for the split, stands
+    among the warnings. No image that can be read: no dataset.jpg.
     """
     check(config)
     data = data_module(config)
@@ -51,9 +52,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
     by_split = _by_split(used, classes, config.split.val_is_test)
-    train = Counter(by_split.get("train") or _counts(used, classes)).most_common()
-    trained = [count for _, count in train if count]  # an anomaly model trains on good alone
-    sizes = Counter(image_size(folder / s.path) for s in sound)
+    trained = _trained(by_split.get("train") or _counts(used, classes))
     facts = {
         "data": config.data.name,
         "category": folder.name,
@@ -66,8 +65,8 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "classes_by_split": by_split,
         "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in scanned.samples)),
         "official": _official(folder.name) if config.data.name == "mvtec" else None,
-        "imbalance_ratio": trained[0] / trained[-1],
-        "dimensions": [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes.most_common()],
+        "imbalance_ratio": max(trained) / min(trained),
+        "dimensions": _dimensions([folder / s.path for s in sound]),
         "white": white if any(peaks([folder / s.path for s in sound])) else None,
         "mask_coverage": _coverage(folder, sound, classes),
         "objects": _objects(folder, [s for s in sound if s.label in classes]),
@@ -84,6 +83,17 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         write_picture(run_dir / "dataset.jpg", _examples(folder, examples, classes, white))
     _print(facts, run_dir)
     return facts
+
+
+def _trained(counts: Mapping[str, int]) -> list[int]:
+    """Return the images of the classes that train: an anomaly model trains on good alone."""
+    return [count for count in counts.values() if count]
+
+
+def _dimensions(paths: list[Path]) -> list[dict[str, Any]]:
+    """Return the sizes and modes of images, the most frequent first."""
+    sizes = Counter(map(image_size, paths)).most_common()
+    return [{"width": w, "height": h, "mode": mode, "images": n} for (w, h, mode), n in sizes]
 
 
 def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[Sample], int, list[str]]:

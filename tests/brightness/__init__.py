@@ -21,7 +21,6 @@ METRICS = (
         "absolute error",
         heading="error",
         better="lower",
-        share=False,
         unit="grey levels",
         decides=True,
         of_images=lambda rows: np.array([abs(float(row["truth"]) - float(row["prediction"])) for row in rows]),

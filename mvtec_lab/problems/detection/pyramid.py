@@ -45,23 +45,14 @@ class Pyramid(nn.Module):
         network = build(backbone, 1, weights=self.loaded.state_dict)
         trained = trainable_stages(network, unfreeze)
         trunk = [name for name in stages(network) if name != "neck"]
-        if unknown := [name for name in trained if name not in trunk]:
-            raise LabError(f"model.unfreeze={unfreeze} names {unknown[0]}, which gives no map: give another stage")
         self.stages = nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in trunk))
-        shapes = self._shapes(224)
-        try:
-            smaller = self._shapes(192)
-        except LabError:  # a network for one size has no maps but tokens
-            smaller = shapes
-        pairs = zip(shapes, smaller, strict=True)
-        last = {224 // shape[2]: i for i, (shape, other) in enumerate(pairs) if _is_map(shape, other)}
-        self.taken = [place for cell, place in sorted(last.items()) if cell >= finest and cell <= max(CELLS)]
-        if not self.taken:
+        maps = self._maps(finest)
+        if not maps:
             raise LabError(
                 f"{backbone} has no map with cells of {finest} to {max(CELLS)} pixels: give another backbone, or "
                 "another model.options.finest"
             )
-        self.cells = [224 // shapes[place][2] for place in self.taken]
+        self.cells, self.taken, widths = map(list, zip(*maps, strict=True))
         self.cells.append(2 * self.cells[-1])
         kept = trunk[: max(self.taken) + 1]
         self.stages = nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in kept))
@@ -70,9 +61,19 @@ class Pyramid(nn.Module):
         self.frozen = next((i for i, name in enumerate(kept) if name in trained), len(kept))
         for name, stage in self.stages.named_children():
             stage.requires_grad_(name in trained)
-        widths = [shapes[place][1] for place in self.taken]
         self.fpn = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool())
         self.out_channels = channels
+
+    def _maps(self, finest: int) -> list[tuple[int, int, int]]:
+        """Return pixels a side of a cell, stage and channels of the last map of each size, the finest first."""
+        shapes = self._shapes(224)
+        try:
+            smaller = self._shapes(192)
+        except LabError:  # a network for one size has no maps but tokens
+            smaller = shapes
+        pairs = enumerate(zip(shapes, smaller, strict=True))
+        last = {224 // shape[2]: (place, shape[1]) for place, (shape, other) in pairs if _is_map(shape, other)}
+        return [(cell, *last[cell]) for cell in sorted(last) if finest <= cell <= max(CELLS)]
 
     @torch.no_grad()
     def _shapes(self, size: int) -> list[tuple[int, ...]]:

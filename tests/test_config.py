@@ -207,7 +207,7 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("model.options.coreset=0.1", "does nothing for model.method=classifier: it is an option of patchcore"),
         (
             "model.options.layers=[layer2]",
-            "model.method=classifier: it is an option of deep_svdd, gaussian",
+            "model.method=classifier: it is an option of deep_svdd, deeplab, fcn, fpn, gaussian",
         ),
         ("threshold.rule=best_f1", "does nothing for model.method=classifier: it is for one-class methods"),
         ("attempt=fanogan trainer.patience=3", "might stop fanogan before its encoder"),
@@ -219,7 +219,7 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("attempt=rotation model.options.turns=3", "model.method=rotation has no options: leave out"),
         ("attempt=padim model.options.dimensions=many", "model.options.dimensions=many is not a whole number"),
         ("attempt=padim model.options.dimensions=1.5", "model.options.dimensions=1.5 is not a whole number"),
-        ("attempt=memae model.options.slots=0", "model.options.slots=0 is out of range: give 2 or more"),
+        ("attempt=memae model.options.slots=0", "model.options.slots=0 is out of range: give 2 to 100000"),
         ("attempt=fanogan trainer.max_epochs=1", "give 2 or more"),
         ("attempt=patchcore threshold.rule=synthetc", "unknown threshold.rule 'synthetc': did you mean synthetic?"),
         ("attempt=patchcore split.pool=all", "leave out split.val_is_test, split.per_class, split.file and split.pool"),

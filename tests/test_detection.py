@@ -122,6 +122,17 @@ def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, 
         assert np.asarray(Image.open(tmp_path / "new/found/000.png.png")).shape == (24, 24)
 
 
+def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Path, monkeypatch) -> None:
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+    monkeypatch.setattr(DetectionModel, "detect", lambda self, images: [dict(nothing) for _ in images])
+    assert lab("attempt=detect/fcos", *SMALL, "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    assert run.threshold is not None
+    assert run.threshold["value"] == 0
+    assert {row["prediction"] for row in read_csv(tmp_path / "run/predictions.csv")} == {"good"}
+    assert run.metrics["test"]["false_alarm_rate"] == 0
+
+
 def test_a_detector_resumes_to_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["attempt=detect/fcos", *SMALL, "trainer.max_epochs=3"]
     assert lab(*settings, "hydra.run.dir=whole") == 0

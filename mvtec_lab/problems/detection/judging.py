@@ -111,7 +111,8 @@ def judge(run: Run) -> Judgement:
     test, chooser = judged["test"], judged.get("val", judged["test"])
     chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:
-        model.threshold, chosen = best_f1_threshold(chooser.scores, chooser.defect), {"rule": "f1_on_validation"}
+        best = best_f1_threshold(chooser.scores, chooser.defect)
+        model.threshold, chosen = max(best, 0.0), {"rule": "f1_on_validation"}  # an image without a box is good
         run.keep()
     value = model.threshold
     result.threshold = {"value": value, **chosen}

@@ -214,8 +214,9 @@ def _status_of_jobs(command: Command) -> int:
 
 
 def _refuse_directory(config: DictConfig, key: str, why: str) -> None:
-    """Refuse the directory of the other mode, which Hydra would ignore."""
-    if any(word.lstrip("+").startswith(f"{key}=") for word in config.hydra.overrides.hydra):
+    """Refuse the directory of the other mode alone, which Hydra would ignore; a script may give both."""
+    typed = {word.lstrip("+").partition("=")[0] for word in config.hydra.overrides.hydra}
+    if typed & {"hydra.run.dir", "hydra.sweep.dir"} == {key}:
         raise Stop(LabError(f"{key} is {why}"))
 
 

@@ -20,12 +20,16 @@ OPTIMIZERS = {
 }
 
 
-def one_kernel(trainer: pl.Trainer) -> bool | None:
+def one_kernel(module: pl.LightningModule) -> bool | None:
     """Return whether one kernel may update all parameters, as on a GPU; None leaves it to PyTorch.
 
     In half precision such a kernel also takes back the scale of the gradients, so that nobody can measure or clip them
     before.
     """
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # it has none
+        return None
     gpu = trainer.strategy.root_device.type == "cuda"
     return True if gpu and not trainer.precision.startswith("16") and not trainer.gradient_clip_val else None
 

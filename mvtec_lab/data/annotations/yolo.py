@@ -200,7 +200,9 @@ def _data_yaml(folder: Path) -> tuple[dict[int, str], dict[str, list[Path]] | No
             return _names(file, content["names"]), _parts(folder, file, content)
     for name in ("classes.txt", "obj.names", "labels/classes.txt"):
         if (file := folder / name).is_file():
-            return dict(enumerate(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())), None
+            return dict(
+                enumerate(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+            ), None
     raise LabError(f"{folder} has no data.yaml with names, no classes.txt and no obj.names: the classes have no names")
 
 
@@ -242,7 +244,7 @@ def _resolved(folder: Path, file: Path, key: str, base: Any, entry: str) -> Path
 def _listed(folder: Path, file: Path) -> list[Path]:
     """Return the images that a list names, a path per line; CVAT writes data/ in front of them."""
     images = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         name = line.strip().removeprefix("./")
         if not name:
             continue

@@ -152,9 +152,7 @@ class AnomalyModel(pl.LightningModule):
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return an optimiser of these parameters, with the model's settings."""
         h = self.hparams
-        return build_optimizer(
-            h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"], one_kernel(self.trainer)
-        )
+        return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"], one_kernel(self))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         for name, buffer in list(self.named_buffers()):

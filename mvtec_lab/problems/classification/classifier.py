@@ -309,7 +309,7 @@ class DefectClassifier(pl.LightningModule):
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
         # An optimizer wants parameters even where none trains.
         parameters = self.trained_parameters or list(self.model.parameters())
-        fused = one_kernel(self.trainer)
+        fused = one_kernel(self)
         optimizer = build_optimizer(o.name, parameters, o.lr, o.weight_decay, o.momentum, fused)
         schedule = build_scheduler(
             s.name,

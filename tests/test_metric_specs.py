@@ -76,6 +76,10 @@ def test_the_first_metric_that_decides_is_a_problems_default() -> None:
     assert [specs.deciding(problem)[0].key for problem in ("anomaly", "brightness")] == ["image_auroc", "error"]
     assert specs.choosing("classification").key == "balanced_accuracy"
     assert specs.choosing("brightness") is ERROR
+    assert [metric.key for metric in specs.metrics_of("segmentation")][:2] == ["iou", "dice"]
+    keys = [metric.key for metric in specs.all_metrics()]
+    assert keys[0] == "accuracy"
+    assert keys.index("iou") < keys.index("image_auroc") < keys.index("error")  # as columns stand
     assert compose("verdict.metric=error").verdict.metric == "error"
 
 

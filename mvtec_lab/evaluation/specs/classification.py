@@ -1,0 +1,122 @@
+"""The metrics of classification."""
+
+from __future__ import annotations
+
+import statistics as st
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.evaluation import differences, statistics
+from mvtec_lab.evaluation.differences import Difference
+from mvtec_lab.evaluation.specs.metric import Bounds, Inference, Metric, NotComparableError, Runs, Values, Words, rarest
+from mvtec_lab.evaluation.tested import confusions, means_of_images
+from mvtec_lab.results import RunResult
+
+
+def _share_interval(key: str, metrics: Values, runs: Runs) -> Bounds:
+    images = metrics[0]["images"]
+    return statistics.wilson_interval(st.fmean(m[key] for m in metrics) * images, images)
+
+
+def _balanced_interval(key: str, metrics: Values, runs: Runs) -> Bounds | None:
+    counts = confusions(runs)
+    return None if counts is None else _balanced_together(counts)[1]
+
+
+def _balanced_together(counts: np.ndarray) -> tuple[float, Bounds, str]:
+    total = counts.sum(axis=0)
+    occur, times = total.any(axis=1), total.sum() / len(counts)  # predictions per image
+    right, images = (part[occur] / times for part in (total.diagonal(), total.sum(axis=1)))
+    return float(np.mean(right / images)), statistics.balanced_interval(right, images), "score interval"
+
+
+def _macro_together(counts: np.ndarray) -> tuple[float, Bounds | None, str]:
+    value = float(statistics.macro_f1(counts.sum(axis=0)))
+    bounds = statistics.bootstrap(statistics.macro_f1, counts) if len(counts) > 1 else (value, value)
+    # Where all are right no resample differs: that is no certainty.
+    return value, bounds if bounds[0] < bounds[1] else None, "bootstrap over images"
+
+
+def _compare_accuracy(first: Runs, second: Runs) -> tuple[Difference, str]:
+    ours, theirs = (means_of_images(runs, [tested.right for tested in runs]) for runs in (first, second))
+    return differences.accuracy_difference(list(ours.values()), [theirs[image] for image in ours])
+
+
+def _compare_classes(
+    statistic: Callable[[np.ndarray], np.ndarray], first: Runs, second: Runs
+) -> tuple[Difference, str]:
+    ours, theirs = confusions(first), confusions(second)
+    if ours is None or theirs is None or first[0].classes != second[0].classes:
+        raise NotComparableError("their classes are not the same")
+    first_shares, second_shares = (counts / counts.sum(axis=(1, 2), keepdims=True) for counts in (ours, theirs))
+    return differences.balanced_difference(first_shares, second_shares, statistic)
+
+
+def _majority(run: RunResult, of_class: Callable[[float], float]) -> float | None:
+    """Return the mean over the classes of what always naming one class reaches in it, from its share of the images."""
+    share, recall = run.majority_baseline, run.metrics.get("test", {}).get("recall", {})
+    classes = sum(value is not None for value in recall.values())
+    return None if share is None or not classes else of_class(share) / classes
+
+
+def _of_group(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda metrics: metrics.get("group_recall", {}).get(name)
+
+
+_MAJORITY = "always naming the most frequent class"
+_class = partial(Metric, problem="classification")
+_deciding_class = partial(_class, decides=True)
+_classes = partial(Inference, ("label", "prediction"))
+_ACCURACY = _classes(interval=_share_interval, paired=_compare_accuracy, resolution=lambda images, runs: 1 / images)
+_BALANCED = _classes(
+    interval=_balanced_interval,
+    together=_balanced_together,
+    paired=partial(_compare_classes, statistics.balanced_accuracy),
+    resolution=rarest,
+)
+_MACRO = _classes(
+    together=_macro_together,
+    paired=partial(_compare_classes, statistics.macro_f1),
+    single="give cv.folds, or another verdict.metric",
+    resolution=rarest,
+)
+_SHARE = (lambda run: run.majority_baseline, _MAJORITY)
+_ONE_CLASS = (partial(_majority, of_class=lambda share: float(share > 0)), _MAJORITY)
+_ONE_F1 = (partial(_majority, of_class=lambda share: 2 * share / (1 + share)), _MAJORITY)  # recall is 1
+_ALL = Words(implied=True, step="one image", aside="accuracy on all images")
+_RARE = "Rare classes, and calibration"
+_GROUPS = Words(
+    aspect=_RARE,
+    about="Head, middle, tail: mean recall on test images of the classes with at least half as many training images as "
+    "the most frequent one (head), at most a fifth (tail), or between.",
+    wide=True,
+)
+_CALIBRATION = Words(
+    aspect=_RARE,
+    about="Calibration error: how far the predicted class's probability is from the share of right predictions; on a "
+    "few dozen images some of it is luck.",
+)
+
+METRICS = (
+    _deciding_class(
+        "accuracy", title="accuracy", heading="acc.", words=_ALL, needed=True, chance=_SHARE, inference=_ACCURACY
+    ),
+    _deciding_class(
+        "balanced_accuracy",
+        title="balanced accuracy",
+        heading="bal.\nacc.",
+        words=Words(step="one image of the rarest class"),
+        chooses=True,
+        chance=_ONE_CLASS,
+        inference=_BALANCED,
+    ),
+    _deciding_class("macro_f1", title="macro F1", heading="macro\nF1", chance=_ONE_F1, inference=_MACRO),
+    _class("defect_accuracy", title="defects only", heading="defect\nonly", words=Words(aside="on defects alone")),
+    _class("head_recall", title="head recall", words=_GROUPS, value=_of_group("head")),
+    _class("middle_recall", title="middle recall", words=_GROUPS, value=_of_group("middle")),
+    _class("tail_recall", title="tail recall", heading="tail", words=_GROUPS, value=_of_group("tail")),
+    _class("calibration_error", title="calibration error", words=_CALIBRATION, better="lower"),
+)

@@ -16,8 +16,9 @@ from mvtec_lab.engine import checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import segmentation as masks
 from mvtec_lab.evaluation.specs import deciding
+from mvtec_lab.models.weights import load_file
 from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss, unviewed, view
-from mvtec_lab.results import RunResult, read_csv
+from mvtec_lab.results import PREDICTIONS, RunResult, read_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 FPN = ["attempt=segment/fpn", LAYERS, "model.options.channels=8"]
@@ -111,14 +112,31 @@ def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
     assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=file") == 0
     report = json.loads((tmp_path / "file/export.json").read_text())
     assert report["check"]["difference"] < 1e-4
-    assert report["output"] == f"map [N, {SIZE // 2}, {SIZE // 2}]"
+    assert report["output"] == f"map [N, {SIZE // 2}, {SIZE // 2}], types [N, 2]"
 
 
 def test_caches_and_workers_change_nothing(lab, tmp_path: Path) -> None:
+    views = "model.options.views=8"  # another order in memory of an image would take other kernels
     for name, further in {"a": [], "b": ["cache.dir=null"], "c": ["cache.dir=null", "data.num_workers=1"]}.items():
-        assert lab(*FPN, f"hydra.run.dir={name}", *further) == 0
+        assert lab(*FPN, views, f"hydra.run.dir={name}", *further) == 0
+    a, b, c = (load_file(tmp_path / name / "best.ckpt")["state_dict"] for name in "abc")
+    assert all(torch.equal(a[key], b[key]) and torch.equal(a[key], c[key]) for key in a)
     metrics = [RunResult.load(tmp_path / name).metrics for name in "abc"]
+    rows = [read_csv(tmp_path / name / PREDICTIONS) for name in "abc"]
     assert metrics[0] == metrics[1] == metrics[2]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Path) -> None:
+    assert lab(*FPN, "hydra.run.dir=run") == 0
+    for size in (1, 5):
+        batches = [f"data.batch_size={size}", f"hydra.run.dir=new{size}"]
+        assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", *batches) == 0
+    one, five = (read_csv(tmp_path / f"new{size}" / PREDICTIONS) for size in (1, 5))
+    assert len(one) == 22
+    assert one == five
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=part") == 0
+    assert [row for row in one if "/hole/" in row["path"]] == read_csv(tmp_path / "part" / PREDICTIONS)
 
 
 def test_a_resumed_run_gives_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mvtec_lab.evaluation.statistics import RESAMPLES, corrected_interval
+from mvtec_lab.evaluation.statistics import RESAMPLES, balanced_interval, corrected_interval, wilson_interval
 
 # Where a mask may begin. Above 0.5, as training counts a pixel that is more likely than not; the others are there for
 # the pixels along a defect's edge, which annotators draw generously or narrowly.
@@ -79,8 +79,17 @@ def dices(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def named_right(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return 1 for each defect whose type was named, 0 for the others, NaN of good images, [N]."""
-    return np.array([np.nan if row["type"] == "good" else float(row["found_type"] == row["type"]) for row in rows])
+    """Return 1 for each defect whose type was named, 0 for the others, NaN of good images, [N].
+
+    A defect that was passed has no type, and counts as one that was not named.
+
+    Args:
+        rows: with ``type`` and ``found_type``; NaN where the latter is empty or missing, as types were not asked for.
+    """
+    asked = (row["type"] != "good" and row.get("found_type") for row in rows)
+    return np.array(
+        [float(row["found_type"] == row["type"]) if a else np.nan for row, a in zip(rows, asked, strict=True)]
+    )
 
 
 def pooled(rows: Sequence[Mapping[str, Any]], weights: npt.ArrayLike | None = None) -> np.ndarray:
@@ -100,10 +109,11 @@ def pooled(rows: Sequence[Mapping[str, Any]], weights: npt.ArrayLike | None = No
 
 
 def mask_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float] | None]:
-    """Return the 95% intervals of iou, dice, pooled_iou and pooled_dice over the images.
+    """Return the 95% intervals of iou, dice, pooled_iou, pooled_dice and the figures of types over the images.
 
     Those of the means are Student's, as every comparison states them; those of the pooled figures are bounds of a
-    bootstrap over the images. None of fewer than two images.
+    bootstrap over the images, of type_accuracy Wilson's, of balanced_type_accuracy a score interval. None of fewer than
+    two images, or where types are not named.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     for key, values in (("iou", ious(rows)), ("dice", dices(rows))):
@@ -115,16 +125,29 @@ def mask_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, 
     for place, key in enumerate(POOLED):
         known = len(rows) > 1 and np.isfinite(bounds[:, place]).all()
         intervals[key] = (float(bounds[0, place]), float(bounds[1, place])) if known else None
+    if right := _named(rows):
+        counts = np.array([(values.sum(), len(values)) for values in right.values()])
+        intervals["type_accuracy"] = wilson_interval(*counts.sum(0))
+        intervals["balanced_type_accuracy"] = balanced_interval(*counts.T)
     return intervals
 
 
 def mask_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures of predicted masks: iou and dice (means over the defect images), pooled_iou, pooled_dice, and
-    by_type the first two; None where there is nothing to count. Rows as in ``ious``."""
+    """Return the figures of predicted masks; None where there is nothing to count. Rows as in ``ious``.
+
+    They are iou and dice, means over the defect images, also by_type; pooled_iou and pooled_dice. Where types are
+    named, type_accuracy, the share of the defects whose type is right, also by_type, and balanced_type_accuracy, the
+    mean of the latter.
+    """
     figures: dict[str, Any] = {**_means(rows), "by_type": {}}
     figures |= {key: _known(value) for key, value in zip(POOLED, pooled(rows), strict=True)}
-    for kind in sorted({row["type"] for row in rows} - {"good"}):
+    for kind in _kinds(rows):
         figures["by_type"][kind] = _means([row for row in rows if row["type"] == kind])
+    if right := _named(rows):
+        figures["type_accuracy"] = float(np.concatenate(list(right.values())).mean())
+        figures["balanced_type_accuracy"] = balanced_named(rows)
+        for kind, values in right.items():
+            figures["by_type"][kind]["type_accuracy"] = float(values.mean())
     return figures
 
 
@@ -132,6 +155,23 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     defects = [row for row in rows if row["type"] != "good"]
     of_images = {"iou": ious, "dice": dices}
     return {key: float(values(defects).mean()) if defects else None for key, values in of_images.items()}
+
+
+def balanced_named(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean over the types of the share that was named; None where types are not named. Rows as above."""
+    right = _named(rows)
+    return float(np.mean([values.mean() for values in right.values()])) if right else None
+
+
+def _named(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return ``named_right`` of the defects of each type; nothing where types are not named."""
+    values, types = named_right(rows), np.array([row["type"] for row in rows])
+    right = {kind: values[(types == kind) & ~np.isnan(values)] for kind in _kinds(rows)}
+    return {kind: each for kind, each in right.items() if len(each)}
+
+
+def _kinds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({row["type"] for row in rows} - {"good"})
 
 
 def _known(value: float) -> float | None:

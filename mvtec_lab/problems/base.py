@@ -251,7 +251,8 @@ class Problem:
         """Return the network that task=export writes.
 
         It takes normalised images [N, 3, S, S], for any N, and returns a tuple of tensors [N, ...]. Its attribute
-        ``outputs`` names them; there may be more names than tensors.
+        ``outputs`` names them; there may be more names than tensors. Further plain values for the file's metadata
+        may stand in an attribute ``about``.
 
         Raises:
             LabError: the problem's models cannot be exported.

@@ -71,6 +71,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "resize": "to the square: cv2.INTER_AREA along a side that shrinks, then cv2.INTER_CUBIC along one that grows",
         "white": model.white,  # the value of 16-bit files that becomes 1; in 8-bit files it is 255
         "output": ", ".join(outputs),
+        **getattr(network, "about", {}),
     }
     for key in ("threshold", "map_threshold"):  # a score above it is a defect
         if (value := getattr(model, key)) is not None:

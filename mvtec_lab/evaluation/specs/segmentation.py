@@ -9,6 +9,11 @@ from mvtec_lab.evaluation.specs.metric import Inference, Metric, Words, interval
 
 _segmentation = partial(Metric, problem="segmentation")
 _masks = partial(Inference, ("type", "overlap", "union"))
+_types = partial(Inference, ("type", "found_type"), interval_of_runs)
+_NAMED = (
+    "Type named: the share of the defects that were found and whose type was named right; balanced: the mean of the "
+    "shares of each type."
+)
 _PER_IMAGE = "IoU and Dice are means over the defect images; pooled ones count all pixels, those of good images too."
 
 METRICS = (
@@ -29,6 +34,19 @@ METRICS = (
         decides=True,
         of_images=segmentation.dices,
         inference=_masks(),
+    ),
+    _segmentation(
+        "type_accuracy",
+        title="type named",
+        heading="type\nnamed",
+        words=Words(by_type="type_accuracy", about=_NAMED, wide=True),
+        of_images=segmentation.named_right,
+        inference=_types(),
+    ),
+    _segmentation(
+        "balanced_type_accuracy",
+        title="type named, balanced",
+        inference=_types(of_rows=segmentation.balanced_named),
     ),
     _segmentation("pooled_iou", title="pooled IoU", inference=_masks(interval=interval_of_runs)),
     _segmentation("pooled_dice", title="pooled Dice", inference=_masks(interval=interval_of_runs)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
@@ -18,6 +19,7 @@ from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
+from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
 
 
 class SegmentationModel(pl.LightningModule):
@@ -44,6 +46,7 @@ class SegmentationModel(pl.LightningModule):
     Args:
         backbone, weights, unfreeze: as in ``ModelConfig``; a method with networks of its own does not read them.
         image_size: S, pixels.
+        classes: names of the images' classes, in the order of their labels: the defect types, and good.
         optimizer, scheduler: the fields of ``OptimizerConfig`` and ``SchedulerConfig``, ``name`` among them.
         options: the method's own, by name; an option that is missing or None has its default.
 
@@ -61,6 +64,7 @@ class SegmentationModel(pl.LightningModule):
         weights: str | None = "DEFAULT",
         unfreeze: int | str | Sequence[str] = 0,
         image_size: int = 256,
+        classes: Sequence[str] = (),
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         **options: Any,
@@ -70,6 +74,8 @@ class SegmentationModel(pl.LightningModule):
         self.save_hyperparameters(logger=False)
         self.weights_name = "random"
         self.weights_note: str | None = None
+        self.kinds = [name for name in classes if name != GOOD]
+        self.namer: RegionTypes | PixelTypes | None = None  # names the type of a defect; None: nothing does
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -85,10 +91,16 @@ class SegmentationModel(pl.LightningModule):
         """Return how many views of each image train: the first ones of ``view``."""
         return self.options.get("views") or 1
 
-    def mean_map(self, images: Tensor) -> Tensor:
-        """Return the probabilities [N, h, w] of normalised images, the mean over the views, for an exporter."""
-        each = [unviewed(self(view(images, number)).float().sigmoid(), number) for number in range(self.views)]
-        return torch.stack(each).mean(0)
+    def judged(self, views: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the probability of a defect in each cell [N, h, w], and those of its types [N, K], from all views.
+
+        Args:
+            views: a batch of each view. K is 0 where types are not named.
+        """
+        pairs = [self.found(batch) for batch in views]
+        maps = torch.stack([unviewed(logits.float().sigmoid(), n) for n, (logits, _) in enumerate(pairs)]).mean(0)
+        evidence = torch.stack([of_types.float() for _, of_types in pairs]).mean(0)
+        return maps, evidence if self.namer is None else self.namer(evidence)
 
     def use_weights(self, weights: Weights) -> None:
         """Take over what weights say about themselves."""
@@ -103,17 +115,39 @@ class SegmentationModel(pl.LightningModule):
         """
         raise NotImplementedError
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return what ``frozen`` makes of images, one after another: so they do not depend on what else is in a batch.
+    def maps(self, features: Tensor) -> list[Tensor]:
+        """Return the maps [N, C, H, W] of features by which ``namer`` tells types; a method without one has none."""
+        raise NotImplementedError
 
-        More at once take other kernels, which round in another way.
+    def found(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the defect logits [N, h, w] of a batch, and what they say of the types, [N, D]: ``namer``'s."""
+        features = self.features_of(batch)
+        logits = self.decode(features)
+        return logits, self.evidence(() if self.namer is None else self.maps(features), logits.sigmoid())
+
+    def evidence(self, maps: Sequence[Tensor], heat: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Return what is known of the types of defects [N, D], from maps, a mask [N, h, w], and logits of types."""
+        if self.namer is None:
+            return heat.new_zeros(len(heat), 0)
+        return self.namer.evidence(maps, heat, heat.new_zeros(len(heat), 0, 1, 1) if logits is None else logits)
+
+    def features_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what ``frozen`` makes of a batch, which may have it already."""
+        return batch["features"] if "features" in batch else self.extract(batch["image"])
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Return what ``frozen`` makes of images: of each alone, and channels last, whatever batch it comes from.
+
+        More at once, or another order in memory, take other kernels, which round in another way.
         """
         if self.frozen is None:
             return images
         if torch.compiler.is_compiling() or type(images) is not Tensor:  # an exporter's symbol
             return self.frozen(images)
         with torch.no_grad():
-            return torch.cat([self.frozen(image) for image in images.split(1)])
+            return torch.cat(
+                [self.frozen(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)]
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return defect logits [N, h, w] of normalised images [N, 3, S, S]."""
@@ -121,7 +155,7 @@ class SegmentationModel(pl.LightningModule):
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the defect logits of a batch, from its features where it has them."""
-        return self.decode(batch["features"]) if "features" in batch else self(batch["image"])
+        return self.decode(self.features_of(batch))
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a batch, in training and in validation."""
@@ -180,10 +214,11 @@ class SegmentationModel(pl.LightningModule):
         self.log(f"{name}/loss", mean.float(), prog_bar=True, sync_dist=True, **together)
 
     @torch.inference_mode()
-    def probabilities(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the probability of a defect in each cell, float32 [N, h, w] on the CPU, in eval mode.
+    def probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the probability of a defect in each cell [N, h, w], and of each type [N, K], float32 on the CPU.
 
-        It is the mean over the views that train. Images are taken one after another, so that none depends on others.
+        It is the mean over the views that train, in eval mode. K is 0 where types are not named. Images are taken one
+        after another, so that none depends on others.
 
         Args:
             batch: images, or features with a row for each view of each image.
@@ -191,15 +226,14 @@ class SegmentationModel(pl.LightningModule):
         Raises:
             LabError: some are NaN.
         """
-        maps = []
+        pairs = []
         with evaluating(self):
             for place in range(len(batch["image"]) if "image" in batch else len(batch["features"]) // self.views):
-                each = [self.logits(self._view_of(batch, place, number)) for number in range(self.views)]
-                back = [unviewed(logits.float().sigmoid(), number) for number, logits in enumerate(each)]
-                maps.append(torch.stack(back).mean(0).cpu())
-        return require_finite(torch.cat(maps), "the probabilities")
+                pairs.append(self.judged(self.view_of(batch, place, number) for number in range(self.views)))
+        maps, types = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
+        return require_finite(maps, "the probabilities"), require_finite(types, "the probabilities of types")
 
-    def _view_of(self, batch: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
+    def view_of(self, batch: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
         """Return a batch of one view of one image of a batch, on the model's device."""
         stored = "features" in batch
         row = place * self.views + number if stored else place

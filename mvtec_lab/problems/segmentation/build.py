@@ -26,7 +26,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
         LabError: settings, weights or data that do not fit.
     """
     rehearse(config, data)
-    module = _module(config, weights)
+    module = _module(config, data, weights)
     module.require(data)
     size, white = config.data.image_size, data.white
     return Model(
@@ -42,16 +42,17 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
     """
     if data.smallest_batch == 1:
         with isolate_rng(), torch.no_grad():
-            rehearse_batch(config, data, _module(config, None).train())
+            rehearse_batch(config, data, _module(config, data, None).train())
 
 
-def _module(config: Config, weights: str | None) -> SegmentationModel:
+def _module(config: Config, data: MVTecDataModule, weights: str | None) -> SegmentationModel:
     method, values = METHODS[config.model.method], settings(config)
     return class_of(method, SegmentationModel)(
         backbone=config.model.backbone,
         weights=weights,
         unfreeze=config.model.unfreeze,
         image_size=config.data.image_size,
+        classes=data.classes,
         optimizer=asdict(config.optimizer),
         scheduler=asdict(config.scheduler),
         **config.model.options,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mvtec_lab.models.maps import FeatureMaps
-from mvtec_lab.problems.segmentation.base import Flat, SegmentationModel
+from mvtec_lab.problems.segmentation.base import Flat, SegmentationModel, mask_loss
+from mvtec_lab.problems.segmentation.types import TYPES, PixelTypes
 
 RARE = -2.0  # the logits' bias: they begin where few pixels are defective, or the first steps learn just that
 
 
-def begin_rare(decoder: nn.Module) -> nn.Module:
-    """Return a decoder whose output convolutions, those of one channel, begin at the bias ``RARE``."""
+def begin_rare(decoder: nn.Module, outputs: int) -> nn.Module:
+    """Return a decoder whose output convolutions, those of ``outputs`` channels, begin at ``RARE`` in the first."""
     for layer in decoder.modules():
-        if isinstance(layer, nn.Conv2d) and layer.out_channels == 1 and layer.bias is not None:
-            nn.init.constant_(layer.bias, RARE)
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == outputs and layer.bias is not None:
+            nn.init.constant_(layer.bias[:1], RARE)
     return decoder
 
 
@@ -38,16 +39,37 @@ class DecoderModel(SegmentationModel):
         features = FeatureMaps(h["backbone"], h["weights"], self.options["layers"], self.cells, h["unfreeze"])
         self.use_weights(features.weights)
         self.features = Flat(features, h["image_size"])
-        self.decoder = begin_rare(self.build_decoder(features.channels)).to(memory_format=torch.channels_last)
+        if self.kinds and self.options["types"] != "none":
+            self.namer = TYPES[self.options["types"]](self.kinds, features.channels)
+        outputs = 1 + (0 if self.namer is None else self.namer.outputs)
+        decoder = begin_rare(self.build_decoder(features.channels, outputs), outputs)
+        self.decoder = decoder.to(memory_format=torch.channels_last)
 
     @property
     def frozen(self) -> nn.Module | None:
         return None if self.hparams["unfreeze"] not in (0, []) else self.features
 
-    def build_decoder(self, channels: Sequence[int]) -> nn.Module:
-        """Return a network of the maps, finest first, with these channels, to logits [N, 1, h, w]."""
+    def build_decoder(self, channels: Sequence[int], outputs: int) -> nn.Module:
+        """Return a network of the maps, finest first, with these channels, to logits [N, outputs, h, w].
+
+        The first output is a defect's, the others are its types'.
+        """
         raise NotImplementedError
 
+    def maps(self, features: Tensor) -> list[Tensor]:
+        return self.features.maps(features if self.frozen is not None else self.features(features))
+
     def decode(self, features: Tensor) -> Tensor:
-        rows = features if self.frozen is not None else self.features(features)
-        return self.decoder(self.features.maps(rows))[:, 0]
+        return self.decoder(self.maps(features))[:, 0]
+
+    def found(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        maps = self.maps(self.features_of(batch))
+        logits = self.decoder(maps)
+        return logits[:, 0], self.evidence(maps, logits[:, 0].sigmoid(), logits[:, 1:])
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if not isinstance(self.namer, PixelTypes):
+            return super().loss(batch)
+        logits = self.decoder(self.maps(self.features_of(batch)))
+        types = self.namer.loss(logits[:, 1:], batch, len(self.hparams["classes"]) - len(self.kinds))
+        return mask_loss(logits[:, 0], batch["mask"]) + types

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,15 @@ def judge(run: Run) -> Judgement:
     With ``val_is_test`` the images are passed once and counted as both.
     """
     data, result, model = run.data, run.result, run.model
-    started, scored = time.perf_counter(), {}
+    started, scored, types = time.perf_counter(), {}, {}
     for split in ("test",) if data.val_is_test or not data.of_split("val") else ("test", "val"):
-        maps = list(_maps(data, model.module, split))
+        maps, types[split] = zip(*_probabilities(data, model.module, split), strict=True)
         scores = np.array([segmentation.image_score(heat) for heat in maps], dtype=np.float32)
-        scored[split] = Scored(data.dataset(split), scores, maps)
+        scored[split] = Scored(data.dataset(split), scores, list(maps))
     result.seconds_per_image = (time.perf_counter() - started) / sum(len(s.scores) for s in scored.values())
     result.peak_mib = run.peak_mib()
     if data.val_is_test:
-        scored["val"] = scored["test"]
+        scored["val"], types["val"] = scored["test"], types["test"]
     if model.threshold is None or model.map_threshold is None:
         model.threshold, model.map_threshold = _thresholds(run, scored["val"])
         run.keep()
@@ -49,7 +49,8 @@ def judge(run: Run) -> Judgement:
     result.threshold = {"value": value, "rule": RULE, "map": cut}
     test = scored["test"]
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
-    rows = {split: mask_rows(split, part, value, cut) for split, part in scored.items()}
+    kinds = model.module.kinds
+    rows = {split: mask_rows(split, part, value, cut, kinds, types[split]) for split, part in scored.items()}
     metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
     if (oracle := _oracle_iou(model.module, test, data.test_dataloader())) is not None:
         metrics["test"]["oracle_iou"] = oracle
@@ -59,13 +60,19 @@ def judge(run: Run) -> Judgement:
     return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, cut))
 
 
-def _maps(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[np.ndarray]:
-    """Yield the probabilities [h, w] of a split's images, from their features where these were computed."""
+def _probabilities(
+    data: MVTecDataModule, module: SegmentationModel, split: str
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield the probabilities of a split's images, of a defect [h, w] and of its types [K].
+
+    They come from the images' features where these were computed.
+    """
     features = data.features.get(split)
     dataset: Any = features or data.dataset(split)
     for place in range(len(dataset)):
         keys = [place] if features is None else [(place, number) for number in range(module.views)]
-        yield module.probabilities(dataset[keys])[0].numpy()
+        maps, types = module.probabilities(dataset[keys])
+        yield maps[0].numpy(), types[0]
 
 
 def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mapping[str, torch.Tensor]]) -> float | None:
@@ -96,8 +103,14 @@ def _thresholds(run: Run, val: Scored) -> tuple[float, float]:
     return best_f1_threshold(val.scores, val.defect), cut
 
 
-def mask_rows(split: str, of: Scored, value: float, cut: float) -> list[dict[str, Any]]:
-    """Return the rows of predictions.csv; overlap and union are pixels of the mask's file, or of a good image's."""
+def mask_rows(
+    split: str, of: Scored, value: float, cut: float, kinds: Sequence[str], types: Sequence[torch.Tensor]
+) -> list[dict[str, Any]]:
+    """Return the rows of predictions.csv; overlap and union are pixels of the mask's file, or of a good image's.
+
+    Args:
+        kinds, types: names of the defect types, and their probabilities [K] in each image.
+    """
     assert of.maps is not None
     rows = []
     for place, row in enumerate(prediction_rows(split, of, value)):
@@ -107,8 +120,19 @@ def mask_rows(split: str, of: Scored, value: float, cut: float) -> list[dict[str
             mask = np.zeros((height, width), dtype=bool)
         both, either = segmentation.overlap(segmentation.spread(of.maps[place], mask.shape) > cut, mask)
         iou = "" if sample.label == GOOD else f"{both / max(either, 1):.6g}"
-        rows.append({**row, "split": split, "iou": iou, "overlap": both, "union": either})
+        masks = {"iou": iou, "overlap": both, "union": either}
+        rows.append({**row, "split": split, **masks, "found_type": found_type(kinds, types[place], row["prediction"])})
     return rows
+
+
+def found_type(kinds: Sequence[str], types: torch.Tensor, prediction: str) -> str:
+    """Return the type that was found: good in an image that is called so, an empty text where types are not named.
+
+    Args:
+        kinds, types: names of the defect types, and their probabilities [K]; K is 0 where they are not named.
+        prediction: good or defect.
+    """
+    return "" if not len(types) else GOOD if prediction == GOOD else kinds[int(types.argmax())]
 
 
 def _metrics(run: Run, part: Scored, rows: list[dict[str, Any]], whole: bool) -> dict[str, Any]:
@@ -132,8 +156,3 @@ def _summary(metrics: Mapping[str, Any], value: float, cut: float) -> str:
         + f"{metrics['escapes']} escapes and {metrics['false_rejects']} false rejects of {metrics['images']} images "
         f"(thresholds {value:.3g} of an image, {cut:.2g} of a pixel)"
     )
-
-
-def probabilities_of(model: Any, images: torch.Tensor) -> np.ndarray:
-    """Return the maps [N, h, w] of new images [N, 3, S, S], normalised."""
-    return model.module.probabilities({"image": images}).numpy()

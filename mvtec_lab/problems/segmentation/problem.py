@@ -13,9 +13,9 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import image_score, spread
 from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.segmentation.base import SegmentationModel
+from mvtec_lab.problems.segmentation.base import SegmentationModel, view
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
-from mvtec_lab.problems.segmentation.judging import judge, probabilities_of
+from mvtec_lab.problems.segmentation.judging import found_type, judge
 from mvtec_lab.problems.segmentation.pictures import files
 from mvtec_lab.problems.segmentation.training import fit
 
@@ -42,7 +42,8 @@ class Segmentation(Problem):
         assert value is not None
         assert cut is not None
         predictions = []
-        for heat in probabilities_of(model, images):
+        maps, types = model.module.probabilities({"image": images})
+        for heat, of_types in zip(maps.numpy(), types, strict=True):
             score, found = image_score(heat), spread(heat, (model.image_size, model.image_size)) > cut
             name, share = CLASSES[int(score > value)], float(found.mean())
             row = {
@@ -50,8 +51,10 @@ class Segmentation(Problem):
                 "score": f"{score:.9g}",
                 "threshold": f"{value:.9g}",
                 "mask_share": f"{share:.6g}",
+                "found_type": found_type(model.module.kinds, of_types, name),
             }
-            predictions.append(Prediction(row, f"{name} ({score:.3g}; mask {share:.1%})", files=files(heat, cut)))
+            called = row["found_type"] or name
+            predictions.append(Prediction(row, f"{called} ({score:.3g}; mask {share:.1%})", files=files(heat, cut)))
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
@@ -65,16 +68,22 @@ class Segmentation(Problem):
 
 
 class DefectMap(nn.Module):
-    """Return the probability of a defect in each cell, [N, h, w], of normalised images; it covers the image."""
+    """Return the probability of a defect in each cell, [N, h, w], which cover the image, of normalised images.
 
-    outputs = ("map",)
+    Where the model names types, their probabilities [N, K] as well: they are those of a defect, if there is one.
+    """
+
+    outputs = ("map", "types")
 
     def __init__(self, module: SegmentationModel) -> None:
         super().__init__()
         self.module = module
+        self.about = {"types": module.kinds} if module.namer is not None else {}
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.module.mean_map(images),)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        module = self.module
+        maps, types = module.judged({"image": view(images, number)} for number in range(module.views))
+        return (maps,) if module.namer is None else (maps, types)
 
 
 PROBLEM = Segmentation()

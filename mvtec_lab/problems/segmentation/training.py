@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import Rows
 from mvtec_lab.engine.features import kept
@@ -17,6 +18,7 @@ from mvtec_lab.engine.pictures import log_picture, outlined, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.segmentation.base import SegmentationModel, view
+from mvtec_lab.problems.segmentation.types import RegionTypes
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,28 @@ def fit(run: Run) -> None:
         run.fit()
     else:
         module.to(trainer.strategy.root_device)
+    if isinstance(module.namer, RegionTypes):
+        _fit_types(run.data, module, module.namer)
+
+
+def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTypes) -> None:
+    """Show what names the types of defects all training images, as they are, and their true masks."""
+    images, features = data.images(data.of_split("train")), data.features.get("train")
+    evidence: list[np.ndarray] = []
+    kinds: list[str] = []
+    for place, sample in enumerate(images.samples):
+        if sample.label == GOOD:
+            continue
+        batch = images[[place]] if features is None else features[[(place, n) for n in range(module.views)]]
+        mask, kinds = images.small_masks([place]).float().to(module.device), [*kinds, sample.label]
+        with torch.no_grad(), evaluating(module):
+            each = [
+                module.evidence(module.maps(module.features_of(module.view_of(batch, 0, n))), view(mask, n))
+                for n in range(module.views)
+            ]
+        evidence.append(torch.cat(each).float().mean(0).cpu().numpy())
+    if evidence:
+        namer.fit(np.stack(evidence), kinds)
 
 
 def use_features(run: Run, module: SegmentationModel) -> list[str]:

@@ -1,11 +1,11 @@
 """DeepLabV3 (Chen et al., 2017): TorchVision's head, which looks at one map with several dilations."""
 
 from mvtec_lab.problems.base import Method
-from mvtec_lab.problems.segmentation import LAYERS, VIEWS
+from mvtec_lab.problems.segmentation import LAYERS, TYPES, VIEWS
 
 METHOD = Method(
     "deeplab",
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.deeplab.model:DeepLab",
-    options={"layers": LAYERS, "views": VIEWS},
+    options={"layers": LAYERS, "views": VIEWS, "types": TYPES},
 )

@@ -12,11 +12,11 @@ from mvtec_lab.problems.segmentation.methods.deeplab import METHOD
 
 
 class Head(nn.Module):
-    """Give logits [N, 1, H, W] of the finest map that is read."""
+    """Give logits [N, outputs, H, W] of the finest map that is read."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.head = DeepLabHead(channels[0], 1)
+        self.head = DeepLabHead(channels[0], outputs)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.head(maps[0])
@@ -28,5 +28,5 @@ class DeepLab(DecoderModel):
     method = METHOD
     cells = (16,)
 
-    def build_decoder(self, channels: Sequence[int]) -> nn.Module:
-        return Head(channels)
+    def build_decoder(self, channels: Sequence[int], outputs: int) -> nn.Module:
+        return Head(channels, outputs)

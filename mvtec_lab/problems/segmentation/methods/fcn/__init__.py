@@ -1,11 +1,11 @@
 """FCN (Long et al., CVPR 2015): TorchVision's head, two convolutions on one map."""
 
 from mvtec_lab.problems.base import Method
-from mvtec_lab.problems.segmentation import LAYERS, VIEWS
+from mvtec_lab.problems.segmentation import LAYERS, TYPES, VIEWS
 
 METHOD = Method(
     "fcn",
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.fcn.model:Fcn",
-    options={"layers": LAYERS, "views": VIEWS},
+    options={"layers": LAYERS, "views": VIEWS, "types": TYPES},
 )

@@ -1,7 +1,7 @@
 """FPN (Lin et al., CVPR 2017) as a light decoder: maps of four resolutions are added, coarse to fine."""
 
 from mvtec_lab.problems.base import Method, Option
-from mvtec_lab.problems.segmentation import LAYERS, VIEWS
+from mvtec_lab.problems.segmentation import LAYERS, TYPES, VIEWS
 
 METHOD = Method(
     "fpn",
@@ -10,6 +10,7 @@ METHOD = Method(
     options={
         "layers": LAYERS,
         "views": VIEWS,
+        "types": TYPES,
         "channels": Option(int, "channels of the decoder", 64, least=8),
     },
 )

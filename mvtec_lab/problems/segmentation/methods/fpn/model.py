@@ -14,19 +14,20 @@ GROUPS = 8  # of GroupNorm, which does not care for the size of a batch
 
 
 class Pyramid(nn.Module):
-    """Add maps, coarse to fine, and give logits [N, 1, H, W] at the finest one's resolution.
+    """Add maps, coarse to fine, and give logits [N, outputs, H, W] at the finest one's resolution.
 
     Args:
         channels: of the maps [N, C, H, W], in any order.
         width: of the decoder.
+        outputs: channels of the logits.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, outputs: int = 1) -> None:
         super().__init__()
         self.sides = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.smooth = nn.ModuleList(_block(width, width) for _ in channels[1:])
         # Half as wide: at the finest resolution a layer costs as much as all the coarser ones together.
-        self.output = nn.Sequential(_block(width, width // 2), nn.Conv2d(width // 2, 1, 1))
+        self.output = nn.Sequential(_block(width, width // 2), nn.Conv2d(width // 2, outputs, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         *finer, coarse = (side(each) for side, each in zip(self.sides, maps, strict=True))
@@ -45,5 +46,5 @@ class Fpn(DecoderModel):
 
     method = METHOD
 
-    def build_decoder(self, channels: Sequence[int]) -> nn.Module:
-        return Pyramid(channels, self.options["channels"])
+    def build_decoder(self, channels: Sequence[int], outputs: int) -> nn.Module:
+        return Pyramid(channels, self.options["channels"], outputs)

@@ -1,11 +1,11 @@
 """LR-ASPP (Howard et al., ICCV 2019): TorchVision's head of MobileNetV3, on two maps."""
 
 from mvtec_lab.problems.base import Method
-from mvtec_lab.problems.segmentation import LAYERS, VIEWS
+from mvtec_lab.problems.segmentation import LAYERS, TYPES, VIEWS
 
 METHOD = Method(
     "lraspp",
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.lraspp.model:Lraspp",
-    options={"layers": LAYERS, "views": VIEWS},
+    options={"layers": LAYERS, "views": VIEWS, "types": TYPES},
 )

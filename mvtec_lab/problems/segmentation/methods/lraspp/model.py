@@ -14,11 +14,11 @@ WIDTH = 128  # channels between the maps and the logits, TorchVision's
 
 
 class Head(nn.Module):
-    """Give logits [N, 1, H, W] of a fine map and a coarse one."""
+    """Give logits [N, outputs, H, W] of a fine map and a coarse one."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.head = LRASPPHead(channels[0], channels[-1], 1, WIDTH)
+        self.head = LRASPPHead(channels[0], channels[-1], outputs, WIDTH)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.head({"low": maps[0], "high": maps[-1]})
@@ -30,5 +30,5 @@ class Lraspp(DecoderModel):
     method = METHOD
     cells = (8, 16)
 
-    def build_decoder(self, channels: Sequence[int]) -> nn.Module:
-        return Head(channels)
+    def build_decoder(self, channels: Sequence[int], outputs: int) -> nn.Module:
+        return Head(channels, outputs)

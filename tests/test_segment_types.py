@@ -1,0 +1,118 @@
+"""The type of a segmented defect: named by the maps within its mask, by classes of its pixels, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mvtec_lab.evaluation import segmentation as masks
+from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
+from mvtec_lab.results import RunResult, read_csv
+
+FPN = [
+    *("attempt=segment/fpn", "model.options.layers=[features.relu1,features.relu2]", "model.options.channels=8"),
+    *("model.options.views=2", "trainer.max_epochs=8", "optimizer.lr=0.02", "data.batch_size=4"),
+]
+ABOUT_TYPES = {"type_accuracy", "balanced_type_accuracy"}
+
+
+def test_types_are_counted_over_the_defects() -> None:
+    rows = [
+        {"type": kind, "found_type": named, "overlap": 1, "union": 1}
+        for kind, named in (
+            ("crack", "crack"),
+            ("crack", "good"),
+            ("crack", "hole"),
+            ("hole", "hole"),
+            ("good", "hole"),
+        )
+    ]
+    figures, intervals = masks.mask_figures(rows), masks.mask_intervals(rows)
+    assert figures["type_accuracy"] == pytest.approx(2 / 4)  # a passed defect has no type; a good image never counts
+    assert figures["balanced_type_accuracy"] == pytest.approx((1 / 3 + 1) / 2)
+    assert figures["by_type"]["crack"]["type_accuracy"] == pytest.approx(1 / 3)
+    for key in ABOUT_TYPES:
+        low, high = intervals[key]
+        assert 0 < low < figures[key] < high < 1
+    unnamed = masks.mask_figures([{**row, "found_type": ""} for row in rows])
+    assert not ABOUT_TYPES & unnamed.keys()
+
+
+def test_discriminants_name_types_by_the_maps_within_the_mask() -> None:
+    torch.manual_seed(0)
+    namer, heat = RegionTypes(["crack", "hole", "stain"], [2, 3]), torch.zeros(1, 8, 8)
+    heat[:, 2:4, 2:6] = 1
+    maps = [torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)]
+    maps[0][:, :, 2:4, 2:6] = 7.0
+    evidence = namer.evidence(maps, heat)
+    assert torch.allclose(evidence[0, :2], torch.full((2,), 7.0), atol=1e-3)  # of what lies outside nothing counts
+    assert evidence[0, -1] == pytest.approx(np.log(8 / 64), abs=1e-3)
+    crack, hole = torch.randn(2, 12, 6).numpy() + np.array([[[0.0]], [[4.0]]])
+    namer.fit(np.concatenate([crack, hole]), ["crack"] * 12 + ["hole"] * 12)
+    p = namer(torch.tensor(np.concatenate([crack, hole]), dtype=torch.float32))
+    assert p.argmax(1).tolist() == [0] * 12 + [1] * 12
+    assert p[:, 2].max() == 0  # a type without a training image is never named
+    namer.fit(crack, ["hole"] * 12)
+    assert namer(torch.zeros(1, 6)).argmax() == 1
+
+
+def test_pixels_outside_of_a_defect_teach_no_type() -> None:
+    namer, mask = PixelTypes(["crack", "hole"], []), torch.zeros(3, 8, 8, dtype=torch.uint8)
+    mask[0, :4], mask[1, 0, 0] = 1, 1  # the third image is good
+    logits = torch.zeros(3, 2, 4, 4, requires_grad=True)
+    loss = namer.loss(logits, {"mask": mask, "label": torch.tensor([1, 2, 0])}, first=1)
+    assert loss.item() == pytest.approx(np.log(2))
+    loss.backward()
+    assert (logits.grad[0, :, :2] != 0).all()
+    assert logits.grad[0, :, 2:].abs().sum() == logits.grad[2].abs().sum() == 0
+    assert logits.grad[0].abs().sum() == pytest.approx(logits.grad[1].abs().sum())  # each defect counts alike
+    assert logits.grad[0, 0, 0, 0] < 0 < logits.grad[1, 0, 0, 0]
+    heat = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    given = torch.tensor([[[[9.0, -9.0], [-9.0, -9.0]], [[-9.0, 9.0], [9.0, 9.0]]]])
+    assert namer.evidence([], heat, given)[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert namer.loss(logits, {"mask": 0 * mask, "label": torch.zeros(3, dtype=torch.int64)}, 1) == 0
+
+
+def test_a_type_named_by_region_leaves_the_masks_as_they_are(lab, product: Path, tmp_path: Path) -> None:
+    for name in ("region", "none"):
+        assert lab(*FPN, f"model.options.types={name}", f"hydra.run.dir={name}") == 0
+    run, bare = (RunResult.load(tmp_path / name).metrics["test"] for name in ("region", "none"))
+    assert run["type_accuracy"] > 0.8  # a bar is red, a hole is blue
+    assert not ABOUT_TYPES & bare.keys()
+    for key in ("iou", "dice", "pooled_iou", "pixel_ap", "image_auroc"):
+        assert run[key] == bare[key]
+    rows = [row for row in read_csv(tmp_path / "region/predictions.csv") if row["split"] == "test"]
+    assert {row["found_type"] for row in rows} <= {"good", "crack", "hole"}
+    assert masks.mask_figures(rows)["type_accuracy"] == pytest.approx(run["type_accuracy"])
+    assert {row["found_type"] for row in read_csv(tmp_path / "none/predictions.csv")} == {""}
+    assert lab("task=evaluate", "ckpt=region/best.ckpt", "hydra.run.dir=judged") == 0
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"]["test"] == run
+    source = product / "test/hole"
+    assert lab("task=predict", "ckpt=region/best.ckpt", f"source={source}", "hydra.run.dir=new") == 0
+    said = [row["found_type"] for row in read_csv(tmp_path / "new/predictions.csv")]
+    assert said.count("hole") >= 5
+
+
+def test_types_by_pixels_are_learnt_beside_the_mask(lab, tmp_path: Path) -> None:
+    assert lab(*FPN, "model.options.types=pixel", "trainer.max_epochs=12", "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    assert run.metrics["test"]["type_accuracy"] > 0.8
+    assert run.metrics["test"]["iou"] > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", ["region", "pixel"])
+def test_the_exported_file_names_types(lab, tmp_path: Path, types: str) -> None:
+    import onnx
+
+    assert lab(*FPN, f"model.options.types={types}", "data.image_size=26", "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=file") == 0
+    report = json.loads((tmp_path / "file/export.json").read_text())
+    assert report["output"] == "map [N, 13, 13], types [N, 2]"
+    assert report["types"] == ["crack", "hole"]
+    file = onnx.load(tmp_path / "file/model.onnx")
+    assert {entry.key: entry.value for entry in file.metadata_props}["types"] == '["crack", "hole"]'

@@ -14,12 +14,14 @@ pytest.importorskip("timm")
 
 from test_sam import TINY, published, saved
 
+from mvtec_lab.engine import checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
-from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Finder, filled, peak
+from mvtec_lab.problems.segmentation.methods.sam_box.prompts import MOST, Finder, of_logits, peak, table, weighed
 from mvtec_lab.results import BEST, RESULT, SAMPLES
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
@@ -39,7 +41,7 @@ def run(lab, weights: str, tmp_path: Path):
         folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
         small = [f"model.method={method}", f"data.image_size={SIDE}", f"model.sam_weights={weights}"]
         small.append("data.masks=required")
-        small += [] if method == "sam_zero" else ["trainer.max_epochs=2", "model.options.channels=8"]
+        small += ["trainer.max_epochs=2", "model.options.channels=8"]
         assert lab(f"attempt=segment/{method}", *small, f"hydra.run.dir={folder}", *arguments) == 0
         return folder
 
@@ -121,15 +123,49 @@ def test_boxes_of_true_masks_never_reach_the_judged_prediction(run, one_class: P
     assert not torch.equal(*(module.told({"image": images, "mask": m}) for m in (mask, other)))
 
 
-def test_zero_shot_needs_prompts_and_trains_nothing(run, lab, weights: str, one_class: Path, capsys) -> None:
-    folder = run("sam_zero", f"model.options.prompts={one_class}")
-    assert result_of(folder)["parameters"]["trained"] == 0
-    before, after = torch.load(weights), load_model(folder / BEST).module.sam.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items() if key.startswith("mask_decoder"))
-    capsys.readouterr()
-    small = [f"data.image_size={SIDE}", "data.masks=required", f"model.sam_weights={weights}"]
-    assert lab("attempt=segment/sam_zero", "model.method=sam_zero", *small) == 2
-    assert "trains nothing, so nothing says where to look: give model.options.prompts=CKPT" in capsys.readouterr().err
+@pytest.mark.parametrize("prompted", [True, False])
+def test_zero_shot_leaves_sam_as_it_is(prompted: bool, run, weights: str, one_class: Path) -> None:
+    folder = run("sam_zero", *([f"model.options.prompts={one_class}"] if prompted else []))
+    result, module = result_of(folder), load_model(folder / BEST).module
+    assert (result["parameters"]["trained"] == 0) == prompted
+    assert "oracle_iou" in result["metrics"]["test"]
+    before, after = torch.load(weights), module.sam.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if not key.startswith("image_enc"))
+    assert hasattr(module, "head") == (not prompted)
+
+
+def test_one_cache_entry_serves_every_method(run, one_class: Path, tmp_path: Path) -> None:
+    for method in ("sam", "sam_box", "sam_zero"):
+        run(method, f"cache.dir={tmp_path / 'shared'}")
+    maps = list((tmp_path / "shared").glob("*file_tiny.pt*.npy"))
+    assert len(maps) == 1
+    run("sam_box", f"cache.dir={tmp_path / 'shared'}", f"model.options.prompts={one_class}")
+    more = sorted((path.stat().st_size, path) for path in (tmp_path / "shared").glob("*file_tiny.pt*.npy"))
+    assert len(more) == 2
+    assert more[1][1] == maps[0]  # another run's prompts are kept beside SAM's maps, not with a copy of them
+    assert more[0][0] < more[1][0] / 4
+
+
+@pytest.mark.parametrize("method", ["sam", "sam_box"])
+def test_a_resumed_run_gives_the_same_result(method: str, run, lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, step = run(method, "trainer.max_epochs=4"), SegmentationModel.training_step
+    folder = whole.with_name("stopped")
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "EVERY", -1.0)
+        patch.setattr(SegmentationModel, "training_step", training_step)
+        with pytest.raises(AssertionError):
+            run(method, "trainer.max_epochs=4", f"hydra.run.dir={folder}")
+    run(method, "trainer.max_epochs=4", f"hydra.run.dir={folder}", "resume=true")
+    resumed = result_of(folder)
+    assert resumed["resumed"] == 1
+    assert resumed["metrics"] == result_of(whole)["metrics"]
+    assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
 
 
 def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path) -> None:
@@ -156,12 +192,43 @@ def test_prompts_of_a_run_that_saw_the_test_images_are_refused(run, lab, one_cla
     assert "has no samples.csv beside it" in capsys.readouterr().err
 
 
-def test_boxes_of_a_detector_are_filled() -> None:
-    boxes = np.array([[1.2, 2.0, 3.6, 3.9], [7.9, 7.9, 8, 8]])
-    marked = np.zeros((8, 8))
-    marked[2:4, 1:4] = marked[7, 7] = 1
-    assert (filled(boxes, 8) == marked).all()
-    assert filled(np.zeros((0, 4)), 8).sum() == 0
+def test_prompts_of_a_map_are_its_components_each_as_sure_as_its_peak() -> None:
+    logits = torch.full((8, 8), -3.0)
+    logits[1:3, 1:5], logits[1, 2], logits[6, 6] = 0.5, 2.0, 1.0
+    prompts = of_logits(logits)
+    assert prompts.shape == (MOST, 7)
+    assert prompts[:2, :4].tolist() == [[6, 6, 18, 10], [26, 26, 26, 26]]
+    assert prompts[:2, 6].tolist() == pytest.approx(torch.tensor([2.0, 1.0]).sigmoid().tolist())
+    assert not prompts[2:].any()
+    assert not of_logits(torch.full((8, 8), -1.0)).any()
+
+
+def test_the_surest_prompts_are_kept() -> None:
+    sure = torch.linspace(0.1, 0.9, MOST + 4)
+    kept = table(torch.arange(4.0 * len(sure)).view(-1, 4), torch.zeros(len(sure), 2), sure)
+    assert kept[:, 6].tolist() == pytest.approx(sure.flip(0)[:MOST].tolist())
+    assert kept[0, 0] == 4 * (len(sure) - 1)
+
+
+def test_a_mask_is_as_probable_as_its_prompt_is_certain() -> None:
+    logits = torch.tensor([[-30.0, 0.0, 2.0, 40.0]]).view(1, 1, 4).repeat(2, 1, 1)
+    found = weighed(logits, torch.tensor([0.25, 1.0]))
+    assert torch.allclose(found[0].sigmoid(), logits[0].sigmoid() * 0.25)
+    assert torch.allclose(found[1].sigmoid(), logits[1].sigmoid(), atol=2e-4)
+    assert found.isfinite().all()
+
+
+def test_a_detector_says_where_and_how_surely(one_class: Path) -> None:
+    finder = Finder.of(str(one_class), SIDE)
+    finder.about = {"threshold": 0.4}
+    boxes = torch.tensor([[1.0, 2, 9, 8], [20, 20, 30, 40], [0, 0, 5, 5]])
+    prompts = finder._of_boxes(boxes, torch.tensor([0.8, 0.5, 0.3]))
+    assert prompts[:3, :6].tolist() == [[1, 2, 9, 8, 5, 5], [20, 20, 30, 40, 25, 30], [0] * 6]
+    assert prompts[0, 6] > prompts[1, 6] > 0.5
+    good = finder._of_boxes(boxes, torch.tensor([0.3, 0.2, 0.1]))
+    assert (good[:, 6] > 0).sum() == 1
+    assert good[0, 6] < 0.5  # an image's score has no ties, and stays below what is called a defect
+    assert not finder._of_boxes(boxes[:0], torch.zeros(0)).any()
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

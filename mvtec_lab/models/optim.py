@@ -36,13 +36,13 @@ def one_kernel(module: pl.LightningModule) -> bool | None:
 
 def build_optimizer(
     name: str,
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     lr: float,
     weight_decay: float,
     momentum: float,
     fused: bool | None = None,
 ) -> optim.Optimizer:
-    """Return an optimizer by its name; ``fused`` as PyTorch takes it."""
+    """Return an optimizer by its name, of parameters or of groups of them; ``fused`` as PyTorch takes it."""
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](list(parameters), lr, weight_decay, momentum, fused)
@@ -67,7 +67,7 @@ def build_scheduler(
         case "step":
             return {"scheduler": lr_scheduler.StepLR(optimizer, step_size, gamma)}
         case "onecycle":
-            peak = optimizer.param_groups[0]["lr"]
+            peak = [group["lr"] for group in optimizer.param_groups]
             cycle = lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, cycle_momentum=False)  # momentum is set
             return {"scheduler": cycle, "interval": "step"}
         case "plateau":

@@ -136,18 +136,12 @@ class SegmentationModel(pl.LightningModule):
         return batch["features"] if "features" in batch else self.extract(batch["image"])
 
     def extract(self, images: Tensor) -> Tensor:
-        """Return what ``frozen`` makes of images: of each alone, and channels last, whatever batch it comes from.
-
-        More at once, or another order in memory, take other kernels, which round in another way.
-        """
+        """Return what ``frozen`` makes of images, of each alone."""
         if self.frozen is None:
             return images
         if torch.compiler.is_compiling() or type(images) is not Tensor:  # an exporter's symbol
             return self.frozen(images)
-        with torch.no_grad():
-            return torch.cat(
-                [self.frozen(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)]
-            )
+        return of_each(self.frozen, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return defect logits [N, h, w] of normalised images [N, 3, S, S]."""
@@ -241,10 +235,13 @@ class SegmentationModel(pl.LightningModule):
         one = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in one.items()}
         return one if stored else {**one, "image": view(one["image"], number)}
 
+    def trained(self, lr: float) -> list[dict[str, Any]]:
+        """Return what trains, in groups as torch's optimizers take them, those with a rate of their own at another."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         o, s = dict(self.hparams["optimizer"] or _ADAMW), dict(self.hparams["scheduler"] or {"name": "none"})
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = build_optimizer(o["name"], trained, o["lr"], o["weight_decay"], o["momentum"])
+        optimizer = build_optimizer(o["name"], self.trained(o["lr"]), o["lr"], o["weight_decay"], o["momentum"])
         schedule = build_scheduler(
             s["name"],
             optimizer,
@@ -294,6 +291,32 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return entropy + (dice * defect).sum() / defect.sum().clamp(min=1)
 
 
+@torch.no_grad()
+def of_each(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network makes of images: of each alone, and channels last, whatever batch it comes from.
+
+    More at once, or another order in memory, take other kernels, which round in another way.
+    """
+    return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
+
+
+class Joined(nn.Module):
+    """Give what several networks make of images as one row per image. The cache keeps what each makes apart.
+
+    So another network beside the same encoder does not have the encoder's maps computed and kept again.
+
+    Args:
+        parts: networks of images [N, 3, S, S] that give [N, ...], float32.
+    """
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([part(images).flatten(1) for part in self.parts], dim=1)
+
+
 class Flat(nn.Module):
     """Give the maps of a network that returns several as one row per image, which a cache can keep.
 
@@ -308,6 +331,7 @@ class Flat(nn.Module):
         with torch.no_grad():
             maps = network(torch.zeros(1, 3, size, size))
         self.shapes = [tuple(each.shape[1:]) for each in maps]
+        self.width = sum(each[0].numel() for each in maps)
 
     def forward(self, images: Tensor) -> Tensor:
         # Channels last: so convolutions read them fastest.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
 
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
@@ -17,7 +19,7 @@ from mvtec_lab.engine.features import kept
 from mvtec_lab.engine.pictures import log_picture, outlined, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.problems.segmentation.base import SegmentationModel, view
+from mvtec_lab.problems.segmentation.base import Joined, SegmentationModel, of_each, view
 from mvtec_lab.problems.segmentation.types import RegionTypes
 
 log = logging.getLogger(__name__)
@@ -28,10 +30,11 @@ SAMPLED = 16  # images of the first batch on its sheet
 def fit(run: Run) -> None:
     """Train ``run.model``; the weights of the epoch with the lowest validation loss remain."""
     result, module = run.result, run.model.module
-    trainer = run.build_trainer("val/loss" if module.method.trains else None)
+    trains = any(p.requires_grad for p in module.parameters())
+    trainer = run.build_trainer("val/loss" if trains else None)
     counted = {"total": module.parameters(), "trained": (p for p in module.parameters() if p.requires_grad)}
     result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
-    result.luck = module.method.draws
+    result.luck = trains
     log.info(
         "%s: %s%s, %s of %s parameters train, %d images in %s, %d CPU thread(s)",
         run.config.attempt,
@@ -46,11 +49,11 @@ def fit(run: Run) -> None:
     result.features = use_features(run, module)
     if result.features:
         log.info("the frozen part was computed once: %s, %d views", ", ".join(result.features), module.views)
-    if trainer.is_global_zero and run.step is None and module.method.trains:
+    if trainer.is_global_zero and run.step is None and trains:
         _log_first_batch(run)
     result.startup_seconds = time.perf_counter() - run.began
     run.watch_memory()
-    if module.method.trains:
+    if trains:
         run.fit()
     else:
         module.to(trainer.strategy.root_device)
@@ -81,7 +84,8 @@ def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTy
 def use_features(run: Run, module: SegmentationModel) -> list[str]:
     """Let the data module load features of every split whose images stay the same; return these splits.
 
-    One entry of the cache holds all images that take part, so that it serves every fold and seed.
+    One entry of the cache holds all images that take part, so that it serves every fold and seed, and every method with
+    the same frozen part.
     """
     data = run.data
     if module.frozen is None or data.cache is None:
@@ -89,26 +93,47 @@ def use_features(run: Run, module: SegmentationModel) -> list[str]:
     images = data.images(_everything(data))
     views, device = module.views, run.trainer.strategy.root_device
 
-    def blocks() -> Iterator[np.ndarray]:
-        module.to(device)
+    def blocks(part: nn.Module) -> Iterator[np.ndarray]:
+        part.to(device)
         for place in range(len(images)):
             image = images[[place]]["image"].to(device)
-            with torch.no_grad(), run.trainer.precision_plugin.forward_context():
-                yield torch.cat([module.extract(view(image, number)) for number in range(views)]).float().cpu().numpy()
+            each = torch.cat([view(image, number) for number in range(views)])
+            with run.trainer.precision_plugin.forward_context():
+                yield of_each(part, each).float().cpu().numpy()
 
-    name = f"{data.folder.name} {run.model.method} {module.hparams['backbone']} at {data.image_size}"
+    parts = module.frozen.parts if isinstance(module.frozen, Joined) else [module.frozen]
+    network = module.hparams["backbone"] if module.method.backbone else module.weights_name
+    name = f"{data.folder.name} {network} at {data.image_size}"
+    rows, further = len(images) * views, {"views": views}
     with evaluating(module):
-        features = kept(name, module.frozen, data, images, len(images) * views, {"views": views}, run.trainer, blocks)
-    if features is None:
+        kept_parts = [
+            kept(name, part, data, images, rows, further, run.trainer, partial(blocks, part)) for part in parts
+        ]
+    arrays = [array for array in kept_parts if array is not None]
+    if len(arrays) < len(parts):
         return []
-    row = {sample.path: place for place, sample in enumerate(images.samples)}
+    place_of = {sample.path: place for place, sample in enumerate(images.samples)}
     for split in ("train", "val", "test"):
         if samples := data.of_split(split):
             if split == "train" and data.random:
                 continue
-            rows = [row[sample.path] * views + number for sample in samples for number in range(views)]
-            data.load_features(split, Rows(features, rows), views)
+            chosen = [place_of[sample.path] * views + number for sample in samples for number in range(views)]
+            features = [Rows(array, chosen) for array in arrays]
+            data.load_features(split, features[0] if len(features) == 1 else JoinedRows(features), views)
     return sorted(data.features)
+
+
+class JoinedRows(Rows):
+    """Rows of several arrays, each joined to one row."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, places: list[int]) -> torch.Tensor:
+        return torch.cat([part[places].flatten(1) for part in self.parts], dim=1)
+
+    def near(self, device: torch.device) -> JoinedRows:
+        return JoinedRows([part.near(device) for part in self.parts])
 
 
 def _everything(data: MVTecDataModule) -> list:

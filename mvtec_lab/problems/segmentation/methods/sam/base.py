@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from mvtec_lab.models.sam import Architecture, Sam, load_sam
 from mvtec_lab.problems.segmentation.base import Flat, SegmentationModel
+from mvtec_lab.problems.segmentation.decoders import begin_rare
 from mvtec_lab.problems.segmentation.methods.fpn.model import Pyramid
+
+GENTLY = 0.1  # SAM's own decoder is pretrained: it learns at this share of the rate of what begins at random
 
 
 class SamModel(SegmentationModel):
@@ -46,15 +49,23 @@ class SamModel(SegmentationModel):
 
     def add_head(self) -> None:
         """Give the model its light decoder, from random weights."""
-        self.head = Pyramid(self.sam.channels, self.options["channels"])
+        self.head = begin_rare(Pyramid(self.sam.channels, self.options["channels"]), 1)
+
+    def trained(self, lr: float) -> list[dict[str, Any]]:
+        inside = {id(p) for p in self.sam.parameters()}
+        known, new = (
+            [p for p in self.parameters() if p.requires_grad and (id(p) in inside) == of] for of in (True, False)
+        )
+        groups: list[dict[str, Any]] = [{"params": new}, {"params": known, "lr": lr * GENTLY}]
+        return [group for group in groups if group["params"]]
 
     @property
     def frozen(self) -> nn.Module | None:
         return self._flat[0]
 
     def maps(self, features: Tensor) -> list[Tensor]:
-        """Return the encoder's maps [N, C, H, W] of features; the last is the embedding."""
-        return self._flat[0].maps(features)
+        """Return the encoder's maps [N, C, H, W] of features, which may go on after them; the last is the embedding."""
+        return self._flat[0].maps(features[:, : self._flat[0].width])
 
     def coarse(self, maps: list[Tensor]) -> Tensor:
         """Return the head's logits [N, S / 4, S / 4]."""

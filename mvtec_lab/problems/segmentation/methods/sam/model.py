@@ -44,5 +44,5 @@ class SamMask(SamModel):
         return self.both(features)[1]
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        features = batch["features"] if "features" in batch else self.extract(batch["image"])
-        return sum((mask_loss(logits, batch["mask"]) for logits in self.both(features)), torch.zeros(()))
+        coarse, corrected = self.both(self.features_of(batch))
+        return mask_loss(coarse, batch["mask"]) + mask_loss(corrected, batch["mask"])

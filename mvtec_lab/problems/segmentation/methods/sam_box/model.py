@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.problems.segmentation.base import mask_loss
+from mvtec_lab.problems.segmentation.base import Joined, mask_loss
 from mvtec_lab.problems.segmentation.methods.sam.base import SamModel, parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box import METHOD
-from mvtec_lab.problems.segmentation.methods.sam_box.prompts import Finder, require_unseen
+from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
+    CELL,
+    COLUMNS,
+    MOST,
+    Finder,
+    of_logits,
+    require_unseen,
+    weighed,
+)
 
 NOTHING = -10.0  # logit of an image without any prompt: a probability of 5e-5
 
@@ -22,90 +30,89 @@ class SamBox(SamModel):
 
     In training they are those of the true masks, one per component, with their corners moved at random. Elsewhere they
     come from the head, a light decoder that learns beside SAM's, or from another run (``prompts=``); never from a
-    mask. What no prompt marks is the head's own, or nothing.
+    mask. A pixel's probability is SAM's times the certainty of the prompt: so an image is as suspicious as what found
+    the prompts says. What no prompt marks is the head's own, or nothing.
 
     Args:
         finder: the plan of ``prompts=`` of a trained model, as its checkpoint holds it.
     """
 
     method = METHOD
+    tuned: ClassVar[bool] = True  # SAM's decoder learns
 
     def __init__(self, *, finder: Mapping[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        path, self.cells = self.options["prompts"], self.hparams["image_size"] // 4
+        path, size = self.options["prompts"], self.hparams["image_size"]
         self.finder: Finder | None = None
         if finder is not None:
-            self.finder = Finder.planned(finder, self.cells)
+            self.finder = Finder.planned(finder, size)
         elif path is not None:
-            self.finder = Finder.of(path, self.cells)
+            self.finder = Finder.of(path, size)
             self.hparams["finder"] = self.finder.plan()
-        if self.finder is None and self.method.trains:
+        if self.finder is None:
             self.add_head()
+        self.sam.mask_decoder.requires_grad_(self.tuned)
 
     @property
     def frozen(self) -> nn.Module | None:
-        return self._flat[0] if self.finder is None else _WithFinder(self._flat[0], self.finder)
+        return self._flat[0] if self.finder is None else Joined(self._flat[0], self.finder)
 
     def require(self, data: MVTecDataModule) -> None:
         if path := self.options["prompts"]:
             require_unseen(path, data)
 
     def decode(self, features: Tensor) -> Tensor:
-        marked = None if self.finder is None else features[:, -(self.cells**2) :].unflatten(1, (self.cells, self.cells))
-        maps = self.maps(features if marked is None else features[:, : -(self.cells**2)])
-        otherwise = self.coarse(maps) if marked is None else torch.full_like(marked, NOTHING)
-        marked = (otherwise > 0) if marked is None else marked > 0
-        masks = []
-        for embedding, where, rest in zip(maps[-1], marked.cpu().numpy(), otherwise, strict=True):
-            boxes, points, _ = parts_of(where)
-            logits = self.prompted(embedding, boxes * 4 + 2, points * 4 + 2)  # a cell's centre, in pixels
-            masks.append(logits.amax(0) if len(logits) else rest)
+        maps, masks = self.maps(features), []
+        if self.finder is None:
+            otherwise = self.coarse(maps)
+            tables = torch.stack([of_logits(logits) for logits in otherwise])
+        else:
+            otherwise = torch.stack([self.nothing(embedding) for embedding in maps[-1]])
+            tables = features[:, -MOST * COLUMNS :].unflatten(1, (MOST, COLUMNS))
+        for embedding, prompts, rest in zip(maps[-1], tables, otherwise, strict=True):
+            known = prompts[prompts[:, -1] > 0].to(embedding.device)
+            if len(known):
+                logits = self.prompted(embedding, known[:, :4], known[:, 4:6])
+                rest = weighed(logits, known[:, -1]).amax(0)
+            masks.append(rest)
         return torch.stack(masks)
 
     def prompted(self, embedding: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
-        """Return logits [K, S / 4, S / 4] of what is told, of an embedding [C, S / 16, S / 16]."""
-        if not len(boxes):
-            return embedding.new_zeros(0, self.cells, self.cells)
+        """Return logits [K, S / 4, S / 4] of what K prompts mark, of an embedding [C, S / 16, S / 16]."""
         if self.options["prompt"] == "point":
             return self.sam.decode(embedding, points=points.to(embedding.device))
         return self.sam.decode(embedding, boxes=boxes.to(embedding.device))
 
+    def nothing(self, embedding: Tensor) -> Tensor:
+        """Return the logits [S / 4, S / 4] of an image without a prompt."""
+        return embedding.new_full(2 * (self.hparams["image_size"] // CELL,), NOTHING)
+
     def told(self, batch: Mapping[str, Tensor]) -> Tensor:
-        maps = self._maps_of(batch)
         masks = []
-        for embedding, mask in zip(maps[-1], batch["mask"].cpu().numpy(), strict=True):
+        for embedding, mask in zip(self.maps(self.features_of(batch))[-1], batch["mask"].cpu().numpy(), strict=True):
             boxes, points, _ = parts_of(mask)
-            logits = self.prompted(embedding, boxes, points)
-            masks.append(logits.amax(0) if len(logits) else embedding.new_full((self.cells, self.cells), NOTHING))
+            masks.append(self.prompted(embedding, boxes, points).amax(0) if len(boxes) else self.nothing(embedding))
         return torch.stack(masks)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        maps, losses = self._maps_of(batch), []
-        for embedding, mask in zip(maps[-1], batch["mask"].cpu().numpy(), strict=True):
+        maps = self.maps(self.features_of(batch))
+        loss = torch.zeros((), device=maps[-1].device)
+        if self.tuned:
+            loss = loss + self._loss_of_prompts(maps[-1], batch["mask"])
+        return loss if self.finder is not None else loss + mask_loss(self.coarse(maps), batch["mask"])
+
+    def _loss_of_prompts(self, embeddings: Tensor, masks: Tensor) -> Tensor:
+        """Return the mean loss over the images with a defect of what SAM makes of their components' prompts."""
+        losses = []
+        for embedding, mask in zip(embeddings, masks.cpu().numpy(), strict=True):
             boxes, points, parts = parts_of(mask)
             if len(boxes):
                 logits = self.prompted(embedding, self._moved(boxes) if self.training else boxes, points)
                 losses.append(mask_loss(logits, parts.to(embedding.device)))
-        loss = torch.stack(losses).mean() if losses else 0 * self.sam.mask_decoder.iou_token.weight.sum()
-        return loss + mask_loss(self.coarse(maps), batch["mask"]) if self.finder is None else loss
-
-    def _maps_of(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        features = batch["features"] if "features" in batch else self.extract(batch["image"])
-        return self.maps(features if self.finder is None else features[:, : -(self.cells**2)])
+        return torch.stack(losses).mean() if losses else 0 * self.sam.mask_decoder.iou_token.weight.sum()
 
     def _moved(self, boxes: Tensor) -> Tensor:
         """Return boxes whose sides were moved by up to ``jitter`` of their length, within the image."""
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        moved = boxes + self.options.get("jitter", 0) * sides * (2 * torch.rand_like(boxes) - 1)
+        moved = boxes + self.options["jitter"] * sides * (2 * torch.rand_like(boxes) - 1)
         return moved.clamp(0, self.hparams["image_size"] - 1)
-
-
-class _WithFinder(nn.Module):
-    """Give rows of features with what another model marks at their end."""
-
-    def __init__(self, flat: nn.Module, finder: nn.Module) -> None:
-        super().__init__()
-        self.flat, self.finder = flat, finder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self.flat(images), self.finder(images).flatten(1)], dim=1)

@@ -1,4 +1,8 @@
-"""Where another run of the lab sees a defect, a detector or a one-class model: prompts that need no mask."""
+"""Prompts that need no mask: where a light decoder, a detector or a one-class model of the lab sees a defect.
+
+The prompts of an image are a table [MOST, 7]: a box x0, y0, x1, y1, a point x, y, in pixels, and how certain it is that
+they mark a defect, above 0 and below 1. Above 0.5 whatever finds them calls the image a defect. Rows of zeros are none.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +21,74 @@ from mvtec_lab.engine.model import ABOUT, read_checkpoint
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import problem_of
+from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
 from mvtec_lab.results import RESULT, SAMPLES, RunResult, table_of
+
+MOST = 16  # prompts of an image, the most certain ones: a product with more defects at once is scrap
+COLUMNS = 7
+CELL = 4  # pixels a side of a cell of SAM's masks
+SURE = 1 - 1e-4  # the highest certainty: SAM's logits, weighed by it, stay finite
+
+
+def table(boxes: Tensor, points: Tensor, certainty: Tensor) -> Tensor:
+    """Return the prompts [MOST, 7] of boxes [K, 4], points [K, 2] and their certainty [K]."""
+    order = torch.argsort(certainty, descending=True, stable=True)[:MOST]
+    rows = torch.cat([boxes, points, certainty.clamp(1e-4, SURE)[:, None]], dim=1)[order]
+    return F.pad(rows, (0, 0, 0, MOST - len(rows)))
+
+
+def of_logits(logits: Tensor) -> Tensor:
+    """Return the prompts of a light decoder's logits [S / 4, S / 4]: each component of what it calls a defect.
+
+    A component is as certain as its highest probability.
+    """
+    heat = logits.float().cpu().numpy()
+    boxes, points, parts = parts_of(heat > 0)
+    peaks = torch.tensor([float(heat[part > 0].max()) for part in parts.numpy()])
+    return table(in_pixels(boxes), in_pixels(points), peaks.sigmoid())
+
+
+def in_pixels(cells: Tensor) -> Tensor:
+    """Return the centres of cells of SAM's masks in pixels."""
+    return cells * CELL + CELL / 2
+
+
+def weighed(logits: Tensor, certainty: Tensor) -> Tensor:
+    """Return logits of SAM's probabilities [K, h, w] times the certainty [K] of their prompts.
+
+    SAM is sure of whatever a prompt marks; whether that is a defect, its finder knows.
+    """
+    product = F.logsigmoid(logits) + certainty.clamp(max=SURE).log()[:, None, None]
+    return product - torch.log1p(-product.exp())
 
 
 class Finder(nn.Module):
-    """Mark where another model of the lab sees a defect: a detector's boxes, or the peak of a one-class model's map.
+    """Say where another model of the lab sees a defect: a detector's boxes, or the peak of a one-class model's map.
 
-    It takes images [N, 3, S, S], normalised by ImageNet's mean and standard deviation, and gives [N, cells, cells],
-    1 there and 0 elsewhere; 0 everywhere in what the model calls a good image.
+    It takes images [N, 3, S, S], normalised by ImageNet's mean and standard deviation, and gives their prompts
+    [N, MOST, 7]. What the model calls a good image has one prompt at most, of a certainty below 0.5.
 
     Args:
         content: of the model's checkpoint.
-        cells: a side of what is marked.
+        size: S, pixels.
     """
 
     network: Any  # a LightningModule: each problem calls its own's methods
     factor: Tensor
     offset: Tensor
 
-    def __init__(self, content: Mapping[str, Any], cells: int) -> None:
+    def __init__(self, content: Mapping[str, Any], size: int) -> None:
         super().__init__()
         about = content[ABOUT]
         self.network = problem_of(about["method"]).restore(content).requires_grad_(False)
-        self.about, self.cells = about, cells
+        self.about, self.size = about, size
         mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
         ours, spread = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("factor", spread / std, persistent=False)  # from one normalisation to the other
         self.register_buffer("offset", (ours - mean) / std, persistent=False)
 
     @classmethod
-    def of(cls, path: str, cells: int) -> Finder:
+    def of(cls, path: str, size: int) -> Finder:
         """Return the finder of a run's best.ckpt.
 
         Raises:
@@ -61,7 +103,7 @@ class Finder(nn.Module):
             )
         if problem_of(about["method"]).name == "anomaly" and about["map_threshold"] is None:
             raise LabError(f"{what}, which does not localise: give best.ckpt of patchcore, padim or stfpm")
-        return cls(content, cells)
+        return cls(content, size)
 
     def plan(self) -> dict[str, Any]:
         """Return what ``planned`` needs beside the weights, as plain values."""
@@ -71,11 +113,11 @@ class Finder(nn.Module):
         return {"hyper_parameters": settings, ABOUT: dict(self.about), "shapes": shapes, "kinds": kinds}
 
     @classmethod
-    def planned(cls, plan: Mapping[str, Any], cells: int) -> Finder:
+    def planned(cls, plan: Mapping[str, Any], size: int) -> Finder:
         """Return the same with weights that are yet to be loaded."""
         shapes, kinds = plan["shapes"], plan["kinds"]
         state = {name: torch.zeros(shape, dtype=getattr(torch, kinds[name])) for name, shape in shapes.items()}
-        return cls({**plan, "state_dict": state}, cells)
+        return cls({**plan, "state_dict": state}, size)
 
     def train(self, mode: bool = True) -> Finder:
         return super().train(False)
@@ -84,27 +126,36 @@ class Finder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = self.about["image_size"]
         smaller = F.interpolate(images, (size, size), mode="bilinear", antialias=True) * self.factor + self.offset
-        threshold = self.about["threshold"] or 0.0
         if problem_of(self.about["method"]).name == "detection":
-            found = self.network.found(smaller)
-            sure = [each["boxes"][each["scores"] > threshold] / size * self.cells for each in found]
-            marked = [filled(boxes.numpy(), self.cells) for boxes in sure]
+            tables = [
+                self._of_boxes(each["boxes"] * (self.size / size), each["scores"])
+                for each in self.network.found(smaller)
+            ]
         else:
             scores, maps = self.network(smaller)
-            marked = [
-                peak(heat, self.about["map_threshold"], self.cells) * (score > threshold)
-                for score, heat in zip(scores.tolist(), maps.float().cpu().numpy(), strict=True)
+            tables = [
+                self._of_map(heat, score)
+                for score, heat in zip(scores.float().cpu(), maps.float().cpu().numpy(), strict=True)
             ]
-        return torch.from_numpy(np.stack(marked)).to(images.device)
+        return torch.stack(tables).to(images.device)
 
+    def _of_boxes(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Return the prompts of those boxes that make an image a defect; where there are none, of the best one."""
+        sure = scores > (self.about["threshold"] or 0.0)
+        sure[:1] = True  # they come with the highest score first
+        boxes = boxes[sure]
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return table(boxes, centres, self._certainty(scores[sure]))
 
-def filled(boxes: np.ndarray, cells: int) -> np.ndarray:
-    """Return the cells of boxes [K, 4], x0, y0, x1, y1, one at least of each: float32 [cells, cells], 0 or 1."""
-    marked = np.zeros((cells, cells), np.float32)
-    for left, top, right, bottom in np.clip(np.round(boxes), 0, cells).astype(int):
-        left, top = min(left, cells - 1), min(top, cells - 1)
-        marked[top : max(bottom, top + 1), left : max(right, left + 1)] = 1
-    return marked
+    def _of_map(self, heat: np.ndarray, score: Tensor) -> Tensor:
+        """Return the prompt of the map's peak."""
+        boxes, points, _ = parts_of(peak(heat, self.about["map_threshold"], self.size // CELL))
+        return table(in_pixels(boxes), in_pixels(points), self._certainty(score[None]).expand(len(boxes)))
+
+    def _certainty(self, scores: Tensor) -> Tensor:
+        """Return the certainty of scores [K]: 0.5 at the model's threshold, 0.73 a quarter of it above."""
+        threshold = self.about["threshold"] or 0.0
+        return torch.sigmoid(4 * (scores - threshold) / max(abs(threshold), 1e-6))
 
 
 def peak(heat: np.ndarray, threshold: float, cells: int) -> np.ndarray:

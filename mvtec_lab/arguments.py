@@ -36,6 +36,8 @@ _SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")  # 
 # What would run code, or read files that may: callbacks, and directories of configuration that nothing has checked.
 _REFUSED = {"--config-path": "-cp", "--config-name": "-cn", "--experimental-rerun": "--experimental-rerun"}
 _WITH_VALUE = {"--cfg": "-c", "--package": "-p"}
+# A study's grid, in its file; OmegaConf fails where the command line sets it and no study has done so.
+_GRID = re.compile(r"hydra\.sweeper\.(params|search_space)\b.*")
 _CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
 
 
@@ -76,12 +78,17 @@ def override(words: str, sweep: bool = False) -> str:
     """Return one ``key=value`` with its value in Hydra's quotes where the key's type is text.
 
     Raises:
-        LabError: a key that could run code from a file.
+        LabError: a key that could run code from a file, or a study's grid.
     """
     key, equals, value = words.partition("=")
     name = key.lstrip("+~")
     if _CODE.fullmatch(name):
         raise LabError(f"{words} is refused, it could run code: --config-dir=FOLDER adds files of your own")
+    if _GRID.fullmatch(name):
+        raise LabError(
+            f"{words} is a key of a study's file: here, give the keys of the grid themselves, "
+            '-m attempt=base,cosine or, for a search, -m "optimizer.lr=interval(0.001,0.1)"'
+        )
     if name.startswith(OPTIONS) and key == name:
         key = f"++{name}"  # Hydra would refuse a key that the default configuration lacks
     return key + equals + text(name, value, sweep)

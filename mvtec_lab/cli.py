@@ -22,6 +22,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mvtec_lab import __version__
 from mvtec_lab.arguments import override, parse, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
@@ -57,6 +58,9 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
             with own_files(command.own):
                 print(_help([word for word in options if not word.startswith("-")], command.own))
             return 0
+        if "--version" in options:
+            print(f"mvtec_lab {__version__}")
+            return 0
         with _apart(), command_line_settings(), own_files(command.own), _hydra_sees(options, command):
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(Job(command))()
     except Stop as stop:
@@ -72,7 +76,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
             return command.status
     except KeyboardInterrupt as stop:
         command.status = _stopped(stop)
-    except SystemExit as exit_:  # --help, --version and the argument parser's own complaints
+    except SystemExit as exit_:  # the argument parser's own complaints
         return int(exit_.code or 0)
     except Exception as error:
         if command.sweep_dir is None:

@@ -132,6 +132,24 @@ def test_what_would_send_files_elsewhere_is_refused(lab, tmp_path: Path, capsys,
     assert {p.name for p in tmp_path.iterdir()} <= {"products"}
 
 
+@pytest.mark.parametrize("sweeper", [[], ["hydra/sweeper=optuna"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "+hydra.sweeper.params.seed='1,2'",
+        "hydra.sweeper.params={seed: 'choice(1'}",
+        "hydra.sweeper.search_space={a: 3}",
+    ],
+)
+def test_a_grid_is_given_by_its_keys(tmp_path: Path, monkeypatch, capsys, sweeper: list[str], words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *sweeper, words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {words} is a key of a study's file: here, give the keys of the grid themselves, ")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_hydra_application_goes_on(tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text("a: ${hydra:job.name}\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.2", job_name="their_application"):

@@ -92,6 +92,11 @@ def test_an_unknown_backbone_is_refused_before_a_file_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_version_is_the_labs(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mvtec_lab {mvtec_lab.__version__}\n"
+
+
 def test_every_public_name_can_be_had() -> None:
     assert {"compose", "run_attempt", "DefectClassifier", "MVTecDataModule"} < {*mvtec_lab.__all__}
     for name in mvtec_lab.__all__:

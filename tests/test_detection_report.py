@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_reporting import fabricate, page, printed, text_of
 
@@ -273,6 +275,19 @@ def test_table_and_csv(tmp_path: Path) -> None:
         assert "0.046" in out
         assert "threshold chosen on the test images, defects included" in out
         assert ("F1" in out) == (width == 100)
+
+
+@pytest.mark.parametrize("width", [40, 72, 200])
+def test_columns_without_room_make_another_table(tmp_path: Path, width: int) -> None:
+    rows = summary.summarise(compare([detect(tmp_path / "a", "patchcore")], VerdictConfig(metric="pixel_ap")))
+    out = io.StringIO()
+    summary.print_table(rows, [], Console(file=out, width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in out.getvalue()
+    for heading in ("AP", "AUPRO", "found", "alarms", "fit,", "image"):  # the last lines of their headings, but one
+        assert heading in out.getvalue().split()
+    assert out.getvalue().count("attempt") == {40: 3, 72: 2, 200: 1}[width]
 
 
 def test_report_of_methods(tmp_path: Path) -> None:

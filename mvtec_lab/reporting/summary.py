@@ -22,6 +22,7 @@ Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
 ROOM = 90  # columns of a terminal in which all metrics fit beside a name of twelve letters and 10,000 seconds
+NAME = 8  # columns of a name, at least: longer ones are folded
 # Rules of a threshold that the reader should know of, and what is said.
 RULES = {
     "best_f1": "threshold chosen on the test images, defects included",
@@ -333,15 +334,32 @@ def _folder(attempts: Sequence[str]) -> str:
 def _print(
     console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool], folder: str = ""
 ) -> None:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("attempt" + (f"\n{folder}..." if folder else ""), overflow="fold", min_width=8)
-    for header in headers:
-        left = header.startswith(("test ", "measured "))
-        table.add_column(header, justify="left" if left else "right", no_wrap=True)
-    for cells, red in zip(rows, bad, strict=True):
-        table.add_row(*map(Text, cells), style="red" if red else None)  # Text: names are no markup
-    console.print(table)
-    console.print()
+    """Print a column of names, folded where they are long, and further ones; those without room make another table."""
+    for columns in _with_room(console.width - NAME, headers, rows):
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column("attempt" + (f"\n{folder}..." if folder else ""), overflow="fold", min_width=NAME)
+        for header in (headers[column] for column in columns):
+            left = header.startswith(("test ", "measured "))
+            table.add_column(header, justify="left" if left else "right", no_wrap=True)
+        for (name, *cells), red in zip(rows, bad, strict=True):
+            shown = [name, *(cells[column] for column in columns)]
+            table.add_row(*map(Text, shown), style="red" if red else None)  # Text: names are no markup
+        console.print(table)
+        console.print()
+
+
+def _with_room(room: int, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the columns behind the names, in groups that are at most ``room`` wide."""
+    groups: list[list[int]] = [[]]
+    left = room
+    for column, header in enumerate(headers):
+        width = 1 + max(map(len, [*header.split("\n"), *(row[column + 1] for row in rows)]))
+        if width > left and groups[-1]:
+            groups.append([])
+            left = room
+        groups[-1].append(column)
+        left -= width
+    return groups
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -29,6 +29,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.errors import LabError
 from mvtec_lab.job import Command, Job, check, to_config
+from mvtec_lab.logs import logging_restored
 from mvtec_lab.own import CONF, own_files
 from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, 1 (a run failed), 2 (the user's mistake) or 130 (stopped).
     """
     command = Command(full_error=os.environ.get("HYDRA_FULL_ERROR") == "1")
-    with _stopped_by_sigterm():
+    with _stopped_by_sigterm(), logging_restored():
         try:
             status = _run(command, sys.argv[1:] if arguments is None else arguments)
             if status is None:

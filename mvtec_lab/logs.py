@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mvtec_lab.errors import redacted
@@ -36,6 +37,20 @@ def logging_config(**handlers: dict[str, Any]) -> dict[str, Any]:
         },
         "root": {"handlers": list(handlers), "level": "INFO"},
     }
+
+
+@contextmanager
+def logging_restored() -> Iterator[None]:
+    """Restore the handlers and levels that Hydra replaces: its own would write to streams that are closed by then."""
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, logging_config()["loggers"])]
+    before, handlers = [logger.level for logger in loggers], list(root.handlers)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 class Redacted(logging.Formatter):

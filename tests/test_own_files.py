@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ GLOBAL = "# @package _global_\n"
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Write files below my_conf/, and run the command line with them: its status."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # a handler of an earlier test may hold a closed stream
     monkeypatch.chdir(tmp_path)
 
     def run(files: dict[str, str], *words: str) -> int:

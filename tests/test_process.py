@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import others_slow
 
+from mvtec_lab.cli import main
 from mvtec_lab.engine import process
 from mvtec_lab.engine.devices import process_restored
 
@@ -84,6 +86,15 @@ def test_the_command_line_keeps_memory_and_restores_the_timeout(monkeypatch: pyt
         pass
     assert socket.getdefaulttimeout() == before
     assert kept == [True]
+
+
+def test_the_command_line_restores_handlers_and_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loggers = [logging.getLogger(name) for name in (None, "mvtec_lab", "pytorch_lightning")]
+    monkeypatch.setattr(loggers[2], "level", logging.ERROR)
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    assert main(["task=cache", f"cache.dir={tmp_path}"]) == 0
+    assert [(logger.handlers, logger.level) for logger in loggers] == before
 
 
 def test_only_a_training_by_gradient_keeps_memory(lab, monkeypatch: pytest.MonkeyPatch) -> None:

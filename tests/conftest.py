@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mvtec_lab.problems import METHODS
+from mvtec_lab.results import PREDICTIONS, RunResult
 
 ONE_CLASS_METHODS = [name for name in METHODS.names() if METHODS[name].problem == "anomaly"]
 SIZE = 24  # pixels of a tiny image
@@ -137,5 +138,36 @@ def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monkey
                 *(a for a in arguments if not a.startswith("-")),
             ]
         )
+
+    return run
+
+
+@pytest.fixture
+def resumed(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Train twice, whole and with a stop within an epoch: ``resumed(Module, 2, "attempt=base")`` -> the second run.
+
+    Both have to end alike, in <tmp_path>/whole and <tmp_path>/run.
+    """
+    from mvtec_lab.engine import checkpoints
+
+    def run(module: type, epoch: int, *settings: str) -> RunResult:
+        assert lab(*settings, "hydra.run.dir=whole") == 0
+        step = module.training_step
+
+        def training_step(self, batch, batch_idx):
+            if self.current_epoch == epoch:
+                raise KeyboardInterrupt
+            return step(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "EVERY", -1.0)
+            patch.setattr(module, "training_step", training_step)
+            assert lab(*settings, "hydra.run.dir=run") == 130
+        assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
+        whole, again = (RunResult.load(tmp_path / name) for name in ("whole", "run"))
+        assert (again.resumed, again.epochs, again.metrics) == (1, whole.epochs, whole.metrics)
+        whole_rows, rows = ((tmp_path / name / PREDICTIONS).read_text() for name in ("whole", "run"))
+        assert rows == whole_rows
+        return again
 
     return run

@@ -12,7 +12,6 @@ from conftest import others_slow
 from PIL import Image
 
 from mvtec_lab.data.targets import boxes_of
-from mvtec_lab.engine import checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import from_text
 from mvtec_lab.problems.detection.base import DetectionModel, instances
@@ -133,24 +132,8 @@ def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Pat
     assert run.metrics["test"]["false_alarm_rate"] == 0
 
 
-def test_a_detector_resumes_to_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ["attempt=detect/fcos", *SMALL, "trainer.max_epochs=3"]
-    assert lab(*settings, "hydra.run.dir=whole") == 0
-    step = DetectionModel.training_step
-
-    def training_step(self, batch, batch_idx):
-        if self.current_epoch == 1:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", -1.0)
-        patch.setattr(DetectionModel, "training_step", training_step)
-        assert lab(*settings, "hydra.run.dir=run") == 130
-    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
-    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
-    assert resumed.resumed == 1
-    assert resumed.metrics == whole.metrics
+def test_a_detector_resumes_to_the_same_result(resumed) -> None:
+    resumed(DetectionModel, 1, "attempt=detect/fcos", *SMALL, "trainer.max_epochs=3")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 from conftest import ONE_CLASS_METHODS, write_product
 
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.engine import checkpoints
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, read_csv
@@ -71,23 +70,8 @@ def test_two_runs_are_equal(lab) -> None:
     assert Path("one/predictions.csv").read_text() == Path("two/predictions.csv").read_text()
 
 
-def test_a_stopped_run_ends_as_if_it_had_not_been(lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ("attempt=finetune", "trainer.max_epochs=5", GPU)
-    assert lab(*run, "hydra.run.dir=whole") == 0
-    step = DefectClassifier.training_step
-
-    def stopped(self: Any, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
-        if self.current_epoch == 3:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", -1.0)
-        patch.setattr(DefectClassifier, "training_step", stopped)
-        assert lab(*run, "hydra.run.dir=stopped") == 130
-    assert lab(*run, "hydra.run.dir=stopped", "resume=true") == 0
-    assert RunResult.load("stopped").resumed == 1
-    assert Path("whole/predictions.csv").read_text() == Path("stopped/predictions.csv").read_text()
+def test_a_stopped_run_ends_as_if_it_had_not_been(resumed) -> None:
+    resumed(DefectClassifier, 3, "attempt=finetune", "trainer.max_epochs=5", GPU)
 
 
 def test_what_was_trained_on_a_gpu_serves_without_one(lab, product: Path) -> None:

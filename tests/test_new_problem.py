@@ -15,7 +15,7 @@ from mvtec_lab import build_data, compose
 from mvtec_lab.engine import checkpoints
 from mvtec_lab.evaluation.specs import METRICS, register_metric
 from mvtec_lab.problems import METHODS, PROBLEMS
-from mvtec_lab.results import RunResult, read_csv
+from mvtec_lab.results import read_csv
 
 BRIGHTNESS = ["model.method=brightness_regressor", "model.options.start=0.2", "optimizer=sgd"]
 
@@ -52,26 +52,12 @@ def test_a_new_problem_is_compared_and_reported(lab, tmp_path: Path, capsys) -> 
 
 
 def test_a_new_problem_resumes_and_its_checkpoint_serves_every_task(
-    lab, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab, resumed, product: Path, tmp_path: Path
 ) -> None:
-    settings = ["attempt=base", *BRIGHTNESS, "trainer.max_epochs=4"]
-    assert lab(*settings, "hydra.run.dir=whole") == 0
-    step = Regressor.training_step
-
-    def training_step(self, batch, batch_idx):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", -1.0)
-        patch.setattr(Regressor, "training_step", training_step)
-        assert lab(*settings, "hydra.run.dir=run") == 130
-    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
-    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
-    assert (resumed.resumed, resumed.problem, resumed.metrics) == (1, "brightness", whole.metrics)
+    run = resumed(Regressor, 2, "attempt=base", *BRIGHTNESS, "trainer.max_epochs=4")
+    assert run.problem == "brightness"
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
-    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == whole.metrics
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == run.metrics
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=new") == 0
     assert len(read_csv(tmp_path / "new/predictions.csv")) == 6
 

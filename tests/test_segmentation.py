@@ -12,7 +12,6 @@ from conftest import SIZE, write_product
 from PIL import Image
 
 from mvtec_lab import build_data, compose
-from mvtec_lab.engine import checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import segmentation as masks
 from mvtec_lab.evaluation.specs import deciding
@@ -139,23 +138,8 @@ def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Pa
     assert [row for row in one if "/hole/" in row["path"]] == read_csv(tmp_path / "part" / PREDICTIONS)
 
 
-def test_a_resumed_run_gives_the_same_result(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = [*FPN, "trainer.max_epochs=4"]
-    assert lab(*settings, "hydra.run.dir=whole") == 0
-    step = SegmentationModel.training_step
-
-    def training_step(self, batch, batch_idx):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", -1.0)
-        patch.setattr(SegmentationModel, "training_step", training_step)
-        assert lab(*settings, "hydra.run.dir=run") == 130
-    assert lab(*settings, "hydra.run.dir=run", "resume=true") == 0
-    resumed, whole = (RunResult.load(tmp_path / name) for name in ("run", "whole"))
-    assert (resumed.resumed, resumed.metrics) == (1, whole.metrics)
+def test_a_resumed_run_gives_the_same_result(resumed) -> None:
+    resumed(SegmentationModel, 2, *FPN, "trainer.max_epochs=4")
 
 
 def test_unfrozen_stages_train_and_are_not_kept(lab, tmp_path: Path) -> None:

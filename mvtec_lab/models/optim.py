@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from mvtec_lab.config import SCHEDULERS
+from mvtec_lab.config import SCHEDULERS, OptimizerConfig, SchedulerConfig
 from mvtec_lab.errors import unknown
 
+Parameters: TypeAlias = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # or groups of them
 OPTIMIZERS = {
     "adam": lambda p, lr, decay, momentum, fused: optim.Adam(p, lr, weight_decay=decay, fused=fused),
     "adamw": lambda p, lr, decay, momentum, fused: optim.AdamW(p, lr, weight_decay=decay, fused=fused),
     "sgd": lambda p, lr, decay, momentum, fused: optim.SGD(p, lr, momentum=momentum, weight_decay=decay, fused=fused),
     "rmsprop": lambda p, lr, decay, momentum, fused: optim.RMSprop(p, lr, momentum=momentum, weight_decay=decay),
 }
+
+
+def configured(
+    module: pl.LightningModule, parameters: Parameters, o: OptimizerConfig, s: SchedulerConfig
+) -> OptimizerLRScheduler:
+    """Return what ``configure_optimizers`` of a module is to return: an optimizer of parameters, and its schedule."""
+    optimizer = build_optimizer(o.name, parameters, o.lr, o.weight_decay, o.momentum, one_kernel(module))
+    schedule = build_scheduler(
+        s.name,
+        optimizer,
+        epochs=module.trainer.max_epochs or 1,
+        steps=int(module.trainer.estimated_stepping_batches) if s.name == "onecycle" else 0,
+        step_size=s.step_size,
+        gamma=s.gamma,
+        patience=s.patience,
+    )
+    return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
 
 def one_kernel(module: pl.LightningModule) -> bool | None:
@@ -36,7 +55,7 @@ def one_kernel(module: pl.LightningModule) -> bool | None:
 
 def build_optimizer(
     name: str,
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    parameters: Parameters,
     lr: float,
     weight_decay: float,
     momentum: float,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mvtec_lab import knobs
 from mvtec_lab.config import Config, validate
@@ -80,6 +80,13 @@ def class_of(method: Method, base: type[Base]) -> type[Base]:
     if not (isinstance(model, type) and issubclass(model, base)):
         raise LabError(f"{origin} is no {method.problem} model: derive it from {base.__module__}.{base.__name__}")
     return model
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return what the class of a configuration's method takes beside a backbone: its options, and keys of its own."""
+    values = knobs.settings(config)
+    own = {key.rpartition(".")[2]: values[key] for key in METHODS[config.model.method].keys}
+    return {**config.model.options, **own}
 
 
 def problem_of(method: str) -> Problem:

@@ -21,7 +21,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, last_linear, trainable_stages
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import PartlyFrozen, evaluating
-from mvtec_lab.models.optim import build_optimizer, build_scheduler, one_kernel
+from mvtec_lab.models.optim import configured
 from mvtec_lab.models.weights import load_weights
 from mvtec_lab.problems.classification import HEADS
 from mvtec_lab.problems.classification.curriculum import Curriculum
@@ -305,22 +305,10 @@ class DefectClassifier(pl.LightningModule):
         return require_finite(torch.cat(parts), "the class probabilities").numpy()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        o, s = self.optimizer, self.scheduler
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
         # An optimizer wants parameters even where none trains.
         parameters = self.trained_parameters or list(self.model.parameters())
-        fused = one_kernel(self)
-        optimizer = build_optimizer(o.name, parameters, o.lr, o.weight_decay, o.momentum, fused)
-        schedule = build_scheduler(
-            s.name,
-            optimizer,
-            epochs=self.trainer.max_epochs or 1,
-            steps=int(self.trainer.estimated_stepping_batches) if s.name == "onecycle" else 0,
-            step_size=s.step_size,
-            gamma=s.gamma,
-            patience=s.patience,
-        )
-        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+        return configured(self, parameters, self.optimizer, self.scheduler)
 
 
 def restore(content: Mapping[str, Any]) -> DefectClassifier:

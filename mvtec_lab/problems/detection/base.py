@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -20,7 +21,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
 from mvtec_lab.models.finite import finite_loss, require_finite
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.optim import configured
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
 from mvtec_lab.problems.detection.rules import MONITOR
@@ -176,20 +177,9 @@ class DetectionModel(pl.LightningModule):
                 targets[-1]["masks"] = instances(batch["mask"][place], boxes)
         return targets
 
-    def configure_optimizers(self) -> Any:
-        o, s = self.optimizer, self.scheduler
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = (p for p in self.parameters() if p.requires_grad)
-        optimizer = build_optimizer(o.name, trained, o.lr, o.weight_decay, o.momentum)
-        schedule = build_scheduler(
-            s.name,
-            optimizer,
-            epochs=self.trainer.max_epochs or 1,
-            steps=int(self.trainer.estimated_stepping_batches) if s.name == "onecycle" else 0,
-            step_size=s.step_size,
-            gamma=s.gamma,
-            patience=s.patience,
-        )
-        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+        return configured(self, trained, self.optimizer, self.scheduler)
 
 
 def instances(mask: Tensor, boxes: Tensor) -> Tensor:

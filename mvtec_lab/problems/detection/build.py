@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from mvtec_lab import problems
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD
-from mvtec_lab.knobs import settings
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.detection.base import DetectionModel
 
@@ -57,15 +56,7 @@ def restore(content: Mapping[str, Any]) -> DetectionModel:
 
 def class_of(name: str) -> type[DetectionModel]:
     """Import the class of a method; raise LabError if it is no detector."""
-    home = METHODS[name].home
-    module, _, attribute = home.partition(":")
-    try:
-        model = getattr(import_module(module), attribute)
-    except Exception as error:  # code of another package may fail in any way
-        raise LabError(f"the method {name!r} ({home}) cannot be imported ({type(error).__name__}: {error})") from error
-    if not (isinstance(model, type) and issubclass(model, DetectionModel)):
-        raise LabError(f"the method {name!r} ({home}) is no detector: derive it from {DetectionModel.__module__}")
-    return model
+    return problems.class_of(METHODS[name], DetectionModel)
 
 
 def _require_defects(data: MVTecDataModule) -> None:
@@ -77,7 +68,6 @@ def _require_defects(data: MVTecDataModule) -> None:
 
 def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> DetectionModel:
     m = config.model
-    own = {key.rpartition(".")[2]: settings(config)[key] for key in METHODS[m.method].keys}
     return class_of(m.method)(
         [GOOD, *data.kinds],
         backbone=m.backbone,
@@ -86,6 +76,5 @@ def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> Det
         image_size=config.data.image_size,
         optimizer=config.optimizer,
         scheduler=config.scheduler,
-        **own,
-        **m.options,
+        **problems.settings_of(config),
     )

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mvtec_lab.config import OptimizerConfig, SchedulerConfig
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.models.optim import build_optimizer, build_scheduler
+from mvtec_lab.models.optim import configured
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
@@ -240,18 +241,8 @@ class SegmentationModel(pl.LightningModule):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        o, s = dict(self.hparams["optimizer"] or _ADAMW), dict(self.hparams["scheduler"] or {"name": "none"})
-        optimizer = build_optimizer(o["name"], self.trained(o["lr"]), o["lr"], o["weight_decay"], o["momentum"])
-        schedule = build_scheduler(
-            s["name"],
-            optimizer,
-            epochs=self.trainer.max_epochs or 1,
-            steps=int(self.trainer.estimated_stepping_batches) if s["name"] == "onecycle" else 0,
-            step_size=s.get("step_size", 10),
-            gamma=s.get("gamma", 0.1),
-            patience=s.get("patience", 3),
-        )
-        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+        o = OptimizerConfig(**(self.hparams["optimizer"] or _ADAMW))
+        return configured(self, self.trained(o.lr), o, SchedulerConfig(**(self.hparams["scheduler"] or {})))
 
 
 _ADAMW = {"name": "adamw", "lr": 4e-3, "weight_decay": 0.01, "momentum": 0.9}

@@ -13,8 +13,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
-from mvtec_lab.knobs import settings
-from mvtec_lab.problems import METHODS, class_of
+from mvtec_lab.problems import METHODS, class_of, settings_of
 from mvtec_lab.problems.anomaly import CLASSES
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 
@@ -46,8 +45,7 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
 
 
 def _module(config: Config, data: MVTecDataModule, weights: str | None) -> SegmentationModel:
-    method, values = METHODS[config.model.method], settings(config)
-    return class_of(method, SegmentationModel)(
+    return class_of(METHODS[config.model.method], SegmentationModel)(
         backbone=config.model.backbone,
         weights=weights,
         unfreeze=config.model.unfreeze,
@@ -55,8 +53,7 @@ def _module(config: Config, data: MVTecDataModule, weights: str | None) -> Segme
         classes=data.classes,
         optimizer=asdict(config.optimizer),
         scheduler=asdict(config.scheduler),
-        **config.model.options,
-        **{key.rpartition(".")[2]: values[key] for key in method.keys},
+        **settings_of(config),
     )
 
 

@@ -73,3 +73,18 @@ class DecoderModel(SegmentationModel):
         logits = self.decoder(self.maps(self.features_of(batch)))
         types = self.namer.loss(logits[:, 1:], batch, len(self.hparams["classes"]) - len(self.kinds))
         return mask_loss(logits[:, 0], batch["mask"]) + types
+
+
+class OfFinest(nn.Module):
+    """Give the logits that a head finds in the finest of the maps.
+
+    Args:
+        head: [N, C, h, w] to [N, outputs, h, w].
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.head(maps[0])

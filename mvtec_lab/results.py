@@ -104,7 +104,7 @@ class RunResult:
     method: str = ""  # how
     # of anomaly scores: value, rule, and map, the threshold of a map's pixel
     threshold: Annotated[dict[str, Any] | None, Threshold | None] = None
-    fit_seconds: float | None = None  # everything that learns from the good images
+    fit_seconds: float | None = None  # training, or whatever else learns; not of classifiers
     seconds_per_image: float | None = None  # to score one image
     peak_mib: float | None = None  # memory of the process while it fitted and scored; on a GPU, of the device
     startup_seconds: float = 0.0  # everything before training or fitting

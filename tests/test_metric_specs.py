@@ -86,7 +86,7 @@ def test_the_first_metric_that_decides_is_a_problems_default() -> None:
 @pytest.mark.parametrize("problem", ["anomaly", "classification"])
 def test_every_built_in_metric_that_decides_can_be_tested(problem: str) -> None:
     for metric in specs.deciding(problem):
-        assert metric.inference.paired is not None
+        assert metric.inference.paired or metric.of_images
         assert metric.share
 
 

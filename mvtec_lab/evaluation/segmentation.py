@@ -66,10 +66,21 @@ def best_cut(heats: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> 
 
 
 def ious(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return the IoU of each image [N] from rows with ``type``, ``overlap`` and ``union``; NaN of good images."""
+    """Return the IoU of each image [N] from rows with ``type``, ``overlap`` and ``union``.
+
+    It is NaN of good images, and of defects without overlap and union: no true mask of theirs is known, or no mask was
+    predicted.
+    """
     return np.array(
-        [np.nan if row["type"] == "good" else int(row["overlap"]) / max(int(row["union"]), 1) for row in rows]
+        [
+            int(row["overlap"]) / max(int(row["union"]), 1) if row["type"] != "good" and _judged(row) else np.nan
+            for row in rows
+        ]
     )
+
+
+def _judged(row: Mapping[str, Any]) -> bool:
+    return row.get("union") not in (None, "")
 
 
 def dices(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -101,7 +112,10 @@ def pooled(rows: Sequence[Mapping[str, Any]], weights: npt.ArrayLike | None = No
     Returns:
         [..., 2]; NaN where no mask has a pixel.
     """
-    both, either = (np.array([int(row[key]) for row in rows], dtype=np.float64) for key in ("overlap", "union"))
+    both, either = (
+        np.array([int(row[key]) if _judged(row) else 0 for row in rows], dtype=np.float64)
+        for key in ("overlap", "union")
+    )
     times = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=np.float64)
     common, union = times @ both, times @ either
     with np.errstate(invalid="ignore"):
@@ -152,9 +166,9 @@ def mask_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    defects = [row for row in rows if row["type"] != "good"]
+    known = [row for row in rows if row["type"] != "good" and _judged(row)]
     of_images = {"iou": ious, "dice": dices}
-    return {key: float(values(defects).mean()) if defects else None for key, values in of_images.items()}
+    return {key: float(values(known).mean()) if known else None for key, values in of_images.items()}
 
 
 def balanced_named(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -34,10 +34,13 @@ def require_own_metrics(run: RunResult, rows: Rows) -> None:
         stated = run.metrics.get(split)
         if not of_split or not stated:
             continue
-        columns = columns_of(run.problem)
+        columns = columns_of(run)
         counted = _of_scores(run, of_split) if "score" in columns else {}
         counted |= _of_classes(run, of_split) if "prediction" in columns and not counted else {}
-        counted |= {m.key: m.mean_of(of_split) for m in metrics_of(run.problem) if m.of_images}
+        for metric in (m for m in metrics_of(run.problem) if m.of_images):
+            counted[metric.key] = metric.mean_of(of_split)
+            if counted[metric.key] is None and stated.get(metric.key) is not None:
+                raise ValueError(f"no image has a value of {metric.title}")
         counted |= {m.key: count(of_split) for m in metrics_of(run.problem) if (count := m.inference.of_rows)}
         if split == "test":
             stated = {**stated, "majority_baseline": run.majority_baseline}

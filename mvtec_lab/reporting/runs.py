@@ -116,7 +116,7 @@ def tested(run: RunResult) -> Tested | None:
     if not rows:
         raise damaged(path, "no test image")
     images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
-    predictions = Tested(run, images, rows, run.classes if "prediction" in columns_of(run.problem) else ())
+    predictions = Tested(run, images, rows, run.classes if "prediction" in columns_of(run) else ())
     try:
         if predictions.classes:
             _ = predictions.right  # labels and predictions are known classes
@@ -136,7 +136,7 @@ def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
     """
     if not run.completed:
         return None
-    rows, path = table_of(run.run_dir, PREDICTIONS, *columns_of(run.problem)), Path(run.run_dir, PREDICTIONS)
+    rows, path = table_of(run.run_dir, PREDICTIONS, *columns_of(run)), Path(run.run_dir, PREDICTIONS)
     seen: set[str] = set()
     for line, row in enumerate(rows or (), start=2):
         if row["split"] == "test" and row["path"] in seen:

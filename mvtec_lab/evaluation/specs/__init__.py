@@ -18,6 +18,7 @@ from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.evaluation.specs import anomaly, classification, detection, segmentation
 from mvtec_lab.evaluation.specs.metric import Inference, Metric, NotComparableError, Words
 from mvtec_lab.registry import Registry
+from mvtec_lab.results import RunResult
 
 __all__ = ["METRICS", "Inference", "Metric", "NotComparableError", "Words"]
 
@@ -89,7 +90,16 @@ def choosing(problem: str) -> Metric:
     return next((metric for metric in metrics_of(problem) if metric.chooses), deciding(problem)[0])
 
 
-def columns_of(problem: str) -> list[str]:
-    """Return the columns that predictions.csv of a problem has: split, path, and those of its metrics."""
-    columns = [column for metric in metrics_of(problem) for column in metric.inference.columns]
+def columns_of(run: RunResult) -> list[str]:
+    """Return the columns that predictions.csv of a run has: split, path, and those of its metrics.
+
+    These are its problem's own metrics, and of the others those that it states: not every one-class method localises.
+    """
+    stated = [metrics for metrics in run.metrics.values() if metrics]
+    metrics = [
+        metric
+        for metric in metrics_of(run.problem)
+        if metric.problem == run.problem or any(metric.of(values) is not None for values in stated)
+    ]
+    columns = [column for metric in metrics for column in metric.inference.columns]
     return list(dict.fromkeys(["split", "path", *columns]))

@@ -50,7 +50,9 @@ _anomaly = partial(Metric, problem="anomaly", also=("segmentation",))
 _deciding_anomaly = partial(_anomaly, decides=True)
 _PIXELS_OR_BOXES = ("segmentation", "detection")  # an image's score is its highest pixel's, or its best box's
 _of_images = partial(_anomaly, also=_PIXELS_OR_BOXES)
-_scores = partial(Inference, ("label", "prediction", "type", "score"), interval_of_runs, folds=False)
+_SCORED = ("label", "prediction", "type", "score")
+_CALLED = Inference(_SCORED)  # one of its two metrics every run has, and with it these columns
+_scores = partial(Inference, _SCORED, interval_of_runs)
 _paired_scores = partial(_scores, pooled=False, resolution=partial(rarest, times=2))
 _HALF = (lambda run: 0.5, "chance")
 _REGIONS = (lambda run: PRO_LIMIT / 2, "chance")  # a random map finds the same share of a region as of the sound pixels
@@ -82,7 +84,7 @@ METRICS = (
         "pixel_auroc",
         title="pixel AUROC",
         heading="pixel\nAUROC",
-        words=Words(by_type="pixel_auroc"),
+        words=Words(by_type="pixel_auroc", wide=True),
         chance=_HALF,
         inference=_pixels("pixel_auroc", "pixel AUROC"),
     ),
@@ -103,12 +105,13 @@ METRICS = (
     _of_images("image_ap", title="image AP", inference=_scores()),
     _of_images("f1", title="F1", heading="F1", words=Words(wide=True)),
     _of_images("precision", title="precision"),
-    _of_images("recall_of_defects", title="defects found", heading="defects\nfound", words=_RECALL),
+    _of_images("recall_of_defects", title="defects found", heading="defects\nfound", words=_RECALL, inference=_CALLED),
     _of_images(
         "false_alarm_rate",
         title="false alarms",
         heading="false\nalarms",
         words=Words(aside="false alarms"),
         better="lower",
+        inference=_CALLED,
     ),
 )

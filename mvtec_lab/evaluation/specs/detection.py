@@ -44,6 +44,7 @@ def _boxes(key: str, paired: Callable[[Runs, Runs], tuple[Difference, str]] | No
 _detection = partial(Metric, problem="detection")
 _FALSE_BOXES = Words(
     by_type="box_recall",
+    wide=True,
     about="Boxes found: the share of the true boxes that are found at IoU 0.5 with their type, where one good image in "
     "ten has a false box.",
 )
@@ -61,7 +62,7 @@ METRICS = (
         "map",
         title="mAP50-95",
         heading="mAP\n50-95",
-        words=Words(by_type="map"),
+        words=Words(by_type="map", wide=True),
         decides=True,
         inference=_boxes("map", paired=partial(_compare_boxes, "map", "mAP50-95")),
     ),

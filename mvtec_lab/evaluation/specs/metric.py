@@ -62,7 +62,6 @@ class Inference:
         pooled: ``paired`` may take the images of several test sets together.
         single: the remedy where no paired test on a single test set is sound.
         resolution: what one image changes, from the number of images and one run per test set.
-        folds: cross-validation is possible.
         of_rows: the metric from the rows of predictions.csv of a split, where it is no mean over images.
         tolerance: how far the value in result.json may be from the one in predictions.csv.
     """
@@ -74,7 +73,6 @@ class Inference:
     pooled: bool = True
     single: str = ""
     resolution: Callable[[float, Runs], float] | None = None
-    folds: bool = True
     of_rows: Callable[[Rows], float | None] | None = None
     tolerance: float = 1e-6
 

@@ -1,4 +1,4 @@
-"""The metrics of segmentation, beside those of its images' scores and of its maps."""
+"""The metrics of masks: those of a segmentation, and those of an anomaly map above its threshold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.specs.metric import Inference, Metric, Words, interval_of_runs
 
 _segmentation = partial(Metric, problem="segmentation")
+_of_masks = partial(_segmentation, also=("anomaly",))
 _masks = partial(Inference, ("type", "overlap", "union"))
 _types = partial(Inference, ("type", "found_type"), interval_of_runs)
 _NAMED = (
@@ -17,20 +18,20 @@ _NAMED = (
 _PER_IMAGE = "IoU and Dice are means over the defect images; pooled ones count all pixels, those of good images too."
 
 METRICS = (
-    _segmentation(
+    _of_masks(
         "iou",
         title="IoU",
         heading="IoU",
-        words=Words(by_type="iou", about=_PER_IMAGE),
+        words=Words(by_type="iou", about=_PER_IMAGE, wide=True),
         decides=True,
         of_images=segmentation.ious,
         inference=_masks(),
     ),
-    _segmentation(
+    _of_masks(
         "dice",
         title="Dice",
         heading="Dice",
-        words=Words(by_type="dice"),
+        words=Words(by_type="dice", wide=True),
         decides=True,
         of_images=segmentation.dices,
         inference=_masks(),
@@ -48,6 +49,6 @@ METRICS = (
         title="type named, balanced",
         inference=_types(of_rows=segmentation.balanced_named),
     ),
-    _segmentation("pooled_iou", title="pooled IoU", inference=_masks(interval=interval_of_runs)),
-    _segmentation("pooled_dice", title="pooled Dice", inference=_masks(interval=interval_of_runs)),
+    _of_masks("pooled_iou", title="pooled IoU", inference=_masks(interval=interval_of_runs)),
+    _of_masks("pooled_dice", title="pooled Dice", inference=_masks(interval=interval_of_runs)),
 )

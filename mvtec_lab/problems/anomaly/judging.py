@@ -42,24 +42,28 @@ def judge(run: Run) -> Judgement:
     result.threshold = {"value": value, **chosen, "map": model.map_threshold}
     if len(test.scores) > 1 and np.ptp(test.scores) == 0:
         run.warn("all test images have the same score: nothing tells them apart")
-    metrics = {"test": figures(test, run, value)}
+    rows = {name: prediction_rows(name, part, value, model.map_threshold) for name, part in scored.items()}
+    metrics = {"test": figures(test, run, value, rows["test"])}
     if SYNTHETIC in scored:
         val, pasted = scored["val"], scored[SYNTHETIC]
         kinds = [*val.kinds, *pasted.kinds]
         metrics["val"] = image_figures(np.concatenate([val.scores, pasted.scores]), kinds, value)
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
-    order = [name for name in ("val", SYNTHETIC, "test") if name in scored]
-    rows = [row for name in order for row in prediction_rows(name, scored[name], value)]
+    in_order = [row for name in ("val", SYNTHETIC, "test") for row in rows.get(name, ())]
     pages = sheets(scored, value, model.map_threshold)
     board = {TAGS[name]: page for name, page in pages.items()}
     if SYNTHETIC in scored:
         pasted = scored[SYNTHETIC]
         board["pictures/synthetic_defects"] = pictures(pasted, np.arange(len(pasted.scores))[: 6 * SHOWN], value)
-    return Judgement(metrics, rows, pages, board, _summary(run, test, metrics["test"], value))
+    return Judgement(metrics, in_order, pages, board, _summary(run, test, metrics["test"], value))
 
 
 def _thresholds(run: Run, scored: dict[str, Scored]) -> tuple[float, float | None]:
-    """Return the threshold of an image's score, and that of a map's pixel."""
+    """Return the threshold of an image's score, and that of a map's pixel.
+
+    The latter rests on good images alone, whatever the rule: it is the quantile ``threshold.quantile`` of the highest
+    pixels of the validation images. One good image in twenty has a pixel above it.
+    """
     rule, quantile, val = run.config.threshold.rule, run.config.threshold.quantile, scored["val"]
     on_map = None if val.maps is None else quantile_threshold([heat.max() for heat in val.maps], quantile)
     if rule == "quantile":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -15,12 +15,8 @@ from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet
 from mvtec_lab.engine.run import Run
-from mvtec_lab.evaluation.anomaly import (
-    PIXEL_METRICS,
-    PixelScores,
-    image_figures,
-    image_intervals,
-)
+from mvtec_lab.evaluation import segmentation
+from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures, image_intervals
 from mvtec_lab.problems.anomaly import CLASSES, GOOD
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.frozen import bar
@@ -86,8 +82,12 @@ def score(
     return np.concatenate(scores) if scores else np.zeros(0, np.float32), maps
 
 
-def figures(test: Scored, run: Run, value: float) -> dict[str, Any]:
-    """Return the metrics of images and pixels at a threshold, with their intervals."""
+def figures(test: Scored, run: Run, value: float, rows: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return the metrics of images, pixels and masks at a threshold, with their intervals.
+
+    Args:
+        rows: of ``prediction_rows``, with the overlap of each mask; none: without the metrics of masks.
+    """
     metrics = image_figures(test.scores, test.kinds, value)
     intervals: dict[str, Any] = image_intervals(test.scores, test.kinds)
     if test.maps is not None and test.defect.any():
@@ -95,6 +95,12 @@ def figures(test: Scored, run: Run, value: float) -> dict[str, Any]:
         for kind, values in of_pixels.pop("by_type", {}).items():
             metrics["by_type"][kind] |= values
         metrics |= of_pixels
+    if not np.isnan(segmentation.ious(rows)).all():
+        of_masks = segmentation.mask_figures(rows)
+        for kind, values in of_masks.pop("by_type").items():
+            metrics["by_type"][kind] |= values
+        metrics |= of_masks
+        intervals |= segmentation.mask_intervals(rows)
     metrics["intervals"] = intervals
     return metrics
 
@@ -118,19 +124,38 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
     return {key: metrics[key] for key in (*PIXEL_METRICS, "by_type")}
 
 
-def prediction_rows(name: str, of: Scored, value: float) -> list[dict[str, Any]]:
-    """Return the rows of predictions.csv."""
-    return [
-        {
+def prediction_rows(name: str, of: Scored, value: float, cut: float | None = None) -> list[dict[str, Any]]:
+    """Return the rows of predictions.csv; with maps also where they are above ``cut``, against the true masks.
+
+    Overlap and union are pixels of the mask's file, or of a good image's, whose true mask is empty. They are empty for
+    a defect without a mask.
+    """
+    rows = []
+    for place, (sample, score) in enumerate(zip(of.dataset.samples, of.scores, strict=True)):
+        row = {
             "split": "test" if name == "test" else "val",
             "path": sample.path,
             "label": CLASSES[int(sample.label != GOOD)],
-            "prediction": CLASSES[int(each > value)],
+            "prediction": CLASSES[int(score > value)],
             "type": sample.label,
-            "score": f"{each:.9g}",  # float32 to the bit
+            "score": f"{score:.9g}",  # float32 to the bit
         }
-        for sample, each in zip(of.dataset.samples, of.scores, strict=True)
-    ]
+        if of.maps is not None and cut is not None:
+            row |= _overlap(of.dataset, place, of.maps[place], cut)
+        rows.append(row)
+    return rows
+
+
+def _overlap(dataset: MVTecDataset, place: int, heat: np.ndarray, cut: float) -> dict[str, Any]:
+    sample, mask = dataset.samples[place], dataset.mask(place)
+    if mask is None and sample.label != GOOD:
+        return dict.fromkeys(("iou", "overlap", "union"), "")
+    if mask is None:
+        width, height, _ = image_size(dataset.folder / sample.path)
+        mask = np.zeros((height, width), dtype=bool)
+    both, either = segmentation.overlap(segmentation.spread(heat, mask.shape) > cut, mask)
+    iou = "" if sample.label == GOOD else f"{both / max(either, 1):.6g}"
+    return {"iou": iou, "overlap": both, "union": either}
 
 
 def sheets(scored: Mapping[str, Scored], value: float, on_map: float | None) -> dict[str, np.ndarray]:

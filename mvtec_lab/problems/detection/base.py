@@ -129,6 +129,7 @@ class DetectionModel(pl.LightningModule):
     def fit(self, run: Run) -> None:
         """Train on ``run.data``; the weights of the epoch with the best val/map remain."""
         run.build_trainer(f"val/{MONITOR}")
+        run.watch_memory()
         run.fit()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -108,6 +108,7 @@ def judge(run: Run) -> Judgement:
     started = time.perf_counter()
     judged = {name: find(model.module, data, name) for name in names}
     result.seconds_per_image = (time.perf_counter() - started) / sum(len(part.found) for part in judged.values())
+    result.peak_mib = run.peak_mib()
     test, chooser = judged["test"], judged.get("val", judged["test"])
     chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:

@@ -54,6 +54,7 @@ class Detection(Problem):
         log.info("%s: %s over %s (%s)", run.config.attempt, run.model.method, run.result.backbone, run.result.weights)
         run.result.startup_seconds = time.perf_counter() - run.began
         module.fit(run)
+        run.result.fit_seconds = run.result.seconds
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         threshold, module = model.threshold or 0.0, model.module

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.base import Method, Rules
+from mvtec_lab.problems.base import Method, Rules, check_folds
 
 _OTHERS = {
     "threshold.rule threshold.quantile": "it is for one-class methods: here validation chooses the thresholds",
@@ -36,14 +36,13 @@ def without_effect(method: Method) -> Mapping[str, str]:
 
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
-    method, protocol, folds, views = config.model.method, config.split.protocol, config.cv.folds, _views(config)
+    method, protocol, views = config.model.method, config.split.protocol, _views(config)
     if protocol in ("one_class", "test_folder"):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: it learns from the masks of defects, which a "
             "one-class split has none of in training: give split.protocol=holdout or kfold"
         )
-    if folds is not None and protocol != "kfold":
-        raise LabError(f"cv.folds={folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
+    check_folds(config)
     if config.data.masks != "required":
         raise LabError(
             f"data.masks={config.data.masks} and model.method={method}: it learns from masks, and an image without one "

@@ -57,8 +57,10 @@ def fit(run: Run) -> None:
         run.fit()
     else:
         module.to(trainer.strategy.root_device)
+    started = time.perf_counter()
     if isinstance(module.namer, RegionTypes):
         _fit_types(run.data, module, module.namer)
+    result.fit_seconds = result.seconds + time.perf_counter() - started
 
 
 def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTypes) -> None:

@@ -69,7 +69,7 @@ def fine_tune(run: Run, network: nn.Module) -> None:
             if hasattr(network, name):
                 delattr(network, name)
     network.load_state_dict(loop.best_state)
-    run.result.best_epoch, run.result.peak_mib = loop.best_epoch, run.peak_mib()
+    run.result.best_epoch = loop.best_epoch
     module.to(device).eval()
 
 

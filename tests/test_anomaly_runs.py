@@ -208,11 +208,11 @@ def test_an_error_of_the_code_is_not_swallowed_by_the_rehearsal(lab, widget: Pat
     assert not (tmp_path / "run/result.json").exists()
 
 
-def test_several_devices_and_folds_are_refused(lab, widget: Path, tmp_path: Path, capsys) -> None:
+def test_several_devices_and_folds_of_a_single_run_are_refused(lab, widget: Path, tmp_path: Path, capsys) -> None:
     assert lab(*PATCHCORE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}") == 2
     assert "model.method=patchcore runs on one device: give trainer.devices=1" in capsys.readouterr().err
-    assert lab("-m", *PATCHCORE, "cv.folds=2") == 2
-    assert "cv.folds=2 folds the test images, and model.method=patchcore learns from none" in capsys.readouterr().err
+    assert lab(*PATCHCORE, "cv.folds=2", f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert "cv.folds=2 makes a sweep: give -m as well" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "outputs").exists()
 

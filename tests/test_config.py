@@ -224,7 +224,8 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("attempt=patchcore threshold.rule=synthetc", "unknown threshold.rule 'synthetc': did you mean synthetic?"),
         ("attempt=patchcore split.pool=all", "leave out split.val_is_test, split.per_class, split.file and split.pool"),
         ("attempt=patchcore split.group_by='('", "is no regular expression"),
-        ("attempt=patchcore split.protocol=kfold cv.folds=5", "cv.folds=5 folds the test images"),
+        ("attempt=patchcore split.protocol=holdout", "give split.protocol=one_class, or kfold"),
+        ("attempt=patchcore split.protocol=kfold split.val_is_test=true", "never from test images: leave it out"),
         ("data=mvtec data.root=null", "give data.root=FOLDER or set MVTEC_ROOT"),
     ],
 )

@@ -26,7 +26,7 @@ from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of, scan
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, split_samples, thin_out
+from mvtec_lab.data.splits import SPLITS, good_alone, split_samples, thin_out
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture
 from mvtec_lab.errors import LabError, unknown
 
@@ -95,7 +95,7 @@ class MVTecDataModule(pl.LightningDataModule):
         self.samples: list[Sample] = []
         self._features: dict[str, FeatureDataset] = {}
         self._white = white
-        self._pool: list[Sample] = []  # those that took part before training was thinned out
+        self._pool: list[Sample] = []  # those that take part, or did before some were left out of training
         self._paste: Paste | None = None
         self._row: dict[str, int] = {}  # path -> place among the images that take part
         self._pictures: Tensor | None = None  # those images, if cached: [N, S, S, 3] uint8
@@ -112,8 +112,10 @@ class MVTecDataModule(pl.LightningDataModule):
         self.folder = listed.folder
         self.warnings += listed.check_masks(self.masks == "required")
         try:
-            samples = split_samples(listed.samples, self.split)
-            self._pool = [s for s in samples if s.split]
+            samples = drawn = split_samples(listed.samples, self.split)
+            if self.sampling.good_alone:
+                samples = good_alone(drawn, self.split)
+            self._pool = [s for s, before in zip(samples, drawn, strict=True) if s.split or before.split]
             self.classes, self.kinds = classes_of(self._pool), kinds_of(self._pool)
             imbalance = self.sampling.imbalance
             if imbalance is not None:
@@ -140,7 +142,7 @@ class MVTecDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Scan the folder once; every image that takes part is decoded, now or for an earlier cache.
 
-        Those thinned out are decoded as well: so one cache serves every fold and every ``imbalance``.
+        Those left out are decoded as well: so one cache serves every fold and every ``imbalance``.
 
         Raises:
             LabError: whatever is wrong with the folder, a mask, an image or the split.

@@ -21,11 +21,13 @@ class Sampling:
         rule: draws them by class: ``none``, or a rule of ``class_weights``.
         beta: of the rule ``effective``.
         imbalance: thins the training images out to an exponential tail, as in DataConfig; None: never.
+        good_alone: leaves a fold's defects out, and trains on train/good, as ``good_alone`` of splits.py says.
     """
 
     rule: str = "none"
     beta: float = 0.99
     imbalance: float | None = None
+    good_alone: bool = False
 
 
 def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.ndarray:

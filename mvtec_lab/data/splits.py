@@ -121,19 +121,13 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
     learnt = [s for s in samples if not _is_test(s) and s.label == GOOD]
     if samples[0].split and not any(map(_is_test, samples)):
         raise LabError("the data set has no test images of its own: split.protocol=one_class tests on these")
-    units = _units(learnt)
-    groups = units.get(GOOD, [])
-    if len(groups) < 3:
-        raise LabError(
-            f"train/good has {len(groups)} image(s) or group(s), too few for one_class (at least 3): add images"
-        )
+    chosen = _held_out(learnt, val, seed)
     tested = {s.group: s.path for s in samples if _is_test(s)}
     if torn := [s for s in learnt if s.group in tested]:
         raise LabError(
             f"group {torn[0].group!r} of split.group_by is in train/good ({torn[0].path}) and in test/ "
             f"({tested[torn[0].group]}): one_class tests on all of test/: remove one of them"
         )
-    chosen = _draw(units, units, val, seed, "val")
 
     def split_of(sample: Sample) -> str:
         if not _is_test(sample) and sample.label != GOOD:
@@ -141,6 +135,44 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
         return "test" if _is_test(sample) else "val" if sample.group in chosen else "train"
 
     return [replace(s, split=split_of(s)) for s in samples]
+
+
+def good_alone(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Let a fold's samples train and validate a one-class method: the test images stay, the fold's others take no part.
+
+    It learns from train/good, as with ``one_class``, but not from an image of which the fold tests the group: with
+    ``split.pool=all`` it tests some of train/good. Other protocols than kfold are left as they are.
+
+    Args:
+        samples: of ``split_samples``.
+        split: its settings.
+
+    Raises:
+        LabError: too few good images are left to learn from.
+    """
+    if split.protocol != "kfold":
+        return list(samples)
+    tested = {s.group for s in samples if s.split == "test"}
+    learnt = [s for s in samples if s.label == GOOD and s.group not in tested and not s.path.startswith("test/")]
+    chosen, paths = _held_out(learnt, split.val, split.seed), {s.path for s in learnt}
+
+    def split_of(sample: Sample) -> str:
+        if sample.path not in paths:
+            return sample.split if sample.split == "test" else ""
+        return "val" if sample.group in chosen else "train"
+
+    return [replace(s, split=split_of(s)) for s in samples]
+
+
+def _held_out(learnt: list[Sample], val: float, seed: int) -> set[str]:
+    """Return the groups of the good images ``learnt`` that validate."""
+    units = _units(learnt)
+    groups = units.get(GOOD, [])
+    if len(groups) < 3:
+        raise LabError(
+            f"train/good has {len(groups)} image(s) or group(s), too few for one_class (at least 3): add images"
+        )
+    return _draw(units, units, val, seed, "val")
 
 
 def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]:

@@ -27,12 +27,14 @@ def data_module(
     config: Config,
     normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
     targets: Sequence[str] = (),
+    good_alone: bool = False,
 ) -> MVTecDataModule:
     """Return the data module of a configuration, not yet split; a missing folder is fetched or drawn.
 
     Args:
         normalisation: mean and std of RGB in [0, 1].
         targets: what items have beside image and label, as in MVTecDataset.
+        good_alone: in a fold too, as in Sampling.
     """
     d, c = config.data, config.cache
     assert d.root is not None
@@ -45,7 +47,7 @@ def data_module(
         num_workers=d.num_workers,
         masks=d.masks,
         split=config.split,
-        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance),
+        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance, good_alone),
         augment=config.augment,
         cache=None if c.dir is None else ArrayCache(c.dir, c.max_gb),
         mean=normalisation[0],
@@ -68,14 +70,17 @@ def training_seed(config: Config) -> int:
 
 
 def build_data(
-    config: Config, normalisation: tuple[Sequence[float], Sequence[float]], targets: Sequence[str] = ()
+    config: Config,
+    normalisation: tuple[Sequence[float], Sequence[float]],
+    targets: Sequence[str] = (),
+    good_alone: bool = False,
 ) -> MVTecDataModule:
     """Return the data module of a configuration, scanned and split, not decoded, with the marks of what was asked for.
 
     Args:
-        normalisation, targets: as in ``data_module``.
+        normalisation, targets, good_alone: as in ``data_module``.
     """
-    data = data_module(config, normalisation, targets)
+    data = data_module(config, normalisation, targets, good_alone)
     for mark in marks(config):
         data.warn(mark)
     data.scan()

@@ -129,13 +129,23 @@ def check_supervised(config: Config) -> None:
     Raises:
         LabError: the split has no defects to learn from, or cv.folds makes no sweep.
     """
-    method, protocol, folds = config.model.method, config.split.protocol, config.cv.folds
+    method, protocol = config.model.method, config.split.protocol
     if protocol in ("one_class", "test_folder"):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: only a one-class method learns from good images "
             "alone: give model.method=patchcore, say"
         )
-    if folds is not None and protocol != "kfold":
+    check_folds(config)
+
+
+def check_folds(config: Config) -> None:
+    """Refuse cv.folds outside of a sweep.
+
+    Raises:
+        LabError: it makes no sweep.
+    """
+    folds = config.cv.folds
+    if folds is not None and config.split.protocol != "kfold":
         raise LabError(f"cv.folds={folds} makes a sweep: give -m as well (python -m mvtec_lab -m ...)")
 
 
@@ -167,6 +177,7 @@ class Problem:
 
     name: str
     targets: Sequence[str] = ()  # what items have beside image and label: ``mask``, ``boxes``, as in MVTecDataset
+    good_alone: bool = False  # it learns from good images alone, in a cross-validation as well
 
     def targets_of(self, method: str) -> Sequence[str]:
         """Return what items have beside image and label for a method; by default ``targets``."""

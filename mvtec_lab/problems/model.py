@@ -21,7 +21,8 @@ def build_data(config: Config) -> MVTecDataModule:
         LabError: whatever is wrong with the folder, a mask or the split.
     """
     problem = problem_of(config.model.method)
-    return data_of(config, problem.normalisation(config), problem.targets_of(config.model.method))
+    targets = problem.targets_of(config.model.method)
+    return data_of(config, problem.normalisation(config), targets, problem.good_alone)
 
 
 def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:

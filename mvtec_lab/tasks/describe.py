@@ -20,7 +20,7 @@ from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
 from mvtec_lab.data.samples import Sample, Scan, classes_of
-from mvtec_lab.data.splits import SPLITS, in_pool, split_samples
+from mvtec_lab.data.splits import SPLITS, good_alone, in_pool, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
@@ -103,12 +103,14 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         return [scanned.folder / s.path for s in samples]
 
     try:
-        samples = split_samples(scanned.samples, config.split)
+        problem, samples = problem_of(config.model.method), split_samples(scanned.samples, config.split)
+        if problem.good_alone:
+            samples = good_alone(samples, config.split)
         readable = {s.path for s in sound}
         used = [s for s in samples if s.split and s.path in readable]
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
-        findings = [*audit(pictures), *problem_of(config.model.method).findings(config)]
+        findings = [*audit(pictures), *problem.findings(config)]
         return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
     except LabError as error:
         samples = [s for s in scanned.samples if in_pool(s, config.split.pool)]

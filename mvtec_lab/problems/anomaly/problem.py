@@ -29,6 +29,7 @@ class Anomaly(Problem):
     """Learn from good images alone how unlike them an image is, and where."""
 
     name = "anomaly"
+    good_alone = True
     rehearse = staticmethod(rehearse)
     build = staticmethod(build)
     restore = staticmethod(restore)

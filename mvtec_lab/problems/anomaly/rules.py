@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.base import Method, Rules
+from mvtec_lab.problems.base import Method, Rules, check_folds
 
 _CLASSES = (
     "data.sampler data.imbalance augment.paste augment.mix scheduler.name trainer.compile trainer.monitor "
@@ -22,16 +22,17 @@ def without_effect(method: Method) -> Mapping[str, str]:
 
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
-    method, protocol, folds = config.model.method, config.split.protocol, config.cv.folds
-    if folds is not None:
+    method, protocol = config.model.method, config.split.protocol
+    check_folds(config)
+    if protocol not in ("one_class", "kfold"):
         raise LabError(
-            f"cv.folds={folds} folds the test images, and model.method={method} learns from none of them: leave it "
-            "out; seed=0,1,2 repeats an attempt"
+            f"model.method={method} and split.protocol={protocol}: it learns from good images alone: give "
+            "split.protocol=one_class, or kfold to be tested on the folds of other methods"
         )
-    if protocol != "one_class":
+    if config.split.val_is_test:
         raise LabError(
-            f"model.method={method} and split.protocol={protocol}: only a one-class method learns from good images "
-            "alone: give split.protocol=one_class"
+            f"split.val_is_test=true and model.method={method}: its thresholds come from good images that it has not "
+            "seen, never from test images: leave it out"
         )
 
 

@@ -1,7 +1,8 @@
 """Compare the attempts of some runs pair by pair, and draw a verdict.
 
 Every pair is compared, or each attempt with the one that ``verdict.reference`` names, in the default metric of the
-problem or in ``verdict.metric``. Holm's correction is over pairs.
+problem or in ``verdict.metric``. Attempts of several problems are compared where one metric judges them all. Holm's
+correction is over pairs.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
 
 
 def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
-    """Return all pairs of attempts, or those with the reference, with Holm's correction for their number."""
+    """Return all pairs of attempts, or those with the reference, with Holm's correction for their number.
+
+    Those that another metric judges than the reference are compared with each other.
+    """
+    metric = next((attempt.metric for attempt in attempts if attempt.name == reference), None)
     tested = [
         # The reference stands second: the question is how much better the others are.
         pair_of(*((second, first) if first.name == reference else (first, second)))
         for first, second in combinations(attempts, 2)
-        if reference in (None, first.name, second.name)
+        if reference in (None, first.name, second.name) or metric not in (first.metric, second.metric)
     ]
     judged = [(pair, finds) for pair, finds in tested if pair.p is not None]
     adjusted = statistics.holm([pair.p for pair, _ in judged if pair.p is not None])

@@ -124,7 +124,7 @@ def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the metric of each row of one problem: a dot and its 95% interval.
+    """Draw the metric that judges these rows, for each of them: a dot and its 95% interval.
 
     Pale dots are the test sets, where there are several; a diamond is a reported accuracy; dashed is the baseline. Of
     more than MOST rows the best are drawn.

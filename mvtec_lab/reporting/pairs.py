@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """Return the keys of the metrics that pairs and verdict are about: one per problem."""
+        """Return the keys of the metrics that pairs and verdict are about: mostly one per problem."""
         return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))
 
     def save(self, directory: Path) -> None:
@@ -162,7 +162,7 @@ def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
         if not attempt.tests:
             return f"{attempt.name} left no test predictions"
     if a.metric != b.metric:
-        return f"their problems are not the same: {' and '.join(sorted((a.problem, b.problem)))}"
+        return f"they are not judged by the same metric: {' and '.join(sorted((a.metric.title, b.metric.title)))}"
     if not common:
         return "they were tested on different images: give both the same data, split.seed and split settings"
     if 1 < len(common) < LEAST_RUNS:

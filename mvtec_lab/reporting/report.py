@@ -16,13 +16,13 @@ from PIL import Image
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.metrics import top_confusions
-from mvtec_lab.evaluation.specs import METRICS, all_metrics
+from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.reporting.pairs import COMPARISON, Comparison, Pair
+from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
@@ -120,9 +120,8 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     environment.filters["number"] = summary.number
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
-    pairs, other_pairs = _parted(comparison)
     html = environment.get_template("report.html.j2").render(
-        **_origin(comparison.settings, runs),
+        **_origin(comparison, runs),
         **_curves(comparison.attempts),
         rows=rows,
         tables=[_table(part) for part in summary.parts(rows)],
@@ -130,12 +129,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
         verdict=comparison.verdict,
-        pairs=pairs,
-        other_pairs=other_pairs,
-        reference=comparison.reference,
-        specs=METRICS,
-        metrics=" or ".join(METRICS[key].title for key in comparison.metrics),
-        in_points=all(METRICS[key].share for key in comparison.metrics),
+        compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
         reproduced=summary.reproduced,
@@ -152,11 +146,12 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     return path
 
 
-def _origin(settings: Mapping[str, Settings], runs: Sequence[RunResult]) -> dict[str, Any]:
+def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]:
     """Return what the page says of the images, backbones, seeds and software of the runs."""
+    protocols = distinct(text for run in runs if (text := _protocol(comparison.settings[run.run_dir], run)))
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
     return {
-        "protocols": distinct(text for of_run in settings.values() if (text := _protocol(of_run))),
+        "protocols": protocols,
         "sizes": _sizes(runs),
         "backbones": distinct(run.backbone for run in runs if run.backbone != "none"),
         "seeds": sorted({run.seed for run in runs}),
@@ -181,7 +176,7 @@ def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
-    """Return the table of results of one problem, the further tables of its aspects, and the figure of its metric."""
+    """Return a table of results that one metric judges, the further tables of its aspects, and the metric's figure."""
     further = summary.shown(rows)
     aspects = dict.fromkeys(column.aspect for column in summary.columns() if column.aspect)
     tables = {aspect: summary.shown(rows, aspect=aspect) for aspect in aspects}
@@ -340,13 +335,20 @@ NOTES: Sequence[Callable[[Attempt], list[str]]] = (_threshold, _together)
 BELOW: Sequence[Callable[[Attempt], Part | None]] = (_mistakes, _explanation)
 
 
-def _parted(comparison: Comparison) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to show, and those to show on demand: with many attempts, all pairs without the best."""
-    pairs, best = comparison.pairs, comparison.best
-    if len(comparison.attempts) <= FEW + 1 or comparison.reference or best is None:
-        return pairs, []
-    mine = [pair for pair in pairs if best in (pair.first, pair.second)]
-    return mine, [pair for pair in pairs if pair not in mine]
+def _compared(comparison: Comparison, metric: Metric) -> dict[str, Any] | None:
+    """Return the table of the pairs that a metric judges; None without any.
+
+    ``further`` are those to show on demand: with many attempts, all pairs without the best.
+    """
+    names = [attempt.name for attempt in comparison.done if attempt.metric == metric]
+    pairs = [pair for pair in comparison.pairs if pair.first in names and pair.second in names]
+    if not pairs:
+        return None
+    reference, best = comparison.reference if comparison.reference in names else None, comparison.best
+    many = len(names) > FEW + 1 and reference is None and best is not None
+    mine = [pair for pair in pairs if best in (pair.first, pair.second)] if many else pairs
+    further = [pair for pair in pairs if pair not in mine]
+    return {"metric": metric, "reference": reference, "all": pairs, "pairs": mine, "further": further}
 
 
 def _explained(runs: Sequence[RunResult]) -> str | None:
@@ -391,14 +393,18 @@ def _differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return table
 
 
-def _protocol(settings: Settings) -> str | None:
+def _protocol(settings: Settings, run: RunResult) -> str | None:
     """Return how a run's images were split, in words; None where its config is missing."""
+    train = run.counts.get("train", {})
     split = {key.removeprefix("split."): value for key, value in settings.items() if key.startswith("split.")}
     match split.get("protocol"):
         case None:
             return None
         case "kfold":
-            text = f"{split['folds']}-fold cross-validation, validation {split['val']}"
+            text = f"{split['folds']}-fold cross-validation"
+            if train.get(GOOD) and train[GOOD] == sum(train.values()):  # a one-class method
+                return f"{text}, trained on train/good, {split['val']} of it held out for validation"
+            text += f", validation {split['val']}"
         case "one_class":
             return f"Trained on train/good, {split['val']} of it held out for validation; tested on the test folder"
         case "own":

@@ -21,8 +21,8 @@ from mvtec_lab.results import RunResult, write_csv
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
-ROOM = 90  # columns of a terminal in which all metrics fit beside a name of twelve letters and 10,000 seconds
 NAME = 8  # columns of a name, at least: longer ones are folded
+LONGEST = 24  # columns of a name that others make room for
 # Rules of a threshold that the reader should know of, and what is said.
 RULES = {
     "best_f1": "threshold chosen on the test images, defects included",
@@ -40,7 +40,7 @@ class Column:
         heading: in the terminal; empty: it is not shown there.
         title: in the report; empty: it is not shown there.
         digits: decimals.
-        wide: the terminal shows it only where it has room.
+        wide: the terminal shows it only where it has room; of several the first ones stay longest.
         metric: the metric whose problem it is for; None: any problem.
         unless: the column that takes its place where that one has values.
         aspect: the title of a further table of the report that it stands in.
@@ -107,8 +107,9 @@ _FIRST = (
     Column("running", _count(lambda run: run.running)),
 )
 _CLOCK = (
-    "Images are decoded before the clock starts, unless cache.dir=null; the peak is of the whole process, in a sweep "
-    "with a little of the runs before."
+    "Before the clock of the fit starts, images are decoded, and kept features of a frozen part are computed, unless "
+    "cache.dir=null. Seconds per image are from its pixels on. The peak is of the whole process, in a sweep with a "
+    "little of the runs before."
 )
 _LAST = (
     Column("test_accuracy_sd", _deviation),  # over several runs
@@ -118,7 +119,7 @@ _LAST = (
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
     Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, about=_CLOCK),
     Column("seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image"),
-    Column("peak_mib", _mean("peak_mib"), "", "peak MiB", 0),
+    Column("peak_mib", _mean("peak_mib"), "peak\nMiB", "peak MiB", 0, wide=True),
     Column("reported_accuracy", lambda attempt: attempt.reported and attempt.reported[0]),
     Column("reported_split", lambda attempt: attempt.reported and attempt.reported[1]),
     Column("reported_measured", _measured("value")),
@@ -165,9 +166,9 @@ def summarise(comparison: Comparison) -> list[Row]:
 
 
 def parts(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows of each problem, a table for each."""
-    problems = dict.fromkeys(row["problem"] for row in rows)
-    return [[row for row in rows if row["problem"] == problem] for problem in problems]
+    """Return the rows that one metric judges, a table for each."""
+    metrics = dict.fromkeys(row["metric"].key for row in rows)
+    return [[row for row in rows if row["metric"].key == key] for key in metrics]
 
 
 def _rules(attempt: Attempt) -> list[str]:
@@ -222,15 +223,14 @@ def judged(row: Row) -> str:
     return "still running" if row["running"] and not row["completed"] else interval(row["estimate"])
 
 
-def shown(rows: Sequence[Row], narrow: bool = False, aspect: str = "") -> list[Column]:
-    """Return the columns beside the verdict's metric that have values in rows of one problem.
+def shown(rows: Sequence[Row], aspect: str = "") -> list[Column]:
+    """Return the columns beside the verdict's metric that have values in rows which one metric judges.
 
     Args:
         rows: one of ``parts``.
-        narrow: without the columns that a usual terminal has no room for.
         aspect: the report's further table that is asked for; empty: the table of results.
     """
-    judge, problem = rows[0]["metric"], rows[0]["problem"]
+    judge, problems = rows[0]["metric"], {row["problem"] for row in rows}
 
     def known(key: str) -> bool:
         return any(row[key] is not None for row in rows)
@@ -239,9 +239,8 @@ def shown(rows: Sequence[Row], narrow: bool = False, aspect: str = "") -> list[C
         column
         for column in columns()
         if (column.aspect == aspect if aspect else column.heading or (column.title and not column.aspect))
-        and (column.metric is None or column.metric.judges(problem))
+        and (column.metric is None or any(map(column.metric.judges, problems)))
         and not (column.metric == judge and column.key == f"test_{judge.key}" and not aspect)
-        and not (narrow and column.wide)
         and not (column.unless and known(column.unless))
         and known(column.key)
     ]
@@ -298,21 +297,36 @@ def print_table(
 
 
 def _print_results(console: Console, rows: Sequence[Row]) -> None:
-    """Print the rows of one problem."""
-    further = [column for column in shown(rows, narrow=console.width < ROOM) if column.heading]
-    metric = rows[0]["metric"].title.replace(" ", "\n")
-    folder = _folder([row["attempt"] for row in rows])
+    """Print the rows that one metric judges."""
+    folder, metric = _folder([row["attempt"] for row in rows]), rows[0]["metric"].title.replace(" ", "\n")
+    begin = [[row["attempt"].removeprefix(folder), counted(row), judged(row)] for row in rows]
+    headers = ["runs", f"test {metric}"]
+    taken = min(_width([folder + "...", *(cells[0] for cells in begin)]), LONGEST)
+    taken += sum(_width([header, *(cells[i] for cells in begin)]) for i, header in enumerate(headers, start=1))
+    further = _fitting([column for column in shown(rows) if column.heading], rows, console.width - taken)
+    headers += [column.heading for column in further]
     cells = [
-        [
-            row["attempt"].removeprefix(folder),
-            counted(row),
-            judged(row),
-            *(number(row[column.key], column.digits) for column in further),
-        ]
-        for row in rows
+        [*first, *(number(row[column.key], column.digits) for column in further)]
+        for first, row in zip(begin, rows, strict=True)
     ]
-    headers = ["runs", f"test {metric}", *(column.heading for column in further)]
     _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in rows], folder)
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> list[Column]:
+    """Return the columns that fit into ``room`` letters; of those that are wide the last one is left out first."""
+    left = list(columns)
+
+    def needed() -> int:
+        return sum(_width([c.heading, *(number(row[c.key], c.digits) for row in rows)]) for c in left)
+
+    while needed() > room and (wide := [column for column in left if column.wide]):
+        left.remove(wide[-1])
+    return left
+
+
+def _width(texts: Sequence[str]) -> int:
+    """Return the letters that a column of these texts takes, with the space beside it."""
+    return 1 + max(len(line) for text in texts for line in text.split("\n"))
 
 
 def _print_reported(console: Console, rows: Sequence[Row]) -> None:
@@ -353,7 +367,7 @@ def _with_room(room: int, headers: Sequence[str], rows: Sequence[Sequence[str]])
     groups: list[list[int]] = [[]]
     left = room
     for column, header in enumerate(headers):
-        width = 1 + max(map(len, [*header.split("\n"), *(row[column + 1] for row in rows)]))
+        width = _width([header, *(row[column + 1] for row in rows)])
         if width > left and groups[-1]:
             groups.append([])
             left = room

@@ -41,19 +41,23 @@ def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -
     """Name the best of the attempts that compare with each other, and say what it is better than."""
     best, value = _chosen(group)
     line = _nothing_learnt(group) + _stated(best, value, len(group), several)
-    if comparison.reference is not None and len(comparison.done) > 1:
-        return [line + _beside(best.name, comparison.reference, comparison.pairs)]
     names = {attempt.name for attempt in group}
+    if comparison.reference in names and len(comparison.done) > 1:
+        return [line + _beside(best.name, comparison.reference, comparison.pairs)]
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
     return [line, *(_against(best, within) if len(group) > 1 else ())]
 
 
 def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
-    """Return the best attempt by validation and its value there; the best on test, and None, if not all have one."""
+    """Return the best attempt by validation and its value there; the best on test, and None, if not all have one.
+
+    Attempts of several problems have none in common where different metrics choose among them.
+    """
     common = set.intersection(*(set(attempt.tests) for attempt in group))
     scores = {attempt.name: attempt.score(common) for attempt in group}
     best = max(group, key=lambda attempt: scores[attempt.name])
-    if all(isfinite(value) for _, value, _ in scores.values()):
+    choosers = {choosing(attempt.problem).key for attempt in group}
+    if len(choosers) == 1 and all(isfinite(value) for _, value, _ in scores.values()):
         return best, choosing(best.problem).sign * scores[best.name][1]
     return max(group, key=_on_test), None
 
@@ -207,7 +211,7 @@ def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: Metric) -> l
         median = st.median(min(metric.limit, inf if each is None else each) for each in found)
         where = f"{images} images in {sets} test sets" if sets > 1 else f"{images} test images"
         if median >= metric.limit:
-            text = f"{where} cannot tell any two attempts apart"
+            text = f"{where} cannot tell any two attempts apart{metric.phrase}"
         else:
             text = f"{where} find a difference of {metric.difference_of(median)}{metric.phrase} in eight of ten cases"
             text += ", Holm's correction included" if len(judged) > 1 else ""
@@ -225,10 +229,9 @@ def _models(pairs: Sequence[Pair]) -> list[str]:
     if not about:
         return []
     where = "This speaks" if len(about) == len(judged) else "Where it says so, this speaks"
-    folds = ", or folds (cv.folds=5)" if any(METRICS[pair.metric].inference.folds for pair in about) else ""
     return [
         f"{where} of the models trained here, not of the attempts: the luck of their training is not known. "
-        f"Give {LEAST_RUNS} seeds or more on one split (seed=0,1,2,3,4 split.seed=0){folds}."
+        f"Give {LEAST_RUNS} seeds or more on one split (seed=0,1,2,3,4 split.seed=0), or folds (cv.folds=5)."
     ]
 
 
@@ -261,7 +264,8 @@ def _baselines(done: Sequence[Attempt], metric: Metric) -> list[str]:
 
 def _asides(done: Sequence[Attempt]) -> list[str]:
     """State further metrics of each attempt, or their ranges where there are many attempts."""
-    metrics = [metric for metric in metrics_of(done[0].problem) if metric.words.aside] if done else []
+    problems = dict.fromkeys(attempt.problem for attempt in done)
+    metrics = [m for m in dict.fromkeys(m for problem in problems for m in metrics_of(problem)) if m.words.aside]
     rows = {attempt.name: [attempt.mean(metric) for metric in metrics] for attempt in done}
     known = {name: [v for v in values if v is not None] for name, values in rows.items() if None not in values}
     if not metrics or not known:
@@ -305,13 +309,13 @@ def _s(n: int) -> str:
 
 
 def _groups(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-    """Return the attempts in groups that share test sets and a problem: those of different groups do not compare."""
+    """Return the attempts in groups that share test sets and a metric: those of different groups do not compare."""
     groups: list[list[Attempt]] = []
     for attempt in attempts:
         touching = [
             group
             for group in groups
-            if any(attempt.problem == a.problem and attempt.tests.keys() & a.tests.keys() for a in group)
+            if any(attempt.metric == a.metric and attempt.tests.keys() & a.tests.keys() for a in group)
         ]
         groups = [g for g in groups if g not in touching] + [[*(a for g in touching for a in g), attempt]]
-    return groups
+    return sorted(groups, key=lambda group: attempts.index(group[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,6 +16,12 @@ from PIL import Image
 
 from mvtec_lab.problems import METHODS
 from mvtec_lab.results import PREDICTIONS, RunResult
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of garbage collection: runs collect, and would go through it each time."""
+    gc.freeze()
+
 
 ONE_CLASS_METHODS = [name for name in METHODS.names() if METHODS[name].problem == "anomaly"]
 SIZE = 24  # pixels of a tiny image

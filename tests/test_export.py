@@ -37,9 +37,7 @@ def tiny_export(tiny_net: str, lab, tmp_path: Path):
     return run
 
 
-@pytest.mark.parametrize(
-    "method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "spade", "rotation")
-)
+@pytest.mark.parametrize("method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "rotation"))
 def test_every_method_is_exported_for_any_batch(method: str, tiny_export, tmp_path: Path) -> None:
     model, _ = tiny_export(method)
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")

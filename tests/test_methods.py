@@ -14,7 +14,7 @@ import torch
 from conftest import ONE_CLASS_METHODS, SIZE
 from torch import Tensor
 
-from mvtec_lab import load_model, register_method
+from mvtec_lab import load_model, problems, register_method
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly.base import AnomalyModel, Batches, Scores
@@ -66,6 +66,7 @@ class Idle(AnomalyModel):
 def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Register a method; its name leaves with the test."""
     monkeypatch.setattr(METHODS, "_own", dict(METHODS._own))
+    monkeypatch.setattr(problems, "REGISTERED", dict(problems.REGISTERED))
     return lambda method: METHODS.register(method.name, method)
 
 

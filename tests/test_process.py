@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import others_slow
 
 from mvtec_lab.cli import main
 from mvtec_lab.engine import process
@@ -54,7 +53,8 @@ print(json.dumps([before, imported, look(), opened.count(None)]))
 """
 
 
-@pytest.mark.parametrize("attempt", others_slow([BASE, "attempt=autoencoder"], BASE))
+@pytest.mark.slow  # a process that imports all libraries
+@pytest.mark.parametrize("attempt", [BASE, "attempt=autoencoder"])
 def test_an_import_and_a_run_leave_the_process_as_it_was(attempt: str, product: Path, tmp_path: Path) -> None:
     settings = (
         f"{attempt} data=folder data.root={product.parent} data.category={product.name} data.image_size=32 "

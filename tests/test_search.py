@@ -11,7 +11,7 @@ from mvtec_lab.results import find_runs, read_csv
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
-SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
 
 
 @pytest.mark.parametrize(("monitor", "best"), [("val/balanced_accuracy", max), ("val/loss", min)])
@@ -19,12 +19,12 @@ def test_a_search_finds_the_best_run_and_ends_as_any_sweep(lab, tmp_path: Path, 
     words = [*SEARCH, f"trainer.monitor={monitor}", "optimizer.lr=tag(log,interval(0.0001,10))", "model.unfreeze=all"]
     assert lab(*words) == 0
     runs = find_runs(tmp_path / "s")
-    assert len(runs) == 6
+    assert len(runs) == 3
     values = {Path(run.run_dir).name: run.metrics["val"][monitor.rpartition("/")[2]] for run in runs}
     assert len({*values.values()}) > 1
     found = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
     assert found["best_value"] == pytest.approx(best(values.values()))
-    assert len(read_csv(tmp_path / "s/summary.csv")) == 6
+    assert len(read_csv(tmp_path / "s/summary.csv")) == 3
     assert (tmp_path / "s/report.html").is_file()
 
 
@@ -32,7 +32,7 @@ def test_a_failed_trial_is_the_worst_and_the_search_continues(lab, tmp_path: Pat
     words = [*SEARCH, "optimizer.lr=choice(0.001,1e38)", "optimizer=sgd", "model.unfreeze=all", "trainer.max_epochs=6"]
     assert lab(*words) == 1
     runs = find_runs(tmp_path / "s")
-    assert len(runs) == 6
+    assert len(runs) == 3
     assert {run.exit_status for run in runs} == {0, 1}
     found = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
     assert found["best_params"] == {"optimizer.lr": 0.001}
@@ -70,7 +70,7 @@ def test_a_trial_without_a_score_fails_alone(lab, tmp_path: Path, capsys) -> Non
         "threshold.rule=choice(quantile,synthetic)",
         "hydra.sweep.dir=s",
     ]
-    assert lab("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", *words) == 2
+    assert lab("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", *words) == 2
     assert "no validation score to search by" in capsys.readouterr().err
     best = yaml.safe_load((tmp_path / "s/optimization_results.yaml").read_text())
     assert best["best_params"] == {"threshold.rule": "synthetic"}

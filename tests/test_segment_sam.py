@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("segment_anything")
 pytest.importorskip("timm")
 
+from conftest import others_slow
 from test_sam import TINY, published, saved
 
-from mvtec_lab.engine import checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.problems import problem_of
@@ -33,16 +33,18 @@ def weights(tmp_path: Path) -> str:
     return saved(published(Sam(TINY, SIDE)), tmp_path / "tiny.pt")
 
 
+def settings(method: str, weights: str) -> list[str]:
+    words = [f"attempt=segment/{method}", f"model.method={method}", f"data.image_size={SIDE}"]
+    return [*words, f"model.sam_weights={weights}", "data.masks=required", "model.options.channels=8"]
+
+
 @pytest.fixture
 def run(lab, weights: str, tmp_path: Path):
     """Train an attempt on the tiny product, ``run("sam", "model.options.views=1")`` -> its directory."""
 
     def of(method: str, *arguments: str) -> Path:
         folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
-        small = [f"model.method={method}", f"data.image_size={SIDE}", f"model.sam_weights={weights}"]
-        small.append("data.masks=required")
-        small += ["trainer.max_epochs=2", "model.options.channels=8"]
-        assert lab(f"attempt=segment/{method}", *small, f"hydra.run.dir={folder}", *arguments) == 0
+        assert lab(*settings(method, weights), f"hydra.run.dir={folder}", *arguments) == 0
         return folder
 
     return of
@@ -96,7 +98,7 @@ def test_a_run_trains_the_decoder_alone_and_its_checkpoint_needs_no_other_file(m
     assert torch.allclose(maps[:1], model.module.probabilities({"image": images[:1]})[0])
 
 
-@pytest.mark.parametrize("method", ["sam", "sam_box"])
+@pytest.mark.parametrize("method", others_slow(["sam", "sam_box"], "sam_box"))
 def test_kept_features_and_a_second_run_change_nothing(method: str, run) -> None:
     first, again, uncached = run(method), run(method), run(method, "cache.dir=null")
     rows = [(folder / "predictions.csv").read_bytes() for folder in (first, again, uncached)]
@@ -146,26 +148,9 @@ def test_one_cache_entry_serves_every_method(run, one_class: Path, tmp_path: Pat
     assert more[0][0] < more[1][0] / 4
 
 
-@pytest.mark.parametrize("method", ["sam", "sam_box"])
-def test_a_resumed_run_gives_the_same_result(method: str, run, lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, step = run(method, "trainer.max_epochs=4"), SegmentationModel.training_step
-    folder = whole.with_name("stopped")
-
-    def training_step(self, batch, batch_idx):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", -1.0)
-        patch.setattr(SegmentationModel, "training_step", training_step)
-        with pytest.raises(AssertionError):
-            run(method, "trainer.max_epochs=4", f"hydra.run.dir={folder}")
-    run(method, "trainer.max_epochs=4", f"hydra.run.dir={folder}", "resume=true")
-    resumed = result_of(folder)
-    assert resumed["resumed"] == 1
-    assert resumed["metrics"] == result_of(whole)["metrics"]
-    assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+@pytest.mark.parametrize("method", others_slow(["sam", "sam_box"], "sam_box"))
+def test_a_resumed_run_gives_the_same_result(method: str, resumed, weights: str) -> None:
+    resumed(SegmentationModel, 2, *settings(method, weights), "trainer.max_epochs=4")
 
 
 def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("timm")
 from conftest import others_slow
 from test_sam import TINY, published, saved
 
+from mvtec_lab.cli import main
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.problems import problem_of
@@ -22,7 +23,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import MOST, Finder, of_logits, peak, table, weighed
-from mvtec_lab.results import BEST, RESULT, SAMPLES
+from mvtec_lab.results import BEST, RESULT, SAMPLES, read_csv
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
 
@@ -123,6 +124,32 @@ def test_boxes_of_true_masks_never_reach_the_judged_prediction(run, one_class: P
     other[:, 5:20, 5:20] = 1
     assert torch.equal(*(module.logits({"image": images, "mask": m}) for m in (mask, other)))
     assert not torch.equal(*(module.told({"image": images, "mask": m}) for m in (mask, other)))
+
+
+def test_one_command_sets_tuned_and_untuned_rows_side_by_side(product: Path, weights: str, tmp_path: Path) -> None:
+    data = ["data=folder", f"data.root={product}", f"data.image_size={SIDE}", f"cache.dir={tmp_path / 'cache'}"]
+    small = ["trainer.max_epochs=2", "model.options.channels=8", f"model.sam_weights={weights}", *data]
+    assert main(["-m", "attempt=segment/sam_box,segment/sam_zero", *small, f"hydra.sweep.dir={tmp_path / 'both'}"]) == 0
+    rows = read_csv(tmp_path / "both/summary.csv")
+    assert [row["attempt"] for row in rows] == ["segment/sam_box", "segment/sam_zero"]
+    assert all(0 <= float(row["test_oracle_iou"]) <= 1 for row in rows)
+
+
+def test_a_point_is_where_the_defect_is_widest(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, asked = load_model(run("sam_zero", "model.options.prompt=point") / BEST).module, []
+
+    def decode(embedding, **prompts):
+        asked.append(prompts)
+        return torch.zeros(1, SIDE // 4, SIDE // 4)
+
+    monkeypatch.setattr(module.sam, "decode", decode)
+    mask = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+    mask[0, 5:40, 5:8] = mask[0, 30:40, 5:40] = 1  # an L, whose box's centre is not in it
+    module.told({"image": torch.randn(1, 3, SIDE, SIDE), "mask": mask})
+    (prompts,) = asked
+    assert list(prompts) == ["points"]
+    x, y = prompts["points"][0].int().tolist()
+    assert mask[0, y - 4 : y + 4, x - 4 : x + 4].all()
 
 
 @pytest.mark.parametrize("prompted", [True, False])

@@ -123,6 +123,8 @@ def test_the_difference_that_a_t_test_finds() -> None:
     t = rng.normal(found, np.sqrt(true), 4_000) / np.sqrt(true * rng.chisquare(4, 4_000) / 4)
     assert np.mean(stats.t.sf(np.abs(t), 4) < 0.025) == pytest.approx(0.8, abs=0.03)
     assert differences.found_difference([noise._replace(variance=1.0)], (0.9, 0.9), 0.05) is None
+    none = noise._replace(variance=1e-18, seen=1e-18)  # of two methods that say the same of every image
+    assert differences.found_difference([none], (0.5, 0.5), 0.05) == pytest.approx(0, abs=1e-5)
 
 
 def test_paired_interval_covers() -> None:

@@ -15,6 +15,9 @@ _NAMED = (
     "Type named: the share of the defects that were found and whose type was named right; balanced: the mean of the "
     "shares of each type."
 )
+_EXACT = (
+    "IoU with exact prompts: SAM's with those of the true masks, which no inspection has: where better prompts lead."
+)
 _PER_IMAGE = "IoU and Dice are means over the defect images; pooled ones count all pixels, those of good images too."
 
 METRICS = (
@@ -49,6 +52,7 @@ METRICS = (
         title="type named, balanced",
         inference=_types(of_rows=segmentation.balanced_named),
     ),
+    _segmentation("oracle_iou", title="IoU with exact prompts", heading="exact\nprompts", words=Words(about=_EXACT)),
     _of_masks("pooled_iou", title="pooled IoU", inference=_masks(interval=interval_of_runs)),
     _of_masks("pooled_dice", title="pooled Dice", inference=_masks(interval=interval_of_runs)),
 )

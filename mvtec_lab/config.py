@@ -157,7 +157,7 @@ class ModelConfig:
     backbone: str = "resnet18"  # by its TorchVision name: task=backbones lists them
     weights: str | None = "DEFAULT"  # DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones
     unfreeze: Any = 0  # how many of the last stages train beside the head, "all", or a list of stage names
-    # a file of MobileSAM or of SAM's ViT-B, L or H; null: MobileSAM's, 40 MB from its official address
+    # a file of MobileSAM, of SAM's ViT-B, L or H or of SAM 2; null: MobileSAM's, 40 MB from its official address
     sam_weights: str | None = None
     # epochs that train the head alone before those stages join
     warmup_epochs: int = knob(0, least=0, needs=(but("model.unfreeze", 0, [], why="no stages wait for the head"),))

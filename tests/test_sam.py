@@ -78,16 +78,97 @@ def test_a_vit_is_read_and_takes_images_of_another_size(tiny: Sam, tmp_path: Pat
     assert load_sam(path, 32)[0].encode(images[..., :32, :32])[-1].shape == (1, 16, 2, 2)
 
 
+HIERA = {
+    "model_name": "sam2_hiera_tiny", "embed_dim": 8, "stages": (1, 2, 1, 1), "global_att_blocks": (2,),
+    "window_spec": (4, 4, 4, 4), "global_pos_size": (3, 3),
+}  # fmt: skip
+TINY_2 = Architecture(HIERA, kind="hiera", dim=16, depth=1, width=24, iou_depth=2, iou_width=12, mask_dim=8)
+PUBLISHED_2 = (  # the names that SAM 2's files have
+    (r"^prompt_encoder\.", "sam_prompt_encoder."),
+    (r"^image_encoder\.fine\.", "sam_mask_decoder.conv_s"),
+    (r"^object_token\.", "sam_mask_decoder.obj_score_token."),
+    (r"^mask_decoder\.", "sam_mask_decoder."),
+    (r"^image_encoder\.still$", "no_mem_embed"),
+    (r"^image_encoder\.neck\.(\d)\.", r"image_encoder.neck.convs.\1.conv."),
+    (r"\.mlp\.(fc|lin)1\.", ".mlp.layers.0."),
+    (r"\.mlp\.(fc|lin)2\.", ".mlp.layers.1."),
+)
+
+
+def published_2(sam: Sam) -> dict[str, dict[str, torch.Tensor]]:
+    state = {}
+    for name, value in sam.state_dict().items():
+        for pattern, old in PUBLISHED_2:
+            name = re.sub(pattern, old, name)
+        state[name] = value
+    return {"model": state | {"memory_encoder.out_proj.weight": torch.ones(1), "no_obj_ptr": torch.ones(1, 16)}}
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> Sam:
+    """A SAM 2 of a few thousand parameters, whose size is known here."""
+    monkeypatch.setitem(module.HIERAS, (8, 5), HIERA)
+    torch.manual_seed(0)
+    sam = Sam(TINY_2, 64).eval()
+    for parameter in sam.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return sam
+
+
+def test_a_sam_2_is_read_from_its_published_names(second: Sam, tmp_path: Path) -> None:
+    loaded, _ = load_sam(saved(published_2(second), tmp_path / "second.pt"), 64)
+    assert loaded.architecture == TINY_2
+    images = torch.randn(1, 3, 64, 64)
+    maps = [each[0] for each in loaded.encode(images)]
+    assert [tuple(each.shape) for each in maps] == [(2, 16, 16), (4, 8, 8), (16, 4, 4)]
+    assert [each.shape[0] for each in maps] == loaded.channels
+    boxes = torch.tensor([[4.0, 4, 20, 30], [30, 30, 60, 60]])
+    masks = loaded.decode(maps, boxes=boxes)
+    assert torch.equal(masks, second.decode([each[0] for each in second.encode(images)], boxes=boxes))
+    assert torch.allclose(masks[1:], loaded.decode(maps, boxes=boxes[1:]), atol=1e-5)
+
+
+def test_what_a_sam_2_has_more_than_a_sam_changes_its_masks(second: Sam) -> None:
+    maps, boxes = [each[0] for each in second.encode(torch.randn(1, 3, 64, 64))], torch.tensor([[4.0, 4, 20, 30]])
+    whole = second.decode(maps, boxes=boxes)
+    for place in (0, 1):
+        other = [torch.randn_like(each) if number == place else each for number, each in enumerate(maps)]
+        assert not torch.allclose(second.decode(other, boxes=boxes), whole)
+    parts = (second.object_token, second.prompt_encoder.not_a_point_embed)
+    with torch.no_grad():
+        for part in parts:
+            before = part.weight.clone()
+            part.weight += 1
+            assert not torch.allclose(second.decode(maps, boxes=boxes), whole)
+            part.weight.copy_(before)
+    assert torch.equal(second.decode(maps, boxes=boxes), whole)
+
+
+def test_sam_2_computes_what_it_did_when_compared_with_its_authors_code(second: Sam) -> None:
+    """Their modules and these gave the same maps, and masks that differ by 4e-7; with these weights it was this."""
+    with torch.no_grad():
+        maps = [each[0] for each in second.encode(torch.ones(1, 3, 64, 64).cumsum(-1) / 32 - 1)]
+        masks = second.decode(maps, boxes=torch.tensor([[4.0, 4, 20, 30]]))
+    assert [each.abs().mean().item() for each in maps] == pytest.approx([0.580423, 0.364715, 1.453319], rel=1e-4)
+    assert masks[0, ::5, 3].tolist() == pytest.approx([-0.0131017, -0.0130649, -0.0100952, -0.0136699], rel=1e-4)
+
+
+def test_a_sam_2_of_an_unknown_size_is_one_line(second: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(module.HIERAS, (8, 5))
+    with pytest.raises(LabError, match=r"no SAM that is known here .*SAM 2 of 8 channels and 5 blocks"):
+        load_sam(saved(published_2(second), tmp_path / "second.pt"), 64)
+
+
 def test_prompts_of_every_kind_give_a_mask_each(tiny: Sam) -> None:
-    embedding = tiny.encode(torch.randn(1, 3, 64, 64))[-1][0]
+    maps = [each[0] for each in tiny.encode(torch.randn(1, 3, 64, 64))]
     boxes = torch.tensor([[4.0, 4, 20, 30], [30, 30, 60, 60], [0, 0, 8, 8]])
-    masks = tiny.decode(embedding, boxes=boxes)
+    masks = tiny.decode(maps, boxes=boxes)
     assert masks.shape == (3, 16, 16)
-    assert torch.allclose(masks[1:2], tiny.decode(embedding, boxes=boxes[1:2]), atol=1e-5)  # no prompt sees another
+    assert torch.allclose(masks[1:2], tiny.decode(maps, boxes=boxes[1:2]), atol=1e-5)  # no prompt sees another
     assert not torch.allclose(masks[0], masks[1], atol=1e-5)
-    assert tiny.decode(embedding, points=torch.tensor([[4.0, 9]])).shape == (1, 16, 16)
+    assert tiny.decode(maps, points=torch.tensor([[4.0, 9]])).shape == (1, 16, 16)
     coarse, tokens = torch.randn(1, 1, 16, 16), torch.randn(2, 16)
-    assert tiny.decode(embedding, masks=coarse, tokens=tokens).shape == (1, 16, 16)
+    assert tiny.decode(maps, masks=coarse, tokens=tokens).shape == (1, 16, 16)
 
 
 def test_the_encoder_stays_in_eval_mode(tiny: Sam) -> None:
@@ -100,8 +181,10 @@ def test_the_encoder_stays_in_eval_mode(tiny: Sam) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"image_encoder.trunk.pos_embed": torch.ones(1)}, "is a SAM 2: give a file of MobileSAM or of SAM's"),
-        ({"model": {"image_encoder.trunk.pos_embed": torch.ones(1)}}, "is a SAM 2"),
+        (
+            {"model": {"image_encoder.trunk.pos_embed": torch.ones(1)}},
+            "is no SAM that is known here .*: give a file of",
+        ),
         ({"conv1.weight": torch.ones(1)}, "is no SAM that is known here .*: give a file of MobileSAM"),
         ([1, 2], "is not a state dict: give MobileSAM's mobile_sam.pt"),
         ({"conv1.weight": torch.tensor([float("nan")])}, "holds NaN or infinity in conv1.weight"),
@@ -173,8 +256,8 @@ def test_the_real_mobile_sam_finds_what_a_box_points_at() -> None:
     disc = (y - 200) ** 2 + (x - 300) ** 2 < 90**2
     image = torch.from_numpy(np.where(disc, 1.5, -1.0).astype(np.float32)).expand(1, 3, -1, -1)
     with torch.no_grad():
-        embedding = sam.encode(image)[-1][0]
+        maps = [each[0] for each in sam.encode(image)]
         for prompt in ({"boxes": torch.tensor([[210.0, 110, 390, 290]])}, {"points": torch.tensor([[300.0, 200]])}):
-            found = sam.decode(embedding, **prompt)[0].numpy() > 0
+            found = sam.decode(maps, **prompt)[0].numpy() > 0
             true = disc[2::4, 2::4]
             assert (found & true).sum() / (found | true).sum() > 0.9

@@ -1,7 +1,7 @@
-"""Segment Anything: MobileSAM or ViT-B, L and H from a file, of any size that its state dict has.
+"""Segment Anything: MobileSAM, SAM's ViT-B, L and H, and SAM 2 (Ravi et al., 2024) on images, from a file.
 
-MobileSAM's image encoder is timm's TinyViT; prompt encoder, mask decoder and the ViT encoders are the package
-segment-anything's. Both come with the extra ``sam``. Nothing of the file is run.
+The image encoders of MobileSAM and SAM 2 are timm's TinyViT and HieraDet; the ViT encoders, prompt encoder and mask
+decoder are the package segment-anything's. Both come with the extra ``sam``. Nothing of the file is run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,31 @@ _NAMES = (
     (r"^image_encoder\.layers\.", "image_encoder.stages."),
     (r"^(image_encoder\..*)\.c\.weight$", r"\1.conv.weight"),
 )
+# SAM 2 has the names of its own code. What is there for videos alone is not used.
+_NAMES_2 = (
+    (r"^sam_prompt_encoder\.", "prompt_encoder."),
+    (r"^sam_mask_decoder\.conv_s(\d)\.", r"image_encoder.fine.\1."),
+    (r"^sam_mask_decoder\.obj_score_token\.", "object_token."),
+    (r"^sam_mask_decoder\.", "mask_decoder."),
+    (r"^no_mem_embed$", "image_encoder.still"),
+    (r"^image_encoder\.neck\.convs\.(\d)\.conv\.", r"image_encoder.neck.\1."),
+    (r"^(image_encoder\..*\.mlp)\.layers\.0\.", r"\1.fc1."),
+    (r"^(image_encoder\..*\.mlp)\.layers\.1\.", r"\1.fc2."),
+    (r"^(mask_decoder\.transformer\..*\.mlp)\.layers\.0\.", r"\1.lin1."),
+    (r"^(mask_decoder\.transformer\..*\.mlp)\.layers\.1\.", r"\1.lin2."),
+)
+# timm's names of SAM 2's encoders, by channels and blocks: a state dict shows neither heads nor windows.
+HIERAS: dict[tuple[int, int], dict[str, Any]] = {
+    (96, 12): {"model_name": "sam2_hiera_tiny"},
+    (96, 16): {"model_name": "sam2_hiera_small"},
+    (112, 24): {"model_name": "sam2_hiera_base_plus"},
+    (144, 48): {"model_name": "sam2_hiera_large"},
+}
 _OF_EVERY_VIT = {"use_rel_pos": True, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
-_UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.|.*\.attention_bias_idxs$")  # of classification; constants
+_UNUSED = re.compile(  # of classification; constants; of videos
+    r"image_encoder\.(norm_head|head)\.|.*\.attention_bias_idxs$|memory_|maskmem_|no_mem_pos|obj_ptr|no_obj|"
+    r"mask_downsample\.|sam_mask_decoder\.pred_obj"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +66,8 @@ class Architecture:
     """Hold the numbers that a SAM is built from; ``of`` reads them from a state dict.
 
     Args:
-        encoder: arguments of the image encoder, TinyViT's if ``mobile``, else ImageEncoderViT's.
-        mobile: the image encoder is TinyViT.
+        encoder: arguments of the image encoder.
+        kind: of image encoder: ``tiny_vit``, ``vit`` or ``hiera``, which is SAM 2's.
         dim: channels of the embedding, and of all prompts.
         depth, width: layers of the mask decoder's transformer, and channels inside their MLPs.
         iou_depth, iou_width: the same of the head that predicts a mask's quality.
@@ -52,7 +75,7 @@ class Architecture:
     """
 
     encoder: Mapping[str, Any]
-    mobile: bool = True
+    kind: str = "tiny_vit"
     dim: int = 256
     depth: int = 2
     width: int = 2048
@@ -68,11 +91,12 @@ class Architecture:
             KeyError: a part is missing.
         """
         shape = {name: tuple(value.shape) for name, value in state.items()}
-        mobile = "image_encoder.patch_embed.conv1.conv.weight" in shape
+        first = {"tiny_vit": "image_encoder.patch_embed.conv1.conv.weight", "hiera": "image_encoder.trunk.pos_embed"}
+        kind = next((kind for kind, name in first.items() if name in shape), "vit")
         decoder = "mask_decoder.transformer.layers"
         return cls(
-            encoder=_tiny_vit(shape) if mobile else _vit(shape),
-            mobile=mobile,
+            encoder={"tiny_vit": _tiny_vit, "hiera": _hiera, "vit": _vit}[kind](shape),
+            kind=kind,
             dim=shape["mask_decoder.iou_token.weight"][1],
             depth=_count(shape, decoder),
             width=shape[f"{decoder}.0.mlp.lin1.weight"][0],
@@ -102,7 +126,10 @@ class Sam(nn.Module):
         a, parts = architecture, _library("segment_anything.modeling")
         self.architecture, self.image_size = architecture, image_size
         side = image_size // CELL
-        self.image_encoder = _TinyViT(a) if a.mobile else parts.ImageEncoderViT(**a.encoder, **_OF_EVERY_VIT)
+        if a.kind == "vit":
+            self.image_encoder = parts.ImageEncoderViT(**a.encoder, **_OF_EVERY_VIT)
+        else:
+            self.image_encoder = _Hiera(a) if a.kind == "hiera" else _TinyViT(a)
         self.prompt_encoder = parts.PromptEncoder(a.dim, (side, side), (image_size, image_size), a.mask_dim)
         self.mask_decoder = parts.MaskDecoder(
             transformer_dim=a.dim,
@@ -110,6 +137,7 @@ class Sam(nn.Module):
             iou_head_depth=a.iou_depth,
             iou_head_hidden_dim=a.iou_width,
         )
+        self.object_token = nn.Embedding(1, a.dim) if a.kind == "hiera" else None
         self.image_encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Sam:
@@ -120,27 +148,26 @@ class Sam(nn.Module):
     @property
     def channels(self) -> list[int]:
         """Return the channels of what ``encode`` gives."""
-        return [
-            *(self.architecture.encoder["embed_dims"][:2] if self.architecture.mobile else ()),
-            self.architecture.dim,
-        ]
+        a = self.architecture
+        finer = {"tiny_vit": lambda: a.encoder["embed_dims"][:2], "hiera": lambda: (a.dim // 8, a.dim // 4)}
+        return [*(finer[a.kind]() if a.kind in finer else ()), a.dim]
 
     @property
     def maps(self) -> Maps:
         """Return the network of ``encode``."""
-        return Maps(self.image_encoder, self.architecture.mobile)
+        return Maps(self.image_encoder, self.architecture.kind)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return maps of normalised images [N, 3, S, S]; the last is the embedding [N, C, S / 16, S / 16].
 
-        MobileSAM's first two stages come before it, in cells of 4 and 8 pixels.
+        Before it come MobileSAM's first two stages, or what SAM 2's decoder reads, in cells of 4 and 8 pixels.
         """
         return self.maps(images)
 
     def decode(
         self,
-        embedding: Tensor,
+        maps: Sequence[Tensor],
         *,
         boxes: Tensor | None = None,
         points: Tensor | None = None,
@@ -150,7 +177,7 @@ class Sam(nn.Module):
         """Return a mask's logits for each prompt, [K, S / 4, S / 4].
 
         Args:
-            embedding: of one image, [C, S / 16, S / 16].
+            maps: what ``encode`` gives of one image, [C, h, w] each.
             boxes: [K, 4], x0, y0, x1, y1.
             points: [K, 2], x, y: each is a prompt of its own, inside the object.
             masks: [K, 1, S / 4, S / 4], logits of what is roughly the object.
@@ -158,10 +185,30 @@ class Sam(nn.Module):
         """
         labelled = None if points is None else (points[:, None], points.new_ones(len(points), 1))
         sparse, dense = self.prompt_encoder(labelled, boxes, masks)
+        if boxes is not None and self.object_token is not None:  # SAM 2 ends boxes, too, with a point that is none
+            nowhere = self.prompt_encoder.not_a_point_embed.weight
+            tokens = nowhere if tokens is None else torch.cat([nowhere, tokens])
         if tokens is not None:
             sparse = torch.cat([sparse, tokens.expand(len(sparse), -1, -1)], dim=1)
-        logits, _ = self.mask_decoder(embedding[None], self.prompt_encoder.get_dense_pe(), sparse, dense, False)
-        return logits[:, 0]
+        places = self.prompt_encoder.get_dense_pe()
+        if self.object_token is not None:
+            return self._decode_2(maps, places, sparse, dense)
+        return self.mask_decoder(maps[-1][None], places, sparse, dense, False)[0][:, 0]
+
+    def _decode_2(self, maps: Sequence[Tensor], places: Tensor, sparse: Tensor, dense: Tensor) -> Tensor:
+        """Run the mask decoder as SAM 2 does, with a token of the object and the finer maps; only the first mask."""
+        decoder: Any = self.mask_decoder
+        assert self.object_token is not None
+        fine, finer = maps[1], maps[0]
+        own = torch.cat([self.object_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
+        queries = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        source = maps[-1] + dense
+        answers, tokens = decoder.transformer(source, places.expand(len(source), -1, -1, -1), queries)
+        up, norm, bend, up_again, bend_again = decoder.output_upscaling
+        grown = bend(norm(up(tokens.transpose(1, 2).unflatten(2, source.shape[-2:])) + fine))
+        grown = bend_again(up_again(grown) + finer)
+        mask = decoder.output_hypernetworks_mlps[0](answers[:, 2])  # after the object's and the quality's
+        return torch.einsum("kc,kchw->khw", mask, grown)
 
 
 class Maps(nn.Module):
@@ -169,16 +216,16 @@ class Maps(nn.Module):
 
     Args:
         encoder: a Sam's image encoder.
-        mobile: it is TinyViT.
+        kind: of it, as in ``Architecture``.
     """
 
-    def __init__(self, encoder: nn.Module, mobile: bool) -> None:
+    def __init__(self, encoder: nn.Module, kind: str) -> None:
         super().__init__()
-        self.encoder, self.mobile = encoder, mobile
+        self.encoder, self.kind = encoder, kind
 
     def forward(self, images: Tensor) -> list[Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)  # other kernels round in another way
-        return self.encoder(images) if self.mobile else [self._of_vit(images)]
+        return [self._of_vit(images)] if self.kind == "vit" else self.encoder(images)
 
     def _of_vit(self, images: Tensor) -> Tensor:
         """Run ImageEncoderViT with its positions resized to the images; it resizes the relative ones itself."""
@@ -216,12 +263,31 @@ class _TinyViT(nn.Module):
         return [maps[1], maps[2], self.neck(maps[-1])]
 
 
+class _Hiera(nn.Module):
+    """SAM 2's image encoder: timm's HieraDet, SAM 2's neck, and what its decoder reads of finer maps."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.trunk: Any = _library("timm").create_model(num_classes=0, **architecture.encoder)
+        self.trunk.head = nn.Identity()
+        dim, widths = architecture.dim, [info["num_chs"] for info in self.trunk.feature_info]
+        self.neck = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in reversed(widths))
+        self.fine = nn.ModuleList(nn.Conv2d(dim, dim // part, 1) for part in (8, 4))
+        self.still = nn.Parameter(torch.zeros(1, 1, dim))  # an image is a video of one frame, without a memory
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        stages = self.trunk.forward_intermediates(images, intermediates_only=True)
+        finest, finer, embedding, coarse = (conv(each) for conv, each in zip(reversed(self.neck), stages, strict=True))
+        embedding = embedding + F.interpolate(coarse, embedding.shape[-2:], mode="nearest")
+        return [self.fine[0](finest), self.fine[1](finer), embedding + self.still.view(1, -1, 1, 1)]
+
+
 def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
     """Return a SAM in eval mode with a file's weights, and the file's name.
 
     Args:
-        path: a state dict of MobileSAM or of SAM's ViT-B, L or H, as published; None: MobileSAM's, from its official
-            address, kept in ``TORCH_HOME``.
+        path: a state dict of MobileSAM, of SAM's ViT-B, L or H or of SAM 2 or 2.1, as published; None: MobileSAM's,
+            from its official address, kept in ``TORCH_HOME``.
 
     Raises:
         LabError: the file is missing, damaged, unsafe or of another architecture; it cannot be fetched; the extra
@@ -235,8 +301,6 @@ def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LabError(f"{source} is not a state dict: give MobileSAM's mobile_sam.pt or SAM's sam_vit_b_01ec64.pth")
-    if any(name.startswith("image_encoder.trunk.") for name in state):
-        raise LabError(f"{source} is a SAM 2: give a file of MobileSAM or of SAM's ViT-B, L or H")
     if key := not_finite(state):
         raise LabError(f"{source} holds NaN or infinity in {key}: give another file")
     try:
@@ -245,18 +309,17 @@ def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
         sam.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise LabError(
-            f"{source} is no SAM that is known here ({reason}): give a file of MobileSAM or of SAM's ViT-B, L or H"
-        ) from error
+        known = "MobileSAM, of SAM's ViT-B, L or H or of SAM 2"
+        raise LabError(f"{source} is no SAM that is known here ({reason}): give a file of {known}") from error
     return sam.eval(), file.name
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published state dict with this module's names, and without what is not used."""
     names = {name: name for name in state if not _UNUSED.match(name)}
-    if "image_encoder.patch_embed.seq.0.c.weight" in names:
-        for pattern, new in _NAMES:
-            names = {name: re.sub(pattern, new, now) for name, now in names.items()}
+    mobile, second = "image_encoder.patch_embed.seq.0.c.weight" in names, "image_encoder.trunk.pos_embed" in names
+    for pattern, new in _NAMES if mobile else _NAMES_2 if second else ():
+        names = {name: re.sub(pattern, new, now) for name, now in names.items()}
     return {now: state[name] for name, now in names.items()}
 
 
@@ -284,6 +347,14 @@ def _tiny_vit(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         "num_heads": [1, *(heads for heads, _ in attention)],  # the first stage has no attention
         "window_sizes": [1, *(round(area**0.5) for _, area in attention)],
     }
+
+
+def _hiera(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the arguments of timm's HieraDet."""
+    size = shapes["image_encoder.trunk.patch_embed.proj.weight"][0], _count(shapes, "image_encoder.trunk.blocks")
+    if size not in HIERAS:
+        raise KeyError("SAM 2 of {} channels and {} blocks".format(*size))
+    return HIERAS[size]
 
 
 def _vit(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class SamMask(SamModel):
         maps = self.maps(features)
         coarse = self.coarse(maps)
         corrections = [
-            self.sam.decode(embedding, masks=logits[None, None], tokens=self.tokens)
-            for embedding, logits in zip(maps[-1], coarse, strict=True)
+            self.sam.decode(own, masks=logits[None, None], tokens=self.tokens)
+            for *own, logits in zip(*maps, coarse, strict=True)
         ]
         return coarse, coarse + torch.cat(corrections)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -67,48 +67,48 @@ class SamBox(SamModel):
             otherwise = self.coarse(maps)
             tables = torch.stack([of_logits(logits) for logits in otherwise])
         else:
-            otherwise = torch.stack([self.nothing(embedding) for embedding in maps[-1]])
+            otherwise = self.nothing(maps).expand(len(features), -1, -1)
             tables = features[:, -MOST * COLUMNS :].unflatten(1, (MOST, COLUMNS))
-        for embedding, prompts, rest in zip(maps[-1], tables, otherwise, strict=True):
-            known = prompts[prompts[:, -1] > 0].to(embedding.device)
+        for *own, prompts, rest in zip(*maps, tables, otherwise, strict=True):
+            known = prompts[prompts[:, -1] > 0].to(rest.device)
             if len(known):
-                logits = self.prompted(embedding, known[:, :4], known[:, 4:6])
+                logits = self.prompted(own, known[:, :4], known[:, 4:6])
                 rest = weighed(logits, known[:, -1]).amax(0)
             masks.append(rest)
         return torch.stack(masks)
 
-    def prompted(self, embedding: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
-        """Return logits [K, S / 4, S / 4] of what K prompts mark, of an embedding [C, S / 16, S / 16]."""
+    def prompted(self, maps: Sequence[Tensor], boxes: Tensor, points: Tensor) -> Tensor:
+        """Return logits [K, S / 4, S / 4] of what K prompts mark, from the maps of one image, [C, h, w] each."""
         if self.options["prompt"] == "point":
-            return self.sam.decode(embedding, points=points.to(embedding.device))
-        return self.sam.decode(embedding, boxes=boxes.to(embedding.device))
+            return self.sam.decode(maps, points=points.to(maps[-1].device))
+        return self.sam.decode(maps, boxes=boxes.to(maps[-1].device))
 
-    def nothing(self, embedding: Tensor) -> Tensor:
+    def nothing(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the logits [S / 4, S / 4] of an image without a prompt."""
-        return embedding.new_full(2 * (self.hparams["image_size"] // CELL,), NOTHING)
+        return maps[-1].new_full(2 * (self.hparams["image_size"] // CELL,), NOTHING)
 
     def told(self, batch: Mapping[str, Tensor]) -> Tensor:
         masks = []
-        for embedding, mask in zip(self.maps(self.features_of(batch))[-1], batch["mask"].cpu().numpy(), strict=True):
-            boxes, points, _ = parts_of(mask)
-            masks.append(self.prompted(embedding, boxes, points).amax(0) if len(boxes) else self.nothing(embedding))
+        for *own, mask in zip(*self.maps(self.features_of(batch)), batch["mask"], strict=True):
+            boxes, points, _ = parts_of(mask.cpu().numpy())
+            masks.append(self.prompted(own, boxes, points).amax(0) if len(boxes) else self.nothing(own))
         return torch.stack(masks)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         maps = self.maps(self.features_of(batch))
         loss = torch.zeros((), device=maps[-1].device)
         if self.tuned:
-            loss = loss + self._loss_of_prompts(maps[-1], batch["mask"])
+            loss = loss + self._loss_of_prompts(maps, batch["mask"])
         return loss if self.finder is not None else loss + mask_loss(self.coarse(maps), batch["mask"])
 
-    def _loss_of_prompts(self, embeddings: Tensor, masks: Tensor) -> Tensor:
+    def _loss_of_prompts(self, maps: Sequence[Tensor], masks: Tensor) -> Tensor:
         """Return the mean loss over the images with a defect of what SAM makes of their components' prompts."""
         losses = []
-        for embedding, mask in zip(embeddings, masks.cpu().numpy(), strict=True):
-            boxes, points, parts = parts_of(mask)
+        for *own, mask in zip(*maps, masks, strict=True):
+            boxes, points, parts = parts_of(mask.cpu().numpy())
             if len(boxes):
-                logits = self.prompted(embedding, self._moved(boxes) if self.training else boxes, points)
-                losses.append(mask_loss(logits, parts.to(embedding.device)))
+                logits = self.prompted(own, self._moved(boxes) if self.training else boxes, points)
+                losses.append(mask_loss(logits, parts.to(logits.device)))
         return torch.stack(losses).mean() if losses else 0 * self.sam.mask_decoder.iou_token.weight.sum()
 
     def _moved(self, boxes: Tensor) -> Tensor:

@@ -126,6 +126,17 @@ def test_caches_and_workers_change_nothing(lab, tmp_path: Path) -> None:
     assert rows[0] == rows[1] == rows[2]
 
 
+def test_methods_that_read_other_layers_do_not_share_features(lab, tmp_path: Path) -> None:
+    for name, further in {
+        "one": ["model.options.layers=[features.relu2]"],
+        "two": [],
+        "alone": ["cache.dir=null"],
+    }.items():
+        assert lab(*FPN, *further, f"hydra.run.dir={tmp_path / name}") == 0
+    of_two, alone = (RunResult.load(tmp_path / name).metrics for name in ("two", "alone"))
+    assert of_two["test"] == alone["test"]
+
+
 def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Path) -> None:
     assert lab(*FPN, "hydra.run.dir=run") == 0
     for size in (1, 5):

@@ -75,6 +75,9 @@ class FeatureMaps(nn.Module):
         for stage in self.trained:
             stage.requires_grad_(True)
 
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}"  # which a cache's key has to tell apart: the network is the same
+
     def _shapes(self, size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each layer's output for one image of this size."""
         return {name: tuple(output.shape) for name, output in self.network(torch.zeros(1, 3, size, size)).items()}

@@ -310,7 +310,7 @@ def test_report_of_methods(tmp_path: Path) -> None:
         assert part in text, part
     assert "Training curves" not in text  # nothing trained by epochs
     assert "image by image" not in text.lower()  # DeLong's test is that
-    assert html.count('alt="Anomaly scores of') == 2
+    assert html.count('alt="Scores of') == 2
     assert "\\n" not in text
 
 

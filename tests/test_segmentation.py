@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -151,6 +152,15 @@ def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Pa
 
 def test_a_resumed_run_gives_the_same_result(resumed) -> None:
     resumed(SegmentationModel, 2, *FPN, "trainer.max_epochs=4")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells mapped files on Linux alone")
+def test_a_sweep_keeps_no_features_of_the_runs_before(lab, tmp_path: Path) -> None:
+    assert lab("-m", *FPN, "seed=0,1", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
+    gc.collect()
+    mapped = Path("/proc/self/maps").read_text()
+    assert list((tmp_path / "cache").glob("*.npy"))
+    assert str(tmp_path / "cache") not in mapped
 
 
 def test_unfrozen_stages_train_and_are_not_kept(lab, tmp_path: Path) -> None:

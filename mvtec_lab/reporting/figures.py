@@ -182,7 +182,7 @@ def _finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> 
 
 
 def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
-    """Draw anomaly scores, one dot per image, in a row for each kind of image; dashed is the threshold.
+    """Draw the scores of images, one dot per image, in a row for each kind of image; dashed is the threshold.
 
     Of more than MOST kinds with defects those with the lowest scores are drawn, which are the hardest to find, and the
     rest in one row.
@@ -206,7 +206,7 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
         ax.plot(values, y + shift, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
     ax.axvline(threshold, color=INK, linestyle=(0, (3, 3)), linewidth=1, label="threshold")
     _finish_rows(
-        figure, ax, [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()], "anomaly score"
+        figure, ax, [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()], "score of an image"
     )
     return figure
 

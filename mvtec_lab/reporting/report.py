@@ -43,8 +43,8 @@ PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
 GOOD = "good"
 MAPS = (
     "Where",
-    "The worst misses, the worst false alarms and typical images. All maps have one scale. Blue: the outline of the "
-    "defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
+    "Typical images, and of a one-class method the worst misses and false alarms, whose maps all have one scale. Blue: "
+    "the outline of the defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
 )
 CAMS = (
     "What spoke for the predicted class",
@@ -326,7 +326,7 @@ def _scores(attempt: Attempt) -> Part | None:
         kind = f"{row['type']}, validation" if row["split"] == "val" else row["type"]
         scores.setdefault(kind, []).append(float(row["score"]))
     chart = figures.scores_figure(scores, run.threshold["value"], (GOOD, f"{GOOD}, validation"))
-    return Part(f"Anomaly scores{_of_first(attempt)}", figures.to_data_uri(chart))
+    return Part(f"Scores{_of_first(attempt)}", figures.to_data_uri(chart))
 
 
 # What the page shows of an attempt: side by side, in words, and below.

@@ -52,11 +52,12 @@ def _page(
         right = bool((test.scores[place] > value) == test.defect[place])
         mistake = "" if right else "escape: " if test.defect[place] else "false reject: "
         iou = f", IoU {float(rows[place]['iou']):.2f}" if rows[place]["iou"] else ""
+        named = f"\nnamed {rows[place]['found_type']}" if rows[place]["found_type"] else ""
         tiles += [picture, _plain(mask), _plain(found), outlined(picture, mask, found if found.any() else None)]
         texts += [
-            f"{mistake}{kind}\n{test.scores[place]:.3g}, threshold {value:.3g}",
+            f"{mistake}{kind}\nscore {test.scores[place]:.3g}, threshold {value:.3g}",
             "mask" if mask is not None else "no mask",
-            f"found{iou}",
+            (f"found{iou}" if found.any() else f"nothing found{iou}") + named,
             "blue: mask\norange: found",
         ]
         marks += [right, None, None, None]

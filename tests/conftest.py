@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import numpy as np
 import pytest
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from mvtec_lab.problems import METHODS
@@ -21,6 +23,19 @@ from mvtec_lab.results import PREDICTIONS, RunResult
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of garbage collection: runs collect, and would go through it each time."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mode_as_given() -> Iterator[None]:
+    """Spare Hydra a second composing of the same configuration, which looks whether it sets ``hydra.mode``."""
+    whole = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        return whole(self, config_name, overrides) if any("hydra.mode" in words for words in overrides) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
 
 
 ONE_CLASS_METHODS = [name for name in METHODS.names() if METHODS[name].problem == "anomaly"]

@@ -90,6 +90,7 @@ def test_a_classifier_is_exported_with_any_head(attempt: str, lab, product: Path
         assert probabilities == pytest.approx([float(row[f"prob_{n}"]) for n in about["classes"]], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_openvino_is_another_format(tiny_export, tmp_path: Path, capsys) -> None:
     openvino = pytest.importorskip("openvino")
     model, _ = tiny_export("patchcore", "format=openvino")

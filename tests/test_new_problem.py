@@ -33,7 +33,7 @@ def registered() -> Iterator[None]:
 
 def test_a_new_problem_is_compared_and_reported(lab, tmp_path: Path, capsys) -> None:
     sweep = ["-m", "attempt=base", *BRIGHTNESS, "optimizer.lr=0.001,0.3", "seed=0,1,2", "split.seed=0"]
-    assert lab(*sweep, "hydra.sweep.dir=s", "trainer.max_epochs=20") == 0
+    assert lab(*sweep, "hydra.sweep.dir=s", "trainer.max_epochs=10") == 0
     said = capsys.readouterr().out
     comparison = json.loads((tmp_path / "s/comparison.json").read_text())
     assert comparison["metric"] == "error"

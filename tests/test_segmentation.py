@@ -117,14 +117,14 @@ def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
 
 def test_caches_and_workers_change_nothing(lab, tmp_path: Path) -> None:
     views = "model.options.views=8"  # another order in memory of an image would take other kernels
-    for name, further in {"a": [], "b": ["cache.dir=null"], "c": ["cache.dir=null", "data.num_workers=1"]}.items():
+    for name, further in {"a": [], "b": ["cache.dir=null", "data.num_workers=1"]}.items():
         assert lab(*FPN, views, f"hydra.run.dir={name}", *further) == 0
-    a, b, c = (load_file(tmp_path / name / "best.ckpt")["state_dict"] for name in "abc")
-    assert all(torch.equal(a[key], b[key]) and torch.equal(a[key], c[key]) for key in a)
-    metrics = [RunResult.load(tmp_path / name).metrics for name in "abc"]
-    rows = [read_csv(tmp_path / name / PREDICTIONS) for name in "abc"]
-    assert metrics[0] == metrics[1] == metrics[2]
-    assert rows[0] == rows[1] == rows[2]
+    a, b = (load_file(tmp_path / name / "best.ckpt")["state_dict"] for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    metrics = [RunResult.load(tmp_path / name).metrics for name in "ab"]
+    rows = [read_csv(tmp_path / name / PREDICTIONS) for name in "ab"]
+    assert metrics[0] == metrics[1]
+    assert rows[0] == rows[1]
 
 
 def test_methods_that_read_other_layers_do_not_share_features(lab, tmp_path: Path) -> None:

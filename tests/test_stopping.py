@@ -63,9 +63,11 @@ def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, pl
 @pytest.mark.parametrize("number", others_slow([signal.SIGTERM, signal.SIGINT], signal.SIGINT))
 def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, number: signal.Signals) -> None:
     sweep = ["-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as patch:
         patch.setattr(report, "write_report", by(number))
         assert lab(*sweep) == 130
+    signal.signal(signal.SIGINT, ctrl_c)
     said = "".join(capsys.readouterr())
     assert said.splitlines()[-1] in ("stopped by hand", "stopped from outside (SIGTERM)")
     assert "Traceback" not in said

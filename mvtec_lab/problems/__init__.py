@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mvtec_lab import knobs
 from mvtec_lab.config import Config, validate
@@ -144,9 +144,9 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if not method.backbone:
         reasons |= dict.fromkeys(_BACKBONE.split(), "its networks are its own")
     for name in config.model.options.keys() - method.options.keys():
-        if takers := _takers().get(name):
+        if takers := _takers("options").get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
-    for key, takers in _owners().items():
+    for key, takers in _takers("keys").items():
         if method.name not in takers:
             reasons[key] = f"it is a setting of {', '.join(takers)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
@@ -162,22 +162,13 @@ def _rules_of(method: Method) -> Rules:
 
 def option_kinds(name: str) -> set[type]:
     """Return the kinds of value that options of this name take."""
-    return {METHODS[method].options[name].kind for method in _takers().get(name, ())}
+    return {METHODS[method].options[name].kind for method in _takers("options").get(name, ())}
 
 
-def _takers() -> Mapping[str, list[str]]:
-    """Return every option's name with the methods that take it."""
-    methods: dict[str, list[str]] = {}
-    for name in METHODS.names():
-        for option in METHODS[name].options:
-            methods.setdefault(option, []).append(name)
-    return methods
-
-
-def _owners() -> Mapping[str, list[str]]:
-    """Return every key that some methods alone take, with these methods."""
-    owners: dict[str, list[str]] = {}
-    for name in METHODS.names():
-        for key in METHODS[name].keys:
-            owners.setdefault(key, []).append(name)
-    return owners
+def _takers(part: Literal["options", "keys"]) -> Mapping[str, list[str]]:
+    """Return every option, or every key that some methods alone take, by its name, with the methods that take it."""
+    takers: dict[str, list[str]] = {}
+    for method in METHODS.names():
+        for name in getattr(METHODS[method], part):
+            takers.setdefault(name, []).append(method)
+    return takers

@@ -86,7 +86,8 @@ class SplitConfig:
         ),
     )
     test: float = knob(0.2, above=0, below=1, needs=(only("split.protocol", "holdout", "own"),))  # share of the pool
-    # each image is in test exactly once; one fold is the test set, `val` comes from the others
+    # each image is in test exactly once; one fold is the test set, `val` comes from the others; one-class methods learn
+    # from train/good in every fold, and take the share `val` of it
     folds: int = knob(5, least=2, needs=(only("split.protocol", "kfold"),))
     fold: int = knob(0, changes="run", needs=(only("split.protocol", "kfold"),))  # the fold that is the test set
     file: str | None = None  # protocol=file: CSV with columns path,split; a run's samples.csv is one

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -98,6 +100,21 @@ def test_a_fetched_file_of_another_hash(checkpoints: Path, monkeypatch: pytest.M
     with pytest.raises(WeightsUnavailable, match=r'invalid hash value \(expected "b8a52dc0"'):
         load_weights("squeezenet1_1", "DEFAULT")
     assert not list(checkpoints.iterdir())
+
+
+def test_a_fetch_that_failed_keeps_nothing_of_the_runs_that_asked(checkpoints: Path) -> None:
+    class Features:
+        pass
+
+    def run() -> weakref.ref:
+        features = Features()
+        with pytest.raises(WeightsUnavailable, match="Name or service not known"):
+            load_weights("squeezenet1_1", "DEFAULT")
+        return weakref.ref(features)
+
+    first, second = run(), run()
+    gc.collect()
+    assert first() is second() is None
 
 
 def test_a_cached_entry_stands_in_for_a_default_that_cannot_be_had(checkpoints: Path) -> None:

@@ -28,7 +28,9 @@ from mvtec_lab.results import write_whole
 log = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_unreachable: dict[str, Exception] = {}  # URLs that failed in this process: a sweep does not wait again for each run
+# Why URLs failed in this process: a sweep does not wait again for each run. They are texts, as an error that is raised
+# again holds every frame that it passes through, and with them the images and features of all runs.
+_unreachable: dict[str, str] = {}
 
 
 class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, not that something is
@@ -142,11 +144,11 @@ def fetch_file(url: str, sha256: str, remedy: str) -> Path:
         return path
     try:
         if url in _unreachable:
-            raise _unreachable[url]
+            raise OSError(_unreachable[url])
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
     except Exception as error:  # of the network, the disk, or another file than expected
-        _unreachable[url] = error
+        _unreachable[url] = str(error)
         reason = " ".join(str(error).split())
         raise LabError(f"{url} cannot be fetched ({reason}): put it into {path.parent}, or give {remedy}") from error
     return path
@@ -216,14 +218,14 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
             _verify(path)
             _warn_of_another_file(path)  # TorchVision checks only what it fetches
         elif entry.url in _unreachable:
-            raise _unreachable[entry.url]
+            raise OSError(_unreachable[entry.url])
         return entry.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as error:  # of the network, the disk, or from garbage in the file
         if path.is_file():
             raise _unreadable(path, error) from error
-        _unreachable[entry.url] = error
+        _unreachable[entry.url] = str(error)
         raise WeightsUnavailable(
             f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
             f"{path.parent}, or give model.weights=FILE, or model.weights=null for random weights"
@@ -233,10 +235,10 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
 def _fetch_timm(backbone: str) -> Mapping[str, Tensor]:
     try:
         if backbone in _unreachable:
-            raise _unreachable[backbone]
+            raise OSError(_unreachable[backbone])
         return builder(backbone)(pretrained=True).state_dict()
     except Exception as error:  # of the network, the disk, or of a model without published weights
-        _unreachable[backbone] = error
+        _unreachable[backbone] = str(error)
         raise WeightsUnavailable(
             f"the weights of {backbone} cannot be fetched ({' '.join(str(error).split())[:200]}): give "
             "model.weights=FILE, or model.weights=null for random weights"

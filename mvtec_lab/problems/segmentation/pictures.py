@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import ImageColor
 
+from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.engine.pictures import SIDE, outlined, sheet
 from mvtec_lab.evaluation.segmentation import spread
 from mvtec_lab.problems.anomaly.scores import Scored
@@ -52,10 +53,11 @@ def _page(
         right = bool((test.scores[place] > value) == test.defect[place])
         mistake = "" if right else "escape: " if test.defect[place] else "false reject: "
         iou = f", IoU {float(rows[place]['iou']):.2f}" if rows[place]["iou"] else ""
-        named = f"\nnamed {rows[place]['found_type']}" if rows[place]["found_type"] else ""
+        kind_found = rows[place]["found_type"]
+        named = f"\nnamed {kind_found}" if kind_found not in ("", GOOD) else ""
         tiles += [picture, _plain(mask), _plain(found), outlined(picture, mask, found if found.any() else None)]
         texts += [
-            f"{mistake}{kind}\nscore {test.scores[place]:.3g}, threshold {value:.3g}",
+            f"{mistake}{kind}\n{test.scores[place]:.3g}, threshold {value:.3g}",
             "mask" if mask is not None else "no mask",
             (f"found{iou}" if found.any() else f"nothing found{iou}") + named,
             "blue: mask\norange: found",

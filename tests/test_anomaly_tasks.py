@@ -27,17 +27,22 @@ SIDE = 64  # pixels, the least that all methods take
 
 
 @pytest.fixture
-def run(lab, tmp_path: Path) -> Path:
-    """A PatchCore run whose map threshold is half of the way from the good images' maps to those of defects."""
+def fitted(lab, tmp_path: Path) -> Path:
+    """The checkpoint of a PatchCore run."""
     assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
-    path = tmp_path / "run/best.ckpt"
-    anomaly_model = load_model(path).module
-    checkpoint = torch.load(path, weights_only=True)
+    return tmp_path / "run/best.ckpt"
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Path:
+    """The same with a map threshold half of the way from the good images' maps to those of defects."""
+    anomaly_model = load_model(fitted).module
+    checkpoint = torch.load(fitted, weights_only=True)
     tops = {kind: tops_of(anomaly_model, tmp_path / "products/widget/test" / kind) for kind in ("good", "hole")}
     assert max(tops["good"]) < min(tops["hole"])
     checkpoint["about"]["map_threshold"] = (max(tops["good"]) + min(tops["hole"])) / 2
-    torch.save(checkpoint, path)
-    return path
+    torch.save(checkpoint, fitted)
+    return fitted
 
 
 def tops_of(anomaly_model: AnomalyModel, folder: Path) -> list[float]:
@@ -124,8 +129,8 @@ def test_predict_of_a_method_without_maps_says_so(lab, product: Path, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.jpg"]
 
 
-def test_evaluate_repeats_the_run(run: Path, lab, tmp_path: Path, capsys) -> None:
-    assert lab("task=evaluate", f"ckpt={run}", "hydra.run.dir=again") == 0
+def test_evaluate_repeats_the_run(fitted: Path, lab, tmp_path: Path, capsys) -> None:
+    assert lab("task=evaluate", f"ckpt={fitted}", "hydra.run.dir=again") == 0
     again, before = (json.loads((tmp_path / name).read_text()) for name in ("again/metrics.json", "run/result.json"))
     assert again["metrics"]["test"] == before["metrics"]["test"]
     assert again["threshold"]["value"] == before["threshold"]["value"]

@@ -21,6 +21,9 @@ _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slu
 _HYDRA = {
     r"Ambiguous value for argument '(.*)'": "{} gives several values: a sweep takes -m in front, a list [brackets]",
     r"Error parsing override '(.*)'": "{} is no setting: write key=value; --help lists the keys",
+    r"no viable alternative at input '(.*)'": "{} cannot be read as a value: close its brackets and quotes",
+    r"BasicSweeper does not support sweep type : (INTERVAL)_SWEEP": "an interval is for a search: give "
+    "hydra/sweeper=optuna, or list the values",
     r"Multiple values for (\S+)\. To override": "{} is set already: leave out the + before it",
 }
 

@@ -150,6 +150,22 @@ def test_a_grid_is_given_by_its_keys(tmp_path: Path, monkeypatch, capsys, sweepe
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("optimizer.lr=interval(0.1", "error: interval(0.1 cannot be read as a value: close its brackets and quotes\n"),
+        ("optimizer.lr=interval(0.1,1)", "error: an interval is for a search: give hydra/sweeper=optuna, or list the"),
+    ],
+)
+def test_values_of_a_search_are_checked(tmp_path: Path, monkeypatch, capsys, words: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", words]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(said)
+    assert complaint.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_hydra_application_goes_on(tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text("a: ${hydra:job.name}\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.2", job_name="their_application"):

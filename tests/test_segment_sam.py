@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,21 @@ def test_one_command_sets_tuned_and_untuned_rows_side_by_side(product: Path, wei
     rows = read_csv(tmp_path / "both/summary.csv")
     assert [row["attempt"] for row in rows] == ["segment/sam_box", "segment/sam_zero"]
     assert all(0 <= float(row["test_oracle_iou"]) <= 1 for row in rows)
+
+
+def test_every_fold_takes_the_prompts_of_its_own_run(
+    product: Path, weights: str, one_class: Path, tmp_path: Path
+) -> None:
+    for fold in (0, 1):
+        shutil.copytree(one_class.parent, tmp_path / f"boxes-split.fold_{fold}")
+    data = ["data=folder", f"data.root={product}", f"data.image_size={SIDE}", f"cache.dir={tmp_path / 'cache'}"]
+    prompts = f"model.options.prompts={tmp_path}/boxes-split.fold_${{split.fold}}/best.ckpt"
+    both = tmp_path / "both"
+    sweep = ["-m", "attempt=segment/sam_zero", "cv.folds=2", prompts, f"model.sam_weights={weights}", *data]
+    assert main([*sweep, f"hydra.sweep.dir={both}"]) == 0
+    for fold in (0, 1):
+        text = (both / f"segment_sam_zero-split.fold_{fold}/config.yaml").read_text()
+        assert f"boxes-split.fold_{fold}/best.ckpt" in text
 
 
 def test_a_point_is_where_the_defect_is_widest(run, monkeypatch: pytest.MonkeyPatch) -> None:

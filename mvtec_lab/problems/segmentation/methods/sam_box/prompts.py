@@ -192,7 +192,7 @@ def require_unseen(path: str, data: MVTecDataModule) -> None:
     if known := [s.path for s in data.of_split("test") if digests[s.path] in seen]:
         raise LabError(
             f"{key} was trained on {len(known)} of the images that this run is judged on ({known[0]}): give a run of "
-            "the same split, of a cross-validation the same fold"
+            "the same split, in a cross-validation of the same fold: '...fold_${split.fold}/best.ckpt'"
         )
     rule = (RunResult.load(folder).threshold or {}).get("rule") if (folder / RESULT).is_file() else None
     if rule == "best_f1":

@@ -46,7 +46,7 @@ def test_every_method_learns_a_box_and_an_image_without_one(method: str, tiny_ne
     loss.backward()
     assert torch.isfinite(loss)
     assert not [name for name, p in detector.named_parameters() if p.grad is not None and "stages" in name]
-    for found in detector.found(images):
+    for found in detector.found({"image": images}):
         assert found["boxes"].shape[1:] == (4,)
         assert (found["scores"].diff() <= 0).all()
         assert found["labels"].ge(1).all()
@@ -140,7 +140,7 @@ def test_a_detector_resumes_to_the_same_result(resumed) -> None:
     ("setting", "line"),
     [
         ("model.options.channels=40", "model.options.channels=40 is no multiple of 32"),
-        ("trainer.monitor=val/accuracy", "val/map chooses its checkpoint"),
+        ("trainer.monitor=val/accuracy", "the epoch with the lowest val/loss is kept"),
         ("split.protocol=one_class", "only a one-class method learns from good images alone"),
         ("augment.mix=mixup", "it finds boxes, with losses of its own"),
     ],

@@ -189,6 +189,11 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         }
         if self.targets:
             item["seed"] = torch.tensor([k[1] if isinstance(k, tuple) else 0 for k in key])
+            item |= self._targets_of(places, masks)
+        return item
+
+    def _targets_of(self, places: Sequence[int], masks: Sequence[Any]) -> dict[str, Any]:
+        item: dict[str, Any] = {}
         if "mask" in self.targets:
             item["mask"] = torch.from_numpy(np.stack([_joined(mask) for mask in masks]))
         if "boxes" in self.targets:
@@ -206,6 +211,10 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         kept = [k for k in range(parts.shape[2]) if parts[..., k].any()]
         boxes = torch.tensor([box_around(parts[..., k]) for k in kept]).reshape(-1, 4)
         return boxes, torch.tensor([self._kinds[sample.objects[k].label] for k in kept], dtype=torch.int64)
+
+    def small_targets(self, places: Sequence[int]) -> dict[str, Any]:
+        """Return the targets of images that are not augmented, as items have them."""
+        return self._targets_of(places, [self._small_mask(place) for place in places])
 
     def small_masks(self, places: Sequence[int]) -> Tensor:
         """Return the masks to learn from, uint8 [N, S, S], of images that are not augmented."""
@@ -235,7 +244,7 @@ def _joined(mask: np.ndarray) -> np.ndarray:
 class FeatureDataset(Dataset[dict[str, Any]]):
     """Give features of a data set's images: ``{"features": [N, ...], "label": [N], "index": [N]}``.
 
-    Where the data set gives masks, so does this one, ``mask`` and ``seed``, as MVTecDataset does.
+    Where the data set has ``targets``, so has this one, and ``seed``, as MVTecDataset does.
 
     Args:
         dataset: the images, for their labels and masks.
@@ -265,6 +274,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "label": self.dataset.labels[index],
             "index": index,
         }
-        if "mask" in self.dataset.targets:
-            item |= {"mask": self.dataset.small_masks(places), "seed": torch.tensor([seed for _, seed in pairs])}
+        if self.dataset.targets:
+            item |= self.dataset.small_targets(places)
+            item["seed"] = torch.tensor([seed for _, seed in pairs])
         return item

@@ -1,10 +1,12 @@
 """Detection finds the boxes of defects, each with its type; every method is a folder under methods/."""
 
 from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.segmentation import VIEWS
 
 _OPTIONS = {
     "channels": Option(int, "channels of every map of the pyramid, a multiple of 32", default=96, least=32, most=512),
     "finest": Option(int, "pixels a side of the cells of the finest map", default=8, least=2, most=32),
+    "views": VIEWS,
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import cv2
 import numpy as np
@@ -19,14 +21,15 @@ from mvtec_lab.config import OptimizerConfig, SchedulerConfig
 from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
-from mvtec_lab.models.finite import finite_loss, require_finite
+from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.rules import MONITOR
+from mvtec_lab.problems.detection.views import Found, merged, viewed_boxes
+from mvtec_lab.problems.segmentation.base import Flat, view
+from mvtec_lab.problems.segmentation.training import use_features
 
-Found = dict[str, Tensor]  # of one image: boxes [K, 4], labels [K] from 1, scores [K], and perhaps masks [K, 1, S, S]
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 
 
@@ -78,19 +81,39 @@ class DetectionModel(pl.LightningModule):
         self.hparams.update(plain)
         self.weights_name = "random"
         self.weights_note: str | None = None
+        self._flat: list[Flat] = []  # in a list: its parameters belong to the network
         self.network = self.make()
         self._seen: list[tuple[list[Box], list[Box], str]] = []
+        self._losses: list[tuple[Tensor, int]] = []
 
     def make(self) -> nn.Module:
         """Return the network; a method whose network has no pyramid returns its own."""
         h = self.hparams
         pyramid = Pyramid(h["backbone"], h["weights"], h["unfreeze"], self.options["channels"], self.options["finest"])
         self.weights_name, self.weights_note = pyramid.loaded.name, pyramid.loaded.note
+        if pyramid.frozen:
+            self._flat.append(Flat(pyramid.leading, h["image_size"]))
         return self.build(pyramid, len(self.classes))
 
     def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
         """Return a network of TorchVision over the maps of a pyramid; ``classes`` counts good, as the background."""
         raise NotImplementedError
+
+    @property
+    def views(self) -> int:
+        """Return how many views of each image train, and are judged together: the first ones of ``view``."""
+        return self.options.get("views") or 1
+
+    @property
+    def frozen(self) -> nn.Module | None:
+        """Return the part that never changes: images [N, 3, S, S] to a row of its maps each; None: there is none."""
+        return self._flat[0] if self._flat else None
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Return what ``frozen`` makes of images, of each alone."""
+        with torch.no_grad():
+            each = images.contiguous(memory_format=torch.channels_last).split(1)
+            return torch.cat([self._flat[0](image) for image in each])
 
     def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         """Return the loss of normalised images [N, 3, S, S]; targets have boxes, labels and masks [K, S, S]."""
@@ -101,21 +124,38 @@ class DetectionModel(pl.LightningModule):
         """Find boxes in normalised images [N, 3, S, S], in eval mode: MOST at most, with scores of LEAST or more."""
         return self.network(list(images))
 
-    def found(self, images: Tensor) -> list[Found]:
-        """Find boxes as ``detect`` does, the highest score first, on the CPU.
+    @contextmanager
+    def reading(self, batch: Mapping[str, Any]) -> Iterator[Tensor]:
+        """Give a batch's images to a block; blank ones where it has features, which the network reads instead."""
+        if "features" not in batch:
+            yield batch["image"]
+            return
+        network: Any = self.network
+        size, features = self.hparams["image_size"], batch["features"]
+        with network.backbone.given(self._flat[0].maps(features)):
+            yield features.new_zeros(1).expand(len(features), 3, size, size)
+
+    def found(self, batch: Mapping[str, Any], views: int = 1) -> list[Found]:
+        """Find boxes in each image of a batch, the highest score first, on the CPU.
+
+        Images are taken one after another, so that none depends on others.
+
+        Args:
+            batch: images, or features with a row for each view of each image.
+            views: that are looked at.
 
         Raises:
             LabError: a box or a score is NaN or infinite.
         """
-        with torch.no_grad(), evaluating(self):
-            found = [{name: values.float().cpu() for name, values in each.items()} for each in self.detect(images)]
-        for each in found:
-            require_finite(each["scores"], "the scores")
-            require_finite(each["boxes"], "the boxes")
-        # One-stage networks have an output for the background, too, which is no type of a box.
-        found = [{name: values[each["labels"] > 0] for name, values in each.items()} for each in found]
-        order = [torch.argsort(each["scores"], descending=True, stable=True)[:MOST] for each in found]
-        return [{name: v[o] for name, v in each.items()} for each, o in zip(found, order, strict=True)]
+        stored = "features" in batch
+        values, size = (batch["features"] if stored else batch["image"]).to(self.device), self.hparams["image_size"]
+        images = []
+        for rows in values.split(views if stored else 1):
+            each = rows if stored else torch.cat([view(rows, number) for number in range(views)])
+            with torch.no_grad(), evaluating(self), self.reading({"features" if stored else "image": each}) as seen:
+                found = [_on_cpu(of_view) for of_view in self.detect(seen)]
+            images.append(_best(merged(found, size)))
+        return images
 
     def boxes(self, found: Found) -> list[Box]:
         """Return an image's boxes with the names of their types, rounded to what predictions.csv holds."""
@@ -127,35 +167,66 @@ class DetectionModel(pl.LightningModule):
         ]
 
     def fit(self, run: Run) -> None:
-        """Train on ``run.data``; the weights of the epoch with the best val/map remain."""
-        run.build_trainer(f"val/{MONITOR}")
+        """Train on ``run.data``; the weights of the epoch with the lowest val/loss remain."""
+        run.build_trainer("val/loss")
+        run.result.features = use_features(run, cast(Any, self))
+        run.result.startup_seconds = time.perf_counter() - run.began
         run.watch_memory()
         run.fit()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = finite_loss(self.losses(batch["image"], self.targets(batch)))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), prog_bar=True)
+        batch = self.seen(batch)
+        with self.reading(batch) as images:
+            loss = self.losses(images, self.targets(batch))
+        self._losses.append((loss.detach(), len(images)))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        images, targets = batch["image"], self.targets(batch)
-        with isolate_rng():  # Faster R-CNN samples regions; training draws the same whether this runs or not
-            torch.manual_seed(0)
+        targets = self.targets(batch)
+        with isolate_rng(), self.reading(batch) as images:  # Faster R-CNN samples regions: training draws the same
+            torch.manual_seed(0)  # whether this runs or not
             self.train()
-            loss = finite_loss(self.losses(images, targets))
+            self._losses.append((self.losses(images, targets), len(images)))
             self.eval()
-        self.log("val/loss", loss, batch_size=len(images), prog_bar=True)
-        for found, target in zip(self.found(images), targets, strict=True):
+        for found, target in zip(self.found(batch), targets, strict=True):
             truth = [
                 Box(self.classes[kind], 1.0, *box)
                 for kind, box in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
             ]
             self._seen.append((self.boxes(found), truth, truth[0].kind if truth else GOOD))
 
+    # A step waits for nothing: its loss is looked at when the epoch ends.
+    def on_train_epoch_start(self) -> None:
+        self._losses.clear()
+
     def on_validation_epoch_start(self) -> None:
+        self._losses.clear()
         self._seen.clear()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self._log_loss("train")
+
+    def _log_loss(self, name: str) -> None:
+        losses, sizes = torch.stack([loss for loss, _ in self._losses]), [size for _, size in self._losses]
+        self._losses.clear()
+        if not losses.isfinite().all():
+            raise LabError(f"the training has diverged in epoch {self.current_epoch + 1}: lower optimizer.lr")
+        mean = (losses.double().cpu() * torch.tensor(sizes)).sum() / sum(sizes)
+        self.log(f"{name}/loss", mean.float(), on_step=False, on_epoch=True, batch_size=sum(sizes), prog_bar=True)
+
+    def seen(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a training batch as its views: those that the seeds choose, of images, boxes and masks."""
+        chosen, size = (batch["seed"] % self.views).tolist(), self.hparams["image_size"]
+        moved: dict[str, Any] = {
+            "boxes": [viewed_boxes(boxes, v, size) for boxes, v in zip(batch["boxes"], chosen, strict=True)]
+        }
+        for name in {"image", "mask"} & batch.keys():
+            moved[name] = torch.stack([view(image, v) for image, v in zip(batch[name], chosen, strict=True)])
+        return {**batch, **moved}
+
     def on_validation_epoch_end(self) -> None:
+        self._log_loss("val")
         found, truth, labels = zip(*self._seen, strict=True)
         metrics = box_metrics(match(found, truth, labels))
         self.log_dict({f"val/{key}": float(metrics[key] or 0.0) for key in ("map50", "map")}, prog_bar=True)
@@ -181,6 +252,21 @@ class DetectionModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = (p for p in self.parameters() if p.requires_grad)
         return configured(self, trained, self.optimizer, self.scheduler)
+
+
+def _on_cpu(found: Found) -> Found:
+    """Return what was found in a view, on the CPU, without the background: an output of one-stage networks."""
+    require_finite(found["scores"], "the scores")
+    require_finite(found["boxes"], "the boxes")
+    boxes = found["boxes"]
+    kept = (found["labels"] > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {name: (v.float() if v.is_floating_point() else v)[kept].cpu() for name, v in found.items()}
+
+
+def _best(found: Found) -> Found:
+    """Return the MOST best boxes, the highest score first."""
+    order = torch.argsort(found["scores"], descending=True, stable=True)[:MOST]
+    return {name: values[order] for name, values in found.items()}
 
 
 def instances(mask: Tensor, boxes: Tensor) -> Tensor:

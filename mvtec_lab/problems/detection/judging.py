@@ -128,14 +128,14 @@ def judge(run: Run) -> Judgement:
 
 
 def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
-    """Find the boxes of a split's images."""
-    dataset = data.images(data.of_split(split))
+    """Find the boxes of a split's images, from their features where these were computed."""
+    dataset, features = data.images(data.of_split(split)), data.features.get(split)
+    source: Any = features or dataset
     found: list[list[Box]] = []
     with bar() as progress:
-        for start in progress.track(range(0, len(dataset), data.batch_size), description="finding boxes"):
-            places = list(range(start, min(start + data.batch_size, len(dataset))))
-            images = dataset[places]["image"].to(module.device)
-            found += [module.boxes(each) for each in module.found(images)]
+        for place in progress.track(range(len(dataset)), description="finding boxes"):
+            keys = [place] if features is None else [(place, number) for number in range(module.views)]
+            found.append(module.boxes(module.found(source[keys], module.views)[0]))
     return Judged(dataset, found)
 
 

@@ -59,7 +59,7 @@ class Detection(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         threshold, module = model.threshold or 0.0, model.module
         predictions = []
-        for found in module.found(images):
+        for found in module.found({"image": images}, module.views):
             boxes = module.boxes(found)
             score, name = max((box.score for box in boxes), default=0.0), named(boxes, threshold)
             above = [box for box in boxes if box.score > threshold]

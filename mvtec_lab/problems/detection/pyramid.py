@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ CELLS = (4, 8, 16, 32)  # pixels a side: a coarser map sees the whole image, a f
 class Pyramid(nn.Module):
     """Turn normalised images [N, 3, S, S] into maps [N, channels, H, W] by name, from fine to coarse.
 
-    Batch normalisation stays in eval mode: a few images a batch have no statistics. The stages that do not train run
-    without a gradient.
+    Batch normalisation stays in eval mode: a few images a batch have no statistics. The stages before the first that
+    trains are ``leading``: what they make of an image never changes.
 
     Args:
         backbone, weights, unfreeze: as in ``ModelConfig``.
@@ -61,6 +62,8 @@ class Pyramid(nn.Module):
         self.frozen = next((i for i, name in enumerate(kept) if name in trained), len(kept))
         for name, stage in self.stages.named_children():
             stage.requires_grad_(name in trained)
+        self.leading = Leading(self.stages[: self.frozen], [i for i in self.taken if i < self.frozen])
+        self._given: list[Tensor] | None = None
         self.fpn = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool())
         self.out_channels = channels
 
@@ -90,14 +93,54 @@ class Pyramid(nn.Module):
         self.stages.eval()
         return self
 
+    @contextmanager
+    def given(self, maps: Sequence[Tensor]) -> Iterator[None]:
+        """Take these maps for what ``leading`` makes of the next images, whatever they show."""
+        self._given = list(maps)
+        try:
+            yield
+        finally:
+            self._given = None
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps, values = [], images
-        for place, stage in enumerate(self.stages):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and place >= self.frozen):
-                values = stage(values)
+        *maps, values = self.leading.of_each(images) if self._given is None else self._given
+        if self.frozen - 1 in self.taken:
+            maps.append(values.float())
+        for place in range(self.frozen, len(self.stages)):
+            values = self.stages[place](values)
             if place in self.taken:
                 maps.append(values.float())
         return self.fpn(OrderedDict((str(i), values) for i, values in enumerate(maps)))
+
+
+class Leading(nn.Module):
+    """Run the leading stages of a backbone, which do not train.
+
+    Args:
+        stages: in order; none at all: images are given back.
+        taken: the places of those whose maps are read.
+    """
+
+    def __init__(self, stages: nn.Sequential, taken: Sequence[int]) -> None:
+        super().__init__()
+        self.stages, self.taken = stages, taken
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps [N, C, H, W] that are read, the finest first, and what the last stage makes of images."""
+        maps, values = [], images
+        for place, stage in enumerate(self.stages):
+            values = stage(values)
+            if place in self.taken:
+                maps.append(values.float())
+        return maps if len(self.stages) - 1 in self.taken else [*maps, values.float()]
+
+    def of_each(self, images: Tensor) -> list[Tensor]:
+        """Return the same, of each image alone: more at once take other kernels, which round in another way."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self(images)
+        with torch.no_grad():
+            each = (self(image.contiguous(memory_format=torch.channels_last)) for image in images.split(1))
+            return [torch.cat(maps) for maps in zip(*each, strict=True)]
 
 
 def _is_map(shape: Sequence[int], of_smaller: Sequence[int]) -> bool:

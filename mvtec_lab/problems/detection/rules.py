@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Rules, check_supervised
+from mvtec_lab.problems.segmentation.rules import check_views
 
 _CLASSES = (
     "augment.mix trainer.compile loss.name loss.class_weights loss.defer loss.posthoc "
     "model.head model.neighbours model.generate model.warmup_epochs"
 )
-MONITOR = "map"  # finer than map50, in which a handful of validation images leaves many epochs equal
+RANKING = "map"  # finer than map50, in which a handful of validation images leaves many attempts equal
 
 
 def without_effect(method: Method) -> Mapping[str, str]:
@@ -21,15 +22,16 @@ def without_effect(method: Method) -> Mapping[str, str]:
     reasons |= dict.fromkeys(("threshold.rule", "threshold.quantile"), "best F1 on validation gives its threshold")
     if not method.backbone:
         reasons |= dict.fromkeys(("model.backbone", "model.unfreeze"), "its network is its own")
-    return reasons | {"trainer.monitor": f"val/{MONITOR} chooses its checkpoint"}
+    return reasons | {"trainer.monitor": "the epoch with the lowest val/loss is kept"}
 
 
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     check_supervised(config)
+    check_views(config)
     channels = config.model.options.get("channels")
     if isinstance(channels, int) and channels % 32:
         raise LabError(f"model.options.channels={channels} is no multiple of 32: give 64, 96 or 128")
 
 
-RULES = Rules(check, without_effect, deciding=lambda config: MONITOR)
+RULES = Rules(check, without_effect, deciding=lambda config: RANKING)

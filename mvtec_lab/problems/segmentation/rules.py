@@ -36,7 +36,7 @@ def without_effect(method: Method) -> Mapping[str, str]:
 
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
-    method, protocol, views = config.model.method, config.split.protocol, _views(config)
+    method, protocol = config.model.method, config.split.protocol
     if protocol in ("one_class", "test_folder"):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: it learns from the masks of defects, which a "
@@ -48,12 +48,14 @@ def check(config: Config) -> None:
             f"data.masks={config.data.masks} and model.method={method}: it learns from masks, and an image without one "
             "would be a good image to it: give data.masks=required"
         )
+    check_views(config)
+
+
+def check_views(config: Config) -> None:
+    """Raise LabError for a number of views that there is not."""
+    views = config.model.options.get("views")
     if views not in (None, 1, 2, 4, 8):
         raise LabError(f"model.options.views={views} is no number of views: give 1, 2, 4 or 8")
-
-
-def _views(config: Config) -> int | None:
-    return config.model.options.get("views")
 
 
 RULES = Rules(check, without_effect, deciding=lambda config: "iou")

@@ -9,6 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from mvtec_lab.problems.detection.base import LEAST, MOST, AsGiven, DetectionModel
 from mvtec_lab.problems.detection.methods.fcos import METHOD
 from mvtec_lab.problems.detection.pyramid import Pyramid
+from mvtec_lab.problems.detection.views import OVERLAP
 
 
 class Fcos(DetectionModel):
@@ -19,6 +20,13 @@ class Fcos(DetectionModel):
     def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
         # Its cells choose which boxes a map is responsible for: their sizes have to be the maps' own.
         anchors = AnchorGenerator(tuple((cell,) for cell in pyramid.cells), ((1.0,),) * len(pyramid.cells))
-        network = FCOS(pyramid, classes, anchor_generator=anchors, score_thresh=LEAST, detections_per_img=MOST)
+        network = FCOS(
+            pyramid,
+            classes,
+            anchor_generator=anchors,
+            score_thresh=LEAST,
+            nms_thresh=OVERLAP,
+            detections_per_img=MOST,
+        )
         network.transform = AsGiven(self.hparams["image_size"])
         return network

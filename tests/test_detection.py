@@ -6,17 +6,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import others_slow
 from PIL import Image
 
 from mvtec_lab.data.targets import boxes_of
+from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import from_text
 from mvtec_lab.problems.detection.base import DetectionModel, instances
 from mvtec_lab.problems.detection.build import class_of
 from mvtec_lab.problems.detection.pyramid import Pyramid
+from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import RunResult, read_csv
 
 METHODS = ("fcos", "fasterrcnn", "retinanet", "ssdlite", "maskrcnn")
@@ -117,6 +120,21 @@ def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, 
     assert written["width"] == 24
     assert len(read_csv(tmp_path / "new/predictions.csv")) == 6
     assert (tmp_path / "new/found/000.png.jpg").exists()
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
+    loaded, session = load_model(tmp_path / "run/best.ckpt"), onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    assert json.loads((tmp_path / "out/export.json").read_text())["output"].startswith(
+        "boxes [K, 4], labels [K], scores"
+    )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loaded.mean, loaded.std))
+    picture = torch.from_numpy(read_picture(product / "test/hole/000.png", SIZE))
+    image = picture.permute(2, 0, 1)[None].float() / 255
+    (found,) = loaded.module.found({"image": (image - mean) / std})
+    outputs = session.run(None, {"images": image.numpy()})
+    names = [output.name for output in session.get_outputs()]
+    assert set(names) == found.keys()
+    assert len(found["boxes"])
+    for name, values in zip(names, outputs, strict=True):
+        np.testing.assert_allclose(values, found[name], rtol=1e-3, atol=1e-3)
     if method == "maskrcnn":
         assert np.asarray(Image.open(tmp_path / "new/found/000.png.png")).shape == (24, 24)
 

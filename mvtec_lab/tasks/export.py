@@ -46,7 +46,9 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
 
     The file takes ``images``, float32 [N, 3, S, S], RGB in [0, 1], and gives ``score`` [N] and ``map`` [N, h, w] (none
     where the method does not localise; ``types`` [N, K] beside it where types are named), or a classifier's
-    ``probabilities`` [N, C]. Its metadata holds method, classes, image size, threshold and white.
+    ``probabilities`` [N, C]. A detector's file takes one image, and gives ``boxes`` [K, 4] in pixels, ``labels`` [K],
+    which count the classes, and ``scores`` [K], the highest first. Its metadata holds method, classes, image size,
+    threshold and white.
 
     Raises:
         LabError: there is no checkpoint, it cannot be read or written as ONNX, the extra is not installed, or the
@@ -61,12 +63,15 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     for values in wanted:
         require_finite(values, "scores, maps or probabilities")
     names = network.outputs[: len(wanted)]
-    outputs = (f"{name} [{', '.join(['N', *map(str, o.shape[1:])])}]" for name, o in zip(names, wanted, strict=True))
+    single = getattr(network, "single", False)
+    batches = (1,) if single else BATCHES
+    shapes = (", ".join(["K" if single else "N", *map(str, values.shape[1:])]) for values in wanted)
+    outputs = (f"{name} [{shape}]" for name, shape in zip(names, shapes, strict=True))
     about = {
         "method": model.method,
         "classes": model.classes,
         "image_size": size,
-        "input": f"images: float32 [N, 3, {size}, {size}], RGB in [0, 1]",
+        "input": f"images: float32 [{1 if single else 'N'}, 3, {size}, {size}], RGB in [0, 1]",
         # Another rule moves scores across the threshold: OpenCV's default gave 7 false alarms in 20 good bottles.
         "resize": "to the square: cv2.INTER_AREA along a side that shrinks, then cv2.INTER_CUBIC along one that grows",
         "white": model.white,  # the value of 16-bit files that becomes 1; in 8-bit files it is 255
@@ -76,19 +81,19 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     for key in ("threshold", "map_threshold"):  # a score above it is a defect
         if (value := getattr(model, key)) is not None:
             about[key] = value
-    file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt)
+    file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt, single)
     (wanted_format,) = formats_of(config)
     if wanted_format == "openvino":
         file = to_openvino(file, about)
     run = openvino_runner(file) if wanted_format == "openvino" else onnx_runner(file)
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
-    largest = float(np.max([difference(wanted, run, images, batch) for batch in BATCHES]))
+    largest = float(np.max([difference(wanted, run, images, batch) for batch in batches]))
     if not largest <= LARGEST:  # NaN as well
         raise LabError(
             f"{ckpt} cannot be exported: the file's values differ by {largest:.2g} of the largest from the "
             f"checkpoint's, more than {LARGEST:g}: use task=predict"
         )
-    check = {"images": len(images), "of": source, "batches": BATCHES, "difference": largest, "allowed": LARGEST}
+    check = {"images": len(images), "of": source, "batches": batches, "difference": largest, "allowed": LARGEST}
     report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}
     run_dir = claim(run_dir, EXPORT)
     name = FILES[wanted_format]
@@ -97,7 +102,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     mib = sum(path.stat().st_size for path in run_dir.glob("model.*")) / 2**20
     print(f"{name}: {model.method}, {mib:.1f} MiB; input {about['input']}; output {about['output']}")
     print(
-        f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, BATCHES))}: differs from the "
+        f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, batches))}: differs from the "
         f"checkpoint by {largest:.1g} of the largest value at most"
     )
     print(f"written to {run_dir}")

@@ -26,10 +26,11 @@ from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.views import Found, merged, viewed_boxes
+from mvtec_lab.problems.detection.views import viewed_boxes
 from mvtec_lab.problems.segmentation.base import Flat, view
 from mvtec_lab.problems.segmentation.training import use_features
 
+Found = dict[str, Tensor]  # of one image: boxes [K, 4], labels [K] from 1, scores [K], and perhaps masks [K, 1, S, S]
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 
 
@@ -58,6 +59,7 @@ class DetectionModel(pl.LightningModule):
 
     method: ClassVar[Method]
     draws_masks: ClassVar[bool] = False  # its boxes have masks, and it learns from masks as well
+    no_onnx: ClassVar[str] = ""  # why task=export cannot write it
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class DetectionModel(pl.LightningModule):
 
     @property
     def views(self) -> int:
-        """Return how many views of each image train, and are judged together: the first ones of ``view``."""
+        """Return how many views of each image train: the first ones of ``view``."""
         return self.options.get("views") or 1
 
     @property
@@ -135,26 +137,24 @@ class DetectionModel(pl.LightningModule):
         with network.backbone.given(self._flat[0].maps(features)):
             yield features.new_zeros(1).expand(len(features), 3, size, size)
 
-    def found(self, batch: Mapping[str, Any], views: int = 1) -> list[Found]:
-        """Find boxes in each image of a batch, the highest score first, on the CPU.
+    def found(self, batch: Mapping[str, Any]) -> list[Found]:
+        """Find boxes in each image of a batch, or from its features: the highest score first, on the CPU.
 
         Images are taken one after another, so that none depends on others.
-
-        Args:
-            batch: images, or features with a row for each view of each image.
-            views: that are looked at.
 
         Raises:
             LabError: a box or a score is NaN or infinite.
         """
-        stored = "features" in batch
-        values, size = (batch["features"] if stored else batch["image"]).to(self.device), self.hparams["image_size"]
+        name = "features" if "features" in batch else "image"
         images = []
-        for rows in values.split(views if stored else 1):
-            each = rows if stored else torch.cat([view(rows, number) for number in range(views)])
-            with torch.no_grad(), evaluating(self), self.reading({"features" if stored else "image": each}) as seen:
-                found = [_on_cpu(of_view) for of_view in self.detect(seen)]
-            images.append(_best(merged(found, size)))
+        for one in batch[name].to(self.device).split(1):
+            with torch.no_grad(), evaluating(self), self.reading({name: one}) as image:
+                found = {key: values.cpu() for key, values in self.detect(image)[0].items()}
+            require_finite(found["scores"], "the scores")
+            require_finite(found["boxes"], "the boxes")
+            found = without_background(found)
+            order = torch.argsort(found["scores"], descending=True, stable=True)[:MOST]
+            images.append({key: values[order] for key, values in found.items()})
         return images
 
     def boxes(self, found: Found) -> list[Box]:
@@ -254,19 +254,11 @@ class DetectionModel(pl.LightningModule):
         return configured(self, trained, self.optimizer, self.scheduler)
 
 
-def _on_cpu(found: Found) -> Found:
-    """Return what was found in a view, on the CPU, without the background: an output of one-stage networks."""
-    require_finite(found["scores"], "the scores")
-    require_finite(found["boxes"], "the boxes")
+def without_background(found: Found) -> Found:
+    """Return what was found but for the background, of which one-stage networks have an output, too, and flat boxes."""
     boxes = found["boxes"]
     kept = (found["labels"] > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return {name: (v.float() if v.is_floating_point() else v)[kept].cpu() for name, v in found.items()}
-
-
-def _best(found: Found) -> Found:
-    """Return the MOST best boxes, the highest score first."""
-    order = torch.argsort(found["scores"], descending=True, stable=True)[:MOST]
-    return {name: values[order] for name, values in found.items()}
+    return {name: values[kept] for name, values in found.items()}
 
 
 def instances(mask: Tensor, boxes: Tensor) -> Tensor:

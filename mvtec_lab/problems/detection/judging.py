@@ -129,13 +129,12 @@ def judge(run: Run) -> Judgement:
 
 def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
     """Find the boxes of a split's images, from their features where these were computed."""
-    dataset, features = data.images(data.of_split(split)), data.features.get(split)
-    source: Any = features or dataset
+    dataset = data.images(data.of_split(split))
+    source: Any = data.features.get(split) or dataset
     found: list[list[Box]] = []
     with bar() as progress:
         for place in progress.track(range(len(dataset)), description="finding boxes"):
-            keys = [place] if features is None else [(place, number) for number in range(module.views)]
-            found.append(module.boxes(module.found(source[keys], module.views)[0]))
+            found += [module.boxes(each) for each in module.found(source[[place]])]
     return Judged(dataset, found)
 
 

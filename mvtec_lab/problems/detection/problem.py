@@ -20,7 +20,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
 from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.detection.base import DetectionModel
+from mvtec_lab.problems.detection.base import DetectionModel, without_background
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import judge, named
 
@@ -59,7 +59,7 @@ class Detection(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         threshold, module = model.threshold or 0.0, model.module
         predictions = []
-        for found in module.found({"image": images}, module.views):
+        for found in module.found({"image": images}):
             boxes = module.boxes(found)
             score, name = max((box.score for box in boxes), default=0.0), named(boxes, threshold)
             above = [box for box in boxes if box.score > threshold]
@@ -71,14 +71,28 @@ class Detection(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
-        raise LabError(
-            f"model.method={model.method} has no ONNX file: it removes overlapping boxes, another number in every "
-            "image, which the exporter cannot write for any number of images: use task=predict"
-        )
+        if model.module.no_onnx:
+            raise LabError(f"model.method={model.method} has no ONNX file: {model.module.no_onnx}: use task=predict")
+        return FoundBoxes(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         defects = sum(row["prediction"] != GOOD for row in rows)
         return [f"{defects} of {len(rows)} have a box with a score above the threshold {model.threshold:.4g}"]
+
+
+class FoundBoxes(nn.Module):
+    """Return boxes [K, 4], labels [K], scores [K] and, where it draws them, masks [K, 1, S, S] of a detector."""
+
+    outputs = ("boxes", "labels", "scores", "masks")
+    single = True
+
+    def __init__(self, module: DetectionModel) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = [without_background(self.module.detect(image)[0]) for image in images.split(1)]
+        return tuple(torch.cat([each[name] for each in found]) for name in self.outputs if name in found[0])
 
 
 class _Files:

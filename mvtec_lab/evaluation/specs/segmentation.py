@@ -1,4 +1,4 @@
-"""The metrics of masks: those of a segmentation, and those of an anomaly map above its threshold."""
+"""The metrics of masks: of a segmentation, of an anomaly map above its threshold, and of boxes that have masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.specs.metric import Inference, Metric, Words, interval_of_runs
 
 _segmentation = partial(Metric, problem="segmentation")
-_of_masks = partial(_segmentation, also=("anomaly",))
+_of_masks = partial(_segmentation, also=("anomaly", "detection"))
 _masks = partial(Inference, ("type", "overlap", "union"))
 _types = partial(Inference, ("type", "found_type"), interval_of_runs)
 _NAMED = (

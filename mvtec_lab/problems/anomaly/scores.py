@@ -141,12 +141,16 @@ def prediction_rows(name: str, of: Scored, value: float, cut: float | None = Non
             "score": f"{score:.9g}",  # float32 to the bit
         }
         if of.maps is not None and cut is not None:
-            row |= _overlap(of.dataset, place, of.maps[place], cut)
+            row |= overlap_row(of.dataset, place, of.maps[place], cut)
         rows.append(row)
     return rows
 
 
-def _overlap(dataset: MVTecDataset, place: int, heat: np.ndarray, cut: float) -> dict[str, Any]:
+def overlap_row(dataset: MVTecDataset, place: int, heat: np.ndarray, cut: float) -> dict[str, Any]:
+    """Return iou, overlap and union of an image's mask and where its map [h, w] is above a cut; empty without a mask.
+
+    Overlap and union are pixels of the mask's file, or of a good image's.
+    """
     sample, mask = dataset.samples[place], dataset.mask(place)
     if mask is None and sample.label != GOOD:
         return dict.fromkeys(("iou", "overlap", "union"), "")

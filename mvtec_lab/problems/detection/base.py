@@ -26,11 +26,10 @@ from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.views import viewed_boxes
+from mvtec_lab.problems.detection.views import Found, merged, viewed_boxes
 from mvtec_lab.problems.segmentation.base import Flat, view
 from mvtec_lab.problems.segmentation.training import use_features
 
-Found = dict[str, Tensor]  # of one image: boxes [K, 4], labels [K] from 1, scores [K], and perhaps masks [K, 1, S, S]
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 
 
@@ -103,7 +102,7 @@ class DetectionModel(pl.LightningModule):
 
     @property
     def views(self) -> int:
-        """Return how many views of each image train: the first ones of ``view``."""
+        """Return how many views of each image train, and are judged together: the first ones of ``view``."""
         return self.options.get("views") or 1
 
     @property
@@ -137,25 +136,34 @@ class DetectionModel(pl.LightningModule):
         with network.backbone.given(self._flat[0].maps(features)):
             yield features.new_zeros(1).expand(len(features), 3, size, size)
 
-    def found(self, batch: Mapping[str, Any]) -> list[Found]:
+    def found(self, batch: Mapping[str, Any], views: int = 1) -> list[Found]:
         """Find boxes in each image of a batch, or from its features: the highest score first, on the CPU.
 
         Images are taken one after another, so that none depends on others.
 
+        Args:
+            batch: images, or features with a row for each of these views of each image.
+            views: that are looked at.
+
         Raises:
             LabError: a box or a score is NaN or infinite.
         """
-        name = "features" if "features" in batch else "image"
-        images = []
-        for one in batch[name].to(self.device).split(1):
-            with torch.no_grad(), evaluating(self), self.reading({name: one}) as image:
-                found = {key: values.cpu() for key, values in self.detect(image)[0].items()}
-            require_finite(found["scores"], "the scores")
-            require_finite(found["boxes"], "the boxes")
-            found = without_background(found)
-            order = torch.argsort(found["scores"], descending=True, stable=True)[:MOST]
-            images.append({key: values[order] for key, values in found.items()})
-        return images
+        name, rows = ("features", views) if "features" in batch else ("image", 1)
+        found = []
+        for one in batch[name].to(self.device).split(rows):
+            each = one if name == "features" else torch.cat([view(one, number) for number in range(views)])
+            with torch.no_grad(), evaluating(self), self.reading({name: each}) as seen:
+                of_image = self.fused(seen)
+            found.append({key: values.cpu() for key, values in of_image.items()})
+        return found
+
+    def fused(self, views: Tensor) -> Found:
+        """Find boxes in the first views of an image, [V, 3, S, S], and return those of the image: MOST at most."""
+        each = self.detect(views)
+        for name in ("scores", "boxes"):
+            require_finite(torch.cat([found[name] for found in each]), f"the {name}")
+        together = merged([without_background(found) for found in each], self.hparams["image_size"])
+        return {name: values[:MOST] for name, values in together.items()}
 
     def boxes(self, found: Found) -> list[Box]:
         """Return an image's boxes with the names of their types, rounded to what predictions.csv holds."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
@@ -16,19 +17,27 @@ from mvtec_lab.engine.pictures import boxed, sheet
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
 from mvtec_lab.evaluation.detection import GOOD, Box, Matches, as_text, box_intervals, box_metrics, match
+from mvtec_lab.evaluation.segmentation import mask_figures, mask_intervals
+from mvtec_lab.problems.anomaly.scores import overlap_row
 from mvtec_lab.problems.detection.base import DetectionModel
+from mvtec_lab.problems.detection.views import Found
 from mvtec_lab.progress import bar
 from mvtec_lab.results import MISTAKES
 
+CUT = 0.5  # a box's mask is where it is more likely than not: Mask R-CNN's rule
 SHOWN = 12  # images on a sheet, each without and with the boxes that were found
 
 
 @dataclass
 class Judged:
-    """Hold the found and the true boxes of a split's images, in the order of ``dataset``, in pixels of its images."""
+    """Hold the found and the true boxes of a split's images, in the order of ``dataset``, in pixels of its images.
+
+    ``heats`` are maps [S, S] of the highest score of the boxes whose masks cover a pixel; none without masks.
+    """
 
     dataset: MVTecDataset
     found: list[list[Box]]
+    heats: list[np.ndarray]
 
     @cached_property
     def truth(self) -> list[list[Box]]:
@@ -61,12 +70,27 @@ class Judged:
         for kind, values in of_boxes.pop("by_type").items():
             metrics["by_type"].setdefault(kind, {}).update(values)
         metrics |= of_boxes
+        masks = self.overlaps(threshold)
+        if masks:
+            of_masks = mask_figures(masks)
+            for kind, values in of_masks.pop("by_type").items():
+                metrics["by_type"][kind] |= values
+            metrics |= of_masks
         if intervals:
             metrics["intervals"] = {**image_intervals(self.scores, self.labels), **box_intervals(self.matches, metrics)}
+            metrics["intervals"] |= mask_intervals(masks) if masks else {}
         return metrics
+
+    def overlaps(self, threshold: float) -> list[dict[str, Any]]:
+        """Return a row per image that compares the masks of its boxes above the threshold with its true mask."""
+        return [
+            {"type": sample.label, **overlap_row(self.dataset, place, heat > threshold, CUT)}
+            for place, (sample, heat) in enumerate(zip(self.dataset.samples, self.heats, strict=False))
+        ]
 
     def rows(self, split: str, threshold: float) -> list[dict[str, Any]]:
         """Return the rows of predictions.csv; boxes are in pixels of the square image."""
+        masks = self.overlaps(threshold) or [{}] * len(self.found)
         return [
             {
                 "split": split,
@@ -77,9 +101,10 @@ class Judged:
                 "score": f"{score:.9g}",  # float32 to the bit
                 "found": as_text(boxes),
                 "truth": as_text(truth),
+                **of_mask,
             }
-            for sample, score, boxes, truth in zip(
-                self.dataset.samples, self.scores, self.found, self.truth, strict=True
+            for sample, score, boxes, truth, of_mask in zip(
+                self.dataset.samples, self.scores, self.found, self.truth, masks, strict=True
             )
         ]
 
@@ -129,13 +154,26 @@ def judge(run: Run) -> Judgement:
 
 def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
     """Find the boxes of a split's images, from their features where these were computed."""
-    dataset = data.images(data.of_split(split))
-    source: Any = data.features.get(split) or dataset
+    dataset, features = data.images(data.of_split(split)), data.features.get(split)
+    source: Any = features or dataset
     found: list[list[Box]] = []
+    heats: list[np.ndarray] = []
     with bar() as progress:
         for place in progress.track(range(len(dataset)), description="finding boxes"):
-            found += [module.boxes(each) for each in module.found(source[[place]])]
-    return Judged(dataset, found)
+            keys = [place] if features is None else [(place, number) for number in range(module.views)]
+            (boxes,) = module.found(source[keys], module.views)
+            found.append(module.boxes(boxes))
+            if "masks" in boxes:
+                heats.append(heat_of(boxes, dataset.image_size))
+    return Judged(dataset, found, heats)
+
+
+def heat_of(found: Found, size: int) -> np.ndarray:
+    """Return the highest score of the boxes whose masks cover each pixel, float32 [size, size]; 0 where none does."""
+    heat = torch.zeros(size, size)
+    for score, mask in zip(found["scores"], found["masks"][:, 0], strict=True):
+        heat = torch.where(mask > CUT, heat.maximum(score), heat)
+    return heat.numpy()
 
 
 def true_boxes(dataset: MVTecDataset, place: int) -> list[Box]:

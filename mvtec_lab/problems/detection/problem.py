@@ -20,9 +20,10 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
 from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.detection.base import DetectionModel, without_background
+from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
-from mvtec_lab.problems.detection.judging import judge, named
+from mvtec_lab.problems.detection.judging import CUT, judge, named
+from mvtec_lab.problems.segmentation.base import view
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Detection(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         threshold, module = model.threshold or 0.0, model.module
         predictions = []
-        for found in module.found({"image": images}):
+        for found in module.found({"image": images}, module.views):
             boxes = module.boxes(found)
             score, name = max((box.score for box in boxes), default=0.0), named(boxes, threshold)
             above = [box for box in boxes if box.score > threshold]
@@ -91,7 +92,8 @@ class FoundBoxes(nn.Module):
         self.module = module
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = [without_background(self.module.detect(image)[0]) for image in images.split(1)]
+        numbers = range(self.module.views)
+        found = [self.module.fused(torch.cat([view(i, number) for number in numbers])) for i in images.split(1)]
         return tuple(torch.cat([each[name] for each in found]) for name in self.outputs if name in found[0])
 
 
@@ -111,7 +113,7 @@ class _Files:
             ".jpg": boxed(image, [], boxes),
         }
         if self.masks is not None:
-            union = (self.masks > 0.5).any(0) if len(self.masks) else torch.zeros(self.size, self.size)
+            union = (self.masks > CUT).any(0) if len(self.masks) else torch.zeros(self.size, self.size)
             resized = nn.functional.interpolate(union.float()[None, None], size=(height, width))[0, 0]
             files[".png"] = (resized.numpy() * 255).astype(np.uint8)
         return files

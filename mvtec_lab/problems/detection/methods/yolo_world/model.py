@@ -12,11 +12,12 @@ from torchvision.ops import batched_nms, box_convert
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import RANDOM_MARK
-from mvtec_lab.problems.detection.base import MOST, DetectionModel, Found
+from mvtec_lab.problems.detection.base import MOST, DetectionModel
 from mvtec_lab.problems.detection.methods.yolo_world import METHOD
 from mvtec_lab.problems.detection.methods.yolo_world.guest import guest
 from mvtec_lab.problems.detection.methods.yolo_world.texts import read_embeddings, stand_ins
 from mvtec_lab.problems.detection.methods.yolo_world.training import fine_tune
+from mvtec_lab.problems.detection.views import Found
 
 LICENCE = "ultralytics and its weights are under AGPL-3.0, which it claims for weights trained by it as well"
 STAND_INS = "no text embeddings: random vectors stand in for the class names, and say nothing about their meaning"

@@ -129,7 +129,7 @@ class Finder(nn.Module):
         if problem_of(self.about["method"]).name == "detection":
             tables = [
                 self._of_boxes(each["boxes"] * (self.size / size), each["scores"])
-                for each in self.network.found(smaller)
+                for each in self.network.found({"image": smaller}, self.network.views)
             ]
         else:
             scores, maps = self.network(smaller)

@@ -41,7 +41,7 @@ class Attempt:
         name: of the attempt.
         runs: its runs.
         settings: as ``settings_of`` gives them, by the runs' directories.
-        metric: the key of the metric that it is judged by; None, or one of another problem: the default.
+        metric: the key of the metric that it is judged by; None, or one that they do not state: the default.
 
     Raises:
         LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
@@ -54,7 +54,8 @@ class Attempt:
         self.done = [run for run in runs if run.completed]
         self.problem = (self.done or self.runs)[0].problem
         known = deciding(self.problem)
-        self.metric = next((each for each in known if each.key == metric), known[0])
+        asked = (each for each in known if each.key == metric and self._states(each))
+        self.metric = next(asked, known[0])
         self.luck = any(run.luck for run in self.done)
         self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
         predicted = [t for run in self.done if (t := tested(run)) is not None]
@@ -65,6 +66,11 @@ class Attempt:
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
         for (images, *_), t in latest.items():
             self.tests[images].append(t)
+
+    def _states(self, metric: Metric) -> bool:
+        """Tell whether the runs have a metric: one of another problem is not stated by every method of this one."""
+        values = (metric.of(run.metrics.get("test", {})) for run in self.done)
+        return metric.problem == self.problem or not self.done or any(value is not None for value in values)
 
     def on(self, test_sets: Collection[TestSet] | None = None) -> list[Tested]:
         """Return the test predictions of all runs on some test sets; None: on all."""

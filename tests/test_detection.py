@@ -195,8 +195,9 @@ def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Pat
     assert run.metrics["test"]["false_alarm_rate"] == 0
 
 
-def test_a_detector_resumes_to_the_same_result(resumed) -> None:
-    resumed(DetectionModel, 1, "attempt=detect/fcos", *SMALL, "trainer.max_epochs=3")
+@pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
+def test_a_detector_resumes_to_the_same_result(method: str, resumed) -> None:
+    resumed(DetectionModel, 1, f"attempt=detect/{method}", *SMALL, "trainer.max_epochs=3")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class YoloWorld(DetectionModel):
     """
 
     method = METHOD
+    no_onnx = "ultralytics' network is none that the lab exports, and its own exporter writes other outputs"
     text: Tensor  # [1, C, 512]; a checkpoint holds it
     channel_mean: Tensor
     channel_std: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,15 @@ READ = {
 
 
 @pytest.fixture
-def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command line in an empty folder on the tiny product: ``lab("-m", "attempt=base,cosine")`` -> status."""
-    from mvtec_lab.cli import main
-
     monkeypatch.chdir(tmp_path)
+    return laboratory(tiny_net, product, tmp_path)
+
+
+def laboratory(tiny_net: str, product: Path, folder: Path) -> Callable[..., int]:
+    """What the fixture ``lab`` gives, for fixtures that several tests share; caches go to a folder."""
+    from mvtec_lab.cli import main
 
     def run(*arguments: str) -> int:
         task = next((a[5:] for a in arguments if a.startswith("task=")), "train")
@@ -151,7 +155,7 @@ def lab(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             "model.weights=null",
             *(["trainer.max_epochs=2"] if method.trains else []),
             "trainer.accelerator=cpu",
-            f"cache.dir={tmp_path / 'cache'}",
+            f"cache.dir={folder / 'cache'}",
         ]
         return main(
             [

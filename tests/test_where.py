@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_product
+from conftest import laboratory, write_product
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -38,10 +38,15 @@ def widget(product: Path) -> Path:
     return write_product(product, train_good=12)
 
 
-@pytest.fixture
-def sweep(lab, widget: Path, tmp_path: Path) -> Path:
-    assert lab(*SWEEP, "attempt=segment/fpn,detect/ssdlite,patchcore", "verdict.reference=patchcore") == 0
-    return tmp_path / "sweep"
+@pytest.fixture(scope="module")
+def sweep(tiny_net: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of three problems, which no test changes."""
+    folder = tmp_path_factory.mktemp("where")
+    run = laboratory(tiny_net, write_product(folder / "products/widget", train_good=12), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(*SWEEP, "attempt=segment/fpn,detect/ssdlite,patchcore", "verdict.reference=patchcore") == 0
+    return folder / "sweep"
 
 
 def paths(samples: list[Sample], split: str) -> set[str]:

@@ -149,6 +149,8 @@ def test_every_fold_takes_the_prompts_of_its_own_run(
     for fold in (0, 1):
         text = (both / f"segment_sam_zero-split.fold_{fold}/config.yaml").read_text()
         assert f"boxes-split.fold_{fold}/best.ckpt" in text
+    (row,) = read_csv(both / "summary.csv")  # one attempt of two runs, although each has a path of its own
+    assert (row["attempt"], row["completed"]) == ("segment/sam_zero", "2")
 
 
 def test_a_point_is_where_the_defect_is_widest(run, monkeypatch: pytest.MonkeyPatch) -> None:

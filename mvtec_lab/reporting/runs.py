@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -77,12 +78,19 @@ def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> d
     """
     runs = list(runs)
     groups: dict[str, list[RunResult]] = {}
+    common = {run.run_dir: _without_own_fold(settings[run.run_dir]) for run in runs}
     for run in runs:
-        peers = [settings[r.run_dir] for r in runs if r.attempt == run.attempt and settings[r.run_dir]]
-        own = settings[run.run_dir]
+        peers = [common[r.run_dir] for r in runs if r.attempt == run.attempt and common[r.run_dir]]
+        own = common[run.run_dir]
         varied = [k for k in own if k not in RUN_KEYS and len({peer.get(k) for peer in peers}) > 1]
         groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
     return groups
+
+
+def _without_own_fold(settings: Settings) -> Settings:
+    """Return settings with ``fold_*`` where a value names the run's own fold: a path of another sweep, fold by fold."""
+    own = re.compile(rf"fold_{re.escape(settings.get('split.fold', ''))}(?!\d)")
+    return {key: own.sub("fold_*", value) for key, value in settings.items()}
 
 
 def settings_of(run: RunResult) -> Settings:

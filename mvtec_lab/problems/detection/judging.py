@@ -138,7 +138,7 @@ def judge(run: Run) -> Judgement:
     chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:
         best = best_f1_threshold(chooser.scores, chooser.defect)
-        model.threshold, chosen = max(best, 0.0), {"rule": "f1_on_validation"}  # an image without a box is good
+        model.threshold, chosen = max(best, 0.0), {"rule": "of best F1 on validation"}  # an image without a box is good
         run.keep()
     value = model.threshold
     result.threshold = {"value": value, **chosen}

@@ -204,7 +204,7 @@ def test_a_detector_resumes_to_the_same_result(method: str, resumed) -> None:
     ("setting", "line"),
     [
         ("model.options.channels=40", "model.options.channels=40 is no multiple of 32"),
-        ("trainer.monitor=val/accuracy", "the epoch with the lowest val/loss is kept"),
+        ("trainer.monitor=val/accuracy", "the method says which epoch is kept"),
         ("split.protocol=one_class", "only a one-class method learns from good images alone"),
         ("augment.mix=mixup", "it finds boxes, with losses of its own"),
     ],

@@ -58,6 +58,7 @@ class DetectionModel(pl.LightningModule):
 
     method: ClassVar[Method]
     draws_masks: ClassVar[bool] = False  # its boxes have masks, and it learns from masks as well
+    monitor: ClassVar[str] = "val/loss"  # chooses the epoch: the mAP of a few validation images is luck
     no_onnx: ClassVar[str] = ""  # why task=export cannot write it
 
     def __init__(
@@ -175,8 +176,8 @@ class DetectionModel(pl.LightningModule):
         ]
 
     def fit(self, run: Run) -> None:
-        """Train on ``run.data``; the weights of the epoch with the lowest val/loss remain."""
-        run.build_trainer("val/loss")
+        """Train on ``run.data``; the weights of the epoch with the best ``monitor`` remain."""
+        run.build_trainer(self.monitor)
         run.result.features = use_features(run, cast(Any, self))
         run.result.startup_seconds = time.perf_counter() - run.began
         run.watch_memory()

@@ -22,7 +22,7 @@ def without_effect(method: Method) -> Mapping[str, str]:
     reasons |= dict.fromkeys(("threshold.rule", "threshold.quantile"), "best F1 on validation gives its threshold")
     if not method.backbone:
         reasons |= dict.fromkeys(("model.backbone", "model.unfreeze"), "its network is its own")
-    return reasons | {"trainer.monitor": "the epoch with the lowest val/loss is kept"}
+    return reasons | {"trainer.monitor": "the method says which epoch is kept"}
 
 
 def check(config: Config) -> None:

@@ -15,6 +15,7 @@ class FasterRcnn(DetectionModel):
     """Find boxes by anchors, in two stages."""
 
     method = METHOD
+    monitor = "val/map"  # the loss is lowest while few regions are proposed: they make up what the second stage learns
 
     def build(self, pyramid: Pyramid, classes: int) -> nn.Module:
         network = FasterRCNN(pyramid, **region_settings(pyramid, classes))

@@ -17,6 +17,7 @@ class MaskRcnn(DetectionModel):
     """Find boxes by anchors, in two stages, and the mask of the defect in each."""
 
     method = METHOD
+    monitor = "val/map"  # the loss is lowest while few regions are proposed: they make up what the second stage learns
     draws_masks = True
 
     def build(self, pyramid: Pyramid, classes: int) -> nn.Module:

@@ -187,3 +187,14 @@ def test_a_network_that_onnx_cannot_hold_is_refused_in_one_line() -> None:
     ) as caught:
         onnx.to_onnx(Fixed(), ["score"], 8, {}, "mine.ckpt")
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_nearly_equal_score_may_change_places() -> None:
+    boxes, scores = torch.tensor([[1.0, 2, 8, 9], [30, 4, 40, 9]]), torch.tensor([0.4, 0.4 + 3e-8])
+    swapped = (boxes.flip(0), scores.flip(0))
+    assert onnx.difference((boxes, scores), lambda image: swapped, torch.zeros(1, 3, 4, 4), 1) > 0.5
+    assert onnx.difference((boxes, scores), lambda image: swapped, torch.zeros(1, 3, 4, 4), 1, ordered=False) < 1e-6
+    moved = (boxes.flip(0) + 1, scores.flip(0))
+    assert onnx.difference((boxes, scores), lambda image: moved, torch.zeros(1, 3, 4, 4), 1, ordered=False) > 0.01
+    fewer = (boxes[:1], scores[:1])
+    assert onnx.difference((boxes, scores), lambda image: fewer, torch.zeros(1, 3, 4, 4), 1, ordered=False) == np.inf

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mvtec_lab.engine.process import without_hints
@@ -158,7 +159,16 @@ def write(model: bytes | Any, path: Path) -> None:
         require("openvino", "openvino").save_model(model, path, compress_to_fp16=False)
 
 
-def difference(wanted: Outputs, run: Run, images: Tensor, batch: int) -> float:
+def _in_order_of(wanted: Outputs, outputs: Outputs) -> Outputs:
+    """Return outputs with their rows in the order of the wanted ones that they are nearest to, one to one."""
+    ours, theirs = (torch.cat([v.double().reshape(len(v), -1)[:, :4] for v in of], dim=1) for of in (wanted, outputs))
+    if not theirs.isfinite().all():
+        return outputs
+    order = torch.from_numpy(linear_sum_assignment(torch.cdist(ours, theirs).numpy())[1])
+    return tuple(values[order] for values in outputs)
+
+
+def difference(wanted: Outputs, run: Run, images: Tensor, batch: int, ordered: bool = True) -> float:
     """Return the largest difference from the wanted outputs, as a share of each output's largest value; NaN if any is.
 
     Args:
@@ -166,10 +176,14 @@ def difference(wanted: Outputs, run: Run, images: Tensor, batch: int) -> float:
         run: the file's outputs for some images.
         images: [N, 3, S, S], RGB in [0, 1].
         batch: how many images ``run`` gets at once.
+        ordered: rows correspond in their order; False: each with the nearest, as boxes whose scores differ by less than
+            rounding does may change places.
     """
     outputs = tuple(map(torch.cat, zip(*(run(part) for part in images.split(batch)), strict=True)))
     if any(a.shape != b.shape for a, b in zip(wanted, outputs, strict=True)):  # another number of boxes
         return float("inf")
+    if not ordered:
+        outputs = _in_order_of(wanted, outputs)
     pairs = [(a.double(), b.double()) for a, b in zip(wanted, outputs, strict=True) if a.numel()]
     shares = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs]
     return float(np.max(shares, initial=0.0))  # Python's max() may pass over NaN

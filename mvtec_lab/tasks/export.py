@@ -87,7 +87,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         file = to_openvino(file, about)
     run = openvino_runner(file) if wanted_format == "openvino" else onnx_runner(file)
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
-    largest = float(np.max([difference(wanted, run, images, batch) for batch in batches]))
+    largest = float(np.max([difference(wanted, run, images, batch, not single) for batch in batches]))
     if not largest <= LARGEST:  # NaN as well
         raise LabError(
             f"{ckpt} cannot be exported: the file's values differ by {largest:.2g} of the largest from the "

@@ -35,7 +35,7 @@ class YoloWorld(DetectionModel):
     """
 
     method = METHOD
-    no_onnx = "ultralytics' network is none that the lab exports, and its own exporter writes other outputs"
+    no_onnx = "its network is ultralytics', which has an exporter of its own"
     text: Tensor  # [1, C, 512]; a checkpoint holds it
     channel_mean: Tensor
     channel_std: Tensor

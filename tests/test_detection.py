@@ -17,12 +17,13 @@ from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import from_text
 from mvtec_lab.evaluation.segmentation import ious
+from mvtec_lab.models.maps import of_each
+from mvtec_lab.models.views import view
 from mvtec_lab.problems.detection.base import DetectionModel, instances
 from mvtec_lab.problems.detection.build import class_of
 from mvtec_lab.problems.detection.pyramid import Pyramid
 from mvtec_lab.problems.detection.views import merged, viewed_boxes
 from mvtec_lab.problems.model import load_model
-from mvtec_lab.problems.segmentation.base import view
 from mvtec_lab.results import RunResult, read_csv
 
 METHODS = ("fcos", "fasterrcnn", "retinanet", "ssdlite", "maskrcnn")
@@ -99,7 +100,7 @@ def test_a_view_moves_boxes_with_their_image(number: int) -> None:
 def test_features_and_images_give_the_same_loss_and_boxes(tiny_net: str) -> None:
     detector = model(tiny_net)
     images = torch.randn(2, 3, SIZE, SIZE)
-    features = {"features": detector.extract(images)}
+    features = {"features": of_each(detector.frozen, images)}
     with detector.reading(features) as blank:
         assert not blank.any()
         loss = detector.train().losses(blank, targets())

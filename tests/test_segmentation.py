@@ -16,8 +16,9 @@ from mvtec_lab import build_data, compose
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import segmentation as masks
 from mvtec_lab.evaluation.specs import deciding
+from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.models.weights import load_file
-from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss, unviewed, view
+from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss
 from mvtec_lab.results import PREDICTIONS, RunResult, read_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
@@ -190,7 +191,7 @@ def test_good_training_images_take_part_on_request(lab, tmp_path: Path) -> None:
     [
         (["split.protocol=one_class"], "learns from the masks of defects"),
         (["data.masks=optional"], "give data.masks=required"),
-        (["model.options.views=3"], "give 1, 2, 4 or 8"),
+        (["model.options.views=3"], "give one of 1, 2, 4, 8"),
         (["loss.class_weights=sqrt"], "by cross-entropy and Dice"),
         (["threshold.quantile=0.9"], "validation chooses the thresholds"),
         (["model.head=cosine"], "predicts pixels"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from torch import nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.dataset import MVTecDataset, Rows
+from mvtec_lab.engine.run import Run
+from mvtec_lab.models.maps import Joined, of_each
+from mvtec_lab.models.views import view
 
 
 def kept(
@@ -45,6 +49,61 @@ def kept(
     }
     array = data.cache.get(name, key, rows, np.dtype(np.float32).str, blocks)
     return None if array is None else torch.from_numpy(array)
+
+
+def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> list[str]:
+    """Let the data module load what a frozen network makes of each image's first views; return the splits that have it.
+
+    These are all whose images stay the same. One entry of the cache holds all images that take part, so that it serves
+    every fold and seed, and every method with the same network; a ``Joined`` one has an entry for each of its parts.
+
+    Args:
+        network: images [N, 3, S, S] to [N, ...], float32; None: nothing is frozen.
+        views: how many there are of each image (``models.views.view``).
+        name: the network's, for a person who reads the cache's folder.
+    """
+    data = run.data
+    if network is None or data.cache is None:
+        return []
+    images, device = data.images([sample for sample in data.samples if sample.split]), run.trainer.strategy.root_device
+
+    def blocks(part: nn.Module) -> Iterator[np.ndarray]:
+        part.to(device)
+        for place in range(len(images)):
+            image = images[[place]]["image"].to(device)
+            each = torch.cat([view(image, number) for number in range(views)])
+            with run.trainer.precision_plugin.forward_context():
+                yield of_each(part, each).float().cpu().numpy()
+
+    parts = list(network.parts) if isinstance(network, Joined) else [network]
+    title, rows, further = f"{data.folder.name} {name} at {data.image_size}", len(images) * views, {"views": views}
+    network.eval()  # for good: it never trains
+    kept_parts = [kept(title, part, data, images, rows, further, run.trainer, partial(blocks, part)) for part in parts]
+    arrays = [array for array in kept_parts if array is not None]
+    if len(arrays) < len(parts):
+        return []
+    place_of = {sample.path: place for place, sample in enumerate(images.samples)}
+    for split in ("train", "val", "test"):
+        if samples := data.of_split(split):
+            if split == "train" and data.random:
+                continue
+            chosen = [place_of[sample.path] * views + number for sample in samples for number in range(views)]
+            features = [Rows(array, chosen) for array in arrays]
+            data.load_features(split, features[0] if len(features) == 1 else JoinedRows(features), views)
+    return sorted(data.features)
+
+
+class JoinedRows(Rows):
+    """Rows of several arrays, each joined to one row."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, places: list[int]) -> torch.Tensor:
+        return torch.cat([part[places].flatten(1) for part in self.parts], dim=1)
+
+    def near(self, device: torch.device) -> JoinedRows:
+        return JoinedRows([part.near(device) for part in self.parts])
 
 
 def _digest(network: nn.Module) -> str:

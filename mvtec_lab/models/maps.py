@@ -121,3 +121,55 @@ def _outermost(known: Sequence[str]) -> list[str]:
         stop = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
         names.append(".".join(parts[: stop + 1]))
     return list(dict.fromkeys(names))
+
+
+@torch.no_grad()
+def of_each(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network makes of images: of each alone, and channels last, whatever batch it comes from.
+
+    More at once, or another order in memory, take other kernels, which round in another way.
+    """
+    return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
+
+
+class Joined(nn.Module):
+    """Give what several networks make of images as one row per image. The cache keeps what each makes apart.
+
+    So another network beside the same encoder does not have the encoder's maps computed and kept again.
+
+    Args:
+        parts: networks of images [N, 3, S, S] that give [N, ...], float32.
+    """
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([part(images).flatten(1) for part in self.parts], dim=1)
+
+
+class Flat(nn.Module):
+    """Give the maps of a network that returns several as one row per image, which a cache can keep.
+
+    Args:
+        network: images [N, 3, S, S] to maps [N, C, H, W].
+        size: S, pixels.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            maps = network(torch.zeros(1, 3, size, size))
+        self.shapes = [tuple(each.shape[1:]) for each in maps]
+        self.width = sum(each[0].numel() for each in maps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Channels last: so convolutions read them fastest.
+        return torch.cat([each.permute(0, 2, 3, 1).flatten(1) for each in self.network(images)], dim=1)
+
+    def maps(self, rows: Tensor) -> list[Tensor]:
+        """Return the maps [N, C, H, W] of rows."""
+        parts = rows.split([c * h * w for c, h, w in self.shapes], dim=1)
+        return [part.unflatten(1, (h, w, c)).permute(0, 3, 1, 2) for part, (c, h, w) in zip(parts, self.shapes)]  # noqa: B905

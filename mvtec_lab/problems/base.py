@@ -33,7 +33,7 @@ class Option:
         about: what it does, in one line.
         default: the value where none is given; None where the method computes it from the data.
         least, most: its range, both included; ``above``: a bound that it must exceed.
-        choices: its values, where they are names.
+        choices: its values, where there are few.
     """
 
     kind: type
@@ -42,7 +42,7 @@ class Option:
     least: float | None = None
     most: float | None = None
     above: float | None = None
-    choices: Sequence[str] = ()
+    choices: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ class Method:
     rules: Callable[[Any], None] | None = None
 
 
+# Features of mirror images are kept as those of the image are, so that more views cost no time in training.
+VIEWS = Option(
+    int,
+    "views that train and are judged together: 1, an image itself; 2, 4, its mirror images; 8, quarter turns too",
+    4,
+    choices=(1, 2, 4, 8),
+)
+
+
 def checked_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return every option of a method by its name: the given value, or the default where none or None is given.
 
@@ -98,7 +107,9 @@ def _check_option(key: str, value: Any, option: Option) -> None:
     if not right:
         raise LabError(f"{key}={value} is not {_KINDS[option.kind]}: {option.about}")
     if option.choices and value not in option.choices:
-        raise unknown(key, value, option.choices)
+        if option.kind is str:
+            raise unknown(key, value, option.choices)
+        raise LabError(f"{key}={value}: give one of {', '.join(map(str, option.choices))}")
     if option.kind not in (int, float):
         return
     if wanted := out_of_range(value, option.least, option.most, option.above):

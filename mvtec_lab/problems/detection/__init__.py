@@ -1,7 +1,6 @@
 """Detection finds the boxes of defects, each with its type; every method is a folder under methods/."""
 
-from mvtec_lab.problems.base import Method, Option
-from mvtec_lab.problems.segmentation import VIEWS
+from mvtec_lab.problems.base import VIEWS, Method, Option
 
 _OPTIONS = {
     "channels": Option(int, "channels of every map of the pyramid, a multiple of 32", default=96, least=32, most=512),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
+from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
 from mvtec_lab.models.finite import require_finite
+from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
+from mvtec_lab.models.views import view
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
 from mvtec_lab.problems.detection.views import Found, merged, viewed_boxes
-from mvtec_lab.problems.segmentation.base import Flat, view
-from mvtec_lab.problems.segmentation.training import use_features
 
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 
@@ -111,12 +112,6 @@ class DetectionModel(pl.LightningModule):
         """Return the part that never changes: images [N, 3, S, S] to a row of its maps each; None: there is none."""
         return self._flat[0] if self._flat else None
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return what ``frozen`` makes of images, of each alone."""
-        with torch.no_grad():
-            each = images.contiguous(memory_format=torch.channels_last).split(1)
-            return torch.cat([self._flat[0](image) for image in each])
-
     def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         """Return the loss of normalised images [N, 3, S, S]; targets have boxes, labels and masks [K, S, S]."""
         parts = self.network(list(images), targets)
@@ -178,7 +173,7 @@ class DetectionModel(pl.LightningModule):
     def fit(self, run: Run) -> None:
         """Train on ``run.data``; the weights of the epoch with the best ``monitor`` remain."""
         run.build_trainer(self.monitor)
-        run.result.features = use_features(run, cast(Any, self))
+        run.result.features = use_views(run, self.frozen, self.views, self.hparams["backbone"])
         run.result.startup_seconds = time.perf_counter() - run.began
         run.watch_memory()
         run.fit()

@@ -19,11 +19,11 @@ from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
+from mvtec_lab.models.views import view
 from mvtec_lab.problems.base import Prediction, Problem
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import CUT, judge, named
-from mvtec_lab.problems.segmentation.base import view
 
 log = logging.getLogger(__name__)
 

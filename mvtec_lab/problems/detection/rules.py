@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Rules, check_supervised
-from mvtec_lab.problems.segmentation.rules import check_views
 
 _CLASSES = (
     "augment.mix trainer.compile loss.name loss.class_weights loss.defer loss.posthoc "
@@ -28,7 +27,6 @@ def without_effect(method: Method) -> Mapping[str, str]:
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     check_supervised(config)
-    check_views(config)
     channels = config.model.options.get("channels")
     if isinstance(channels, int) and channels % 32:
         raise LabError(f"model.options.channels={channels} is no multiple of 32: give 64, 96 or 128")

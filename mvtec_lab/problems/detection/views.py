@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from mvtec_lab.problems.segmentation.base import unviewed
+from mvtec_lab.models.views import unviewed
 
 OVERLAP = 0.5  # intersection over union above which two boxes of a type are one defect's, as mAP50 counts it
 

@@ -3,13 +3,9 @@
 from mvtec_lab.problems.base import Option
 
 LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")
-# Frozen features of mirror images are kept as those of the image are, so that more views cost no time in training.
 TYPES = Option(
     str,
     "how a defect's type is named: region, by the maps within its mask; pixel, by classes of its pixels; none",
     "region",
     choices=("region", "pixel", "none"),
-)
-VIEWS = Option(
-    int, "views that train: 1, an image itself; 2 and 4, its mirror images; 8, quarter turns too", 4, least=1, most=8
 )

@@ -16,8 +16,10 @@ from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
+from mvtec_lab.models.maps import of_each
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
+from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
@@ -248,22 +250,6 @@ class SegmentationModel(pl.LightningModule):
 _ADAMW = {"name": "adamw", "lr": 4e-3, "weight_decay": 0.01, "momentum": 0.9}
 
 
-def view(image: Tensor, number: int) -> Tensor:
-    """Return a view [..., S, S] of a square image or map: 0 itself, 1 to 3 mirrored, 4 to 7 these, turned over.
-
-    Bit 0 mirrors left and right, bit 1 top and bottom, bit 2 then swaps rows and columns.
-    """
-    image = image.flip(-1) if number & 1 else image
-    image = image.flip(-2) if number & 2 else image
-    return image.transpose(-1, -2) if number & 4 else image
-
-
-def unviewed(image: Tensor, number: int) -> Tensor:
-    """Return the image that ``view`` made this view of."""
-    image = image.transpose(-1, -2) if number & 4 else image
-    return view(image, number & 3)
-
-
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Return cross-entropy plus the mean Dice loss of those images that have a defect.
 
@@ -280,55 +266,3 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     dice = 1 - (2 * (probability * target).sum((1, 2)) + 1) / (probability.sum((1, 2)) + marked + 1)
     defect = (marked > 0).float()
     return entropy + (dice * defect).sum() / defect.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def of_each(network: nn.Module, images: Tensor) -> Tensor:
-    """Return what a network makes of images: of each alone, and channels last, whatever batch it comes from.
-
-    More at once, or another order in memory, take other kernels, which round in another way.
-    """
-    return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
-
-
-class Joined(nn.Module):
-    """Give what several networks make of images as one row per image. The cache keeps what each makes apart.
-
-    So another network beside the same encoder does not have the encoder's maps computed and kept again.
-
-    Args:
-        parts: networks of images [N, 3, S, S] that give [N, ...], float32.
-    """
-
-    def __init__(self, *parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([part(images).flatten(1) for part in self.parts], dim=1)
-
-
-class Flat(nn.Module):
-    """Give the maps of a network that returns several as one row per image, which a cache can keep.
-
-    Args:
-        network: images [N, 3, S, S] to maps [N, C, H, W].
-        size: S, pixels.
-    """
-
-    def __init__(self, network: nn.Module, size: int) -> None:
-        super().__init__()
-        self.network = network
-        with torch.no_grad():
-            maps = network(torch.zeros(1, 3, size, size))
-        self.shapes = [tuple(each.shape[1:]) for each in maps]
-        self.width = sum(each[0].numel() for each in maps)
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Channels last: so convolutions read them fastest.
-        return torch.cat([each.permute(0, 2, 3, 1).flatten(1) for each in self.network(images)], dim=1)
-
-    def maps(self, rows: Tensor) -> list[Tensor]:
-        """Return the maps [N, C, H, W] of rows."""
-        parts = rows.split([c * h * w for c, h, w in self.shapes], dim=1)
-        return [part.unflatten(1, (h, w, c)).permute(0, 3, 1, 2) for part, (c, h, w) in zip(parts, self.shapes)]  # noqa: B905

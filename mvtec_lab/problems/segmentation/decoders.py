@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mvtec_lab.models.maps import FeatureMaps
-from mvtec_lab.problems.segmentation.base import Flat, SegmentationModel, mask_loss
+from mvtec_lab.models.maps import FeatureMaps, Flat
+from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss
 from mvtec_lab.problems.segmentation.types import TYPES, PixelTypes
 
 RARE = -2.0  # the logits' bias: they begin where few pixels are defective, or the first steps learn just that

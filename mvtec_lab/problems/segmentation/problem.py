@@ -11,9 +11,10 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import image_score, spread
+from mvtec_lab.models.views import view
 from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.segmentation.base import SegmentationModel, view
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
 from mvtec_lab.problems.segmentation.judging import found_type, judge
 from mvtec_lab.problems.segmentation.pictures import files

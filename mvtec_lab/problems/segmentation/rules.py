@@ -48,14 +48,6 @@ def check(config: Config) -> None:
             f"data.masks={config.data.masks} and model.method={method}: it learns from masks, and an image without one "
             "would be a good image to it: give data.masks=required"
         )
-    check_views(config)
-
-
-def check_views(config: Config) -> None:
-    """Raise LabError for a number of views that there is not."""
-    views = config.model.options.get("views")
-    if views not in (None, 1, 2, 4, 8):
-        raise LabError(f"model.options.views={views} is no number of views: give 1, 2, 4 or 8")
 
 
 RULES = Rules(check, without_effect, deciding=lambda config: "iou")

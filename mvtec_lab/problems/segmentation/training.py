@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import nn
 
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.data.dataset import Rows
-from mvtec_lab.engine.features import kept
+from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.pictures import log_picture, outlined, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.problems.segmentation.base import Joined, SegmentationModel, of_each, view
+from mvtec_lab.models.views import view
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.types import RegionTypes
 
 log = logging.getLogger(__name__)
@@ -46,7 +43,8 @@ def fit(run: Run) -> None:
         trainer.strategy.root_device,
         torch.get_num_threads(),
     )
-    result.features = use_features(run, module)
+    network = result.backbone if module.method.backbone else module.weights_name
+    result.features = use_views(run, module.frozen, module.views, network)
     if result.features:
         log.info("the frozen part was computed once: %s, %d views", ", ".join(result.features), module.views)
     if trainer.is_global_zero and run.step is None and trains:
@@ -81,65 +79,6 @@ def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTy
         evidence.append(torch.cat(each).float().mean(0).cpu().numpy())
     if evidence:
         namer.fit(np.stack(evidence), kinds)
-
-
-def use_features(run: Run, module: SegmentationModel) -> list[str]:
-    """Let the data module load features of every split whose images stay the same; return these splits.
-
-    One entry of the cache holds all images that take part, so that it serves every fold and seed, and every method with
-    the same frozen part.
-    """
-    data = run.data
-    if module.frozen is None or data.cache is None:
-        return []
-    images = data.images(_everything(data))
-    views, device = module.views, run.trainer.strategy.root_device
-
-    def blocks(part: nn.Module) -> Iterator[np.ndarray]:
-        part.to(device)
-        for place in range(len(images)):
-            image = images[[place]]["image"].to(device)
-            each = torch.cat([view(image, number) for number in range(views)])
-            with run.trainer.precision_plugin.forward_context():
-                yield of_each(part, each).float().cpu().numpy()
-
-    parts = module.frozen.parts if isinstance(module.frozen, Joined) else [module.frozen]
-    network = module.hparams["backbone"] if module.method.backbone else module.weights_name
-    name = f"{data.folder.name} {network} at {data.image_size}"
-    rows, further = len(images) * views, {"views": views}
-    with evaluating(module):
-        kept_parts = [
-            kept(name, part, data, images, rows, further, run.trainer, partial(blocks, part)) for part in parts
-        ]
-    arrays = [array for array in kept_parts if array is not None]
-    if len(arrays) < len(parts):
-        return []
-    place_of = {sample.path: place for place, sample in enumerate(images.samples)}
-    for split in ("train", "val", "test"):
-        if samples := data.of_split(split):
-            if split == "train" and data.random:
-                continue
-            chosen = [place_of[sample.path] * views + number for sample in samples for number in range(views)]
-            features = [Rows(array, chosen) for array in arrays]
-            data.load_features(split, features[0] if len(features) == 1 else JoinedRows(features), views)
-    return sorted(data.features)
-
-
-class JoinedRows(Rows):
-    """Rows of several arrays, each joined to one row."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self.parts = parts
-
-    def __getitem__(self, places: list[int]) -> torch.Tensor:
-        return torch.cat([part[places].flatten(1) for part in self.parts], dim=1)
-
-    def near(self, device: torch.device) -> JoinedRows:
-        return JoinedRows([part.near(device) for part in self.parts])
-
-
-def _everything(data: MVTecDataModule) -> list:
-    return [sample for sample in data.samples if sample.split]
 
 
 def _log_first_batch(run: Run) -> None:

@@ -1,7 +1,6 @@
 """SAM (Kirillov et al., ICCV 2023) without a prompt: a light decoder's mask is the prompt, and both learn."""
 
-from mvtec_lab.problems.base import Method, Option
-from mvtec_lab.problems.segmentation import VIEWS
+from mvtec_lab.problems.base import VIEWS, Method, Option
 
 METHOD = Method(
     "sam",

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.sam import Architecture, Sam, load_sam
-from mvtec_lab.problems.segmentation.base import Flat, SegmentationModel
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.decoders import begin_rare
 from mvtec_lab.problems.segmentation.methods.fpn.model import Pyramid
 

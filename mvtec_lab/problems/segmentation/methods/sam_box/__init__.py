@@ -1,7 +1,6 @@
 """SAM (Kirillov et al., ICCV 2023) with boxes as prompts: its mask decoder is fine-tuned."""
 
-from mvtec_lab.problems.base import Method, Option
-from mvtec_lab.problems.segmentation import VIEWS
+from mvtec_lab.problems.base import VIEWS, Method, Option
 
 OPTIONS = {
     "channels": Option(int, "channels of the light decoder that finds the boxes without prompts=", 64, least=8),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.problems.segmentation.base import Joined, mask_loss
+from mvtec_lab.models.maps import Joined
+from mvtec_lab.problems.segmentation.base import mask_loss
 from mvtec_lab.problems.segmentation.methods.sam.base import SamModel, parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box import METHOD
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (

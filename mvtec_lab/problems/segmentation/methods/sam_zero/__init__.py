@@ -1,7 +1,6 @@
 """SAM as it is published, with the prompts of ``sam_box``: what training SAM adds is the difference."""
 
-from mvtec_lab.problems.base import Method
-from mvtec_lab.problems.segmentation import VIEWS
+from mvtec_lab.problems.base import VIEWS, Method
 from mvtec_lab.problems.segmentation.methods.sam_box import OPTIONS
 
 METHOD = Method(

@@ -16,6 +16,7 @@ import torch
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
+from mvtec_lab.job import settle
 from mvtec_lab.problems import check
 from mvtec_lab.problems.detection.methods import yolo_world
 from mvtec_lab.problems.detection.methods.yolo_world.__main__ import main
@@ -108,6 +109,18 @@ def test_settings_that_ultralytics_cannot_follow_are_refused(
     check(config())
     with pytest.raises(LabError, match=said):
         check(config(**changes))
+
+
+def test_weights_of_its_own_are_given_as_those_of_a_backbone_are(
+    lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yolo_world, "find_spec", lambda name: True)
+    method = ["task=describe", "attempt=detect/yolo_world", "model.method=yolo_world", "data.image_size=64"]
+    assert lab(*method, "model.weights=world.pt") == 0
+    assert settle(config(model__weights="world.pt"), {"model.weights": "world.pt"}) == {"model.weights": "world.pt"}
+    for refused in ([*method, "model.backbone=resnet50"], ["task=describe", "attempt=vae", "model.weights=world.pt"]):
+        assert lab(*refused) == 2
+        assert f"error: {refused[-1]} does nothing for" in capsys.readouterr().err
 
 
 def test_text_embeddings_belong_to_this_method_alone() -> None:

@@ -24,7 +24,6 @@ _TRAINING = (
     "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum "
     "trainer.max_epochs trainer.patience trainer.precision augment.transforms augment.views"
 )
-_BACKBONE = "model.backbone model.weights"
 _HERE = Path(__file__).parent
 _FOUND = {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("*/problem.py"))}  # every folder with one
 
@@ -142,7 +141,8 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if not method.trains:
         reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
     if not method.backbone:
-        reasons |= dict.fromkeys(_BACKBONE.split(), "its networks are its own")
+        without = ("model.backbone",) if method.own_weights else ("model.backbone", "model.weights")
+        reasons |= dict.fromkeys(without, "its networks are its own")
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers("options").get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"

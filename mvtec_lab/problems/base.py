@@ -56,6 +56,7 @@ class Method:
         trains: by gradient; False where it is fitted in one pass, or not at all.
         draws: from random numbers, so that another seed gives another model.
         backbone: it takes ``model.backbone`` and ``model.weights``.
+        own_weights: it takes ``model.weights`` without a backbone: those of its own network.
         options: what it takes beside them, by name.
         keys: keys of the configuration that it takes and methods which do not name them do not: ``model.sam_weights``.
         rules: raises LabError for settings that the method cannot work with; it is given the whole Config.
@@ -67,6 +68,7 @@ class Method:
     trains: bool = True
     draws: bool = True
     backbone: bool = True
+    own_weights: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     keys: Collection[str] = ()
     rules: Callable[[Any], None] | None = None

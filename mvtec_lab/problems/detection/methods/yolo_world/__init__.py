@@ -45,6 +45,7 @@ METHOD = Method(
     "detection",
     home="mvtec_lab.problems.detection.methods.yolo_world.model:YoloWorld",
     backbone=False,
+    own_weights=True,
     options={
         # s: 12.8 million parameters, the smallest that weights are published for
         "size": Option(str, "which of the published networks", default="s", choices=("s", "m", "l", "x")),

@@ -196,6 +196,13 @@ def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Pat
     assert run.metrics["test"]["false_alarm_rate"] == 0
 
 
+def test_pyramids_of_other_maps_do_not_share_features(lab, tmp_path: Path) -> None:
+    for finest in (4, 2):
+        chosen = [f"model.options.finest={finest}", "model.options.views=1", "trainer.max_epochs=1"]
+        assert lab("attempt=detect/ssdlite", *SMALL, *chosen, f"hydra.run.dir=run{finest}") == 0
+        assert RunResult.load(tmp_path / f"run{finest}").features == ["test", "train", "val"]
+
+
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
 def test_a_detector_resumes_to_the_same_result(method: str, resumed) -> None:
     resumed(DetectionModel, 1, f"attempt=detect/{method}", *SMALL, "trainer.max_epochs=3")

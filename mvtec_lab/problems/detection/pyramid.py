@@ -125,6 +125,9 @@ class Leading(nn.Module):
         super().__init__()
         self.stages, self.taken = stages, taken
 
+    def extra_repr(self) -> str:
+        return f"taken={list(self.taken)}"  # which a cache's key has to tell apart: the stages are the same
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps [N, C, H, W] that are read, the finest first, and what the last stage makes of images."""
         maps, values = [], images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_discriminants_name_types_by_the_maps_within_the_mask() -> None:
     assert p[:, 2].max() == 0  # a type without a training image is never named
     namer.fit(crack, ["hole"] * 12)
     assert namer(torch.zeros(1, 6)).argmax() == 1
+
+
+def test_a_single_image_of_a_type_is_named_by_the_nearest_mean() -> None:
+    namer, rng = RegionTypes(["crack", "hole", "stain"], [5]), np.random.default_rng(0)
+    evidence = np.concatenate([rng.normal(0, 1, (1, 6)), rng.normal(9, 1, (3, 6)), rng.normal(-9, 1, (1, 6))])
+    kinds = ["crack", *["hole"] * 3, "stain"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn's covariance of a single image
+        said = namer.fit(evidence, kinds)
+        assert "crack" in str(said)
+        assert "nearest mean" in str(said)
+        named = namer(torch.tensor(evidence + 1, dtype=torch.float32)).argmax(1)
+        assert [namer.kinds[k] for k in named] == kinds
+        namer.fit(evidence[[0, 1, 4]], ["crack", "hole", "stain"])  # as many images as types
+        assert namer(torch.tensor(evidence, dtype=torch.float32)).argmax(1).tolist() == [0, 1, 1, 1, 2]
 
 
 def test_pixels_outside_of_a_defect_teach_no_type() -> None:

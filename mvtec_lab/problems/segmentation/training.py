@@ -10,7 +10,6 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from mvtec_lab.data.catalogue import GOOD
-from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.pictures import log_picture, outlined, sheet
 from mvtec_lab.engine.run import Run
@@ -57,12 +56,13 @@ def fit(run: Run) -> None:
         module.to(trainer.strategy.root_device)
     started = time.perf_counter()
     if isinstance(module.namer, RegionTypes):
-        _fit_types(run.data, module, module.namer)
+        _fit_types(run, module, module.namer)
     result.fit_seconds = result.seconds + time.perf_counter() - started
 
 
-def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTypes) -> None:
+def _fit_types(run: Run, module: SegmentationModel, namer: RegionTypes) -> None:
     """Show what names the types of defects all training images, as they are, and their true masks."""
+    data = run.data
     images, features = data.images(data.of_split("train")), data.features.get("train")
     evidence: list[np.ndarray] = []
     kinds: list[str] = []
@@ -77,8 +77,8 @@ def _fit_types(data: MVTecDataModule, module: SegmentationModel, namer: RegionTy
                 for n in range(module.views)
             ]
         evidence.append(torch.cat(each).float().mean(0).cpu().numpy())
-    if evidence:
-        namer.fit(np.stack(evidence), kinds)
+    if evidence and (warning := namer.fit(np.stack(evidence), kinds)):
+        run.warn(warning)
 
 
 def _log_first_batch(run: Run) -> None:

@@ -6,6 +6,7 @@ exported network. What they say of the views of an image, ``evidence``, is avera
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,7 +22,8 @@ class RegionTypes(nn.Module):
     """Name a type by linear discriminants of the means of maps within the mask; fitted once, after training.
 
     So the mask is that of a model without types. The discriminants have one covariance, shrunk as Ledoit and Wolf do,
-    for a few dozen defects of a thousand channels; all types count alike, however many images there are of each.
+    for a few dozen defects of a thousand channels; all types count alike, however many images there are of each. A
+    single image of a type says nothing of a covariance: then the nearest mean names the type.
 
     Args:
         kinds: names of the defect types, K.
@@ -49,27 +51,42 @@ class RegionTypes(nn.Module):
         means = [(each * w).sum((2, 3)) / w.sum((2, 3)) for each, w in zip(maps, weights, strict=True)]
         return torch.cat([*means, (heat.mean((1, 2)) + FAINT).log()[:, None]], dim=1)
 
-    def fit(self, evidence: np.ndarray, kinds: Sequence[str]) -> None:
+    def fit(self, evidence: np.ndarray, kinds: Sequence[str]) -> str | None:
         """Learn the types of defects from the evidence of true masks, [N, all C + 1]; one without images is not named.
 
         Args:
             kinds: the type of each, [N].
+
+        Returns:
+            A warning where there are too few images for discriminants.
         """
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-        known = sorted(set(kinds))
+        counts = Counter(kinds)
+        known = sorted(counts)
         self.weight.zero_()
         self.bias.fill_(NEVER)
         if len(known) < 2:
             self.bias[[self.kinds.index(name) for name in known]] = 0.0
-            return
+            return None
         mean, scale = evidence.mean(0), evidence.std(0) + 1e-6
+        single = [name for name in known if counts[name] == 1]
+        if single:
+            scaled = (evidence - mean) / scale
+            lines = np.stack([scaled[np.array(kinds) == name].mean(0) for name in known])
+            self._set(known, lines / scale, -(lines**2).sum(1) / 2, mean)
+            return f"type {single[0]} has a single training image: types are named by the nearest mean"
         lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(len(known), 1 / len(known)))
         lda.fit((evidence - mean) / scale, list(kinds))
         lines, shifts = lda.coef_, lda.intercept_
         if len(known) == 2:  # scikit-learn gives one line for both
             lines, shifts = np.concatenate([-lines, lines]) / 2, np.concatenate([-shifts, shifts]) / 2
-        for name, line, shift in zip(lda.classes_, lines / scale, shifts, strict=True):
+        self._set(known, lines / scale, shifts, mean)
+        return None
+
+    def _set(self, known: Sequence[str], lines: np.ndarray, shifts: np.ndarray, mean: np.ndarray) -> None:
+        """Set the lines and shifts of some types, which are for evidence less this mean."""
+        for name, line, shift in zip(known, lines, shifts, strict=True):
             place = self.kinds.index(name)
             self.weight[place] = torch.from_numpy(line)
             self.bias[place] = float(shift - line @ mean)

@@ -80,7 +80,8 @@ def test_pixels_outside_of_a_defect_teach_no_type() -> None:
     namer, mask = PixelTypes(["crack", "hole"], []), torch.zeros(3, 8, 8, dtype=torch.uint8)
     mask[0, :4], mask[1, 0, 0] = 1, 1  # the third image is good
     logits = torch.zeros(3, 2, 4, 4, requires_grad=True)
-    loss = namer.loss(logits, {"mask": mask, "label": torch.tensor([1, 2, 0])}, first=1)
+    batch = {"mask": mask, "label": torch.tensor([1, 2, 0]), "mixed": torch.zeros(3, dtype=torch.bool)}
+    loss = namer.loss(logits, batch, first=1)
     assert loss.item() == pytest.approx(np.log(2))
     loss.backward()
     assert (logits.grad[0, :, :2] != 0).all()
@@ -90,7 +91,9 @@ def test_pixels_outside_of_a_defect_teach_no_type() -> None:
     heat = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     given = torch.tensor([[[[9.0, -9.0], [-9.0, -9.0]], [[-9.0, 9.0], [9.0, 9.0]]]])
     assert namer.evidence([], heat, given)[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
-    assert namer.loss(logits, {"mask": 0 * mask, "label": torch.zeros(3, dtype=torch.int64)}, 1) == 0
+    assert namer.loss(logits, {**batch, "mask": 0 * mask}, 1) == 0
+    only = namer.loss(logits + torch.arange(3.0)[:, None, None, None], {**batch, "mixed": batch["label"] == 1}, 1)
+    assert torch.equal(only, namer.loss(logits[1:], {key: values[1:] for key, values in batch.items()}, 1))
 
 
 def test_a_type_named_by_region_leaves_the_masks_as_they_are(lab, product: Path, tmp_path: Path) -> None:
@@ -111,6 +114,52 @@ def test_a_type_named_by_region_leaves_the_masks_as_they_are(lab, product: Path,
     assert lab("task=predict", "ckpt=region/best.ckpt", f"source={source}", "hydra.run.dir=new") == 0
     said = [row["found_type"] for row in read_csv(tmp_path / "new/predictions.csv")]
     assert said.count("hole") >= 5
+
+
+@pytest.fixture
+def annotated(lab, product: Path, tmp_path: Path) -> Path:
+    """The tiny product in COCO's format, where most holes have a far smaller crack beside it."""
+    words = ["task=annotate", "data=folder", f"data.root={product}", f"hydra.run.dir={tmp_path / 'exported'}"]
+    assert lab(*words, "format=coco") == 0
+    for file in (tmp_path / "exported/coco").rglob("*.json"):
+        content = json.loads(file.read_text())
+        if "annotations" not in content:
+            continue
+        numbers = {category["name"]: category["id"] for category in content["categories"]}
+        for number, one in enumerate([a for a in content["annotations"] if a["category_id"] == numbers["hole"]]):
+            if number % 3 < 2:
+                corners = [[0, 0, 2, 0, 2, 2, 0, 2]]
+                crack = {"id": 10_000 + number, "category_id": numbers["crack"], "segmentation": corners}
+                content["annotations"].append({**one, **crack, "bbox": [0, 0, 2, 2], "area": 4})
+        file.write_text(json.dumps(content))
+    return tmp_path / "exported/coco"
+
+
+@pytest.mark.parametrize("types", ["region", "pixel"])
+def test_images_of_several_types_say_nothing_of_types(lab, annotated: Path, tmp_path: Path, types: str) -> None:
+    words = ["data=coco", f"data.root={annotated}", f"model.options.types={types}", "trainer.max_epochs=1"]
+    assert lab(*FPN, *words, "hydra.run.dir=run") == 0
+    run = RunResult.load(tmp_path / "run")
+    (said,) = [line for line in run.warnings if "neither learnt nor judged" in line]
+    mixed = int(said.split()[0])
+    assert mixed > 0
+    rows = read_csv(tmp_path / "run/predictions.csv")
+    left_out = [row for row in rows if row["type"] == "hole" and row["found_type"] == ""]
+    assert 0 < len(left_out) <= mixed
+    assert all(row["iou"] for row in left_out)  # its mask counts
+    assert all(row["found_type"] for row in rows if row["type"] == "crack")
+
+
+def test_types_that_the_model_does_not_know_are_not_judged(lab, product: Path, tmp_path: Path) -> None:
+    assert lab(*FPN, "trainer.max_epochs=1", "hydra.run.dir=run") == 0
+    for part in ("test", "ground_truth"):
+        (product / part / "hole").rename(product / part / "stain")
+    of_other = [f"data.root={product}", "data=folder", "hydra.run.dir=judged"]
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", *of_other) == 0
+    content = json.loads((tmp_path / "judged/metrics.json").read_text())
+    assert not ABOUT_TYPES & content["metrics"]["test"].keys()
+    assert any("knows the types crack, hole, but the data has stain" in line for line in content["warnings"])
+    assert {row["found_type"] for row in read_csv(tmp_path / "judged/predictions.csv")} == {""}
 
 
 def test_types_by_pixels_are_learnt_beside_the_mask(lab, tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ class MVTecDataset(Dataset[dict[str, Any]]):
     An item is ``{"image": float32 [3, S, S], normalised; "label": class index, -1 if unknown; "index": place in
     samples}``. A list of keys gives a batch: image [N, 3, S, S], channels last in memory, label and index [N].
 
-    With ``targets``, items also have ``mask``, uint8 [S, S], 1 in a defect ([N, S, S] in a batch), or ``boxes``,
-    float32 [K, 4] in pixels (x0, y0, x1, y1), with ``labels``, int64 [K], which count the defect types from 1; a batch
-    has lists of N of both. An image without a defect has K = 0. Masks are moved along with their images. They have
-    ``seed`` as well, the one of their key, 0 without one: a problem that draws views of its own takes them from it.
+    With ``targets``, items also have ``mask``, uint8 [S, S], 1 in a defect ([N, S, S] in a batch), and ``mixed``, bool,
+    whether the label names but one of several types in it; or ``boxes``, float32 [K, 4] in pixels (x0, y0, x1, y1),
+    with ``labels``, int64 [K], which count the defect types from 1; a batch has lists of N of both. An image without a
+    defect has K = 0. Masks are moved along with their images. They have ``seed`` as well, the one of their key, 0
+    without one: a problem that draws views of its own takes them from it.
 
     Args:
         folder: the product folder, ``.../bottle``.
@@ -196,6 +197,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {}
         if "mask" in self.targets:
             item["mask"] = torch.from_numpy(np.stack([_joined(mask) for mask in masks]))
+            item["mixed"] = torch.tensor([self.samples[place].mixed for place in places])
         if "boxes" in self.targets:
             pairs = [self._boxes(place, mask) for place, mask in zip(places, masks, strict=True)]
             item["boxes"], item["labels"] = (list(values) for values in zip(*pairs, strict=True))

@@ -39,6 +39,11 @@ class Sample:
         """Return whether its defects are marked pixel by pixel, not by boxes alone."""
         return self.mask is not None and all(region.counts is not None for region in self.objects)
 
+    @property
+    def mixed(self) -> bool:
+        """Return whether its defects are of several types, of which ``label`` names one alone."""
+        return len({region.label for region in self.objects}) > 1
+
     def read_mask(self, folder: Path) -> np.ndarray | None:
         """Return where its defects are, [H, W] bool in the image's size; None where that is not known.
 

@@ -49,7 +49,7 @@ def judge(run: Run) -> Judgement:
     result.threshold = {"value": value, "rule": RULE, "map": cut}
     test = scored["test"]
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
-    kinds = model.module.kinds
+    kinds = _kinds(run)
     rows = {split: mask_rows(split, part, value, cut, kinds, types[split]) for split, part in scored.items()}
     metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
     if (oracle := _oracle_iou(model.module, test, data.test_dataloader())) is not None:
@@ -112,16 +112,37 @@ def _thresholds(run: Run, val: Scored) -> tuple[float, float]:
     return best_f1_threshold(val.scores, val.defect), cut
 
 
+def _kinds(run: Run) -> list[str]:
+    """Return the types that the model names; none where it was not trained for those of the data. Warn of what is left
+    out of the figures of types."""
+    module, samples = run.model.module, [s for s in run.data.samples if s.split]
+    if module.namer is None:
+        return []
+    kinds: list[str] = module.kinds
+    if strangers := sorted({s.label for s in samples if s.split != "train"} - {GOOD, *kinds}):
+        run.warn(
+            f"the model knows the types {', '.join(kinds)}, but the data has {', '.join(strangers)}: the figures of "
+            "types are left out"
+        )
+        return []
+    if mixed := sum(s.mixed for s in samples):
+        run.warn(f"{mixed} image(s) have defects of several types: their types are neither learnt nor judged")
+    return kinds
+
+
 def mask_rows(
     split: str, of: Scored, value: float, cut: float, kinds: Sequence[str], types: Sequence[torch.Tensor]
 ) -> list[dict[str, Any]]:
-    """Return the rows of predictions.csv, with the type that was found.
+    """Return the rows of predictions.csv, with the type that was found; it is empty where an image has several types.
 
     Args:
-        kinds, types: names of the defect types, and their probabilities [K] in each image.
+        kinds, types: names of the defect types, and their probabilities [K] in each image; no names: none is found.
     """
-    rows = zip(prediction_rows(split, of, value, cut), types, strict=True)
-    return [{**row, "found_type": found_type(kinds, each, row["prediction"])} for row, each in rows]
+    rows = zip(prediction_rows(split, of, value, cut), types, of.dataset.samples, strict=True)
+    return [
+        {**row, "found_type": "" if sample.mixed else found_type(kinds, of_image, row["prediction"])}
+        for row, of_image, sample in rows
+    ]
 
 
 def found_type(kinds: Sequence[str], types: torch.Tensor, prediction: str) -> str:
@@ -131,7 +152,7 @@ def found_type(kinds: Sequence[str], types: torch.Tensor, prediction: str) -> st
         kinds, types: names of the defect types, and their probabilities [K]; K is 0 where they are not named.
         prediction: good or defect.
     """
-    return "" if not len(types) else GOOD if prediction == GOOD else kinds[int(types.argmax())]
+    return "" if not len(kinds) or not len(types) else GOOD if prediction == GOOD else kinds[int(types.argmax())]
 
 
 def _metrics(run: Run, part: Scored, rows: list[dict[str, Any]], whole: bool) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _fit_types(run: Run, module: SegmentationModel, namer: RegionTypes) -> None:
     evidence: list[np.ndarray] = []
     kinds: list[str] = []
     for place, sample in enumerate(images.samples):
-        if sample.label == GOOD:
+        if sample.label == GOOD or sample.mixed:
             continue
         batch = images[[place]] if features is None else features[[(place, n) for n in range(module.views)]]
         mask, kinds = images.small_masks([place]).float().to(module.device), [*kinds, sample.label]

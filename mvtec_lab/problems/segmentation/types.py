@@ -120,15 +120,15 @@ class PixelTypes(nn.Module):
         return (logits.softmax(1) * weights).sum((2, 3)) / weights.sum((2, 3))
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], first: int) -> Tensor:
-        """Return the mean cross-entropy of the types within the true masks; each defect image counts alike.
+        """Return the mean cross-entropy of the types within the true masks; each defect image of one type counts alike.
 
         Args:
             logits: [N, K, h, w].
-            batch: ``mask``, uint8 [N, S, S], and ``label``, class indices [N].
+            batch: ``mask``, uint8 [N, S, S]; ``label``, class indices [N]; ``mixed``, bool [N].
             first: the class index of the first type.
         """
         cover = F.interpolate(batch["mask"].float()[:, None], logits.shape[-2:], mode="area")[:, 0]
-        defect = cover.sum((1, 2)) > 0
+        defect = (cover.sum((1, 2)) > 0) & ~batch["mixed"]
         if not defect.any():
             return logits.sum() * 0
         wanted = (batch["label"] - first)[defect, None, None].expand(-1, *logits.shape[-2:])

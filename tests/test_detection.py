@@ -14,6 +14,7 @@ from PIL import Image
 
 from mvtec_lab.data.targets import boxes_of
 from mvtec_lab.data.transforms import read_picture
+from mvtec_lab.engine import features
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import from_text
 from mvtec_lab.evaluation.segmentation import ious
@@ -100,12 +101,12 @@ def test_a_view_moves_boxes_with_their_image(number: int) -> None:
 def test_features_and_images_give_the_same_loss_and_boxes(tiny_net: str) -> None:
     detector = model(tiny_net)
     images = torch.randn(2, 3, SIZE, SIZE)
-    features = {"features": of_each(detector.frozen, images)}
-    with detector.reading(features) as blank:
+    kept = {"features": of_each(detector.frozen, images)}
+    with detector.reading(kept) as blank:
         assert not blank.any()
         loss = detector.train().losses(blank, targets())
     assert torch.equal(loss, detector.losses(images, targets()))
-    for ours, theirs in zip(detector.found(features), detector.found({"image": images}), strict=True):
+    for ours, theirs in zip(detector.found(kept), detector.found({"image": images}), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -201,6 +202,21 @@ def test_pyramids_of_other_maps_do_not_share_features(lab, tmp_path: Path) -> No
         chosen = [f"model.options.finest={finest}", "model.options.views=1", "trainer.max_epochs=1"]
         assert lab("attempt=detect/ssdlite", *SMALL, *chosen, f"hydra.run.dir=run{finest}") == 0
         assert RunResult.load(tmp_path / f"run{finest}").features == ["test", "train", "val"]
+
+
+def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: Path, monkeypatch) -> None:
+    taken, found = [], DetectionModel.found
+
+    def watched(self, batch, *views):
+        taken.append(batch)
+        return found(self, batch, *views)
+
+    monkeypatch.setattr(DetectionModel, "found", watched)
+    assert lab("attempt=detect/ssdlite", *SMALL, "trainer.max_epochs=1", "hydra.run.dir=run") == 0
+    assert RunResult.load(tmp_path / "run").features == ["test", "train", "val"]
+    timed = [batch for batch in taken if "features" not in batch]
+    images = RunResult.load(tmp_path / "run").counts["test"]
+    assert len(timed) == min(features.TIMED, sum(images.values()))
 
 
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.maps import Joined, of_each
 from mvtec_lab.models.views import view
+
+TIMED = 8  # images: of one the first call's preparations would count
 
 
 def kept(
@@ -91,6 +94,19 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
             features = [Rows(array, chosen) for array in arrays]
             data.load_features(split, features[0] if len(features) == 1 else JoinedRows(features), views)
     return sorted(data.features)
+
+
+def seconds_per_image(data: MVTecDataModule, judge: Callable[[dict[str, Any]], object]) -> float:
+    """Return the seconds from an image's pixels to what is judged of it: kept features would hide the frozen part's.
+
+    Args:
+        judge: takes a batch of one test image, and ends when its result is on the CPU.
+    """
+    images = data.images(data.of_split("test")[:TIMED])
+    started = time.perf_counter()
+    for place in range(len(images)):
+        judge(images[[place]])
+    return (time.perf_counter() - started) / len(images)
 
 
 class JoinedRows(Rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.targets import boxes_of
+from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.pictures import boxed, sheet
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
@@ -130,9 +130,8 @@ def judge(run: Run) -> Judgement:
     """Find boxes in all images, choose the threshold where the model has none yet, and write best.ckpt then."""
     data, result, model = run.data, run.result, run.model
     names = ["test"] if data.val_is_test or not data.of_split("val") else ["val", "test"]
-    started = time.perf_counter()
     judged = {name: find(model.module, data, name) for name in names}
-    result.seconds_per_image = (time.perf_counter() - started) / sum(len(part.found) for part in judged.values())
+    result.seconds_per_image = seconds_per_image(data, lambda batch: model.module.found(batch, model.module.views))
     result.peak_mib = run.peak_mib()
     test, chooser = judged["test"], judged.get("val", judged["test"])
     chosen = {}  # a loaded checkpoint does not say by which rule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.anomaly import best_f1_threshold
@@ -22,7 +22,6 @@ from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
-TIMED = 8  # images: of one the first call's preparations would count
 RULE = "of best F1 on validation"
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
 
@@ -38,7 +37,7 @@ def judge(run: Run) -> Judgement:
         maps, types[split] = zip(*_probabilities(data, model.module, split), strict=True)
         scores = np.array([segmentation.image_score(heat) for heat in maps], dtype=np.float32)
         scored[split] = Scored(data.dataset(split), scores, list(maps))
-    result.seconds_per_image = _seconds_per_image(data, model.module)
+    result.seconds_per_image = seconds_per_image(data, model.module.probabilities)
     result.peak_mib = run.peak_mib()
     if data.val_is_test:
         scored["val"], types["val"] = scored["test"], types["test"]
@@ -73,15 +72,6 @@ def _probabilities(
         keys = [place] if features is None else [(place, number) for number in range(module.views)]
         maps, types = module.probabilities(dataset[keys])
         yield maps[0].numpy(), types[0]
-
-
-def _seconds_per_image(data: MVTecDataModule, module: SegmentationModel) -> float:
-    """Return the seconds from an image's pixels to its map: of kept features they would hide the frozen part's."""
-    images = data.images(data.of_split("test")[:TIMED])
-    started = time.perf_counter()
-    for place in range(len(images)):
-        module.probabilities(images[[place]])
-    return (time.perf_counter() - started) / len(images)
 
 
 def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mapping[str, torch.Tensor]]) -> float | None:

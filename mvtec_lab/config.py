@@ -210,7 +210,8 @@ class TrainerConfig:
     """Set up Lightning's Trainer."""
 
     max_epochs: int = knob(30, least=1)  # the head's loss is flat by then on a hundred images
-    patience: int | None = knob(None, least=1)  # stops after this many epochs without a lower val/loss; null: never
+    # stops after this many epochs without a lower val/loss, or of what chooses a detector's epoch; null: never
+    patience: int | None = knob(None, least=1)
     # chooses best.ckpt, the earliest of equals; not val/loss, which overconfidence raises while predictions improve
     monitor: str = knob("val/balanced_accuracy", choices=MONITORS)
     accelerator: str = knob("auto", changes="run")

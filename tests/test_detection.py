@@ -219,6 +219,22 @@ def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: 
     assert len(timed) == min(features.TIMED, sum(images.values()))
 
 
+@pytest.mark.parametrize(("monitor", "best", "epochs"), [("val/map", 1, 4), ("val/loss", 4, 5)])
+def test_a_detector_stops_early_by_what_chooses_its_epoch(
+    lab, tmp_path: Path, monkeypatch, monitor: str, best: int, epochs: int
+) -> None:
+    def log(self: DetectionModel) -> None:
+        epoch = self.current_epoch
+        self.log_dict({"val/loss": 1.0 - epoch / 10, "val/map": min(epoch, 1) / 2, "val/map50": 0.5})
+
+    monkeypatch.setattr(DetectionModel, "monitor", monitor)
+    monkeypatch.setattr(DetectionModel, "on_validation_epoch_end", log)
+    chosen = ["model.options.views=1", "trainer.patience=2", "trainer.max_epochs=5", "hydra.run.dir=run"]
+    assert lab("attempt=detect/ssdlite", *SMALL, *chosen) == 0
+    run = RunResult.load(tmp_path / "run")
+    assert (run.best_epoch, run.epochs) == (best, epochs)
+
+
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
 def test_a_detector_resumes_to_the_same_result(method: str, resumed) -> None:
     resumed(DetectionModel, 1, f"attempt=detect/{method}", *SMALL, "trainer.max_epochs=3")

@@ -22,7 +22,7 @@ from mvtec_lab.problems.detection.methods import yolo_world
 from mvtec_lab.problems.detection.methods.yolo_world.__main__ import main
 from mvtec_lab.problems.detection.methods.yolo_world.guest import guest
 from mvtec_lab.problems.detection.methods.yolo_world.texts import DIM, read_embeddings, stand_ins, write_embeddings
-from mvtec_lab.problems.detection.methods.yolo_world.training import settings, write_split
+from mvtec_lab.problems.detection.methods.yolo_world.training import in_vain, settings, write_split
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.tasks.train import run_attempt
 
@@ -235,6 +235,11 @@ def test_the_configuration_reaches_ultralytics() -> None:
     assert (told["optimizer"], told["lr0"], told["batch"], told["nbs"], told["imgsz"]) == ("AdamW", 0.002, 4, 4, 96)
     assert (told["cos_lr"], told["lrf"]) == (True, 0.0)
     assert settings(config())["lrf"] == 1.0  # scheduler=none: it stays
+
+
+def test_training_stops_by_what_chooses_the_epoch() -> None:
+    assert [in_vain([0.0, 0.2, 0.1, 0.2], patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
+    assert not in_vain([0.1, 0.2], 1)
 
 
 @installed

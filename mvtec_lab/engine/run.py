@@ -119,12 +119,13 @@ class Run:
         """Count the memory that is held from now on; it takes a third of a second, and returns what was kept."""
         self.peak_mib = peak_memory(self.trainer.strategy.root_device)
 
-    def build_trainer(self, monitor: str | None = None) -> pl.Trainer:
+    def build_trainer(self, monitor: str | None = None, awaited: str = "val/loss") -> pl.Trainer:
         """Return the run's trainer, with its history, its TensorBoard log and, where asked for, early stopping.
 
         Args:
             monitor: the logged metric that chooses best.ckpt, the lowest one of ``.../loss``, else the highest; the
                 run can then be resumed. None: the problem writes best.ckpt itself.
+            awaited: the logged metric that early stopping waits for, as ``monitor``.
         """
         t = self.config.trainer
         self.history = History(self.run_dir / HISTORY)
@@ -132,7 +133,8 @@ class Run:
         interactive = Console(stderr=True).is_interactive
         callbacks: list[pl.Callback] = [c for c in (self.checkpoints, self.history) if c]
         if t.patience is not None:
-            callbacks.append(EarlyStopping("val/loss", patience=t.patience))
+            mode = "min" if awaited.endswith("loss") else "max"
+            callbacks.append(EarlyStopping(awaited, patience=t.patience, mode=mode))
         if interactive:
             callbacks.append(RichProgressBar(leave=False))
         self.trainer = build_trainer(

@@ -59,7 +59,8 @@ class DetectionModel(pl.LightningModule):
 
     method: ClassVar[Method]
     draws_masks: ClassVar[bool] = False  # its boxes have masks, and it learns from masks as well
-    monitor: ClassVar[str] = "val/loss"  # chooses the epoch: the mAP of a few validation images is luck
+    # Chooses the epoch, and training stops early when it no longer improves: the mAP of a few images is luck.
+    monitor: ClassVar[str] = "val/loss"
     no_onnx: ClassVar[str] = ""  # why task=export cannot write it
 
     def __init__(
@@ -172,7 +173,7 @@ class DetectionModel(pl.LightningModule):
 
     def fit(self, run: Run) -> None:
         """Train on ``run.data``; the weights of the epoch with the best ``monitor`` remain."""
-        run.build_trainer(self.monitor)
+        run.build_trainer(self.monitor, self.monitor)
         run.result.features = use_views(run, self.frozen, self.views, self.hparams["backbone"])
         run.result.startup_seconds = time.perf_counter() - run.began
         run.watch_memory()

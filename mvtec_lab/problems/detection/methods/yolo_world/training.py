@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def fine_tune(run: Run, network: nn.Module) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(values, len(history.rows) - 1)
         began = now
-        losses = [row["val/loss"] for row in history.rows]
-        return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
+        return in_vain([row["val/map"] for row in history.rows], patience)
 
     with tempfile.TemporaryDirectory(prefix="mvtec_lab-yolo-") as folder, guest():
         from mvtec_lab.problems.detection.methods.yolo_world.network import FineTuning
@@ -73,6 +73,11 @@ def fine_tune(run: Run, network: nn.Module) -> None:
     module.to(device).eval()
 
 
+def in_vain(maps: Sequence[float], patience: int | None) -> bool:
+    """Tell whether the best of these values, one per epoch, came ``patience`` epochs ago or earlier."""
+    return patience is not None and len(maps) - 1 - maps.index(max(maps)) >= patience
+
+
 def settings(config: Config) -> dict[str, Any]:
     """Return ultralytics' settings for a configuration. The others are its own: flips, scales, shifts and colours."""
     o, t = config.optimizer, config.trainer
@@ -90,7 +95,7 @@ def settings(config: Config) -> dict[str, Any]:
         "momentum": o.momentum,
         "weight_decay": o.weight_decay,
         "warmup_bias_lr": 0.0,  # 0.1, its default, is written for SGD
-        "patience": t.max_epochs,  # ``after_epoch`` stops by val/loss, as everywhere in the lab
+        "patience": t.max_epochs,  # ``after_epoch`` stops, by what also chooses the epoch
         "mosaic": 0.0,  # four images in one: a defect of a few pixels is lost at these sizes
         "close_mosaic": 0,
         "augmentations": [],  # its default ones draw from a generator without a seed

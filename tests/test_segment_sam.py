@@ -24,7 +24,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import MOST, Finder, of_logits, peak, table, weighed
-from mvtec_lab.results import BEST, RESULT, SAMPLES, read_csv
+from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
 
@@ -198,6 +198,16 @@ def test_a_resumed_run_gives_the_same_result(method: str, resumed, weights: str)
     resumed(SegmentationModel, 2, *settings(method, weights), "trainer.max_epochs=4")
 
 
+def test_prompts_are_found_again_where_their_run_has_another_threshold(run, one_class: Path, tmp_path: Path) -> None:
+    """Its weights are the same, but not what it calls a defect."""
+    content, prompts = torch.load(one_class), f"model.options.prompts={one_class}"
+    run("sam_zero", prompts)
+    for key, factor in (("threshold", 100.0), ("map_threshold", 1e-3)):
+        torch.save({**content, "about": {**content["about"], key: content["about"][key] * factor}}, one_class)
+        kept, uncached = run("sam_zero", prompts), run("sam_zero", prompts, "cache.dir=null")
+        assert (kept / PREDICTIONS).read_text() == (uncached / PREDICTIONS).read_text()
+
+
 def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path) -> None:
     folder = run("sam")
     model = load_model(folder / BEST)
@@ -227,7 +237,10 @@ def test_prompts_of_a_map_are_its_components_each_as_sure_as_its_peak() -> None:
     logits[1:3, 1:5], logits[1, 2], logits[6, 6] = 0.5, 2.0, 1.0
     prompts = of_logits(logits)
     assert prompts.shape == (MOST, 7)
-    assert prompts[:2, :4].tolist() == [[6, 6, 18, 10], [26, 26, 26, 26]]
+    assert prompts[:2, :4].tolist() == [[4, 4, 19, 11], [24, 24, 27, 27]]  # whole cells, the first and last pixels
+    assert prompts[1, 4:6].tolist() == [25.5, 25.5]
+    whole = np.kron(np.asarray(logits > 0), np.ones((4, 4)))
+    assert torch.equal(prompts[:2, :4], parts_of(whole)[0])  # as in training
     assert prompts[:2, 6].tolist() == pytest.approx(torch.tensor([2.0, 1.0]).sigmoid().tolist())
     assert not prompts[2:].any()
     assert not of_logits(torch.full((8, 8), -1.0)).any()
@@ -253,7 +266,7 @@ def test_a_detector_says_where_and_how_surely(one_class: Path) -> None:
     finder.about = {"threshold": 0.4}
     boxes = torch.tensor([[1.0, 2, 9, 8], [20, 20, 30, 40], [0, 0, 5, 5]])
     prompts = finder._of_boxes(boxes, torch.tensor([0.8, 0.5, 0.3]))
-    assert prompts[:3, :6].tolist() == [[1, 2, 9, 8, 5, 5], [20, 20, 30, 40, 25, 30], [0] * 6]
+    assert prompts[:3, :6].tolist() == [[1, 2, 8, 7, 4.5, 4.5], [20, 20, 29, 39, 24.5, 29.5], [0] * 6]
     assert prompts[0, 6] > prompts[1, 6] > 0.5
     good = finder._of_boxes(boxes, torch.tensor([0.3, 0.2, 0.1]))
     assert (good[:, 6] > 0).sum() == 1

@@ -15,7 +15,7 @@ METHOD = Method(
     options={
         **OPTIONS,
         "views": VIEWS,
-        # a light decoder's boxes miss the true ones by about a tenth
+        # what finds boxes is not exact, and a cell of its mask is 4 pixels; a tenth of a side was not tuned
         "jitter": Option(float, "share of a box's side by which training moves its corners", 0.1, least=0, most=1),
     },
     keys=("model.sam_weights",),

@@ -1,7 +1,8 @@
 """Prompts that need no mask: where a light decoder, a detector or a one-class model of the lab sees a defect.
 
 The prompts of an image are a table [MOST, 7]: a box x0, y0, x1, y1, a point x, y, in pixels, and how certain it is that
-they mark a defect, above 0 and below 1. Above 0.5 whatever finds them calls the image a defect. Rows of zeros are none.
+they mark a defect, above 0 and below 1. A box names its first and last pixels, as SAM counts them. Above 0.5 whatever
+finds them calls the image a defect. Rows of zeros are none.
 """
 
 from __future__ import annotations
@@ -45,12 +46,17 @@ def of_logits(logits: Tensor) -> Tensor:
     heat = logits.float().cpu().numpy()
     boxes, points, parts = parts_of(heat > 0)
     peaks = torch.tensor([float(heat[part > 0].max()) for part in parts.numpy()])
-    return table(in_pixels(boxes), in_pixels(points), peaks.sigmoid())
+    return table(outer_pixels(boxes), centres(points), peaks.sigmoid())
 
 
-def in_pixels(cells: Tensor) -> Tensor:
-    """Return the centres of cells of SAM's masks in pixels."""
-    return cells * CELL + CELL / 2
+def outer_pixels(cells: Tensor) -> Tensor:
+    """Return boxes [K, 4] of cells of SAM's masks as boxes of their first and last pixels, as ``parts_of`` has them."""
+    return torch.cat([cells[:, :2] * CELL, cells[:, 2:] * CELL + CELL - 1], dim=1)
+
+
+def centres(cells: Tensor) -> Tensor:
+    """Return the centres [K, 2] of cells of SAM's masks, in pixels; a pixel's own centre has its number."""
+    return cells * CELL + (CELL - 1) / 2
 
 
 def weighed(logits: Tensor, certainty: Tensor) -> Tensor:
@@ -119,6 +125,9 @@ class Finder(nn.Module):
         state = {name: torch.zeros(shape, dtype=getattr(torch, kinds[name])) for name, shape in shapes.items()}
         return cls({**plan, "state_dict": state}, size)
 
+    def extra_repr(self) -> str:  # a cache's key: the weights do not say it
+        return f"size={self.size}, {self.about}"
+
     def train(self, mode: bool = True) -> Finder:
         return super().train(False)
 
@@ -144,13 +153,14 @@ class Finder(nn.Module):
         sure = scores > (self.about["threshold"] or 0.0)
         sure[:1] = True  # they come with the highest score first
         boxes = boxes[sure]
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        return table(boxes, centres, self._certainty(scores[sure]))
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)  # a detector's end behind their last pixels
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return table(boxes, middles, self._certainty(scores[sure]))
 
     def _of_map(self, heat: np.ndarray, score: Tensor) -> Tensor:
         """Return the prompt of the map's peak."""
         boxes, points, _ = parts_of(peak(heat, self.about["map_threshold"], self.size // CELL))
-        return table(in_pixels(boxes), in_pixels(points), self._certainty(score[None]).expand(len(boxes)))
+        return table(outer_pixels(boxes), centres(points), self._certainty(score[None]).expand(len(boxes)))
 
     def _certainty(self, scores: Tensor) -> Tensor:
         """Return the certainty of scores [K]: 0.5 at the model's threshold, 0.73 a quarter of it above."""

@@ -21,7 +21,7 @@ from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison, Pair
 from mvtec_lab.reporting.report import REPORT, sum_up
-from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.runs import by_attempt, load_runs
 from mvtec_lab.reporting.summary import SUMMARY
 from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RESULT, SAMPLES, RunResult, read_csv, write_csv
 
@@ -687,3 +687,17 @@ def test_attempts_that_differ_in_their_seed_alone_are_never_called_different(lab
         assert pair["test_sets"] == 3
         assert not pair["different"]
         assert np.isfinite(pair["p"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "attempts"),
+    [
+        (("/old/fold_0/best.ckpt", "/old/fold_0/best.ckpt"), 1),  # of one fold's run, in every fold
+        (("/old/fold_0/best.ckpt", "/old/fold_1/best.ckpt"), 1),  # of each fold's own
+        (("/old/fold_0/best.ckpt", "/new/fold_1/best.ckpt"), 2),
+    ],
+)
+def test_folds_are_one_attempt_whatever_path_they_share(paths: tuple[str, str], attempts: int) -> None:
+    runs = [RunResult("base", 0, "folder", "widget", "resnet18", f"run{fold}", fold=fold) for fold in (0, 1)]
+    settings = {f"run{fold}": {"split.fold": str(fold), "model.weights": path} for fold, path in enumerate(paths)}
+    assert len(by_attempt(runs, settings)) == attempts

@@ -80,9 +80,14 @@ def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> d
     groups: dict[str, list[RunResult]] = {}
     common = {run.run_dir: _without_own_fold(settings[run.run_dir]) for run in runs}
     for run in runs:
-        peers = [common[r.run_dir] for r in runs if r.attempt == run.attempt and common[r.run_dir]]
+        peers = [r.run_dir for r in runs if r.attempt == run.attempt and settings[r.run_dir]]
         own = common[run.run_dir]
-        varied = [k for k in own if k not in RUN_KEYS and len({peer.get(k) for peer in peers}) > 1]
+        # A path that all runs share may name the fold of one of them: without own folds it would differ.
+        varied = [
+            k
+            for k in own
+            if k not in RUN_KEYS and all(len({of[peer].get(k) for peer in peers}) > 1 for of in (settings, common))
+        ]
         groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
     return groups
 

@@ -17,13 +17,22 @@ from conftest import others_slow
 from test_sam import TINY, published, saved
 
 from mvtec_lab.cli import main
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
-from mvtec_lab.problems.segmentation.methods.sam_box.prompts import MOST, Finder, of_logits, peak, table, weighed
+from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
+    MOST,
+    Finder,
+    of_logits,
+    peak,
+    require_unseen,
+    table,
+    weighed,
+)
 from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
@@ -230,6 +239,22 @@ def test_prompts_of_a_run_that_saw_the_test_images_are_refused(run, lab, one_cla
     with pytest.raises(AssertionError):
         run("sam_box", f"model.options.prompts={one_class}")
     assert "has no samples.csv beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"val_is_test": True}, {"threshold": {"value": 1.0, "rule": "best_f1", "map": 1.0}}]
+)
+def test_prompts_of_a_run_that_chose_on_the_test_images_are_refused(chosen, one_class, product: Path) -> None:
+    data = MVTecDataModule(product)
+    data.scan()
+    require_unseen(str(one_class), data)
+    result = one_class.parent / RESULT
+    result.write_text(json.dumps(json.loads(result.read_text()) | chosen))
+    with pytest.raises(LabError, match="chose its epoch or threshold on 4 of the images that this run is judged on"):
+        require_unseen(str(one_class), data)
+    result.unlink()
+    with pytest.raises(LabError, match=r"has no result\.json beside it"):
+        require_unseen(str(one_class), data)
 
 
 def test_prompts_of_a_map_are_its_components_each_as_sure_as_its_peak() -> None:

@@ -194,16 +194,17 @@ def require_unseen(path: str, data: MVTecDataModule) -> None:
     """
     folder, key = Path(path).expanduser().parent, f"model.options.prompts={path}"
     rows = table_of(folder, SAMPLES)
-    if rows is None:
-        raise LabError(
-            f"{key} has no {SAMPLES} beside it, which says what its run was trained on: give a run's own file"
-        )
-    seen, digests = {row["digest"] for row in rows if row.get("split") in ("train", "val")}, data.contents()
+    if rows is None or not (folder / RESULT).is_file():
+        lacking = SAMPLES if rows is None else RESULT
+        raise LabError(f"{key} has no {lacking} beside it, which says what its run has seen: give a run's own file")
+    result = RunResult.load(folder)
+    on_test = result.val_is_test or (result.threshold or {}).get("rule") == "best_f1"
+    splits = ("train", "val", "test") if on_test else ("train", "val")
+    seen, digests = {row["digest"] for row in rows if row.get("split") in splits}, data.contents()
     if known := [s.path for s in data.of_split("test") if digests[s.path] in seen]:
+        how = "chose its epoch or threshold" if on_test else "was trained"
         raise LabError(
-            f"{key} was trained on {len(known)} of the images that this run is judged on ({known[0]}): give a run of "
-            "the same split, in a cross-validation of the same fold: '...fold_${split.fold}/best.ckpt'"
+            f"{key} {how} on {len(known)} of the images that this run is judged on ({known[0]}): give a run of the "
+            "same split without split.val_is_test and threshold.rule=best_f1, in a cross-validation of the same fold: "
+            "'...fold_${split.fold}/best.ckpt'"
         )
-    rule = (RunResult.load(folder).threshold or {}).get("rule") if (folder / RESULT).is_file() else None
-    if rule == "best_f1":
-        raise LabError(f"{key} chose its threshold on the test images: give a run with threshold.rule=quantile")

@@ -204,6 +204,16 @@ def test_pyramids_of_other_maps_do_not_share_features(lab, tmp_path: Path) -> No
         assert RunResult.load(tmp_path / f"run{finest}").features == ["test", "train", "val"]
 
 
+def test_kept_maps_change_nothing_in_mixed_precision(lab, tmp_path: Path) -> None:
+    for name, further in {"a": [], "b": ["cache.dir=null"]}.items():
+        mixed = ["trainer.precision=bf16-mixed", "trainer.max_epochs=1", "model.options.views=2"]
+        assert lab("attempt=detect/ssdlite", *SMALL, *mixed, *further, f"hydra.run.dir={name}") == 0
+    kept, without = (RunResult.load(tmp_path / name) for name in "ab")
+    assert (kept.features, without.features) == (["test", "train", "val"], [])
+    assert kept.metrics == without.metrics
+    assert read_csv(tmp_path / "a/predictions.csv") == read_csv(tmp_path / "b/predictions.csv")
+
+
 def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: Path, monkeypatch) -> None:
     taken, found = [], DetectionModel.found
 

@@ -116,10 +116,12 @@ def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
     assert report["output"] == f"map [N, {SIZE // 2}, {SIZE // 2}], types [N, 2]"
 
 
-def test_caches_and_workers_change_nothing(lab, tmp_path: Path) -> None:
-    views = "model.options.views=8"  # another order in memory of an image would take other kernels
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_caches_and_workers_change_nothing(precision: str, lab, tmp_path: Path) -> None:
+    # another order in memory of an image would take other kernels
+    settings = ["model.options.views=8", f"trainer.precision={precision}"]
     for name, further in {"a": [], "b": ["cache.dir=null", "data.num_workers=1"]}.items():
-        assert lab(*FPN, views, f"hydra.run.dir={name}", *further) == 0
+        assert lab(*FPN, *settings, f"hydra.run.dir={name}", *further) == 0
     a, b = (load_file(tmp_path / name / "best.ckpt")["state_dict"] for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
     metrics = [RunResult.load(tmp_path / name).metrics for name in "ab"]

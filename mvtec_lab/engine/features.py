@@ -75,8 +75,7 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
         for place in range(len(images)):
             image = images[[place]]["image"].to(device)
             each = torch.cat([view(image, number) for number in range(views)])
-            with run.trainer.precision_plugin.forward_context():
-                yield of_each(part, each).float().cpu().numpy()
+            yield of_each(part, each).cpu().numpy()
 
     parts = list(network.parts) if isinstance(network, Joined) else [network]
     title, rows, further = f"{data.folder.name} {name} at {data.image_size}", len(images) * views, {"views": views}

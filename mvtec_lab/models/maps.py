@@ -127,9 +127,11 @@ def _outermost(known: Sequence[str]) -> list[str]:
 def of_each(network: nn.Module, images: Tensor) -> Tensor:
     """Return what a network makes of images: of each alone, and channels last, whatever batch it comes from.
 
-    More at once, or another order in memory, take other kernels, which round in another way.
+    More at once, or another order in memory, take other kernels, which round in another way. So does mixed precision,
+    which is for training: in it the network gets single precision nevertheless.
     """
-    return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
 
 
 class Joined(nn.Module):

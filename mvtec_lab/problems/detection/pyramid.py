@@ -138,10 +138,10 @@ class Leading(nn.Module):
         return maps if len(self.stages) - 1 in self.taken else [*maps, values.float()]
 
     def of_each(self, images: Tensor) -> list[Tensor]:
-        """Return the same, of each image alone: more at once take other kernels, which round in another way."""
+        """Return the same, of each image alone and in single precision, as ``models.maps.of_each`` does."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self(images)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             each = (self(image.contiguous(memory_format=torch.channels_last)) for image in images.split(1))
             return [torch.cat(maps) for maps in zip(*each, strict=True)]
 

@@ -87,7 +87,7 @@ def test_a_group_that_a_fold_tests_is_not_learnt_from() -> None:
     for fold in range(3):
         split.fold = fold
         drawn = split_samples(samples, split)
-        alone = good_alone(drawn, split)
+        alone = good_alone(drawn, samples, split)
         assert paths(alone, "test") == paths(drawn, "test")
         tested = {s.group for s in alone if s.split == "test"}
         assert tested & {f"{i:02}" for i in range(9)}
@@ -95,7 +95,22 @@ def test_a_group_that_a_fold_tests_is_not_learnt_from() -> None:
         assert {s.label for s in alone if s.split in ("train", "val")} == {"good"}
     split.folds, split.fold = 2, 0
     with pytest.raises(LabError, match=r"train/good has \d image\(s\) or group\(s\), too few"):
-        good_alone(split_samples([s for s in samples if s.path[:5] == "test/" or s.path[11:13] < "04"], split), split)
+        few = [s for s in samples if s.path[:5] == "test/" or s.path[11:13] < "04"]
+        good_alone(split_samples(few, split), few, split)
+
+
+@pytest.mark.parametrize("layout", ["{part}/images", "images/{part}"])  # Roboflow's, and COCO's and YOLO's own
+def test_good_images_of_an_annotated_test_part_are_never_learnt_from(layout: str) -> None:
+    parts = {part: layout.format(part=part) for part in ("train", "test")}
+    samples = [
+        Sample(f"{folder}/{i:02}.png", "hole" if i % 2 else "good", split=part)
+        for part, folder in parts.items()
+        for i in range(20)
+    ]
+    split = SplitConfig(protocol="kfold", folds=2)
+    drawn = split_samples(samples, split)
+    learnt = [s.path for s in good_alone(drawn, samples, split) if s.split in ("train", "val")]
+    assert learnt == [s.path for s in drawn if s.label == "good" and s.split != "test" and "train" in s.path]
 
 
 def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> None:

@@ -137,14 +137,16 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
     return [replace(s, split=split_of(s)) for s in samples]
 
 
-def good_alone(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     """Let a fold's samples train and validate a one-class method: the test images stay, the fold's others take no part.
 
-    It learns from train/good, as with ``one_class``, but not from an image of which the fold tests the group: with
-    ``split.pool=all`` it tests some of train/good. Other protocols than kfold are left as they are.
+    It learns from train/good, as with ``one_class`` (from the good images of an annotated data set that are not its
+    test images), but not from an image of which the fold tests the group: with ``split.pool=all`` it tests some of
+    train/good. Other protocols than kfold are left as they are.
 
     Args:
         samples: of ``split_samples``.
+        listed: the same images as ``split_samples`` was given them, with the data set's own division.
         split: its settings.
 
     Raises:
@@ -153,7 +155,11 @@ def good_alone(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     if split.protocol != "kfold":
         return list(samples)
     tested = {s.group for s in samples if s.split == "test"}
-    learnt = [s for s in samples if s.label == GOOD and s.group not in tested and not s.path.startswith("test/")]
+    learnt = [
+        s
+        for s, own in zip(samples, listed, strict=True)
+        if s.label == GOOD and s.group not in tested and not _is_test(own)
+    ]
     chosen, paths = _held_out(learnt, split.val, split.seed), {s.path for s in learnt}
 
     def split_of(sample: Sample) -> str:

@@ -182,6 +182,25 @@ def test_torchvisions_heads_train_over_any_backbone(lab, tmp_path: Path, name: s
     assert set(run.metrics["test"]) >= KEYS
 
 
+def test_the_rule_of_the_threshold_says_on_which_images_it_was_chosen(lab, product: Path, tmp_path: Path) -> None:
+    rows = "path,split\n" + "".join(
+        f"test/{kind}/{i:03}.png,{split}\n"
+        for kind, splits in {"good": ["train", "val", "test"], "crack": ["train", "train", "test"]}.items()
+        for i, split in enumerate(splits)
+    )
+    (tmp_path / "split.csv").write_text(rows)
+    of_method = ["model.method=fpn", *FPN[1:], "data.masks=required", "trainer.max_epochs=1"]  # the attempt draws split.val
+    for name, (given, rule) in {
+        "drawn": ([], "of best F1 on validation"),
+        "same": (["split.val_is_test=true"], "of best F1 on the test images"),
+        "listed": (["split.protocol=file", "split.file=split.csv"], "of 0.5, as validation has no defect"),
+    }.items():
+        assert lab(*of_method, *given, f"hydra.run.dir={name}") == 0
+        assert RunResult.load(tmp_path / name).threshold["rule"] == rule
+    assert lab("task=evaluate", "ckpt=drawn/best.ckpt", "hydra.run.dir=judged") == 0
+    assert "rule" not in json.loads((tmp_path / "judged/metrics.json").read_text())["threshold"]
+
+
 def test_good_training_images_take_part_on_request(lab, tmp_path: Path) -> None:
     assert lab(*FPN, "split.pool=all", "hydra.run.dir=run") == 0
     counts = RunResult.load(tmp_path / "run").counts

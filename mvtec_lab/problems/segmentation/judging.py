@@ -22,7 +22,6 @@ from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
-RULE = "of best F1 on validation"
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
 
 
@@ -41,11 +40,12 @@ def judge(run: Run) -> Judgement:
     result.peak_mib = run.peak_mib()
     if data.val_is_test:
         scored["val"], types["val"] = scored["test"], types["test"]
+    chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None or model.map_threshold is None:
-        model.threshold, model.map_threshold = _thresholds(run, scored["val"])
+        model.threshold, model.map_threshold, chosen["rule"] = _thresholds(run, scored["val"])
         run.keep()
     value, cut = model.threshold, model.map_threshold
-    result.threshold = {"value": value, "rule": RULE, "map": cut}
+    result.threshold = {"value": value, **chosen, "map": cut}
     test = scored["test"]
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
     kinds = _kinds(run)
@@ -91,15 +91,17 @@ def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mappi
     return float(np.mean(ious)) if ious else None
 
 
-def _thresholds(run: Run, val: Scored) -> tuple[float, float]:
-    """Return the threshold of an image's score, and the probability above which a pixel belongs to a mask."""
+def _thresholds(run: Run, val: Scored) -> tuple[float, float, str]:
+    """Return the threshold of an image's score, the probability above which a pixel belongs to a mask, and their rule
+    in words."""
     masks = [val.dataset.mask(place) for place in range(len(val.scores))]
     known = [(heat, mask) for heat, mask in zip(val.maps or (), masks, strict=True) if mask is not None]
     cut = segmentation.best_cut([heat for heat, _ in known], [mask for _, mask in known])
     if not val.defect.any():
         run.warn("validation has no defect to choose a threshold with: both are 0.5")
-        return 0.5, 0.5
-    return best_f1_threshold(val.scores, val.defect), cut
+        return 0.5, 0.5, "of 0.5, as validation has no defect"
+    where = "the test images" if run.data.val_is_test else "validation"
+    return best_f1_threshold(val.scores, val.defect), cut, f"of best F1 on {where}"
 
 
 def _kinds(run: Run) -> list[str]:

@@ -18,7 +18,9 @@ from mvtec_lab.evaluation import segmentation as masks
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.models.weights import load_file
+from mvtec_lab.problems import METHODS, class_of
 from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss
+from mvtec_lab.problems.segmentation.decoders import DecoderModel
 from mvtec_lab.results import PREDICTIONS, RunResult, read_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
@@ -174,6 +176,23 @@ def test_unfrozen_stages_train_and_are_not_kept(lab, tmp_path: Path) -> None:
     assert run.parameters["trained"] > RunResult.load(frozen).parameters["trained"]
 
 
+@pytest.mark.parametrize("name", ["deeplab", "fcn", "fpn", "lraspp"])
+def test_logits_begin_where_few_pixels_are_defective(tiny_net: str, name: str) -> None:
+    layers = ["features.relu1", "features.relu2"] if name in ("fpn", "lraspp") else ["features.relu2"]
+    options = {"layers": layers, "types": "pixel", **({"channels": 8} if name == "fpn" else {})}
+    kinds = [f"kind {i}" for i in range(7)]  # with the mask 8 outputs: no other layer of 8 channels is one
+    settings = {"backbone": tiny_net, "weights": None, "image_size": SIZE, "classes": ["good", *kinds]}
+    decoder = class_of(METHODS[name], DecoderModel)(**settings, **options).eval().decoder
+    with torch.no_grad():
+        for layer in decoder.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight.zero_()
+        logits = decoder([torch.zeros(1, 8, 12, 12), torch.zeros(1, 16, 6, 6)][-len(layers) :])
+    assert logits[:, 0].mean() == pytest.approx(-2.0)
+    if name == "fpn":
+        assert all((layer.bias.abs() < 1).all() for layer in decoder.sides)
+
+
 @pytest.mark.parametrize("name", ["deeplab", "fcn", pytest.param("lraspp", marks=pytest.mark.slow)])
 def test_torchvisions_heads_train_over_any_backbone(lab, tmp_path: Path, name: str) -> None:
     assert lab(f"attempt=segment/{name}", LAYERS, "hydra.run.dir=run") == 0
@@ -189,7 +208,12 @@ def test_the_rule_of_the_threshold_says_on_which_images_it_was_chosen(lab, produ
         for i, split in enumerate(splits)
     )
     (tmp_path / "split.csv").write_text(rows)
-    of_method = ["model.method=fpn", *FPN[1:], "data.masks=required", "trainer.max_epochs=1"]  # the attempt draws split.val
+    of_method = [
+        "model.method=fpn",
+        *FPN[1:],
+        "data.masks=required",
+        "trainer.max_epochs=1",
+    ]  # the attempt draws split.val
     for name, (given, rule) in {
         "drawn": ([], "of best F1 on validation"),
         "same": (["split.val_is_test=true"], "of best F1 on the test images"),

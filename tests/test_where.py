@@ -94,9 +94,10 @@ def test_a_group_that_a_fold_tests_is_not_learnt_from() -> None:
         assert not tested & {s.group for s in alone if s.split in ("train", "val")}
         assert {s.label for s in alone if s.split in ("train", "val")} == {"good"}
     split.folds, split.fold = 2, 0
+    few = [s for s in samples if s.path[:5] == "test/" or s.path[11:13] < "04"]
+    drawn = split_samples(few, split)
     with pytest.raises(LabError, match=r"train/good has \d image\(s\) or group\(s\), too few"):
-        few = [s for s in samples if s.path[:5] == "test/" or s.path[11:13] < "04"]
-        good_alone(split_samples(few, split), few, split)
+        good_alone(drawn, few, split)
 
 
 @pytest.mark.parametrize("layout", ["{part}/images", "images/{part}"])  # Roboflow's, and COCO's and YOLO's own

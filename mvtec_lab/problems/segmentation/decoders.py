@@ -15,12 +15,16 @@ from mvtec_lab.problems.segmentation.types import TYPES, PixelTypes
 RARE = -2.0  # the logits' bias: they begin where few pixels are defective, or the first steps learn just that
 
 
-def begin_rare(decoder: nn.Module, outputs: int) -> nn.Module:
-    """Return a decoder whose output convolutions, those of ``outputs`` channels, begin at ``RARE`` in the first."""
-    for layer in decoder.modules():
-        if isinstance(layer, nn.Conv2d) and layer.out_channels == outputs and layer.bias is not None:
-            nn.init.constant_(layer.bias[:1], RARE)
-    return decoder
+def begin_rare(*outputs: nn.Module) -> None:
+    """Let a decoder's first logit begin at ``RARE``.
+
+    Args:
+        outputs: its last convolutions, whose results are added.
+    """
+    for layer in outputs:
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        nn.init.constant_(layer.bias[:1], RARE / len(outputs))
 
 
 class DecoderModel(SegmentationModel):
@@ -42,8 +46,7 @@ class DecoderModel(SegmentationModel):
         if self.kinds and self.options["types"] != "none":
             self.namer = TYPES[self.options["types"]](self.kinds, features.channels)
         outputs = 1 + (0 if self.namer is None else self.namer.outputs)
-        decoder = begin_rare(self.build_decoder(features.channels, outputs), outputs)
-        self.decoder = decoder.to(memory_format=torch.channels_last)
+        self.decoder = self.build_decoder(features.channels, outputs).to(memory_format=torch.channels_last)
 
     @property
     def frozen(self) -> nn.Module | None:
@@ -52,7 +55,8 @@ class DecoderModel(SegmentationModel):
     def build_decoder(self, channels: Sequence[int], outputs: int) -> nn.Module:
         """Return a network of the maps, finest first, with these channels, to logits [N, outputs, h, w].
 
-        The first output is a defect's, the others are its types'.
+        The first output is a defect's, the others are its types'. Its last convolutions begin as ``begin_rare`` lets
+        them.
         """
         raise NotImplementedError
 
@@ -79,12 +83,13 @@ class OfFinest(nn.Module):
     """Give the logits that a head finds in the finest of the maps.
 
     Args:
-        head: [N, C, h, w] to [N, outputs, h, w].
+        head: layers from [N, C, h, w] to [N, outputs, h, w], the last one a convolution.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Sequential) -> None:
         super().__init__()
         self.head = head
+        begin_rare(head[-1])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.head(maps[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvtec_lab.problems.segmentation.decoders import DecoderModel
+from mvtec_lab.problems.segmentation.decoders import DecoderModel, begin_rare
 from mvtec_lab.problems.segmentation.methods.fpn import METHOD
 
 GROUPS = 8  # of GroupNorm, which does not care for the size of a batch
@@ -28,6 +28,7 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList(_block(width, width) for _ in channels[1:])
         # Half as wide: at the finest resolution a layer costs as much as all the coarser ones together.
         self.output = nn.Sequential(_block(width, width // 2), nn.Conv2d(width // 2, outputs, 1))
+        begin_rare(self.output[-1])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         *finer, coarse = (side(each) for side, each in zip(self.sides, maps, strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from mvtec_lab.problems.segmentation.decoders import DecoderModel
+from mvtec_lab.problems.segmentation.decoders import DecoderModel, begin_rare
 from mvtec_lab.problems.segmentation.methods.lraspp import METHOD
 
 WIDTH = 128  # channels between the maps and the logits, TorchVision's
@@ -19,6 +19,7 @@ class Head(nn.Module):
     def __init__(self, channels: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.head = LRASPPHead(channels[0], channels[-1], outputs, WIDTH)
+        begin_rare(self.head.low_classifier, self.head.high_classifier)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.head({"low": maps[0], "high": maps[-1]})

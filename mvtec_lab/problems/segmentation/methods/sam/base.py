@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.sam import Architecture, Sam, load_sam
 from mvtec_lab.problems.segmentation.base import SegmentationModel
-from mvtec_lab.problems.segmentation.decoders import begin_rare
 from mvtec_lab.problems.segmentation.methods.fpn.model import Pyramid
 
 GENTLY = 0.1  # SAM's own decoder is pretrained: it learns at this share of the rate of what begins at random
@@ -50,7 +49,7 @@ class SamModel(SegmentationModel):
 
     def add_head(self) -> None:
         """Give the model its light decoder, from random weights."""
-        self.head = begin_rare(Pyramid(self.sam.channels, self.options["channels"]), 1)
+        self.head = Pyramid(self.sam.channels, self.options["channels"])
 
     def trained(self, lr: float) -> list[dict[str, Any]]:
         inside = {id(p) for p in self.sam.parameters()}

@@ -192,7 +192,7 @@ def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Pat
     assert lab("attempt=detect/fcos", *SMALL, "hydra.run.dir=run") == 0
     run = RunResult.load(tmp_path / "run")
     assert run.threshold is not None
-    assert run.threshold["value"] == 0
+    assert run.threshold == {"value": 0, "rule": "as an image without a box is good"}
     assert {row["prediction"] for row in read_csv(tmp_path / "run/predictions.csv")} == {"good"}
     assert run.metrics["test"]["false_alarm_rate"] == 0
 
@@ -212,6 +212,18 @@ def test_kept_maps_change_nothing_in_mixed_precision(lab, tmp_path: Path) -> Non
     assert (kept.features, without.features) == (["test", "train", "val"], [])
     assert kept.metrics == without.metrics
     assert read_csv(tmp_path / "a/predictions.csv") == read_csv(tmp_path / "b/predictions.csv")
+
+
+def test_a_threshold_says_which_images_chose_it(lab, tmp_path: Path) -> None:
+    for setting, images in {
+        "split.val_is_test=true": "the test images",
+        "split.val_is_test=false": "validation",
+    }.items():
+        small = ["model.options.views=1", "trainer.max_epochs=1", "hydra.run.dir=" + images.split()[-1]]
+        assert lab("attempt=detect/ssdlite", *SMALL, *small, setting) == 0
+        threshold = RunResult.load(tmp_path / images.split()[-1]).threshold
+        assert threshold is not None
+        assert threshold["rule"] == f"of best F1 on {images}"
 
 
 def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: Path, monkeypatch) -> None:

@@ -137,7 +137,9 @@ def judge(run: Run) -> Judgement:
     chosen = {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:
         best = best_f1_threshold(chooser.scores, chooser.defect)
-        model.threshold, chosen = max(best, 0.0), {"rule": "of best F1 on validation"}  # an image without a box is good
+        where = "validation" if "val" in judged else "the test images"
+        chosen = {"rule": f"of best F1 on {where}" if best >= 0 else "as an image without a box is good"}
+        model.threshold = max(best, 0.0)
         run.keep()
     value = model.threshold
     result.threshold = {"value": value, **chosen}

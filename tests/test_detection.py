@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,19 @@ def test_boxes_of_all_views_are_fused() -> None:
     assert merged([nothing] * 8, 20)["boxes"].shape == (0, 4)
 
 
-def test_a_box_without_width_and_a_backbone_without_maps_are_one_line(tiny_net: str) -> None:
-    batch = {"boxes": [torch.tensor([[3.0, 3, 3, 9]])], "labels": [torch.tensor([1])], "index": torch.tensor([7])}
-    with pytest.raises(LabError, match=r"image 7 .*without width or height, \[3\.0, 3\.0, 3\.0, 9\.0\]"):
-        model(tiny_net).targets(batch)
+def test_a_flat_box_is_one_line_that_names_its_file(lab, product: Path, tmp_path: Path, capsys) -> None:
+    yolo = tmp_path / "yolo"
+    (yolo / "images/train").mkdir(parents=True)
+    (yolo / "labels/train").mkdir(parents=True)
+    (yolo / "data.yaml").write_text("train: images/train\nnames: [crack, hole]\n")
+    for place, path in enumerate(sorted((product / "test/hole").glob("*.png"))):
+        shutil.copy(path, yolo / f"images/train/{place}.png")
+        (yolo / f"labels/train/{place}.txt").write_text("1 .5 .5 0 .5\n" if place == 3 else "1 .5 .5 .2 .5\n")
+    assert lab("attempt=detect/fcos", *SMALL, "data=yolo", f"data.root={yolo}") == 2
+    assert "labels/train/3.txt line 1 is a box without width or height" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_backbone_without_maps_is_one_line(tiny_net: str) -> None:
     with pytest.raises(LabError, match="vit_b_16 has no map with cells of 8 to 32 pixels"):
         Pyramid("vit_b_16", None, 0, 32, 8)
     with pytest.raises(LabError, match=f"{tiny_net} has no map with cells of 8"):

@@ -239,16 +239,10 @@ class DetectionModel(pl.LightningModule):
     def targets(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Return the targets of a batch's images as TorchVision takes them.
 
-        Raises:
-            LabError: a box without width or height.
+        Every box surrounds a pixel at least: annotations of flat ones are refused with their file and line.
         """
         targets = []
         for place, (boxes, labels) in enumerate(zip(batch["boxes"], batch["labels"], strict=True)):
-            if (flat := (boxes[:, 2:] <= boxes[:, :2]).any(1)).any():
-                corners = [round(value, 2) for value in boxes[flat][0].tolist()]
-                raise LabError(
-                    f"image {int(batch['index'][place])} has a box without width or height, {corners}: remove it"
-                )
             targets.append({"boxes": boxes, "labels": labels})
             if "mask" in batch:
                 targets[-1]["masks"] = instances(batch["mask"][place], boxes)

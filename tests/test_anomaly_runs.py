@@ -22,8 +22,8 @@ from mvtec_lab.problems.anomaly.judging import SYNTHETIC, with_pasted_patches
 from mvtec_lab.problems.anomaly.methods.autoencoder.model import Autoencoder
 from mvtec_lab.problems.anomaly.methods.padim.model import Padim
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
-from mvtec_lab.problems.anomaly.scores import Scored
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.scored import Scored
 from mvtec_lab.results import RunResult, find_runs, read_csv
 
 Run = Callable[..., int]

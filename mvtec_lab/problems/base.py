@@ -74,6 +74,7 @@ class Method:
     rules: Callable[[Any], None] | None = None
 
 
+LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")
 # Features of mirror images are kept as those of the image are, so that more views cost no time in training.
 VIEWS = Option(
     int,

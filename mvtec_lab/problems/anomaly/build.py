@@ -16,8 +16,8 @@ from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import CLASSES
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.scored import CLASSES
 
 
 def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:

@@ -15,7 +15,8 @@ from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quant
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
-from mvtec_lab.problems.anomaly.scores import SHOWN, Scored, figures, pictures, prediction_rows, score, sheets
+from mvtec_lab.problems.anomaly.scores import SHOWN, pictures, score, sheets
+from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
 
 SYNTHETIC = "synthetic"  # in place of the type of a defect that was pasted, and of a split

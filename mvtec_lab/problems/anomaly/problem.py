@@ -13,7 +13,6 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import METHODS
-from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.anomaly.build import build, marks, rehearse
 from mvtec_lab.problems.anomaly.exported import ScoreAndMap
 from mvtec_lab.problems.anomaly.judging import judge
@@ -21,6 +20,7 @@ from mvtec_lab.problems.anomaly.models import restore
 from mvtec_lab.problems.anomaly.scores import scores_of
 from mvtec_lab.problems.anomaly.training import fit
 from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.scored import CLASSES, called, two_classes
 
 BEST_F1_MARK = "threshold chosen on the test images, defects included: f1, recall and accuracy are too high"
 
@@ -71,8 +71,7 @@ class Anomaly(Problem):
         return ScoreAndMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        defects = sum(row["prediction"] == DEFECT for row in rows)
-        lines = [f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {model.threshold:.4g}"]
+        lines = [called(rows, model.threshold)]
         return lines if model.map_threshold is not None else [*lines, f"{model.method} does not localise: no maps"]
 
 

@@ -18,9 +18,9 @@ from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
 from mvtec_lab.evaluation.detection import GOOD, Box, Matches, as_text, box_intervals, box_metrics, match
 from mvtec_lab.evaluation.segmentation import mask_figures, mask_intervals
-from mvtec_lab.problems.anomaly.scores import overlap_row
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.views import Found
+from mvtec_lab.problems.scored import overlap_row
 from mvtec_lab.progress import bar
 from mvtec_lab.results import MISTAKES
 

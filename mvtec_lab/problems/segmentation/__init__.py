@@ -2,7 +2,6 @@
 
 from mvtec_lab.problems.base import Option
 
-LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")
 TYPES = Option(
     str,
     "how a defect's type is named: region, by the maps within its mask; pixel, by classes of its pixels; none",

@@ -14,7 +14,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.problems import METHODS, class_of, settings_of
-from mvtec_lab.problems.anomaly import CLASSES
+from mvtec_lab.problems.scored import CLASSES
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 
 

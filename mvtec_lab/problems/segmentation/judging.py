@@ -17,7 +17,7 @@ from mvtec_lab.evaluation.anomaly import best_f1_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.problems.anomaly.scores import Scored, figures, prediction_rows
+from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
 from mvtec_lab.results import EXPLANATIONS, MISTAKES

@@ -12,7 +12,7 @@ from PIL import ImageColor
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.engine.pictures import SIDE, outlined, sheet
 from mvtec_lab.evaluation.segmentation import spread
-from mvtec_lab.problems.anomaly.scores import Scored
+from mvtec_lab.problems.scored import Scored
 from mvtec_lab.reporting.figures import INK, PALETTE
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
 

@@ -12,8 +12,8 @@ from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import image_score, spread
 from mvtec_lab.models.views import view
-from mvtec_lab.problems.anomaly import CLASSES, DEFECT, two_classes
 from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
 from mvtec_lab.problems.segmentation.judging import found_type, judge
@@ -64,8 +64,7 @@ class Segmentation(Problem):
         return DefectMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        defects = sum(row["prediction"] == DEFECT for row in rows)
-        return [f"{defects} of {len(rows)} called a {DEFECT}: score above the threshold {model.threshold:.4g}"]
+        return [called(rows, model.threshold)]
 
 
 class DefectMap(nn.Module):

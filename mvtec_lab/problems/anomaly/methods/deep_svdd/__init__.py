@@ -1,7 +1,6 @@
 """Deep SVDD (Ruff et al., ICML 2018): good images are drawn together around a point; others lie farther from it."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "deep_svdd",

@@ -1,7 +1,6 @@
 """A Gaussian over pooled features (Rippel et al., ICPR 2020; Ahuja et al., 2019)."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "gaussian",

@@ -1,7 +1,6 @@
 """k-means: the distance to the nearest centre of good images."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "kmeans",

@@ -1,7 +1,6 @@
 """Nearest neighbours (Bergman, Cohen & Hoshen, 2020): the mean distance to the nearest good images."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "nearest",

@@ -1,7 +1,6 @@
 """A one-class SVM (Schölkopf et al., 2001) on pooled features."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "ocsvm",

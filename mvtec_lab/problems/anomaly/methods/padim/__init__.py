@@ -1,7 +1,6 @@
 """PaDiM (Defard et al., ICPR 2020 workshops): a Gaussian at each place of the image."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "padim",

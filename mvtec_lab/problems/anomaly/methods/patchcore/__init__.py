@@ -1,7 +1,6 @@
 """PatchCore (Roth et al., CVPR 2022): an image is compared with the patches of good images that are remembered."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "patchcore",

@@ -1,7 +1,6 @@
 """SPADE (Cohen & Hoshen, 2020): the cells of an image are compared with those of the most similar good images."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option
 
 METHOD = Method(
     "spade",

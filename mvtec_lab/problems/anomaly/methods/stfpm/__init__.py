@@ -1,7 +1,6 @@
 """STFPM (Wang et al., BMVC 2021): a student of good images departs from its teacher at a defect."""
 
-from mvtec_lab.problems.anomaly import LAYERS
-from mvtec_lab.problems.base import Method
+from mvtec_lab.problems.base import LAYERS, Method
 
 METHOD = Method(
     "stfpm",

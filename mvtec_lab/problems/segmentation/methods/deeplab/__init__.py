@@ -1,7 +1,7 @@
 """DeepLabV3 (Chen et al., 2017): TorchVision's head, which looks at one map with several dilations."""
 
-from mvtec_lab.problems.base import VIEWS, Method
-from mvtec_lab.problems.segmentation import LAYERS, TYPES
+from mvtec_lab.problems.base import LAYERS, VIEWS, Method
+from mvtec_lab.problems.segmentation import TYPES
 
 METHOD = Method(
     "deeplab",

@@ -1,7 +1,7 @@
 """FCN (Long et al., CVPR 2015): TorchVision's head, two convolutions on one map."""
 
-from mvtec_lab.problems.base import VIEWS, Method
-from mvtec_lab.problems.segmentation import LAYERS, TYPES
+from mvtec_lab.problems.base import LAYERS, VIEWS, Method
+from mvtec_lab.problems.segmentation import TYPES
 
 METHOD = Method(
     "fcn",

@@ -1,7 +1,7 @@
 """FPN (Lin et al., CVPR 2017) as a light decoder: maps of four resolutions are added, coarse to fine."""
 
-from mvtec_lab.problems.base import VIEWS, Method, Option
-from mvtec_lab.problems.segmentation import LAYERS, TYPES
+from mvtec_lab.problems.base import LAYERS, VIEWS, Method, Option
+from mvtec_lab.problems.segmentation import TYPES
 
 METHOD = Method(
     "fpn",

@@ -1,7 +1,7 @@
 """LR-ASPP (Howard et al., ICCV 2019): TorchVision's head of MobileNetV3, on two maps."""
 
-from mvtec_lab.problems.base import VIEWS, Method
-from mvtec_lab.problems.segmentation import LAYERS, TYPES
+from mvtec_lab.problems.base import LAYERS, VIEWS, Method
+from mvtec_lab.problems.segmentation import TYPES
 
 METHOD = Method(
     "lraspp",

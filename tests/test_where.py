@@ -22,9 +22,10 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import segmentation
 from mvtec_lab.own import CONF
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting import summary
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import PREDICTIONS, RunResult, read_csv
+from mvtec_lab.results import PREDICTIONS, RunResult, read_csv, write_csv
 
 ATTEMPTS = ("base", "segment/fpn", "detect/fcos", "patchcore", "stfpm")
 SWEEP = [
@@ -151,6 +152,31 @@ def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> Non
     assert float(rows["patchcore"]["test_iou"]) == pytest.approx(np.mean(values[1]))
     assert rows["detect/ssdlite"]["test_iou"] == ""
     assert all(float(row[key]) > 0 for row in rows.values() for key in ("fit_seconds", "seconds_per_image", "peak_mib"))
+
+
+def test_detectors_are_compared_by_boxes_although_one_draws_masks(sweep: Path, tmp_path: Path) -> None:
+    for run in load_runs(sweep):
+        folder = tmp_path / "all" / Path(run.run_dir).relative_to(sweep)
+        shutil.copytree(run.run_dir, folder)
+        if run.attempt == "detect/ssdlite":
+            drawn = RunResult.load(Path(shutil.copytree(folder, tmp_path / f"drawn/{run.fold}")))
+            rows = [{**row, "overlap": 1, "union": 2} for row in read_csv(folder / PREDICTIONS)]
+            write_csv(Path(drawn.run_dir) / PREDICTIONS, rows, list(rows[0]))
+            drawn.attempt = "detect/drawn"
+            drawn.metrics["test"]["iou"] = drawn.metrics["val"]["iou"] = 0.5
+            drawn.save()
+    of_all = compare(load_runs(tmp_path))
+    judged = {attempt.name: attempt.metric.key for attempt in of_all.attempts}
+    assert judged == {"segment/fpn": "iou", "patchcore": "iou", "detect/ssdlite": "map50", "detect/drawn": "map50"}
+    (pair,) = (pair for pair in of_all.pairs if {pair.first, pair.second} == {"detect/ssdlite", "detect/drawn"})
+    assert pair.difference is not None
+    assert pair.difference.value == 0
+    tables = [{row["attempt"]: row for row in part} for part in summary.parts(summary.summarise(of_all))]
+    assert [*map(set, tables)] == [{"segment/fpn", "patchcore"}, {"detect/ssdlite", "detect/drawn"}]
+    assert "test_iou" in [column.key for column in summary.shown(list(tables[1].values()))]
+    assert tables[1]["detect/drawn"]["test_iou"] == pytest.approx(0.5)
+    alone = compare([run for run in load_runs(tmp_path) if run.attempt != "detect/ssdlite"])
+    assert {attempt.metric.key for attempt in alone.attempts} == {"iou"}
 
 
 def test_any_metric_that_all_have_compares_all(sweep: Path, lab) -> None:

@@ -12,7 +12,7 @@ from itertools import combinations
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.evaluation.specs import METRICS, require_deciding
+from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.runs import Settings, by_attempt, settings_of
@@ -36,8 +36,10 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     reference, note = _agreed("verdict.reference", asked.reference, settings.values())
     if key is not None:
         require_deciding(key)
-    groups = by_attempt(runs, settings).items()
-    result = Comparison([Attempt(name, group, settings, key) for name, group in groups], settings)
+    groups = by_attempt(runs, settings)
+    lacking = set() if key is None else _lacking(METRICS[key], groups.values())
+    judged = {name: None if group[0].problem in lacking else key for name, group in groups.items()}
+    result = Comparison([Attempt(name, group, settings, judged[name]) for name, group in groups.items()], settings)
     if key is not None and key not in result.metrics:
         titles = " and ".join(METRICS[other].title for other in result.metrics)
         metric_note = f"verdict.metric={key} is not what these attempts are judged by: {titles} instead."
@@ -51,6 +53,16 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     still = f"Still running, and not part of this: {', '.join(running)}." if running else None
     result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
     return result
+
+
+def _lacking(metric: Metric, groups: Iterable[Sequence[RunResult]]) -> set[str]:
+    """Return the problems of ``metric.partly`` that have an attempt, a group of runs, without the metric."""
+    lacking = set()
+    for group in groups:
+        values = [metric.of(run.metrics.get("test", {})) for run in group if run.completed]
+        if values and group[0].problem in metric.partly and not any(value is not None for value in values):
+            lacking.add(group[0].problem)
+    return lacking
 
 
 def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:

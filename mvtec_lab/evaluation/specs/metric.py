@@ -98,6 +98,8 @@ class Metric:
         inference: interval and test; the default takes ``of_images``.
         words: how it is spoken of.
         also: further problems whose runs are judged by it.
+        partly: those of ``also`` whose methods have it in part: attempts are judged by it where all of a problem have
+            it, so that one attempt that has it is not taken out of the comparison with the others.
     """
 
     key: str
@@ -115,6 +117,7 @@ class Metric:
     inference: Inference = Inference()
     words: Words = Words()
     also: tuple[str, ...] = ()
+    partly: tuple[str, ...] = ()
     order: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
 
     def __post_init__(self) -> None:

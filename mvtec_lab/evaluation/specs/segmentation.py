@@ -8,7 +8,7 @@ from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.specs.metric import Inference, Metric, Words, interval_of_runs
 
 _segmentation = partial(Metric, problem="segmentation")
-_of_masks = partial(_segmentation, also=("anomaly", "detection"))
+_of_masks = partial(_segmentation, also=("anomaly", "detection"), partly=("detection",))
 _masks = partial(Inference, ("type", "overlap", "union"))
 _types = partial(Inference, ("type", "found_type"), interval_of_runs)
 _NAMED = (

@@ -20,11 +20,11 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import from_text
 from mvtec_lab.evaluation.segmentation import ious
 from mvtec_lab.models.maps import of_each
-from mvtec_lab.models.views import view
+from mvtec_lab.models.views import view, viewed_boxes
 from mvtec_lab.problems.detection.base import DetectionModel, instances
 from mvtec_lab.problems.detection.build import class_of
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.views import merged, viewed_boxes
+from mvtec_lab.problems.detection.views import merged
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.results import RunResult, read_csv
 

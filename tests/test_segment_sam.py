@@ -20,6 +20,7 @@ from mvtec_lab.cli import main
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
+from mvtec_lab.models.views import view
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.base import SegmentationModel
@@ -31,6 +32,7 @@ from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     peak,
     require_unseen,
     table,
+    viewed_prompts,
     weighed,
 )
 from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv
@@ -222,7 +224,7 @@ def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path)
     model = load_model(folder / BEST)
     with pytest.raises(LabError, match=r"model.method=sam has no ONNX file: .*: use task=predict"):
         problem_of("sam").exported(model)
-    with pytest.raises(LabError, match=r"prompts=.* is a run of sam: give best.ckpt of a detector or"):
+    with pytest.raises(LabError, match=r"prompts=.* is a run of sam, which marks no place: give best.ckpt of"):
         Finder.of(str(folder / BEST), 12)
     with pytest.raises(LabError, match="cannot be read"):
         Finder.of(str(tmp_path / "none.ckpt"), 12)
@@ -288,15 +290,53 @@ def test_a_mask_is_as_probable_as_its_prompt_is_certain() -> None:
 
 def test_a_detector_says_where_and_how_surely(one_class: Path) -> None:
     finder = Finder.of(str(one_class), SIDE)
-    finder.about = {"threshold": 0.4}
-    boxes = torch.tensor([[1.0, 2, 9, 8], [20, 20, 30, 40], [0, 0, 5, 5]])
-    prompts = finder._of_boxes(boxes, torch.tensor([0.8, 0.5, 0.3]))
+    finder.model.threshold, finder.model.image_size = 0.4, SIDE
+    boxes = torch.tensor([[1.0, 2, 9, 8, 0.8], [20, 20, 30, 40, 0.5], [0, 0, 5, 5, 0.3]])
+    prompts = finder._of_boxes(boxes)
     assert prompts[:3, :6].tolist() == [[1, 2, 8, 7, 4.5, 4.5], [20, 20, 29, 39, 24.5, 29.5], [0] * 6]
     assert prompts[0, 6] > prompts[1, 6] > 0.5
-    good = finder._of_boxes(boxes, torch.tensor([0.3, 0.2, 0.1]))
+    good = finder._of_boxes(boxes - torch.tensor([0, 0, 0, 0, 0.5]))
     assert (good[:, 6] > 0).sum() == 1
     assert good[0, 6] < 0.5  # an image's score has no ties, and stays below what is called a defect
-    assert not finder._of_boxes(boxes[:0], torch.zeros(0)).any()
+    assert not finder._of_boxes(boxes[:0]).any()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_prompts_move_with_the_views_of_their_image(number: int) -> None:
+    mask = torch.zeros(SIDE, SIDE)
+    mask[4:12, 20:40] = 1
+    boxes, points, _ = parts_of(mask.numpy())
+    prompts = viewed_prompts(table(boxes, points, torch.tensor([0.8])), number, SIDE)
+    moved = view(mask, number)
+    x, y = prompts[0, 4:6].int().tolist()
+    assert torch.equal(prompts[:1, :4], parts_of(moved.numpy())[0])
+    assert moved[y, x]
+    assert not prompts[1:].any()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_finds_prompts_sees_images_as_they_are(
+    cached: bool, run, one_class: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A one-class model never saw a mirrored image, and its threshold is one of images as they are."""
+    asked, forward = [], Finder.forward
+
+    def noted(self: Finder, images: torch.Tensor) -> torch.Tensor:
+        asked.append(images)
+        return forward(self, images)
+
+    monkeypatch.setattr(Finder, "forward", noted)
+    run("sam_box", f"model.options.prompts={one_class}", *([] if cached else ["cache.dir=null"]))
+    distinct = {image.numpy().tobytes() for images in asked for image in images.contiguous()}
+    assert 0 < len(distinct) <= 22  # the images of test/, of which each has four views
+
+
+def test_prompts_of_a_run_that_reads_16_bits_otherwise_are_refused(run, one_class: Path, capsys) -> None:
+    content = torch.load(one_class)
+    torch.save({**content, "about": {**content["about"], "white": 4095}}, one_class)
+    with pytest.raises(AssertionError):
+        run("sam_box", f"model.options.prompts={one_class}")
+    assert "with data.white=4095, this run with 65535: give data.white=4095" in capsys.readouterr().err
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,7 @@ from torch import nn
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.engine.run import Run
-from mvtec_lab.models.maps import Joined, of_each
-from mvtec_lab.models.views import view
+from mvtec_lab.models.maps import Joined, of_views
 
 TIMED = 8  # images: of one the first call's preparations would count
 
@@ -74,8 +73,7 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
         part.to(device)
         for place in range(len(images)):
             image = images[[place]]["image"].to(device)
-            each = torch.cat([view(image, number) for number in range(views)])
-            yield of_each(part, each).cpu().numpy()
+            yield of_views(part, image, range(views)).cpu().numpy()
 
     parts = list(network.parts) if isinstance(network, Joined) else [network]
     title, rows, further = f"{data.folder.name} {name} at {data.image_size}", len(images) * views, {"views": views}

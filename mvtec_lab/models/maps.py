@@ -11,6 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models.backbones import pretrained, stage_modules
+from mvtec_lab.models.views import view
 from mvtec_lab.models.weights import load_weights
 
 # Pixels that a CPU gets at once, 4 images of 224. The first maps of 8 images take more than 32 MB, which glibc fetches
@@ -134,6 +135,22 @@ def of_each(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(one.contiguous(memory_format=torch.channels_last)) for one in images.split(1)])
 
 
+@torch.no_grad()
+def of_views(network: nn.Module, image: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Return what a network makes of some views of an image [1, 3, S, S], a row for each, as ``of_each`` does.
+
+    A network that looks at the image itself, whatever the view, has a method of this name, which is asked.
+
+    Args:
+        numbers: of the views (``models.views.view``).
+    """
+    own = getattr(network, "of_views", None)
+    if own is None:
+        return of_each(network, torch.cat([view(image, number) for number in numbers]))
+    with torch.autocast(image.device.type, enabled=False):
+        return own(image.contiguous(memory_format=torch.channels_last), numbers)
+
+
 class Joined(nn.Module):
     """Give what several networks make of images as one row per image. The cache keeps what each makes apart.
 
@@ -149,6 +166,10 @@ class Joined(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([part(images).flatten(1) for part in self.parts], dim=1)
+
+    def of_views(self, image: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Return its rows of some views of an image, as the function ``of_views`` does."""
+        return torch.cat([of_views(part, image, numbers).flatten(1) for part in self.parts], dim=1)
 
 
 class Flat(nn.Module):

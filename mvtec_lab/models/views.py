@@ -1,7 +1,8 @@
-"""The eight views of a square image: mirrored and turned."""
+"""The eight views of a square image, mirrored and turned, and of boxes in it."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,17 @@ def unviewed(image: Tensor, number: int) -> Tensor:
     """Return the image that ``view`` made this view of."""
     image = image.transpose(-1, -2) if number & 4 else image
     return view(image, number & 3)
+
+
+def viewed_boxes(boxes: Tensor, number: int, size: int) -> Tensor:
+    """Return an image's boxes [K, 4] in its view of this number (``view``); ``size``: pixels a side of the image."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    x0, x1 = (size - x1, size - x0) if number & 1 else (x0, x1)
+    y0, y1 = (size - y1, size - y0) if number & 2 else (y0, y1)
+    return torch.stack([y0, x0, y1, x1] if number & 4 else [x0, y0, x1, y1], dim=1)
+
+
+def unviewed_boxes(boxes: Tensor, number: int, size: int) -> Tensor:
+    """Return the boxes of an image that ``viewed_boxes`` moved into this view."""
+    turned = boxes[:, [1, 0, 3, 2]] if number & 4 else boxes
+    return viewed_boxes(turned, number & 3, size)

@@ -129,12 +129,18 @@ class Prediction:
         heat: scores of the image's parts [h, w], any size, that cover it; None: the method does not localise.
         files: given the image in its own size, uint8 RGB [H, W, 3], returns the files to write for it by the ending of
             their names: pictures, uint8 [H, W, 3] or [H, W], or text. ``.jpg`` is also shown on the sheet.
+        boxes: [K, 5], x0, y0, x1, y1 in pixels of the square image and a score, the highest first, on the scale of the
+            model's threshold; None: the method finds none.
+
+    ``heat`` and ``boxes`` say where a defect is: either makes the model's runs prompts for a method that takes some.
+    Beside ``heat`` the row has the image's ``score``.
     """
 
     row: Mapping[str, Any]
     caption: str
     heat: np.ndarray | None = None
     files: Callable[[np.ndarray], Mapping[str, np.ndarray | str]] | None = None
+    boxes: np.ndarray | None = None
 
 
 def check_supervised(config: Config) -> None:

@@ -127,8 +127,8 @@ def scores_of(module: AnomalyModel, images: torch.Tensor) -> Iterator[tuple[np.f
     """Yield the score of each image [N, 3, S, S], normalised, and its map [h, w]; None where there is none."""
     with torch.no_grad():
         scores = module.scored(images)
-    maps = repeat(None) if scores.map is None else scores.map.numpy()
-    yield from zip(scores.image.numpy(), maps)  # noqa: B905 # repeat has no end
+    maps = repeat(None) if scores.map is None else scores.map.float().cpu().numpy()
+    yield from zip(scores.image.float().cpu().numpy(), maps)  # noqa: B905 # repeat has no end
 
 
 def _resized(heat: np.ndarray, side: int) -> np.ndarray:

@@ -26,10 +26,10 @@ from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
-from mvtec_lab.models.views import view
+from mvtec_lab.models.views import view, viewed_boxes
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.views import Found, merged, viewed_boxes
+from mvtec_lab.problems.detection.views import Found, merged
 
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 

@@ -66,9 +66,9 @@ class Detection(Problem):
             above = [box for box in boxes if box.score > threshold]
             row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}", "boxes": len(above)}
             masks = found["masks"][: len(above), 0] if "masks" in found else None
-            predictions.append(
-                Prediction(row, f"{name} ({len(above)} boxes)", files=_Files(above, model.image_size, masks))
-            )
+            files, scored = _Files(above, model.image_size, masks), [(*box[2:], box.score) for box in boxes]
+            table = np.array(scored, dtype=np.float32).reshape(-1, 5)
+            predictions.append(Prediction(row, f"{name} ({len(above)} boxes)", files=files, boxes=table))
         return predictions
 
     def exported(self, model: Model) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Boxes in the views of an image, and how those of all views become one list."""
+"""How the boxes of all views of an image become one list."""
 
 from __future__ import annotations
 
@@ -8,25 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from mvtec_lab.models.views import unviewed
+from mvtec_lab.models.views import unviewed, unviewed_boxes
 
 OVERLAP = 0.5  # intersection over union above which two boxes of a type are one defect's, as mAP50 counts it
 
 Found = dict[str, Tensor]  # of one image: boxes [K, 4], labels [K] from 1, scores [K], and perhaps masks [K, 1, S, S]
-
-
-def viewed_boxes(boxes: Tensor, number: int, size: int) -> Tensor:
-    """Return an image's boxes [K, 4] in its view of this number (``view``); ``size``: pixels a side of the image."""
-    x0, y0, x1, y1 = boxes.unbind(1)
-    x0, x1 = (size - x1, size - x0) if number & 1 else (x0, x1)
-    y0, y1 = (size - y1, size - y0) if number & 2 else (y0, y1)
-    return torch.stack([y0, x0, y1, x1] if number & 4 else [x0, y0, x1, y1], dim=1)
-
-
-def unviewed_boxes(boxes: Tensor, number: int, size: int) -> Tensor:
-    """Return the boxes of an image that ``viewed_boxes`` moved into this view."""
-    turned = boxes[:, [1, 0, 3, 2]] if number & 4 else boxes
-    return viewed_boxes(turned, number & 3, size)
 
 
 def merged(views: Sequence[Found], size: int) -> Found:

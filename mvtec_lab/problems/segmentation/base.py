@@ -16,7 +16,7 @@ from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
-from mvtec_lab.models.maps import of_each
+from mvtec_lab.models.maps import of_views
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
 from mvtec_lab.models.views import unviewed, view
@@ -136,15 +136,21 @@ class SegmentationModel(pl.LightningModule):
 
     def features_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what ``frozen`` makes of a batch, which may have it already."""
-        return batch["features"] if "features" in batch else self.extract(batch["image"])
+        return batch["features"] if "features" in batch else self.extract(batch["image"], batch.get("view"))
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return what ``frozen`` makes of images, of each alone."""
+    def extract(self, images: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """Return what ``frozen`` makes of images, of each alone.
+
+        Args:
+            numbers: say which view of an image each of them is, [N]; None: they are no views.
+        """
         if self.frozen is None:
             return images
         if torch.compiler.is_compiling() or type(images) is not Tensor:  # an exporter's symbol
             return self.frozen(images)
-        return of_each(self.frozen, images)
+        views = [0] * len(images) if numbers is None else numbers.tolist()
+        rows = [of_views(self.frozen, unviewed(i, n), [n]) for i, n in zip(images.split(1), views, strict=True)]
+        return torch.cat(rows)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return defect logits [N, h, w] of normalised images [N, 3, S, S]."""
@@ -178,6 +184,7 @@ class SegmentationModel(pl.LightningModule):
         moved = {"mask": torch.stack([view(mask, v) for mask, v in zip(batch["mask"], chosen, strict=True)])}
         if "features" not in batch:
             moved["image"] = torch.stack([view(image, v) for image, v in zip(batch["image"], chosen, strict=True)])
+            moved["view"] = torch.tensor(chosen)
         return {**batch, **moved}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -236,7 +243,7 @@ class SegmentationModel(pl.LightningModule):
         row = place * self.views + number if stored else place
         one = {name: values[row : row + 1] for name, values in batch.items()}
         one = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in one.items()}
-        return one if stored else {**one, "image": view(one["image"], number)}
+        return one if stored else {**one, "image": view(one["image"], number), "view": torch.tensor([number])}
 
     def trained(self, lr: float) -> list[dict[str, Any]]:
         """Return what trains, in groups as torch's optimizers take them, those with a rate of their own at another."""

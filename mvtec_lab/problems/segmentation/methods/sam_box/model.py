@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.errors import LabError
 from mvtec_lab.models.maps import Joined
 from mvtec_lab.problems.segmentation.base import mask_loss
 from mvtec_lab.problems.segmentation.methods.sam.base import SamModel, parts_of
@@ -59,8 +60,15 @@ class SamBox(SamModel):
         return self._flat[0] if self.finder is None else Joined(self._flat[0], self.finder)
 
     def require(self, data: MVTecDataModule) -> None:
-        if path := self.options["prompts"]:
-            require_unseen(path, data)
+        path = self.options["prompts"]
+        if path is None or self.finder is None:
+            return
+        require_unseen(path, data)
+        if (white := self.finder.model.white) != data.white:
+            raise LabError(
+                f"model.options.prompts={path} reads 16-bit images with data.white={white}, this run with "
+                f"{data.white}: give data.white={white}"
+            )
 
     def decode(self, features: Tensor) -> Tensor:
         maps, masks = self.maps(features), []

@@ -7,7 +7,7 @@ finds them calls the image a defect. Rows of zeros are none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.engine.model import ABOUT, read_checkpoint
+from mvtec_lab.engine.model import ABOUT, Model, read_checkpoint
 from mvtec_lab.errors import LabError
+from mvtec_lab.models.views import viewed_boxes
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
@@ -72,7 +73,8 @@ class Finder(nn.Module):
     """Say where another model of the lab sees a defect: a detector's boxes, or the peak of a one-class model's map.
 
     It takes images [N, 3, S, S], normalised by ImageNet's mean and standard deviation, and gives their prompts
-    [N, MOST, 7]. What the model calls a good image has one prompt at most, of a certainty below 0.5.
+    [N, MOST, 7]. What the model calls a good image has one prompt at most, of a certainty below 0.5. The model sees an
+    image as it is, as it was trained to and as its threshold was chosen; the prompts of a view are moved as it is.
 
     Args:
         content: of the model's checkpoint.
@@ -86,8 +88,10 @@ class Finder(nn.Module):
     def __init__(self, content: Mapping[str, Any], size: int) -> None:
         super().__init__()
         about = content[ABOUT]
-        self.network = problem_of(about["method"]).restore(content).requires_grad_(False)
-        self.about, self.size = about, size
+        self.problem = problem_of(about["method"])
+        self.network = self.problem.restore(content).requires_grad_(False)
+        self.model = Model(self.network, **about)
+        self.size = size
         mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
         ours, spread = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("factor", spread / std, persistent=False)  # from one normalisation to the other
@@ -101,22 +105,22 @@ class Finder(nn.Module):
             LabError: the file is missing, damaged, or of a run that marks no place.
         """
         content = read_checkpoint(Path(path).expanduser())
-        about = content[ABOUT]
-        what = f"model.options.prompts={path} is a run of {about['method']}"
-        if problem_of(about["method"]).name not in ("anomaly", "detection"):
+        finder = cls(content, size)
+        side = finder.model.image_size
+        (blank,) = finder.problem.predict(finder.model, torch.zeros(1, 3, side, side))
+        if blank.boxes is None and (blank.heat is None or finder.model.map_threshold is None):
             raise LabError(
-                f"{what}: give best.ckpt of a detector or of a one-class run, as attempt=patchcore leaves it"
+                f"model.options.prompts={path} is a run of {finder.model.method}, which marks no place: "
+                "give best.ckpt of a detector, or of a one-class run that localises, as attempt=patchcore leaves it"
             )
-        if problem_of(about["method"]).name == "anomaly" and about["map_threshold"] is None:
-            raise LabError(f"{what}, which does not localise: give best.ckpt of patchcore, padim or stfpm")
-        return cls(content, size)
+        return finder
 
     def plan(self) -> dict[str, Any]:
         """Return what ``planned`` needs beside the weights, as plain values."""
         shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
         kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in self.network.state_dict().items()}
         settings = dict(self.network.hparams)
-        return {"hyper_parameters": settings, ABOUT: dict(self.about), "shapes": shapes, "kinds": kinds}
+        return {"hyper_parameters": settings, ABOUT: self.model.about(), "shapes": shapes, "kinds": kinds}
 
     @classmethod
     def planned(cls, plan: Mapping[str, Any], size: int) -> Finder:
@@ -126,46 +130,56 @@ class Finder(nn.Module):
         return cls({**plan, "state_dict": state}, size)
 
     def extra_repr(self) -> str:  # a cache's key: the weights do not say it
-        return f"size={self.size}, {self.about}"
+        return f"size={self.size}, {self.model.about()}"
 
     def train(self, mode: bool = True) -> Finder:
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        size = self.about["image_size"]
+        size = self.model.image_size
         smaller = F.interpolate(images, (size, size), mode="bilinear", antialias=True) * self.factor + self.offset
-        if problem_of(self.about["method"]).name == "detection":
-            tables = [
-                self._of_boxes(each["boxes"] * (self.size / size), each["scores"])
-                for each in self.network.found({"image": smaller}, self.network.views)
-            ]
-        else:
-            scores, maps = self.network(smaller)
-            tables = [
-                self._of_map(heat, score)
-                for score, heat in zip(scores.float().cpu(), maps.float().cpu().numpy(), strict=True)
-            ]
+        tables = [
+            self._of_map(prediction.heat, float(prediction.row["score"]))
+            if prediction.boxes is None
+            else self._of_boxes(torch.from_numpy(prediction.boxes))
+            for prediction in self.problem.predict(self.model, smaller)
+        ]
         return torch.stack(tables).to(images.device)
 
-    def _of_boxes(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Return the prompts of those boxes that make an image a defect; where there are none, of the best one."""
-        sure = scores > (self.about["threshold"] or 0.0)
-        sure[:1] = True  # they come with the highest score first
-        boxes = boxes[sure]
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1)  # a detector's end behind their last pixels
-        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-        return table(boxes, middles, self._certainty(scores[sure]))
+    def of_views(self, image: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Return the prompts of some views of an image [1, 3, S, S], moved from those of the image: [V, MOST, 7]."""
+        prompts = self(image)[0]
+        return torch.stack([viewed_prompts(prompts, number, self.size) for number in numbers])
 
-    def _of_map(self, heat: np.ndarray, score: Tensor) -> Tensor:
-        """Return the prompt of the map's peak."""
-        boxes, points, _ = parts_of(peak(heat, self.about["map_threshold"], self.size // CELL))
-        return table(outer_pixels(boxes), centres(points), self._certainty(score[None]).expand(len(boxes)))
+    def _of_boxes(self, boxes: Tensor) -> Tensor:
+        """Return the prompts of those boxes [K, 5] that make an image a defect; where there are none, of the best."""
+        scores = boxes[:, 4]
+        sure = scores > (self.model.threshold or 0.0)
+        sure[:1] = True  # they come with the highest score first
+        corners = boxes[sure, :4] * (self.size / self.model.image_size)
+        corners = torch.cat([corners[:, :2], corners[:, 2:] - 1], dim=1)  # a detector's end behind their last pixels
+        middles = (corners[:, :2] + corners[:, 2:]) / 2
+        return table(corners, middles, self._certainty(scores[sure]))
+
+    def _of_map(self, heat: Any, score: float) -> Tensor:
+        """Return the prompt of the peak of a map [h, w]."""
+        assert self.model.map_threshold is not None
+        boxes, points, _ = parts_of(peak(heat, self.model.map_threshold, self.size // CELL))
+        return table(outer_pixels(boxes), centres(points), self._certainty(torch.tensor([score])).expand(len(boxes)))
 
     def _certainty(self, scores: Tensor) -> Tensor:
         """Return the certainty of scores [K]: 0.5 at the model's threshold, 0.73 a quarter of it above."""
-        threshold = self.about["threshold"] or 0.0
+        threshold = self.model.threshold or 0.0
         return torch.sigmoid(4 * (scores - threshold) / max(abs(threshold), 1e-6))
+
+
+def viewed_prompts(prompts: Tensor, number: int, size: int) -> Tensor:
+    """Return an image's prompts [MOST, 7] in its view of this number (``view``); ``size``: pixels a side."""
+    last = size - 1  # prompts name pixels, the first of which is 0
+    boxes = viewed_boxes(prompts[:, :4], number, last)
+    points = viewed_boxes(prompts[:, [4, 5, 4, 5]], number, last)[:, :2]
+    return torch.cat([boxes, points, prompts[:, 6:]], dim=1) * (prompts[:, 6:] > 0)
 
 
 def peak(heat: np.ndarray, threshold: float, cells: int) -> np.ndarray:

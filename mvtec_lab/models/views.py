@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,3 +37,19 @@ def unviewed_boxes(boxes: Tensor, number: int, size: int) -> Tensor:
     """Return the boxes of an image that ``viewed_boxes`` moved into this view."""
     turned = boxes[:, [1, 0, 3, 2]] if number & 4 else boxes
     return viewed_boxes(turned, number & 3, size)
+
+
+def drawn(batch: Mapping[str, Any], views: int) -> dict[str, Any]:
+    """Return a training batch with its images and masks as views, and ``view`` [N], which ones they are.
+
+    Args:
+        batch: ``seed`` [N], which chooses the views; ``image`` and ``mask`` [N, ..., S, S], as far as it has them.
+        views: how many there are to choose from.
+    """
+    chosen = batch["seed"] % views
+    moved = {
+        name: torch.stack([view(part, number) for part, number in zip(batch[name], chosen.tolist(), strict=True)])
+        for name in ("image", "mask")
+        if name in batch
+    }
+    return {**batch, **moved, "view": chosen}

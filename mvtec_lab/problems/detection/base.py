@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -20,21 +19,21 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
 from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.run import Run
-from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
-from mvtec_lab.models.views import view, viewed_boxes
+from mvtec_lab.models.views import drawn, view, viewed_boxes
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
 from mvtec_lab.problems.detection.views import Found, merged
+from mvtec_lab.problems.epochs import EpochLosses
 
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 
 
-class DetectionModel(pl.LightningModule):
+class DetectionModel(EpochLosses):
     """Find the boxes of defects in images, each with its type and a score.
 
     A method is a subclass. It sets ``method``, and defines ``build`` (``losses`` and ``detect`` where its network is
@@ -88,7 +87,6 @@ class DetectionModel(pl.LightningModule):
         self._flat: list[Flat] = []  # in a list: its parameters belong to the network
         self.network = self.make()
         self._seen: list[tuple[list[Box], list[Box], str]] = []
-        self._losses: list[tuple[Tensor, int]] = []
 
     def make(self) -> nn.Module:
         """Return the network; a method whose network has no pyramid returns its own."""
@@ -183,7 +181,7 @@ class DetectionModel(pl.LightningModule):
         batch = self.seen(batch)
         with self.reading(batch) as images:
             loss = self.losses(images, self.targets(batch))
-        self._losses.append((loss.detach(), len(images)))
+        self.keep_loss(loss, len(images))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -191,7 +189,7 @@ class DetectionModel(pl.LightningModule):
         with isolate_rng(), self.reading(batch) as images:  # Faster R-CNN samples regions: training draws the same
             torch.manual_seed(0)  # whether this runs or not
             self.train()
-            self._losses.append((self.losses(images, targets), len(images)))
+            self.keep_loss(self.losses(images, targets), len(images))
             self.eval()
         for found, target in zip(self.found(batch), targets, strict=True):
             truth = [
@@ -200,38 +198,19 @@ class DetectionModel(pl.LightningModule):
             ]
             self._seen.append((self.boxes(found), truth, truth[0].kind if truth else GOOD))
 
-    # A step waits for nothing: its loss is looked at when the epoch ends.
-    def on_train_epoch_start(self) -> None:
-        self._losses.clear()
-
     def on_validation_epoch_start(self) -> None:
-        self._losses.clear()
+        super().on_validation_epoch_start()
         self._seen.clear()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.is_last_batch:
-            self._log_loss("train")
-
-    def _log_loss(self, name: str) -> None:
-        losses, sizes = torch.stack([loss for loss, _ in self._losses]), [size for _, size in self._losses]
-        self._losses.clear()
-        if not losses.isfinite().all():
-            raise LabError(f"the training has diverged in epoch {self.current_epoch + 1}: lower optimizer.lr")
-        mean = (losses.double().cpu() * torch.tensor(sizes)).sum() / sum(sizes)
-        self.log(f"{name}/loss", mean.float(), on_step=False, on_epoch=True, batch_size=sum(sizes), prog_bar=True)
 
     def seen(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a training batch as its views: those that the seeds choose, of images, boxes and masks."""
-        chosen, size = (batch["seed"] % self.views).tolist(), self.hparams["image_size"]
-        moved: dict[str, Any] = {
-            "boxes": [viewed_boxes(boxes, v, size) for boxes, v in zip(batch["boxes"], chosen, strict=True)]
-        }
-        for name in {"image", "mask"} & batch.keys():
-            moved[name] = torch.stack([view(image, v) for image, v in zip(batch[name], chosen, strict=True)])
-        return {**batch, **moved}
+        batch, size = drawn(batch, self.views), self.hparams["image_size"]
+        chosen = batch["view"].tolist()
+        boxes = [viewed_boxes(boxes, v, size) for boxes, v in zip(batch["boxes"], chosen, strict=True)]
+        return {**batch, "boxes": boxes}
 
     def on_validation_epoch_end(self) -> None:
-        self._log_loss("val")
+        super().on_validation_epoch_end()
         found, truth, labels = zip(*self._seen, strict=True)
         metrics = box_metrics(match(found, truth, labels))
         self.log_dict({f"val/{key}": float(metrics[key] or 0.0) for key in ("map50", "map")}, prog_bar=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -14,18 +13,18 @@ from torch import Tensor, nn
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
 from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.maps import of_views
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.optim import configured
-from mvtec_lab.models.views import unviewed, view
+from mvtec_lab.models.views import drawn, unviewed, view
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
+from mvtec_lab.problems.epochs import EpochLosses
 from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
 
 
-class SegmentationModel(pl.LightningModule):
+class SegmentationModel(EpochLosses):
     """Learn defect masks, and give the defect logits of any image's pixels.
 
     A method is a subclass. It sets ``method`` and defines ``decode``, and ``frozen`` if a part of its network never
@@ -79,7 +78,6 @@ class SegmentationModel(pl.LightningModule):
         self.weights_note: str | None = None
         self.kinds = [name for name in classes if name != GOOD]
         self.namer: RegionTypes | PixelTypes | None = None  # names the type of a defect; None: nothing does
-        self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def frozen(self) -> nn.Module | None:
@@ -178,44 +176,13 @@ class SegmentationModel(pl.LightningModule):
             LabError: why it must not.
         """
 
-    def seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a training batch as its views: those that the seeds choose, of images and masks."""
-        chosen = (batch["seed"] % self.views).tolist()
-        moved = {"mask": torch.stack([view(mask, v) for mask, v in zip(batch["mask"], chosen, strict=True)])}
-        if "features" not in batch:
-            moved["image"] = torch.stack([view(image, v) for image, v in zip(batch["image"], chosen, strict=True)])
-            moved["view"] = torch.tensor(chosen)
-        return {**batch, **moved}
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self.seen(batch))
-        self._seen.append((loss.detach(), torch.tensor(len(batch["mask"]))))
+        loss = self.loss(drawn(batch, self.views))
+        self.keep_loss(loss, len(batch["mask"]))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._seen.append((self.loss(batch), torch.tensor(len(batch["mask"]))))
-
-    # A step waits for nothing: its loss is looked at when the epoch ends.
-    def on_train_epoch_start(self) -> None:
-        self._seen.clear()
-
-    on_validation_epoch_start = on_train_epoch_start
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.is_last_batch:
-            self._log_epoch("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
-
-    def _log_epoch(self, name: str) -> None:
-        losses, sizes = (torch.stack(part).double().cpu() for part in zip(*self._seen, strict=True))
-        self._seen.clear()
-        if not losses.isfinite().all():
-            raise LabError(f"the training has diverged in epoch {self.current_epoch + 1}: lower optimizer.lr")
-        mean = (losses * sizes).sum() / sizes.sum()
-        together: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": int(sizes.sum())}
-        self.log(f"{name}/loss", mean.float(), prog_bar=True, sync_dist=True, **together)
+        self.keep_loss(self.loss(batch), len(batch["mask"]))
 
     @torch.inference_mode()
     def probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -234,7 +234,7 @@ def test_good_training_images_take_part_on_request(lab, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["split.protocol=one_class"], "learns from the masks of defects"),
+        (["split.protocol=one_class"], "only a one-class method learns from good images"),
         (["data.masks=optional"], "give data.masks=required"),
         (["model.options.views=3"], "give one of 1, 2, 4, 8"),
         (["loss.class_weights=sqrt"], "by cross-entropy and Dice"),

@@ -141,7 +141,7 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if not method.trains:
         reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
     if not method.backbone:
-        without = ("model.backbone",) if method.own_weights else ("model.backbone", "model.weights")
+        without = ["model.backbone", "model.unfreeze", *([] if method.own_weights else ["model.weights"])]
         reasons |= dict.fromkeys(without, "its networks are its own")
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers("options").get(name):

@@ -187,6 +187,16 @@ class Rules:
     deciding: Callable[[Config], str] = lambda config: config.trainer.monitor.rpartition("/")[2]
 
 
+def require_onnx(model: Model) -> None:
+    """Refuse to export a model whose method has no ONNX file; the module's ``no_onnx`` says why.
+
+    Raises:
+        LabError: it has none.
+    """
+    if model.module.no_onnx:
+        raise LabError(f"model.method={model.method} has no ONNX file: {model.module.no_onnx}: use task=predict")
+
+
 class Problem:
     """Define what is learnt: classification, anomaly ... Each problem is one object, ``PROBLEM`` in its folder.
 

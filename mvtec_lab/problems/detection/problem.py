@@ -17,10 +17,9 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
-from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import GOOD, Box
 from mvtec_lab.models.views import view
-from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import CUT, judge, named
@@ -72,8 +71,7 @@ class Detection(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
-        if model.module.no_onnx:
-            raise LabError(f"model.method={model.method} has no ONNX file: {model.module.no_onnx}: use task=predict")
+        require_onnx(model)
         return FoundBoxes(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,8 +19,6 @@ def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect in a detection, each with the reason."""
     reasons = dict.fromkeys(_CLASSES.split(), "it finds boxes, with losses of its own")
     reasons |= dict.fromkeys(("threshold.rule", "threshold.quantile"), "best F1 on validation gives its threshold")
-    if not method.backbone:
-        reasons |= dict.fromkeys(("model.backbone", "model.unfreeze"), "its network is its own")
     return reasons | {"trainer.monitor": "the method says which epoch is kept"}
 
 

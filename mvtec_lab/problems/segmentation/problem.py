@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
-from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import image_score, spread
 from mvtec_lab.models.views import view
-from mvtec_lab.problems.base import Prediction, Problem
+from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
@@ -59,8 +58,7 @@ class Segmentation(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
-        if model.module.no_onnx:
-            raise LabError(f"model.method={model.method} has no ONNX file: {model.module.no_onnx}: use task=predict")
+        require_onnx(model)
         return DefectMap(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:

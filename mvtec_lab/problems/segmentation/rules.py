@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems.base import Method, Rules, check_folds
+from mvtec_lab.problems.base import Method, Rules, check_supervised
 
 _OTHERS = {
     "threshold.rule threshold.quantile": "it is for one-class methods: here validation chooses the thresholds",
@@ -28,25 +28,16 @@ def without_effect(method: Method) -> Mapping[str, str]:
     reasons = {key: why for keys, why in _OTHERS.items() for key in keys.split()}
     if not method.trains:
         reasons |= dict.fromkeys(_TRAINING.split(), "it trains nothing")
-    if not method.backbone:
-        own = "its networks are its own"
-        reasons |= dict.fromkeys(("model.backbone", "model.weights", "model.unfreeze"), own)
     return reasons
 
 
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
-    method, protocol = config.model.method, config.split.protocol
-    if protocol in ("one_class", "test_folder"):
-        raise LabError(
-            f"model.method={method} and split.protocol={protocol}: it learns from the masks of defects, which a "
-            "one-class split has none of in training: give split.protocol=holdout or kfold"
-        )
-    check_folds(config)
+    check_supervised(config)
     if config.data.masks != "required":
         raise LabError(
-            f"data.masks={config.data.masks} and model.method={method}: it learns from masks, and an image without one "
-            "would be a good image to it: give data.masks=required"
+            f"data.masks={config.data.masks} and model.method={config.model.method}: it learns from masks, and an "
+            "image without one would be a good image to it: give data.masks=required"
         )
 
 

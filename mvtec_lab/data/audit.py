@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.copies import SIDE, Copies, near_copies
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
+from mvtec_lab.results import GOOD
 
 TINY = 10  # validation images; with fewer, one image is more than ten points of accuracy
 MANY = 8  # classes of one line each, as many as MVTec has defect types; more are named together

@@ -21,7 +21,7 @@ import numpy as np
 
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.results import write_whole
+from mvtec_lab.results import GOOD, write_whole
 
 Rng = np.random.Generator
 
@@ -264,7 +264,7 @@ def draw(defect: str, rng: Rng, size: int = 256) -> tuple[np.ndarray, np.ndarray
     nuisance, place = rng.spawn(2)
     side = 2 * size  # drawn twice as large, then averaged: smooth edges
     cable = _cable(nuisance)
-    marks = DEFECTS[defect](cable, place) if defect != "good" else []
+    marks = DEFECTS[defect](cable, place) if defect != GOOD else []
 
     shadow, marked = np.zeros((2, side, side), np.uint8)
     _fill(shadow, cable.outline - 0.015 * cable.light, WHITE)
@@ -288,7 +288,7 @@ def _draw_to(folder: Path, size: int, seed: int, split: str, defect: str, k: int
     rng = np.random.default_rng([seed, split == "test", zlib.crc32(defect.encode()), k])
     image, mask = draw(defect, rng, size)
     files = {folder / split / defect / f"{k:03d}.png": image[..., ::-1]}
-    if defect != "good":
+    if defect != GOOD:
         files[folder / "ground_truth" / defect / f"{k:03d}_mask.png"] = mask
     for path, pixels in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -324,7 +324,7 @@ def generate(
     if found is None and final.exists():
         raise LabError(f"{final} has no {MARKER} of the built-in sample: move it away or choose another data.root")
 
-    jobs = [("train", "good", k) for k in range(train_good)]
+    jobs = [("train", GOOD, k) for k in range(train_good)]
     jobs += [("test", defect, k) for defect, count in counts.items() for k in range(count)]
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cable-", dir=final.parent) as scratch:  # beside it: a rename is atomic

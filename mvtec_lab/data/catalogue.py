@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"  # the archives' addresses change, this one does not
 LICENSE = "MVTec AD is licensed under CC BY-NC-SA 4.0 (attribution, not for commercial use): " + PAGE
-GOOD = "good"  # the name of the class without a defect
 
 
 @dataclass(frozen=True)

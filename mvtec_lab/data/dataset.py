@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import WHITE, each_image
 from mvtec_lab.data.paste import Paste
 from mvtec_lab.data.regions import box_around
@@ -21,6 +20,7 @@ from mvtec_lab.data.samples import Sample, classes_of, kinds_of, scan
 from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.results import GOOD
 
 Key = int | tuple[int, int]  # the place of a sample, or that and the seed of what is random
 

@@ -15,10 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.errors import LabError
+from mvtec_lab.results import GOOD
 
 VERSION = 1  # counted up when Paste draws anything else from the same seed
 TRIES = 20  # turns of one defect on one good image; most land within three on a round object

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import image_size, mask_share, read_mask
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, Listing, list_images, name_left_out
 from mvtec_lab.data.regions import Region, merged, regions_of
 from mvtec_lab.errors import LabError
+from mvtec_lab.results import GOOD
 
 PARTS = ("train", "test", "ground_truth")
 

@@ -17,10 +17,9 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from mvtec_lab.config import SplitConfig, validate_split
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.results import read_csv
+from mvtec_lab.results import GOOD, read_csv
 
 SPLITS = ("train", "val", "test")
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.evaluation.statistics import RESAMPLES, mann_whitney_interval, wilson_interval
-from mvtec_lab.results import write_whole
+from mvtec_lab.results import GOOD, write_whole
 
 PRO_LIMIT = 0.3  # of the false-positive rate: the MVTec authors', Bergmann et al., IJCV 129, 2021
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
@@ -51,7 +51,7 @@ def image_metrics(scores: npt.ArrayLike, kinds: Sequence[str], threshold: float 
         "by_type": {},
         "images": len(scores),
     }
-    for kind in sorted(set(kinds) - {"good"}):
+    for kind in sorted(set(kinds) - {GOOD}):
         here = np.array([k == kind for k in kinds])
         metrics["by_type"][kind] = {
             "images": int(here.sum()),
@@ -64,8 +64,8 @@ def image_metrics(scores: npt.ArrayLike, kinds: Sequence[str], threshold: float 
 def image_figures(scores: np.ndarray, kinds: Sequence[str], value: float) -> dict[str, Any]:
     """Return ``image_metrics`` and the ``classification_metrics`` of the two classes good and defect."""
     metrics = image_metrics(scores, kinds, value)
-    labels = np.array([kind != "good" for kind in kinds], dtype=np.int64)
-    as_classifier = classification_metrics(labels, np.eye(2)[(scores > value).astype(np.int64)], ["good", "defect"])
+    labels = np.array([kind != GOOD for kind in kinds], dtype=np.int64)
+    as_classifier = classification_metrics(labels, np.eye(2)[(scores > value).astype(np.int64)], [GOOD, "defect"])
     for name in ("loss", "calibration_error"):  # of probabilities, which scores are not
         as_classifier.pop(name, None)
     metrics["recall_of_defects"] = metrics.pop("recall")
@@ -218,7 +218,7 @@ class PixelScores:
         """
         import cv2
 
-        if mask is None and kind != "good":
+        if mask is None and kind != GOOD:
             self.missing.append(name)
             return
         low = np.ascontiguousarray(_finite(scores), dtype=np.float32)
@@ -242,11 +242,11 @@ class PixelScores:
         images is the number of images that count, missing_masks that of images left out. A metric is None where no
         pixel is defective, or none is sound.
         """
-        types = sorted(set(self.kinds) - {"good"})
+        types = sorted(set(self.kinds) - {GOOD})
         return {
             **self._named(self._values(np.ones((1, len(self.kinds))), limit)[0]),
             "by_type": {
-                kind: self._named(self._values(np.array([[k in ("good", kind) for k in self.kinds]]), limit)[0])
+                kind: self._named(self._values(np.array([[k in (GOOD, kind) for k in self.kinds]]), limit)[0])
                 for kind in types
             },
             "images": len(self.kinds),
@@ -428,7 +428,7 @@ def _resamples(defect: np.ndarray) -> np.ndarray:
 
 def _scored(scores: npt.ArrayLike, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores, which are finite, and which of them are defects."""
-    scores, truth = _finite(scores), np.array([kind != "good" for kind in kinds], dtype=bool)
+    scores, truth = _finite(scores), np.array([kind != GOOD for kind in kinds], dtype=bool)
     if not len(truth):
         raise ValueError("no images to score")
     if scores.shape != truth.shape:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvtec_lab.evaluation.statistics import RESAMPLES, wilson_interval
+from mvtec_lab.results import GOOD
 
-GOOD = "good"
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's overlaps; the first alone is map50's
 RECALLS = np.linspace(0, 1, 101)  # at which COCO averages the precision
 FALSE_BOXES = 0.1  # per good image: an operator looks at one sound product in ten without need

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mvtec_lab.results import GOOD
+
 BINS = 15  # of the calibration error: Guo et al.'s number
 GROUPS = ("head", "middle", "tail")
 # Least and largest share of the most frequent class's training images. The literature's thresholds, 100 and 20 images,
@@ -75,8 +77,8 @@ def classification_metrics(
     hits, truth, named = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     recall = [float(hit / n) if n else None for hit, n in zip(hits, truth, strict=True)]
     occurring = truth + named > 0
-    defect = np.array([name != "good" for name in classes])
-    judged = "good" in classes and truth[defect].any()
+    defect = np.array([name != GOOD for name in classes])
+    judged = GOOD in classes and truth[defect].any()
     likelihood = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).eps)  # as scikit-learn clips
     return {
         "accuracy": float(hits.sum() / len(labels)),

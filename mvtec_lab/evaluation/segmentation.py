@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvtec_lab.evaluation.statistics import RESAMPLES, balanced_interval, corrected_interval, wilson_interval
+from mvtec_lab.results import GOOD
 
 # Where a mask may begin. Above 0.5, as training counts a pixel that is more likely than not; the others are there for
 # the pixels along a defect's edge, which annotators draw generously or narrowly.
@@ -73,7 +74,7 @@ def ious(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """
     return np.array(
         [
-            int(row["overlap"]) / max(int(row["union"]), 1) if row["type"] != "good" and _judged(row) else np.nan
+            int(row["overlap"]) / max(int(row["union"]), 1) if row["type"] != GOOD and _judged(row) else np.nan
             for row in rows
         ]
     )
@@ -97,7 +98,7 @@ def named_right(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     Args:
         rows: with ``type`` and ``found_type``; NaN where the latter is empty or missing, as types were not asked for.
     """
-    asked = (row["type"] != "good" and row.get("found_type") for row in rows)
+    asked = (row["type"] != GOOD and row.get("found_type") for row in rows)
     return np.array(
         [float(row["found_type"] == row["type"]) if a else np.nan for row, a in zip(rows, asked, strict=True)]
     )
@@ -166,7 +167,7 @@ def mask_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    known = [row for row in rows if row["type"] != "good" and _judged(row)]
+    known = [row for row in rows if row["type"] != GOOD and _judged(row)]
     of_images = {"iou": ious, "dice": dices}
     return {key: float(values(known).mean()) if known else None for key, values in of_images.items()}
 
@@ -185,7 +186,7 @@ def _named(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({row["type"] for row in rows} - {"good"})
+    return sorted({row["type"] for row in rows} - {GOOD})
 
 
 def _known(value: float) -> float | None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures, image_intervals
-from mvtec_lab.results import PIXELS
+from mvtec_lab.results import GOOD, PIXELS
 
 DEFECT = "defect"
 CLASSES = (GOOD, DEFECT)  # an image above the threshold is a defect; its type stands beside it

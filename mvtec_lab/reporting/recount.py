@@ -14,7 +14,7 @@ from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseli
 from mvtec_lab.evaluation.specs import METRICS, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Rows
 from mvtec_lab.foreign import damaged, file_of
-from mvtec_lab.results import PIXELS, PREDICTIONS, RESULT, RunResult
+from mvtec_lab.results import GOOD, PIXELS, PREDICTIONS, RESULT, RunResult
 
 EXACT = 1e-6  # both are counted from the same decisions; sums in another order differ in the last digits
 ROUNDED = 1e-4  # of the loss: probabilities are written with six digits
@@ -76,7 +76,7 @@ def _of_scores(run: RunResult, rows: Rows) -> dict[str, Any]:
         raise ValueError(f"it has scores, and {RESULT} no threshold")
     scores = np.array([float(row["score"]) for row in rows], dtype=np.float32)  # the precision of the run
     counted = image_figures(scores, [row["type"] for row in rows], run.threshold["value"])
-    good = float(np.mean([row["type"] == "good" for row in rows]))
+    good = float(np.mean([row["type"] == GOOD for row in rows]))
     return {**counted, "majority_baseline": good}
 
 

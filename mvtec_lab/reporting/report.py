@@ -28,6 +28,7 @@ from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
     EXPLANATIONS,
+    GOOD,
     HISTORY,
     MISTAKES,
     RESULT,
@@ -40,7 +41,6 @@ from mvtec_lab.results import (
 
 REPORT = "report.html"
 PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
-GOOD = "good"
 MAPS = (
     "Where",
     "Typical images, and of a one-class method the worst misses and false alarms, whose maps all have one scale. Blue: "

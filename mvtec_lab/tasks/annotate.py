@@ -11,7 +11,6 @@ from typing import Any
 from mvtec_lab.config import Config, formats_of, validate
 from mvtec_lab.data.annotations import WRITERS
 from mvtec_lab.data.annotations.export import Annotated, unique_names
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.images import check_images, grey_masks, image_size
 from mvtec_lab.data.regions import Region
@@ -19,7 +18,7 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.splits import SPLITS
 from mvtec_lab.engine.setup import claim, data_module, marks
 from mvtec_lab.errors import LabError
-from mvtec_lab.results import write_whole
+from mvtec_lab.results import GOOD, write_whole
 
 ANNOTATIONS = "annotations.json"
 

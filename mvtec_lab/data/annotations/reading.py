@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.images import image_size
 from mvtec_lab.data.listing import list_images, natural
 from mvtec_lab.data.regions import Box, Region, Size
 from mvtec_lab.data.samples import Sample, Scan
 from mvtec_lab.errors import LabError
+from mvtec_lab.results import GOOD
 
 # The names that programs give to the three parts, in lower case.
 PARTS = {

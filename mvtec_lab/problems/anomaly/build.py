@@ -9,7 +9,6 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.config import Config
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.devices import on_gpu
 from mvtec_lab.engine.model import Model
@@ -18,6 +17,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.scored import CLASSES
+from mvtec_lab.results import GOOD
 
 
 def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:

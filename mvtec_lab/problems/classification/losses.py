@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvtec_lab.config import LossConfig
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.sampling import class_weights
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.problems.classification import LOSSES
@@ -33,6 +32,7 @@ from mvtec_lab.problems.classification.groups import (
     group_softmax,  # noqa: F401  looked up by its name, as the functions below
     slots,
 )
+from mvtec_lab.results import GOOD
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
 from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.run import Run
-from mvtec_lab.evaluation.detection import GOOD, Box, box_metrics, match
+from mvtec_lab.evaluation.detection import Box, box_metrics, match
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.modes import evaluating
@@ -29,6 +29,7 @@ from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
 from mvtec_lab.problems.detection.views import Found, merged
 from mvtec_lab.problems.epochs import EpochLosses
+from mvtec_lab.results import GOOD
 
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
 

@@ -12,9 +12,9 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.detection import GOOD
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.detection.base import DetectionModel
+from mvtec_lab.results import GOOD
 
 
 def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:

@@ -16,13 +16,13 @@ from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.pictures import boxed, sheet
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
-from mvtec_lab.evaluation.detection import GOOD, Box, Matches, as_text, box_intervals, box_metrics, match
+from mvtec_lab.evaluation.detection import Box, Matches, as_text, box_intervals, box_metrics, match
 from mvtec_lab.evaluation.segmentation import mask_figures, mask_intervals
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.views import Found
 from mvtec_lab.problems.scored import overlap_row
 from mvtec_lab.progress import bar
-from mvtec_lab.results import MISTAKES
+from mvtec_lab.results import GOOD, MISTAKES
 
 CUT = 0.5  # a box's mask is where it is more likely than not: Mask R-CNN's rule
 SHOWN = 12  # images on a sheet, each without and with the boxes that were found

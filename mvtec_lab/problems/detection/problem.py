@@ -17,12 +17,13 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
-from mvtec_lab.evaluation.detection import GOOD, Box
+from mvtec_lab.evaluation.detection import Box
 from mvtec_lab.models.views import view
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import CUT, judge, named
+from mvtec_lab.results import GOOD
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.maps import of_views
@@ -22,6 +21,7 @@ from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.epochs import EpochLosses
 from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
+from mvtec_lab.results import GOOD
 
 
 class SegmentationModel(EpochLosses):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.run import Judgement, Run
@@ -20,7 +19,7 @@ from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
-from mvtec_lab.results import EXPLANATIONS, MISTAKES
+from mvtec_lab.results import EXPLANATIONS, GOOD, MISTAKES
 
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
 

@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 from PIL import ImageColor
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.engine.pictures import SIDE, outlined, sheet
 from mvtec_lab.evaluation.segmentation import spread
 from mvtec_lab.problems.scored import Scored
 from mvtec_lab.reporting.figures import INK, PALETTE
-from mvtec_lab.results import EXPLANATIONS, MISTAKES
+from mvtec_lab.results import EXPLANATIONS, GOOD, MISTAKES
 
 SHOWN = 12  # images on a sheet, of four tiles each: six rows of two
 TYPICAL = 2  # images of each type on the sheet of typical ones

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from mvtec_lab.data.catalogue import GOOD
 from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.pictures import log_picture, outlined, sheet
 from mvtec_lab.engine.run import Run
@@ -17,6 +16,7 @@ from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.views import view
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.types import RegionTypes
+from mvtec_lab.results import GOOD
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ pytest.importorskip("timm")
 from conftest import others_slow
 from test_sam import TINY, published, saved
 
+from mvtec_lab import compose, problems
 from mvtec_lab.cli import main
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
@@ -48,16 +49,21 @@ def weights(tmp_path: Path) -> str:
 
 def settings(method: str, weights: str) -> list[str]:
     words = [f"attempt=segment/{method}", f"model.method={method}", f"data.image_size={SIDE}"]
-    return [*words, f"model.sam_weights={weights}", "data.masks=required", "model.options.channels=8"]
+    return [*words, f"model.sam_weights={weights}", "data.masks=required"]
 
 
 @pytest.fixture
-def run(lab, weights: str, tmp_path: Path):
+def run(product: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Train an attempt on the tiny product, ``run("sam", "model.options.views=1")`` -> its directory."""
+    monkeypatch.chdir(tmp_path)
 
     def of(method: str, *arguments: str) -> Path:
         folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
-        assert lab(*settings(method, weights), f"hydra.run.dir={folder}", *arguments) == 0
+        own = ["trainer.max_epochs=2", "model.options.channels=8"]
+        if any(word.startswith("model.options.prompts=") for word in arguments):  # then some of these do nothing
+            own = own[:1] if method != "sam_zero" else []
+        data = ["data=folder", f"data.root={product}", "trainer.accelerator=cpu", f"cache.dir={tmp_path / 'cache'}"]
+        assert main([*settings(method, weights), *data, *own, f"hydra.run.dir={folder}", *arguments]) == 0
         return folder
 
     return of
@@ -206,7 +212,7 @@ def test_one_cache_entry_serves_every_method(run, one_class: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("method", others_slow(["sam", "sam_box"], "sam_box"))
 def test_a_resumed_run_gives_the_same_result(method: str, resumed, weights: str) -> None:
-    resumed(SegmentationModel, 2, *settings(method, weights), "trainer.max_epochs=4")
+    resumed(SegmentationModel, 2, *settings(method, weights), "trainer.max_epochs=4", "model.options.channels=8")
 
 
 def test_prompts_are_found_again_where_their_run_has_another_threshold(run, one_class: Path, tmp_path: Path) -> None:
@@ -337,6 +343,23 @@ def test_prompts_of_a_run_that_reads_16_bits_otherwise_are_refused(run, one_clas
     with pytest.raises(AssertionError):
         run("sam_box", f"model.options.prompts={one_class}")
     assert "with data.white=4095, this run with 65535: give data.white=4095" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "idle"),
+    [
+        ("sam_zero", "model.options.prompts=a.ckpt", "trainer.max_epochs=3"),
+        ("sam_zero", "model.options.prompts=a.ckpt", "optimizer.lr=0.01"),
+        ("sam_zero", "model.options.prompts=a.ckpt", "model.options.channels=8"),
+        ("sam_box", "model.options.prompts=a.ckpt", "model.options.channels=8"),
+        ("sam_box", "model.options.prompt=point", "model.options.jitter=0.2"),
+    ],
+)
+def test_what_other_options_leave_without_effect_is_refused(method: str, given: str, idle: str, capsys) -> None:
+    assert main([f"attempt=segment/{method}", given, idle]) == 2
+    assert f"{idle} does nothing for model.method={method}" in capsys.readouterr().err
+    config = compose(f"attempt=segment/{method}", given)
+    assert not problems.idle(config, {given.split("=")[0]: ""})  # what the attempt's file sets may rest
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

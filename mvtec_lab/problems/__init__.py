@@ -146,6 +146,8 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     for name in config.model.options.keys() - method.options.keys():
         if takers := _takers("options").get(name):
             reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
+    resting = {} if method.idle is None else method.idle(config)
+    reasons |= {key: why for key, why in resting.items() if key in typed or key.startswith("model.options.")}
     for key, takers in _takers("keys").items():
         if method.name not in takers:
             reasons[key] = f"it is a setting of {', '.join(takers)}"

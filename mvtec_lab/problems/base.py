@@ -60,6 +60,8 @@ class Method:
         options: what it takes beside them, by name.
         keys: keys of the configuration that it takes and methods which do not name them do not: ``model.sam_weights``.
         rules: raises LabError for settings that the method cannot work with; it is given the whole Config.
+        idle: returns the keys that have no effect beside the method's other settings, each with the reason; it is given
+            the whole Config. What an attempt's file sets for other runs of it may rest, but not what somebody types.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     keys: Collection[str] = ()
     rules: Callable[[Any], None] | None = None
+    idle: Callable[[Any], Mapping[str, str]] | None = None
 
 
 LAYERS = Option(list, "layers of the backbone, by TorchVision's node names: features.6, layer2; null: the method's")

@@ -16,19 +16,11 @@ _OTHERS = {
     "trainer.monitor": "the epoch with the lowest val/loss is kept",
     "trainer.compile": "its decoder is too small to gain from it",
 }
-_TRAINING = (
-    "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum scheduler.name scheduler.step_size "
-    "scheduler.gamma scheduler.patience trainer.max_epochs trainer.patience augment.transforms augment.views "
-    "augment.paste data.sampler data.imbalance"
-)
 
 
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect with the method, each with the reason."""
-    reasons = {key: why for keys, why in _OTHERS.items() for key in keys.split()}
-    if not method.trains:
-        reasons |= dict.fromkeys(_TRAINING.split(), "it trains nothing")
-    return reasons
+    return {key: why for keys, why in _OTHERS.items() for key in keys.split()}
 
 
 def check(config: Config) -> None:

@@ -1,6 +1,20 @@
 """SAM (Kirillov et al., ICCV 2023) with boxes as prompts: its mask decoder is fine-tuned."""
 
+from __future__ import annotations
+
+from mvtec_lab.config import Config
 from mvtec_lab.problems.base import VIEWS, Method, Option
+
+
+def idle(config: Config) -> dict[str, str]:
+    """Return the options that have no effect beside the others, each with the reason."""
+    options, reasons = config.model.options, {}
+    if options.get("prompts") is not None:
+        reasons["model.options.channels"] = "prompts= says where to look, no light decoder"
+    if options.get("prompt") == "point":
+        reasons["model.options.jitter"] = "it moves the corners of boxes, and prompt=point has none"
+    return reasons
+
 
 OPTIONS = {
     "channels": Option(int, "channels of the light decoder that finds the boxes without prompts=", 64, least=8),
@@ -19,4 +33,5 @@ METHOD = Method(
         "jitter": Option(float, "share of a box's side by which training moves its corners", 0.1, least=0, most=1),
     },
     keys=("model.sam_weights",),
+    idle=idle,
 )

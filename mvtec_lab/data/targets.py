@@ -22,6 +22,12 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return (over_half if over_half.any() else cover > 0).astype(np.uint8)
 
 
+def components(mask: np.ndarray) -> np.ndarray:
+    """Return the 8-connected components of a mask [H, W] as masks, uint8 [K, H, W], in the order of ``boxes_of``."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    return (labels == np.arange(1, count)[:, None, None]).astype(np.uint8)
+
+
 def boxes_of(mask: np.ndarray) -> Tensor:
     """Return one box per 8-connected component of a mask [H, W], in pixels: float32 [K, 4], x0, y0, x1, y1.
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-import cv2
-import numpy as np
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mvtec_lab.config import OptimizerConfig, SchedulerConfig
+from mvtec_lab.data.targets import components
 from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation.detection import Box, box_metrics, match
@@ -246,13 +245,9 @@ def instances(mask: Tensor, boxes: Tensor) -> Tensor:
     They are its 8-connected components, which ``boxes_of`` numbers alike. Objects that were annotated one by one may
     touch: where the numbers differ, an object is what lies in its box.
     """
-    count, components = cv2.connectedComponents(mask.cpu().numpy().astype(np.uint8), connectivity=8)
-    if count - 1 == len(boxes):
-        parts = (
-            torch.from_numpy(components).to(mask.device)[None]
-            == torch.arange(1, count, device=mask.device)[:, None, None]
-        )
-        return parts.byte()
+    parts = torch.from_numpy(components(mask.cpu().numpy())).to(mask.device)
+    if len(parts) == len(boxes):
+        return parts
     parts = torch.zeros(len(boxes), *mask.shape, dtype=torch.uint8, device=mask.device)
     for part, (x0, y0, x1, y1) in zip(parts, boxes.round().long().tolist(), strict=True):
         part[y0:y1, x0:x1] = mask[y0:y1, x0:x1]

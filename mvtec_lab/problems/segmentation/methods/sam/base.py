@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvtec_lab.data.targets import boxes_of, components
 from mvtec_lab.models.maps import Flat
 from mvtec_lab.models.sam import Architecture, Sam, load_sam
 from mvtec_lab.problems.segmentation.base import SegmentationModel
@@ -81,15 +82,12 @@ def parts_of(mask: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     distance transform.
 
     Returns:
-        Float32 boxes [K, 4], x0, y0, x1, y1, all of them inside the component; points [K, 2], x, y; masks, uint8
-        [K, H, W].
+        Float32 boxes [K, 4], x0, y0, x1, y1, the first and the last pixels of the component, as SAM takes them; points
+        [K, 2], x, y; masks, uint8 [K, H, W].
     """
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    boxes, points = np.zeros((count - 1, 4), np.float32), np.zeros((count - 1, 2), np.float32)
-    parts = (labels == np.arange(1, count)[:, None, None]).astype(np.uint8)
+    parts = components(mask)
+    points = np.zeros((len(parts), 2), np.float32)
     for place, part in enumerate(parts):
-        rows, columns = part.any(1).nonzero()[0], part.any(0).nonzero()[0]
-        boxes[place] = columns[0], rows[0], columns[-1], rows[-1]
         depth = cv2.distanceTransform(np.pad(part, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]  # beyond the rim is no defect
         points[place] = np.unravel_index(depth.argmax(), depth.shape)[::-1]
-    return torch.from_numpy(boxes), torch.from_numpy(points), torch.from_numpy(parts)
+    return boxes_of(mask) - torch.tensor([0.0, 0, 1, 1]), torch.from_numpy(points), torch.from_numpy(parts)

@@ -117,6 +117,7 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
+    digests: dict[str, str] = field(default_factory=dict)  # of those files that the model begins with
 
     @property
     def completed(self) -> bool:

@@ -362,6 +362,30 @@ def test_what_other_options_leave_without_effect_is_refused(method: str, given: 
     assert not problems.idle(config, {given.split("=")[0]: ""})  # what the attempt's file sets may rest
 
 
+def test_a_resumed_run_refuses_prompts_of_a_run_that_was_trained_again(
+    run, one_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    prompts, step = f"model.options.prompts={one_class}", SegmentationModel.training_step
+
+    def stopped(self: SegmentationModel, batch: dict, batch_idx: int) -> torch.Tensor:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModel, "training_step", stopped)
+        patch.setattr("mvtec_lab.engine.checkpoints.EVERY", -1.0)
+        with pytest.raises(AssertionError):
+            run("sam_box", prompts)
+    folder = tmp_path / "run0"
+    assert result_of(folder)["paths"]["model.options.prompts"] == str(one_class)
+    content = torch.load(one_class)
+    torch.save({**content, "about": {**content["about"], "threshold": 100.0}}, one_class)
+    with pytest.raises(AssertionError):
+        run("sam_box", prompts, f"hydra.run.dir={folder}", "resume=true")
+    assert f"run0 began with another content of {prompts}" in capsys.readouterr().err
+
+
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert lab("model.sam_weights=file.pt") == 2
     assert "model.sam_weights=file.pt" in capsys.readouterr().err

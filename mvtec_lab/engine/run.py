@@ -232,6 +232,9 @@ class Run:
             raise LabError(
                 f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}"
             )
+        if changed := [key for key, digest in earlier.digests.items() if result.digests.get(key) != digest]:
+            path = result.paths.get(changed[0])
+            raise LabError(f"{run_dir} began with another content of {changed[0]}={path}: {_ELSEWHERE}")
         if not (run_dir / SAMPLES).exists():
             raise LabError(f"{run_dir / SAMPLES} is missing: which images this run has seen is not known; {_ELSEWHERE}")
         began, rows = table_of(run_dir, SAMPLES) or [], sample_rows(self.data, result.fold)

@@ -13,6 +13,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.annotations import READERS
 from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.images import digests
 from mvtec_lab.data.sampling import Sampling
 from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -94,9 +95,13 @@ def marks(config: Config) -> list[str]:
     return [SAMPLE_MARK] if config.data.name == "sample" else []
 
 
-def absolute_paths(config: Config) -> dict[str, str]:
+def absolute_paths(config: Config, of_method: Mapping[str, str | None]) -> dict[str, str]:
     """Return the paths among the settings as absolute ones, by their keys: another directory reads others in the same
-    words."""
+    words.
+
+    Args:
+        of_method: the paths among the options of its method, by their keys.
+    """
     weights = config.model.weights
     given = {
         "data.root": config.data.root,
@@ -104,8 +109,22 @@ def absolute_paths(config: Config) -> dict[str, str]:
         "model.weights": weights if weights and Path(weights).expanduser().is_file() else None,
         "model.sam_weights": config.model.sam_weights,
         "model.text_embeddings": config.model.text_embeddings,
+        **of_method,
     }
     return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path is not None}
+
+
+def digests_of(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return a digest of each file that the model begins with, by its key: the name alone does not say what it holds.
+
+    Args:
+        paths: as ``absolute_paths`` returns them.
+
+    Raises:
+        LabError: a file that cannot be read.
+    """
+    files = {key: Path(path) for key, path in paths.items() if key.startswith("model.") and Path(path).is_file()}
+    return dict(zip(files, digests(list(files.values())), strict=True))
 
 
 def set_up(

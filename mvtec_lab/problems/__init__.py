@@ -88,6 +88,12 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {**config.model.options, **own}
 
 
+def files_of(config: Config) -> dict[str, str | None]:
+    """Return the paths of files among the options of a configuration's method, by their keys."""
+    method, options = METHODS[config.model.method], config.model.options
+    return {f"model.options.{name}": options.get(name) for name, option in method.options.items() if option.file}
+
+
 def problem_of(method: str) -> Problem:
     """Return the problem that a value of ``model.method`` solves.
 

@@ -34,6 +34,7 @@ class Option:
         default: the value where none is given; None where the method computes it from the data.
         least, most: its range, both included; ``above``: a bound that it must exceed.
         choices: its values, where there are few.
+        file: it is the path of a file, which a run records and a resumed run must find as it was.
     """
 
     kind: type
@@ -43,6 +44,7 @@ class Option:
     most: float | None = None
     above: float | None = None
     choices: Sequence[Any] = ()
+    file: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from mvtec_lab.data.contents import Contents
 from mvtec_lab.engine.devices import check_devices, process_restored
 from mvtec_lab.engine.resume import clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
-from mvtec_lab.engine.setup import absolute_paths, claim, set_up, training_seed
+from mvtec_lab.engine.setup import absolute_paths, claim, digests_of, set_up, training_seed
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.locks import held
-from mvtec_lab.problems import METHODS, check, problem_of
+from mvtec_lab.problems import METHODS, check, files_of, problem_of
 from mvtec_lab.problems.model import build_data, build_model
 from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftovers
 
@@ -62,6 +62,7 @@ def run_attempt(
     pl.seed_everything(training_seed(config), verbose=False)
     model, notes = build_model(config, data)
     set_up(config, data, checked, problem.findings(config))
+    paths = absolute_paths(config, files_of(config))
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
@@ -79,7 +80,8 @@ def run_attempt(
         warnings=[*data.warnings, *notes, *problem.marks(config, data)],
         versions=versions(),
         git_revision=git_revision(),
-        paths=absolute_paths(config),
+        paths=paths,
+        digests=digests_of(paths),
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )

@@ -19,7 +19,9 @@ def idle(config: Config) -> dict[str, str]:
 OPTIONS = {
     "channels": Option(int, "channels of the light decoder that finds the boxes without prompts=", 64, least=8),
     "prompt": Option(str, "what of a component SAM is told", "box", choices=("box", "point")),
-    "prompts": Option(str, "best.ckpt of a detector or a one-class run: it says where to look; null: a light decoder"),
+    "prompts": Option(
+        str, "best.ckpt of a detector or a one-class run: it says where to look; null: a light decoder", file=True
+    ),
 }
 METHOD = Method(
     "sam_box",

@@ -30,7 +30,7 @@ TURNED = 0.5  # and taken so where that leaves less than this share of the squar
 # Proposing.
 FINE = 32  # pixels a side
 HASH = 13  # numbers a side of a hash, of the SHARE of FINE
-VALID = 1.5  # a symmetry under which a picture departs so many times more from the mean is not the product's
+VALID = 1.5  # a symmetry under which a picture departs this many times more from the mean is not the product's
 # The nearest by their hashes are an image's like. Of the copies measured nearly all had their original first; more
 # than an image has of its own kind would mix kinds (eight: from nine images of a kind up).
 LIKE = 8

@@ -26,7 +26,7 @@ def region_settings(pyramid: Pyramid, classes: int) -> dict[str, Any]:
         "box_predictor": FastRCNNPredictor(HIDDEN, classes),
         "box_score_thresh": LEAST,
         "box_detections_per_img": MOST,
-        # An image of 256 pixels has a few thousand anchors, a twentieth of COCO's: so many regions say no more.
+        # An image of 256 pixels has a few thousand anchors, a twentieth of COCO's: more regions say nothing new.
         "rpn_pre_nms_top_n_train": 500,
         "rpn_pre_nms_top_n_test": 500,
         "rpn_post_nms_top_n_train": 200,

@@ -141,7 +141,7 @@ def test_boxes_of_true_masks_never_reach_the_judged_prediction(run, one_class: P
     other = mask.clone()
     other[:, 5:20, 5:20] = 1
     assert torch.equal(*(module.logits({"image": images, "mask": m}) for m in (mask, other)))
-    assert not torch.equal(*(module.told({"image": images, "mask": m}) for m in (mask, other)))
+    assert not torch.equal(*(module.oracle({"image": images, "mask": m}) for m in (mask, other)))
 
 
 def test_one_command_sets_tuned_and_untuned_rows_side_by_side(product: Path, weights: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_point_is_where_the_defect_is_widest(run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module.sam, "decode", decode)
     mask = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
     mask[0, 5:40, 5:8] = mask[0, 30:40, 5:40] = 1  # an L, whose box's centre is not in it
-    module.told({"image": torch.randn(1, 3, SIDE, SIDE), "mask": mask})
+    module.oracle({"image": torch.randn(1, 3, SIDE, SIDE), "mask": mask})
     (prompts,) = asked
     assert list(prompts) == ["points"]
     x, y = prompts["points"][0].int().tolist()

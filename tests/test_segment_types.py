@@ -45,55 +45,55 @@ def test_types_are_counted_over_the_defects() -> None:
 
 def test_discriminants_name_types_by_the_maps_within_the_mask() -> None:
     torch.manual_seed(0)
-    namer, heat = RegionTypes(["crack", "hole", "stain"], [2, 3]), torch.zeros(1, 8, 8)
-    heat[:, 2:4, 2:6] = 1
+    type_model, cover = RegionTypes(["crack", "hole", "stain"], [2, 3]), torch.zeros(1, 8, 8)
+    cover[:, 2:4, 2:6] = 1
     maps = [torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)]
     maps[0][:, :, 2:4, 2:6] = 7.0
-    evidence = namer.evidence(maps, heat)
+    evidence = type_model.evidence(maps, cover)
     assert torch.allclose(evidence[0, :2], torch.full((2,), 7.0), atol=1e-3)  # of what lies outside nothing counts
     assert evidence[0, -1] == pytest.approx(np.log(8 / 64), abs=1e-3)
     crack, hole = torch.randn(2, 12, 6).numpy() + np.array([[[0.0]], [[4.0]]])
-    namer.fit(np.concatenate([crack, hole]), ["crack"] * 12 + ["hole"] * 12)
-    p = namer(torch.tensor(np.concatenate([crack, hole]), dtype=torch.float32))
+    type_model.fit(np.concatenate([crack, hole]), ["crack"] * 12 + ["hole"] * 12)
+    p = type_model(torch.tensor(np.concatenate([crack, hole]), dtype=torch.float32))
     assert p.argmax(1).tolist() == [0] * 12 + [1] * 12
     assert p[:, 2].max() == 0  # a type without a training image is never named
-    namer.fit(crack, ["hole"] * 12)
-    assert namer(torch.zeros(1, 6)).argmax() == 1
+    type_model.fit(crack, ["hole"] * 12)
+    assert type_model(torch.zeros(1, 6)).argmax() == 1
 
 
 def test_a_single_image_of_a_type_is_named_by_the_nearest_mean() -> None:
-    namer, rng = RegionTypes(["crack", "hole", "stain"], [5]), np.random.default_rng(0)
+    type_model, rng = RegionTypes(["crack", "hole", "stain"], [5]), np.random.default_rng(0)
     evidence = np.concatenate([rng.normal(0, 1, (1, 6)), rng.normal(9, 1, (3, 6)), rng.normal(-9, 1, (1, 6))])
     kinds = ["crack", *["hole"] * 3, "stain"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scikit-learn's covariance of a single image
-        said = namer.fit(evidence, kinds)
+        said = type_model.fit(evidence, kinds)
         assert "crack" in str(said)
         assert "nearest mean" in str(said)
-        named = namer(torch.tensor(evidence + 1, dtype=torch.float32)).argmax(1)
-        assert [namer.kinds[k] for k in named] == kinds
-        namer.fit(evidence[[0, 1, 4]], ["crack", "hole", "stain"])  # as many images as types
-        assert namer(torch.tensor(evidence, dtype=torch.float32)).argmax(1).tolist() == [0, 1, 1, 1, 2]
+        named = type_model(torch.tensor(evidence + 1, dtype=torch.float32)).argmax(1)
+        assert [type_model.kinds[k] for k in named] == kinds
+        type_model.fit(evidence[[0, 1, 4]], ["crack", "hole", "stain"])  # as many images as types
+        assert type_model(torch.tensor(evidence, dtype=torch.float32)).argmax(1).tolist() == [0, 1, 1, 1, 2]
 
 
-def test_pixels_outside_of_a_defect_teach_no_type() -> None:
-    namer, mask = PixelTypes(["crack", "hole"], []), torch.zeros(3, 8, 8, dtype=torch.uint8)
+def test_pixels_outside_of_a_defect_say_nothing_of_types() -> None:
+    type_model, mask = PixelTypes(["crack", "hole"], []), torch.zeros(3, 8, 8, dtype=torch.uint8)
     mask[0, :4], mask[1, 0, 0] = 1, 1  # the third image is good
     logits = torch.zeros(3, 2, 4, 4, requires_grad=True)
     batch = {"mask": mask, "label": torch.tensor([1, 2, 0]), "mixed": torch.zeros(3, dtype=torch.bool)}
-    loss = namer.loss(logits, batch, first=1)
+    loss = type_model.loss(logits, batch, first=1)
     assert loss.item() == pytest.approx(np.log(2))
     loss.backward()
     assert (logits.grad[0, :, :2] != 0).all()
     assert logits.grad[0, :, 2:].abs().sum() == logits.grad[2].abs().sum() == 0
     assert logits.grad[0].abs().sum() == pytest.approx(logits.grad[1].abs().sum())  # each defect counts alike
     assert logits.grad[0, 0, 0, 0] < 0 < logits.grad[1, 0, 0, 0]
-    heat = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    cover = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     given = torch.tensor([[[[9.0, -9.0], [-9.0, -9.0]], [[-9.0, 9.0], [9.0, 9.0]]]])
-    assert namer.evidence([], heat, given)[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
-    assert namer.loss(logits, {**batch, "mask": 0 * mask}, 1) == 0
-    only = namer.loss(logits + torch.arange(3.0)[:, None, None, None], {**batch, "mixed": batch["label"] == 1}, 1)
-    assert torch.equal(only, namer.loss(logits[1:], {key: values[1:] for key, values in batch.items()}, 1))
+    assert type_model.evidence([], cover, given)[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert type_model.loss(logits, {**batch, "mask": 0 * mask}, 1) == 0
+    only = type_model.loss(logits + torch.arange(3.0)[:, None, None, None], {**batch, "mixed": batch["label"] == 1}, 1)
+    assert torch.equal(only, type_model.loss(logits[1:], {key: values[1:] for key, values in batch.items()}, 1))
 
 
 def test_a_type_named_by_region_leaves_the_masks_as_they_are(lab, product: Path, tmp_path: Path) -> None:

@@ -54,16 +54,23 @@ def test_figures_of_masks_follow_from_overlap_and_union() -> None:
 def test_the_cut_is_the_one_with_the_best_mean_iou() -> None:
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:5, 2:5] = True
-    heat = np.where(mask, 0.8, 0.62)
-    assert masks.best_cut([heat], [mask]) == pytest.approx(0.65)  # of 0.65, 0.7 and 0.75 the nearest to 0.5
-    assert masks.best_cut([], []) == 0.5
+    score_map = np.where(mask, 0.8, 0.62)
+    assert masks.best_map_threshold([score_map], [mask]) == pytest.approx(
+        0.65
+    )  # of 0.65, 0.7 and 0.75 the nearest to 0.5
+    assert masks.best_map_threshold([], []) == 0.5
     rng = np.random.default_rng(0)
-    heats, wanted = rng.random((3, 8, 8)), rng.random((3, 8, 8)) > 0.6
+    score_maps, wanted = rng.random((3, 8, 8)), rng.random((3, 8, 8)) > 0.6
     by_hand = [
-        np.mean([np.divide(*masks.overlap(h.astype(np.float32) > cut, w)) for h, w in zip(heats, wanted, strict=True)])
-        for cut in masks.CUTS
+        np.mean(
+            [
+                np.divide(*masks.overlap(h.astype(np.float32) > map_threshold, w))
+                for h, w in zip(score_maps, wanted, strict=True)
+            ]
+        )
+        for map_threshold in masks.MAP_THRESHOLDS
     ]
-    assert masks.best_cut(heats, wanted) == pytest.approx(masks.CUTS[int(np.argmax(by_hand))])
+    assert masks.best_map_threshold(score_maps, wanted) == pytest.approx(masks.MAP_THRESHOLDS[int(np.argmax(by_hand))])
 
 
 def test_every_view_comes_back() -> None:

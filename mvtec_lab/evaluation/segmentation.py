@@ -17,23 +17,23 @@ from mvtec_lab.results import GOOD
 
 # Where a mask may begin. Above 0.5, as training counts a pixel that is more likely than not; the others are there for
 # the pixels along a defect's edge, which annotators draw generously or narrowly.
-CUTS = np.arange(1, 20) / 20
+MAP_THRESHOLDS = np.arange(1, 20) / 20
 POOLED = ("pooled_iou", "pooled_dice")
 PEAK = 1e-3  # share of a map's cells, at least one, whose mean is the image's score: one noisy cell is no defect
 
 
-def image_score(heat: npt.ArrayLike) -> float:
+def image_score(score_map: npt.ArrayLike) -> float:
     """Return how certain it is that an image has a defect: the mean of the highest thousandth of its map [h, w]."""
-    values = np.asarray(heat, dtype=np.float32).ravel()
+    values = np.asarray(score_map, dtype=np.float32).ravel()
     count = max(1, round(PEAK * values.size))
     return float(np.partition(values, -count)[-count:].mean())
 
 
-def spread(heat: npt.ArrayLike, size: tuple[int, int]) -> np.ndarray:
+def spread(score_map: npt.ArrayLike, size: tuple[int, int]) -> np.ndarray:
     """Return a map [h, w] spread over an image of size (H, W), bilinearly, as ``PixelScores.add`` does: float32."""
     import cv2
 
-    low = np.ascontiguousarray(heat, dtype=np.float32)
+    low = np.ascontiguousarray(score_map, dtype=np.float32)
     return low if low.shape == size else cv2.resize(low, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
@@ -45,25 +45,26 @@ def overlap(found: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[int, int]:
     return int((found & mask).sum()), int((found | mask).sum())
 
 
-def best_cut(heats: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> float:
-    """Return the one of ``CUTS`` above which the maps' masks have the highest mean IoU, of equal ones nearest to 0.5.
+def best_map_threshold(score_maps: Sequence[npt.ArrayLike], masks: Sequence[npt.ArrayLike]) -> float:
+    """Return the one of ``MAP_THRESHOLDS`` above which masks have the highest mean IoU, of equal ones nearest to 0.5.
 
     Args:
-        heats: maps of probabilities, [h, w] each.
+        score_maps: maps of probabilities, [h, w] each.
         masks: true masks [H, W] of the same images, none of them empty; none at all: 0.5.
     """
     if len(masks) == 0:
         return 0.5
-    ious = np.zeros(len(CUTS))
-    for heat, mask in zip(heats, masks, strict=True):
+    ious = np.zeros(len(MAP_THRESHOLDS))
+    for score_map, mask in zip(score_maps, masks, strict=True):
         marked = np.asarray(mask, dtype=bool)
-        bins = np.searchsorted(CUTS, spread(heat, marked.shape).ravel(), side="left")  # at a cut is not above it
+        values = spread(score_map, marked.shape).ravel()
+        bins = np.searchsorted(MAP_THRESHOLDS, values, side="left")  # at a threshold is not above it
         parts = marked.ravel(), ~marked.ravel()
-        inside, outside = (np.bincount(bins[part], minlength=len(CUTS) + 1) for part in parts)
+        inside, outside = (np.bincount(bins[part], minlength=len(MAP_THRESHOLDS) + 1) for part in parts)
         above_inside, above_outside = (part[::-1].cumsum()[::-1][1:] for part in (inside, outside))
         ious += above_inside / (marked.sum() + above_outside)
     best = np.flatnonzero(ious >= ious.max() - 1e-9)
-    return float(CUTS[best[np.argmin(np.abs(CUTS[best] - 0.5))]])
+    return float(MAP_THRESHOLDS[best[np.argmin(np.abs(MAP_THRESHOLDS[best] - 0.5))]])
 
 
 def ious(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

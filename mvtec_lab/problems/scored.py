@@ -82,10 +82,10 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
     """Return pixel metrics at the masks' resolution, and by_type; nothing, and a warning, without any mask."""
     assert test.maps is not None
     pixels = PixelScores(test.maps)
-    for i, (sample, heat) in enumerate(zip(test.dataset.samples, test.maps, strict=True)):
+    for i, (sample, score_map) in enumerate(zip(test.dataset.samples, test.maps, strict=True)):
         width, height, _ = image_size(test.dataset.folder / sample.path)
         size = (height, width) if sample.label == GOOD else None
-        pixels.add(sample.path, heat, test.dataset.mask(i), sample.label, size)
+        pixels.add(sample.path, score_map, test.dataset.mask(i), sample.label, size)
     if len(pixels.missing) == test.defect.sum():
         run.warn("no defect has a mask: pixel metrics are left out")
         return {}
@@ -97,8 +97,8 @@ def _pixel_figures(test: Scored, run: Run, intervals: dict[str, Any]) -> dict[st
     return {key: metrics[key] for key in (*PIXEL_METRICS, "by_type")}
 
 
-def prediction_rows(name: str, of: Scored, value: float, cut: float | None = None) -> list[dict[str, Any]]:
-    """Return the rows of predictions.csv; with maps also where they are above ``cut``, against the true masks.
+def prediction_rows(name: str, of: Scored, value: float, map_threshold: float | None = None) -> list[dict[str, Any]]:
+    """Return the rows of predictions.csv; with maps also where they exceed ``map_threshold``, against the true masks.
 
     Overlap and union are pixels of the mask's file, or of a good image's, whose true mask is empty. They are empty for
     a defect without a mask.
@@ -113,14 +113,14 @@ def prediction_rows(name: str, of: Scored, value: float, cut: float | None = Non
             "type": sample.label,
             "score": f"{score:.9g}",  # float32 to the bit
         }
-        if of.maps is not None and cut is not None:
-            row |= overlap_row(of.dataset, place, of.maps[place], cut)
+        if of.maps is not None and map_threshold is not None:
+            row |= overlap_row(of.dataset, place, of.maps[place], map_threshold)
         rows.append(row)
     return rows
 
 
-def overlap_row(dataset: MVTecDataset, place: int, heat: np.ndarray, cut: float) -> dict[str, Any]:
-    """Return iou, overlap and union of an image's mask and where its map [h, w] is above a cut; empty without a mask.
+def overlap_row(dataset: MVTecDataset, place: int, score_map: np.ndarray, map_threshold: float) -> dict[str, Any]:
+    """Return iou, overlap and union of an image's mask and where its map [h, w] exceeds a threshold; empty without one.
 
     Overlap and union are pixels of the mask's file, or of a good image's.
     """
@@ -130,6 +130,6 @@ def overlap_row(dataset: MVTecDataset, place: int, heat: np.ndarray, cut: float)
     if mask is None:
         width, height, _ = image_size(dataset.folder / sample.path)
         mask = np.zeros((height, width), dtype=bool)
-    both, either = segmentation.overlap(segmentation.spread(heat, mask.shape) > cut, mask)
+    both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > map_threshold, mask)
     iou = "" if sample.label == GOOD else f"{both / max(either, 1):.6g}"
     return {"iou": iou, "overlap": both, "union": either}

@@ -77,7 +77,7 @@ class SegmentationModel(EpochLosses):
         self.weights_name = "random"
         self.weights_note: str | None = None
         self.kinds = [name for name in classes if name != GOOD]
-        self.namer: RegionTypes | PixelTypes | None = None  # names the type of a defect; None: nothing does
+        self.type_model: RegionTypes | PixelTypes | None = None  # names the type of a defect; None: nothing does
 
     @property
     def frozen(self) -> nn.Module | None:
@@ -98,10 +98,10 @@ class SegmentationModel(EpochLosses):
         Args:
             views: a batch of each view. K is 0 where types are not named.
         """
-        pairs = [self.found(batch) for batch in views]
+        pairs = [self.logits_and_evidence(batch) for batch in views]
         maps = torch.stack([unviewed(logits.float().sigmoid(), n) for n, (logits, _) in enumerate(pairs)]).mean(0)
         evidence = torch.stack([of_types.float() for _, of_types in pairs]).mean(0)
-        return maps, evidence if self.namer is None else self.namer(evidence)
+        return maps, evidence if self.type_model is None else self.type_model(evidence)
 
     def use_weights(self, weights: Weights) -> None:
         """Take over what weights say about themselves."""
@@ -117,20 +117,21 @@ class SegmentationModel(EpochLosses):
         raise NotImplementedError
 
     def maps(self, features: Tensor) -> list[Tensor]:
-        """Return the maps [N, C, H, W] of features by which ``namer`` tells types; a method without one has none."""
+        """Return the maps [N, C, H, W] of features that ``type_model`` reads; a method without one has none."""
         raise NotImplementedError
 
-    def found(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the defect logits [N, h, w] of a batch, and what they say of the types, [N, D]: ``namer``'s."""
+    def logits_and_evidence(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the defect logits [N, h, w] of a batch, and what they say of the types, [N, D]: ``type_model``'s."""
         features = self.features_of(batch)
         logits = self.decode(features)
-        return logits, self.evidence(() if self.namer is None else self.maps(features), logits.sigmoid())
+        return logits, self.evidence(() if self.type_model is None else self.maps(features), logits.sigmoid())
 
-    def evidence(self, maps: Sequence[Tensor], heat: Tensor, logits: Tensor | None = None) -> Tensor:
+    def evidence(self, maps: Sequence[Tensor], cover: Tensor, logits: Tensor | None = None) -> Tensor:
         """Return what is known of the types of defects [N, D], from maps, a mask [N, h, w], and logits of types."""
-        if self.namer is None:
-            return heat.new_zeros(len(heat), 0)
-        return self.namer.evidence(maps, heat, heat.new_zeros(len(heat), 0, 1, 1) if logits is None else logits)
+        if self.type_model is None:
+            return cover.new_zeros(len(cover), 0)
+        logits = cover.new_zeros(len(cover), 0, 1, 1) if logits is None else logits
+        return self.type_model.evidence(maps, cover, logits)
 
     def features_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what ``frozen`` makes of a batch, which may have it already."""
@@ -162,7 +163,7 @@ class SegmentationModel(EpochLosses):
         """Return the loss of a batch, in training and in validation."""
         return mask_loss(self.logits(batch), batch["mask"])
 
-    def told(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+    def oracle(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Return the logits [N, h, w] of a batch with prompts from its true masks, for comparison alone.
 
         It is what a method that takes prompts could do with perfect ones; None: the method takes none.
@@ -201,7 +202,7 @@ class SegmentationModel(EpochLosses):
         with evaluating(self):
             for place in range(len(batch["image"]) if "image" in batch else len(batch["features"]) // self.views):
                 pairs.append(self.judged(self.view_of(batch, place, number) for number in range(self.views)))
-        maps, types = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
+        maps, types = (torch.cat(values).cpu() for values in zip(*pairs, strict=True))
         return require_finite(maps, "the probabilities"), require_finite(types, "the probabilities of types")
 
     def view_of(self, batch: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class DecoderModel(SegmentationModel):
         self.use_weights(features.weights)
         self.features = Flat(features, h["image_size"])
         if self.kinds and self.options["types"] != "none":
-            self.namer = TYPES[self.options["types"]](self.kinds, features.channels)
-        outputs = 1 + (0 if self.namer is None else self.namer.outputs)
+            self.type_model = TYPES[self.options["types"]](self.kinds, features.channels)
+        outputs = 1 + (0 if self.type_model is None else self.type_model.outputs)
         self.decoder = self.build_decoder(features.channels, outputs).to(memory_format=torch.channels_last)
 
     @property
@@ -66,16 +66,16 @@ class DecoderModel(SegmentationModel):
     def decode(self, features: Tensor) -> Tensor:
         return self.decoder(self.maps(features))[:, 0]
 
-    def found(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def logits_and_evidence(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         maps = self.maps(self.features_of(batch))
         logits = self.decoder(maps)
         return logits[:, 0], self.evidence(maps, logits[:, 0].sigmoid(), logits[:, 1:])
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        if not isinstance(self.namer, PixelTypes):
+        if not isinstance(self.type_model, PixelTypes):
             return super().loss(batch)
         logits = self.decoder(self.maps(self.features_of(batch)))
-        types = self.namer.loss(logits[:, 1:], batch, len(self.hparams["classes"]) - len(self.kinds))
+        types = self.type_model.loss(logits[:, 1:], batch, len(self.hparams["classes"]) - len(self.kinds))
         return mask_loss(logits[:, 0], batch["mask"]) + types
 
 

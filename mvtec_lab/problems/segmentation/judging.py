@@ -33,7 +33,7 @@ def judge(run: Run) -> Judgement:
     scored, types = {}, {}
     for split in ("test",) if data.val_is_test or not data.of_split("val") else ("test", "val"):
         maps, types[split] = zip(*_probabilities(data, model.module, split), strict=True)
-        scores = np.array([segmentation.image_score(heat) for heat in maps], dtype=np.float32)
+        scores = np.array([segmentation.image_score(score_map) for score_map in maps], dtype=np.float32)
         scored[split] = Scored(data.dataset(split), scores, list(maps))
     result.seconds_per_image = seconds_per_image(data, model.module.probabilities)
     result.peak_mib = run.peak_mib()
@@ -43,19 +43,19 @@ def judge(run: Run) -> Judgement:
     if model.threshold is None or model.map_threshold is None:
         model.threshold, model.map_threshold, chosen["rule"] = _thresholds(run, scored["val"])
         run.keep()
-    value, cut = model.threshold, model.map_threshold
-    result.threshold = {"value": value, **chosen, "map": cut}
+    value, map_threshold = model.threshold, model.map_threshold
+    result.threshold = {"value": value, **chosen, "map": map_threshold}
     test = scored["test"]
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
     kinds = _kinds(run)
-    rows = {split: mask_rows(split, part, value, cut, kinds, types[split]) for split, part in scored.items()}
+    rows = {split: mask_rows(split, part, value, map_threshold, kinds, types[split]) for split, part in scored.items()}
     metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
     if (oracle := _oracle_iou(model.module, test, data.test_dataloader())) is not None:
         metrics["test"]["oracle_iou"] = oracle
-    pages = sheets(test, rows["test"], value, cut)
+    pages = sheets(test, rows["test"], value, map_threshold)
     board = {TAGS[name]: page for name, page in pages.items()}
     in_order = [row for split in ("val", "test") if split in rows for row in rows[split]]
-    return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, cut))
+    return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, map_threshold))
 
 
 def _probabilities(
@@ -79,13 +79,13 @@ def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mappi
     ious, place = [], 0
     for batch in batches:
         with torch.inference_mode(), evaluating(module):
-            told = module.told({key: value.to(module.device) for key, value in batch.items()})
-        if told is None:
+            logits = module.oracle({key: value.to(module.device) for key, value in batch.items()})
+        if logits is None:
             return None
-        for heat in told.float().cpu().numpy():
+        for score_map in logits.float().cpu().numpy():
             mask, place = test.dataset.mask(place), place + 1
             if mask is not None:
-                both, either = segmentation.overlap(segmentation.spread(heat, mask.shape) > 0, mask)
+                both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > 0, mask)
                 ious.append(both / max(either, 1))
     return float(np.mean(ious)) if ious else None
 
@@ -94,20 +94,20 @@ def _thresholds(run: Run, val: Scored) -> tuple[float, float, str]:
     """Return the threshold of an image's score, the probability above which a pixel belongs to a mask, and their rule
     in words."""
     masks = [val.dataset.mask(place) for place in range(len(val.scores))]
-    known = [(heat, mask) for heat, mask in zip(val.maps or (), masks, strict=True) if mask is not None]
-    cut = segmentation.best_cut([heat for heat, _ in known], [mask for _, mask in known])
+    known = [(score_map, mask) for score_map, mask in zip(val.maps or (), masks, strict=True) if mask is not None]
+    map_threshold = segmentation.best_map_threshold([score_map for score_map, _ in known], [m for _, m in known])
     if not val.defect.any():
         run.warn("validation has no defect to choose a threshold with: both are 0.5")
         return 0.5, 0.5, "of 0.5, as validation has no defect"
     where = "the test images" if run.data.val_is_test else "validation"
-    return best_f1_threshold(val.scores, val.defect), cut, f"of best F1 on {where}"
+    return best_f1_threshold(val.scores, val.defect), map_threshold, f"of best F1 on {where}"
 
 
 def _kinds(run: Run) -> list[str]:
     """Return the types that the model names; none where it was not trained for those of the data. Warn of what is left
     out of the figures of types."""
     module, samples = run.model.module, [s for s in run.data.samples if s.split]
-    if module.namer is None:
+    if module.type_model is None:
         return []
     kinds: list[str] = module.kinds
     if strangers := sorted({s.label for s in samples if s.split != "train"} - {GOOD, *kinds}):
@@ -122,14 +122,14 @@ def _kinds(run: Run) -> list[str]:
 
 
 def mask_rows(
-    split: str, of: Scored, value: float, cut: float, kinds: Sequence[str], types: Sequence[torch.Tensor]
+    split: str, of: Scored, value: float, map_threshold: float, kinds: Sequence[str], types: Sequence[torch.Tensor]
 ) -> list[dict[str, Any]]:
     """Return the rows of predictions.csv, with the type that was found; it is empty where an image has several types.
 
     Args:
         kinds, types: names of the defect types, and their probabilities [K] in each image; no names: none is found.
     """
-    rows = zip(prediction_rows(split, of, value, cut), types, of.dataset.samples, strict=True)
+    rows = zip(prediction_rows(split, of, value, map_threshold), types, of.dataset.samples, strict=True)
     return [
         {**row, "found_type": "" if sample.mixed else found_type(kinds, of_image, row["prediction"])}
         for row, of_image, sample in rows
@@ -156,10 +156,10 @@ def _metrics(run: Run, part: Scored, rows: list[dict[str, Any]], whole: bool) ->
     return {**metrics, **counts}
 
 
-def _summary(metrics: Mapping[str, Any], value: float, cut: float) -> str:
+def _summary(metrics: Mapping[str, Any], value: float, map_threshold: float) -> str:
     known = [(m.title, v) for m in deciding("segmentation") if (v := m.of(metrics)) is not None]
     return (
         "".join(f"{title} {v:.3f}, " for title, v in known)
         + f"{metrics['escapes']} escapes and {metrics['false_rejects']} false rejects of {metrics['images']} images "
-        f"(thresholds {value:.3g} of an image, {cut:.2g} of a pixel)"
+        f"(thresholds {value:.3g} of an image, {map_threshold:.2g} of a pixel)"
     )

@@ -19,10 +19,13 @@ SHOWN = 12  # images on a sheet, of four tiles each: six rows of two
 TYPICAL = 2  # images of each type on the sheet of typical ones
 
 
-def sheets(test: Scored, rows: Sequence[Mapping[str, Any]], value: float, cut: float) -> dict[str, np.ndarray]:
-    """Return the sheets of the test images by file name; ``value`` and ``cut`` are the thresholds of image and pixel.
+def sheets(
+    test: Scored, rows: Sequence[Mapping[str, Any]], value: float, map_threshold: float
+) -> dict[str, np.ndarray]:
+    """Return the sheets of the test images by file name.
 
     Args:
+        value, map_threshold: the thresholds of an image and of a pixel.
         rows: of predictions.csv, in the order of ``test``.
     """
     ious = np.array([float(row["iou"] or 1) for row in rows])
@@ -36,29 +39,34 @@ def sheets(test: Scored, rows: Sequence[Mapping[str, Any]], value: float, cut: f
         middle = max(0, (len(of_kind) - TYPICAL) // 2)
         typical += of_kind[middle : middle + TYPICAL]
     return {
-        MISTAKES: _page(test, rows, order[:SHOWN].tolist(), value, cut),
-        EXPLANATIONS: _page(test, rows, typical, value, cut),
+        MISTAKES: _page(test, rows, order[:SHOWN].tolist(), value, map_threshold),
+        EXPLANATIONS: _page(test, rows, typical, value, map_threshold),
     }
 
 
 def _page(
-    test: Scored, rows: Sequence[Mapping[str, Any]], places: Sequence[int], value: float, cut: float
+    test: Scored, rows: Sequence[Mapping[str, Any]], places: Sequence[int], value: float, map_threshold: float
 ) -> np.ndarray:
     assert test.maps is not None
     tiles, texts, marks = [], [], []
     for place in places:
         picture, mask, kind = test.dataset.picture(place), test.dataset.mask(place), test.kinds[place]
-        found = spread(test.maps[place], (SIDE, SIDE)) > cut
+        predicted = spread(test.maps[place], (SIDE, SIDE)) > map_threshold
         right = bool((test.scores[place] > value) == test.defect[place])
         mistake = "" if right else "escape: " if test.defect[place] else "false reject: "
         iou = f", IoU {float(rows[place]['iou']):.2f}" if rows[place]["iou"] else ""
         kind_found = rows[place]["found_type"]
         named = f"\nnamed {kind_found}" if kind_found not in ("", GOOD) else ""
-        tiles += [picture, _plain(mask), _plain(found), outlined(picture, mask, found if found.any() else None)]
+        tiles += [
+            picture,
+            _plain(mask),
+            _plain(predicted),
+            outlined(picture, mask, predicted if predicted.any() else None),
+        ]
         texts += [
             f"{mistake}{kind}\n{test.scores[place]:.3g}, threshold {value:.3g}",
             "mask" if mask is not None else "no mask",
-            (f"found{iou}" if found.any() else f"nothing found{iou}") + named,
+            (f"found{iou}" if predicted.any() else f"nothing found{iou}") + named,
             "blue: mask\norange: found",
         ]
         marks += [right, None, None, None]
@@ -71,11 +79,11 @@ def _plain(mask: np.ndarray | None) -> np.ndarray:
     return np.repeat((part * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def files(heat: np.ndarray, cut: float) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+def files(score_map: np.ndarray, map_threshold: float) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
     """Return what makes the files of a new image: its mask as .png, 0 and 255, and its outline over it as .jpg."""
 
     def make(image: np.ndarray) -> Mapping[str, np.ndarray]:
-        found = (spread(heat, image.shape[:2]) > cut).astype(np.uint8)
+        found = (spread(score_map, image.shape[:2]) > map_threshold).astype(np.uint8)
         drawn, width = image.copy(), max(1, max(image.shape[:2]) // 300)
         lines, _ = cv2.findContours(found, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         for wide, colour in ((3 * width, INK), (width, PALETTE[4])):  # a dark rim, as it crosses bright and dark

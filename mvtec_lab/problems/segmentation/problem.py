@@ -38,14 +38,14 @@ class Segmentation(Problem):
         return two_classes(data.counts())
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        value, cut = model.threshold, model.map_threshold
+        value, map_threshold = model.threshold, model.map_threshold
         assert value is not None
-        assert cut is not None
+        assert map_threshold is not None
         predictions = []
         maps, types = model.module.probabilities({"image": images})
-        for heat, of_types in zip(maps.numpy(), types, strict=True):
-            score, found = image_score(heat), spread(heat, (model.image_size, model.image_size)) > cut
-            name, share = CLASSES[int(score > value)], float(found.mean())
+        for score_map, of_types in zip(maps.numpy(), types, strict=True):
+            score, size = image_score(score_map), (model.image_size, model.image_size)
+            name, share = CLASSES[int(score > value)], float((spread(score_map, size) > map_threshold).mean())
             row = {
                 "prediction": name,
                 "score": f"{score:.9g}",
@@ -53,8 +53,10 @@ class Segmentation(Problem):
                 "mask_share": f"{share:.6g}",
                 "found_type": found_type(model.module.kinds, of_types, name),
             }
-            called = row["found_type"] or name
-            predictions.append(Prediction(row, f"{called} ({score:.3g}; mask {share:.1%})", files=files(heat, cut)))
+            label = row["found_type"] or name
+            predictions.append(
+                Prediction(row, f"{label} ({score:.3g}; mask {share:.1%})", files=files(score_map, map_threshold))
+            )
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
@@ -76,12 +78,12 @@ class DefectMap(nn.Module):
     def __init__(self, module: SegmentationModel) -> None:
         super().__init__()
         self.module = module
-        self.about = {"types": module.kinds} if module.namer is not None else {}
+        self.about = {"types": module.kinds} if module.type_model is not None else {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         module = self.module
         maps, types = module.judged({"image": view(images, number)} for number in range(module.views))
-        return (maps,) if module.namer is None else (maps, types)
+        return (maps,) if module.type_model is None else (maps, types)
 
 
 PROBLEM = Segmentation()

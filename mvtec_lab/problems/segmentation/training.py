@@ -55,12 +55,12 @@ def fit(run: Run) -> None:
     else:
         module.to(trainer.strategy.root_device)
     started = time.perf_counter()
-    if isinstance(module.namer, RegionTypes):
-        _fit_types(run, module, module.namer)
+    if isinstance(module.type_model, RegionTypes):
+        _fit_types(run, module, module.type_model)
     result.fit_seconds = result.seconds + time.perf_counter() - started
 
 
-def _fit_types(run: Run, module: SegmentationModel, namer: RegionTypes) -> None:
+def _fit_types(run: Run, module: SegmentationModel, type_model: RegionTypes) -> None:
     """Show what names the types of defects all training images, as they are, and their true masks."""
     data = run.data
     images, features = data.images(data.of_split("train")), data.features.get("train")
@@ -72,12 +72,12 @@ def _fit_types(run: Run, module: SegmentationModel, namer: RegionTypes) -> None:
         batch = images[[place]] if features is None else features[[(place, n) for n in range(module.views)]]
         mask, kinds = images.small_masks([place]).float().to(module.device), [*kinds, sample.label]
         with torch.no_grad(), evaluating(module):
-            each = [
+            of_views = [
                 module.evidence(module.maps(module.features_of(module.view_of(batch, 0, n))), view(mask, n))
                 for n in range(module.views)
             ]
-        evidence.append(torch.cat(each).float().mean(0).cpu().numpy())
-    if evidence and (warning := namer.fit(np.stack(evidence), kinds)):
+        evidence.append(torch.cat(of_views).float().mean(0).cpu().numpy())
+    if evidence and (warning := type_model.fit(np.stack(evidence), kinds)):
         run.warn(warning)
 
 

@@ -40,22 +40,22 @@ class RegionTypes(nn.Module):
         self.register_buffer("weight", torch.zeros(len(self.kinds), sum(channels) + 1))
         self.register_buffer("bias", torch.zeros(len(self.kinds)))
 
-    def evidence(self, maps: Sequence[Tensor], heat: Tensor, logits: Tensor | None = None) -> Tensor:
+    def evidence(self, maps: Sequence[Tensor], cover: Tensor, logits: Tensor | None = None) -> Tensor:
         """Return the means of maps [N, C, H, W] within a mask, and the logarithm of its share: [N, all C + 1].
 
         Args:
-            heat: the mask, or its probabilities, [N, h, w], of any resolution.
+            cover: the mask, or its probabilities, [N, h, w], of any resolution.
             logits: not needed.
         """
-        weights = [F.interpolate(heat[:, None], each.shape[-2:], mode="area") + FAINT for each in maps]
-        means = [(each * w).sum((2, 3)) / w.sum((2, 3)) for each, w in zip(maps, weights, strict=True)]
-        return torch.cat([*means, (heat.mean((1, 2)) + FAINT).log()[:, None]], dim=1)
+        weights = [F.interpolate(cover[:, None], layer.shape[-2:], mode="area") + FAINT for layer in maps]
+        means = [(layer * w).sum((2, 3)) / w.sum((2, 3)) for layer, w in zip(maps, weights, strict=True)]
+        return torch.cat([*means, (cover.mean((1, 2)) + FAINT).log()[:, None]], dim=1)
 
     def fit(self, evidence: np.ndarray, kinds: Sequence[str]) -> str | None:
         """Learn the types of defects from the evidence of true masks, [N, all C + 1]; one without images is not named.
 
         Args:
-            kinds: the type of each, [N].
+            kinds: the types of these defects, [N].
 
         Returns:
             A warning where there are too few images for discriminants.
@@ -108,15 +108,15 @@ class PixelTypes(nn.Module):
         super().__init__()
         self.kinds, self.outputs = list(kinds), len(kinds)
 
-    def evidence(self, maps: Sequence[Tensor], heat: Tensor, logits: Tensor) -> Tensor:
+    def evidence(self, maps: Sequence[Tensor], cover: Tensor, logits: Tensor) -> Tensor:
         """Return the mean probabilities of the types within a mask, [N, K].
 
         Args:
             maps: not needed.
-            heat: the mask, or its probabilities, [N, h, w].
+            cover: the mask, or its probabilities, [N, h, w].
             logits: of the types, [N, K, h, w].
         """
-        weights = heat[:, None] + FAINT
+        weights = cover[:, None] + FAINT
         return (logits.softmax(1) * weights).sum((2, 3)) / weights.sum((2, 3))
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], first: int) -> Tensor:

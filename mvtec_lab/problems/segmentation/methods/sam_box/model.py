@@ -96,7 +96,7 @@ class SamBox(SamModel):
         """Return the logits [S / 4, S / 4] of an image without a prompt."""
         return maps[-1].new_full(2 * (self.hparams["image_size"] // CELL,), NOTHING)
 
-    def told(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def oracle(self, batch: Mapping[str, Tensor]) -> Tensor:
         masks = []
         for *own, mask in zip(*self.maps(self.features_of(batch)), batch["mask"], strict=True):
             boxes, points, _ = parts_of(mask.cpu().numpy())

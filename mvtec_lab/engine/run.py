@@ -228,6 +228,23 @@ class Run:
         except LabError as error:
             log.warning("%s; the run starts again", error)
             return False
+        self._require_as_begun(earlier)
+        self.model.module.load_state_dict(checkpoint["state_dict"])  # now: features are made before Lightning does
+        result.started, result.resumed = earlier.started or result.started, earlier.resumed + 1
+        changed = [
+            f"{name} {earlier.versions[name]}, now {version}"
+            for name, version in result.versions.items()
+            if earlier.versions.get(name, version) != version
+        ]
+        if changed:
+            result.warnings.append(f"resumed under other versions ({'; '.join(changed)}): no exact repetition")
+        log.info("%s continues after epoch %d of %d", run_dir, checkpoint["epoch"], self.config.trainer.max_epochs)
+        self.step = checkpoint["global_step"]
+        return True
+
+    def _require_as_begun(self, earlier: RunResult) -> None:
+        """Raise LabError where weights, files, images or split are no longer those that the run began with."""
+        run_dir, result = self.run_dir, self.result
         if earlier.weights not in (None, result.weights):
             raise LabError(
                 f"{run_dir} began with the weights {earlier.weights}, these are {result.weights}: {_ELSEWHERE}"
@@ -244,18 +261,6 @@ class Run:
         split = [{key: "" if row[key] is None else str(row[key]) for key in _SPLIT} for row in rows]
         if [{key: row.get(key) for key in _SPLIT} for row in began] != split:
             raise LabError(f"{run_dir / SAMPLES} names another split than {self.data.folder} has now: {_ELSEWHERE}")
-        self.model.module.load_state_dict(checkpoint["state_dict"])  # now: features are made before Lightning does
-        result.started, result.resumed = earlier.started or result.started, earlier.resumed + 1
-        changed = [
-            f"{name} {earlier.versions[name]}, now {version}"
-            for name, version in result.versions.items()
-            if earlier.versions.get(name, version) != version
-        ]
-        if changed:
-            result.warnings.append(f"resumed under other versions ({'; '.join(changed)}): no exact repetition")
-        log.info("%s continues after epoch %d of %d", run_dir, checkpoint["epoch"], self.config.trainer.max_epochs)
-        self.step = checkpoint["global_step"]
-        return True
 
     def write_inputs(self) -> None:
         """Write config.yaml and samples.csv."""

@@ -20,7 +20,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 class Scores(NamedTuple):
-    """Raw scores of images: float32, of no fixed range; the higher, the less an image is like the good ones."""
+    """Hold raw scores of images: float32, of no fixed range; the higher, the less an image is like the good ones."""
 
     image: Tensor  # [N]
     map: Tensor | None  # [N, H, W] over the whole image, of any H and W; None: the method does not localise

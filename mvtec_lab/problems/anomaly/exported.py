@@ -17,5 +17,5 @@ class ScoreAndMap(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        score, heat = self.model(images)
-        return (score,) if heat is None else (score, heat)
+        score, score_map = self.model(images)
+        return (score,) if score_map is None else (score, score_map)

@@ -80,16 +80,16 @@ class _Reading:
         self.batches, self.model = batches, model
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        seen = planned = 0
+        count = planned = 0
         with bar() as progress:
             for batch in progress.track(self.batches, length_hint(self) or None, description="reading good images"):
                 maps = self.model.features(batch)
-                seen += len(batch)
-                if seen > planned:  # the first batch, or more of them than was announced
-                    planned = 2 * seen if planned else seen * max(length_hint(self), 1)
+                count += len(batch)
+                if count > planned:  # the first batch, or more of them than was announced
+                    planned = 2 * count if planned else count * max(length_hint(self), 1)
                     self.model.model.require_memory(maps, planned, batch.device)
                 yield maps
-        self.model._require_images(seen)
+        self.model._require_images(count)
 
     def __length_hint__(self) -> int:
         return length_hint(self.batches)

@@ -66,11 +66,11 @@ def _thresholds(run: Run, scored: dict[str, Scored]) -> tuple[float, float | Non
     pixels of the validation images. One good image in twenty has a pixel above it.
     """
     rule, quantile, val = run.config.threshold.rule, run.config.threshold.quantile, scored["val"]
-    on_map = None if val.maps is None else quantile_threshold([heat.max() for heat in val.maps], quantile)
+    on_map = None if val.maps is None else quantile_threshold([score_map.max() for score_map in val.maps], quantile)
     if rule == "quantile":
         return quantile_threshold(val.scores, quantile), on_map
-    seen = [scored["test"]] if rule == "best_f1" else [val, scored[SYNTHETIC]]
-    scores, defect = (np.concatenate([getattr(part, name) for part in seen]) for name in ("scores", "defect"))
+    judged = [scored["test"]] if rule == "best_f1" else [val, scored[SYNTHETIC]]
+    scores, defect = (np.concatenate([getattr(part, name) for part in judged]) for name in ("scores", "defect"))
     return best_f1_threshold(scores, defect), on_map
 
 

@@ -61,10 +61,10 @@ class Anomaly(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         predictions, threshold = [], model.threshold
         assert threshold is not None
-        for score, heat in scores_of(model.module, images):
+        for score, score_map in scores_of(model.module, images):
             name = CLASSES[int(score > threshold)]
             row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
-            predictions.append(Prediction(row, f"{name} ({score:.3g}; threshold {threshold:.3g})", heat))
+            predictions.append(Prediction(row, f"{name} ({score:.3g}; threshold {threshold:.3g})", score_map))
         return predictions
 
     def exported(self, model: Model) -> nn.Module:

@@ -84,25 +84,29 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     assert test.maps is not None
     calm = scored["val"].maps if "val" in scored else None
     if calm is None:  # a checkpoint is judged on a test folder alone
-        calm = [heat for heat, defect in zip(test.maps, test.defect, strict=True) if not defect] or test.maps
+        calm = [score_map for score_map, defect in zip(test.maps, test.defect, strict=True) if not defect] or test.maps
     # From the highest twentieth of a usual good map, so that good images look calm, to where most defects' maps end.
-    low = float(np.median([np.quantile(heat, 0.95) for heat in calm]))
-    tops = [heat.max() for heat, defect in zip(test.maps, test.defect, strict=True) if defect or not test.defect.any()]
+    low = float(np.median([np.quantile(score_map, 0.95) for score_map in calm]))
+    tops = [
+        score_map.max()
+        for score_map, defect in zip(test.maps, test.defect, strict=True)
+        if defect or not test.defect.any()
+    ]
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
     for i, role in _roles(test, order.tolist(), value).items():
-        picture, heat, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), test.dataset.mask(i)
-        peak = np.array(np.unravel_index(heat.argmax(), heat.shape)) * len(picture) / SIDE
-        hot = heat > on_map
+        picture, score_map, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), test.dataset.mask(i)
+        peak = np.array(np.unravel_index(score_map.argmax(), score_map.shape)) * len(picture) / SIDE
+        hot = score_map > on_map
         tiles += [
             picture,
-            heat_over(picture, np.clip((heat - low) / span, 0, 1), peak.tolist()),
+            heat_over(picture, np.clip((score_map - low) / span, 0, 1), peak.tolist()),
             outlined(picture, mask, hot),
         ]
         above = f"orange: map above {on_map:.3g}" if hot.any() else f"map nowhere above {on_map:.3g}"
         texts += [
             f"{role}{test.kinds[i]}\n{test.scores[i]:.3g}, threshold {value:.3g}",
-            f"map, up to {heat.max():.3g}",
+            f"map, up to {score_map.max():.3g}",
             "blue: mask\n" + above if mask is not None else above,
         ]
         marks += [(test.scores[i] > value) == test.defect[i], None, None]
@@ -131,7 +135,7 @@ def scores_of(module: AnomalyModel, images: torch.Tensor) -> Iterator[tuple[np.f
     yield from zip(scores.image.float().cpu().numpy(), maps)  # noqa: B905 # repeat has no end
 
 
-def _resized(heat: np.ndarray, side: int) -> np.ndarray:
+def _resized(score_map: np.ndarray, side: int) -> np.ndarray:
     import cv2
 
-    return cv2.resize(heat, (side, side), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(score_map, (side, side), interpolation=cv2.INTER_LINEAR)

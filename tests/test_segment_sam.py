@@ -24,7 +24,9 @@ from mvtec_lab.models.sam import Sam
 from mvtec_lab.models.views import view
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.scored import Scored
 from mvtec_lab.problems.segmentation.base import SegmentationModel
+from mvtec_lab.problems.segmentation.judging import _oracle_iou
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     MOST,
@@ -384,6 +386,27 @@ def test_a_resumed_run_refuses_prompts_of_a_run_that_was_trained_again(
     with pytest.raises(AssertionError):
         run("sam_box", prompts, f"hydra.run.dir={folder}", "resume=true")
     assert f"run0 began with another content of {prompts}" in capsys.readouterr().err
+
+
+def test_prompts_of_true_masks_are_judged_as_the_others_are(
+    run, product: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all views, and cut where the judged masks are."""
+    module, asked = load_model(run("sam_zero") / BEST).module, []
+
+    def oracle(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        asked.append(batch["image"])
+        cells = torch.nn.functional.avg_pool2d(batch["mask"].float(), 4)
+        return torch.logit(0.1 + 0.3 * (cells > 0.5).float())
+
+    monkeypatch.setattr(module, "oracle", oracle)
+    data = MVTecDataModule(product, image_size=SIDE, targets=("mask",))
+    data.setup()
+    test = Scored(data.dataset("test"), np.zeros(0), None)
+    assert _oracle_iou(data, module, test, 0.25) > 0.5
+    assert len(asked) == module.views * sum(sample.label != "good" for sample in data.of_split("test"))
+    assert torch.equal(asked[1], view(asked[0], 1))
+    assert _oracle_iou(data, module, test, 0.45) == 0
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

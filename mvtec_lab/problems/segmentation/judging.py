@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from mvtec_lab.evaluation.anomaly import best_f1_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.models.modes import evaluating
+from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
@@ -50,7 +51,7 @@ def judge(run: Run) -> Judgement:
     kinds = _kinds(run)
     rows = {split: mask_rows(split, part, value, map_threshold, kinds, types[split]) for split, part in scored.items()}
     metrics = {split: _metrics(run, part, rows[split], split == "test") for split, part in scored.items()}
-    if (oracle := _oracle_iou(model.module, test, data.test_dataloader())) is not None:
+    if (oracle := _oracle_iou(data, model.module, test, map_threshold)) is not None:
         metrics["test"]["oracle_iou"] = oracle
     pages = sheets(test, rows["test"], value, map_threshold)
     board = {TAGS[name]: page for name, page in pages.items()}
@@ -61,32 +62,39 @@ def judge(run: Run) -> Judgement:
 def _probabilities(
     data: MVTecDataModule, module: SegmentationModel, split: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield the probabilities of a split's images, of a defect [h, w] and of its types [K].
-
-    They come from the images' features where these were computed.
-    """
-    features = data.features.get(split)
-    dataset: Any = features or data.dataset(split)
-    for place in range(len(dataset)):
-        keys = [place] if features is None else [(place, number) for number in range(module.views)]
-        maps, types = module.probabilities(dataset[keys])
+    """Yield the probabilities of a split's images, of a defect [h, w] and of its types [K]."""
+    for batch in _one_by_one(data, module, split):
+        maps, types = module.probabilities(batch)
         yield maps[0].numpy(), types[0]
 
 
-def _oracle_iou(module: SegmentationModel, test: Scored, batches: Iterable[Mapping[str, torch.Tensor]]) -> float | None:
+def _one_by_one(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[Mapping[str, Any]]:
+    """Yield a batch of each image of a split; it has the features of all its views where these were computed."""
+    features = data.features.get(split)
+    dataset: Any = features or data.dataset(split)
+    for place in range(len(dataset)):
+        yield dataset[[place] if features is None else [(place, number) for number in range(module.views)]]
+
+
+def _oracle_iou(data: MVTecDataModule, module: SegmentationModel, test: Scored, map_threshold: float) -> float | None:
     """Return the mean IoU over the defect images with prompts from the true masks: what no inspection can have, but
-    where better prompts could lead. None where the method takes none, or there are no defects."""
-    ious, place = [], 0
-    for batch in batches:
+    where better prompts could lead. Views and ``map_threshold`` are those of the judged masks, so that the prompts alone differ.
+    None where the method takes none, or there are no defects."""
+    ious = []
+    for place, batch in enumerate(_one_by_one(data, module, "test")):
+        if (mask := test.dataset.mask(place)) is None:
+            continue
+        views = []
         with torch.inference_mode(), evaluating(module):
-            logits = module.oracle({key: value.to(module.device) for key, value in batch.items()})
-        if logits is None:
-            return None
-        for score_map in logits.float().cpu().numpy():
-            mask, place = test.dataset.mask(place), place + 1
-            if mask is not None:
-                both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > 0, mask)
-                ious.append(both / max(either, 1))
+            for number in range(module.views):
+                one = module.view_of(batch, 0, number)
+                logits = module.oracle({**one, "mask": view(one["mask"], number)})
+                if logits is None:
+                    return None
+                views.append(unviewed(logits[0].float().sigmoid(), number))
+        score_map = torch.stack(views).mean(0).cpu().numpy()
+        both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > map_threshold, mask)
+        ious.append(both / max(either, 1))
     return float(np.mean(ious)) if ious else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from test_sam import TINY, published, saved
 from mvtec_lab import compose, problems
 from mvtec_lab.cli import main
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.checkpoints import Checkpoints
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.models.views import view
@@ -28,6 +30,7 @@ from mvtec_lab.problems.scored import Scored
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.judging import _oracle_iou
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
+from mvtec_lab.problems.segmentation.methods.sam_box.model import SamBox
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     MOST,
     Finder,
@@ -407,6 +410,19 @@ def test_prompts_of_true_masks_are_judged_as_the_others_are(
     assert len(asked) == module.views * sum(sample.label != "good" for sample in data.of_split("test"))
     assert torch.equal(asked[1], view(asked[0], 1))
     assert _oracle_iou(data, module, test, 0.45) == 0
+
+
+def test_the_best_epoch_holds_no_copy_of_what_is_frozen(weights: str, one_class: Path, tmp_path: Path) -> None:
+    module = SamBox(sam_weights=weights, image_size=SIDE, prompts=str(one_class))
+    checkpoints = Checkpoints(tmp_path, "val/loss", {})
+    checkpoints.on_train_epoch_end(
+        SimpleNamespace(callback_metrics={"val/loss": 1.0}, current_epoch=0, global_step=1), module
+    )
+    now, best = module.state_dict(), checkpoints.best["state_dict"]
+    assert now.keys() == best.keys()
+    shared = {key.split(".")[0] + "." + key.split(".")[1] for key in now if best[key].data_ptr() == now[key].data_ptr()}
+    assert shared == {"sam.image_encoder", "finder.network"}
+    assert all(torch.equal(value, best[key]) for key, value in now.items())
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

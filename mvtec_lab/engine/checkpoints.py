@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvtec_lab.engine.model import ABOUT
 from mvtec_lab.errors import LabError
@@ -49,16 +49,12 @@ class Checkpoints(pl.Callback):
         # An epoch in which everything that the attempt is about has begun comes before any that had not got so far.
         score = not getattr(pl_module, "deferring", False), self.sign * float(trainer.callback_metrics[self.monitor])
         if not self.best or score > self.best["score"]:
-            changing = getattr(pl_module, "changing", ("",))  # all, where the module does not say
             self.best = {
                 "score": score,
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
                 "pytorch-lightning_version": pl.__version__,
-                "state_dict": {
-                    key: value.detach().clone() if key.startswith(changing) else value.detach()
-                    for key, value in pl_module.state_dict().items()
-                },
+                "state_dict": _state_of(pl_module),
                 "hyper_parameters": dict(pl_module.hparams),
                 ABOUT: self.about,
             }
@@ -108,6 +104,19 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             save_file(self.best, self.folder / BEST)
         trainer.save_checkpoint(self.folder / LAST)
+
+
+def _state_of(module: pl.LightningModule) -> dict[str, Tensor]:
+    """Return a module's state dict with copies of what may change: its ``changing`` names, without its ``frozen`` part.
+
+    A large network may be frozen, SAM's encoder or another run's model: it is in memory once, and not copied.
+    """
+    changing, part = getattr(module, "changing", ("",)), getattr(module, "frozen", None)
+    still = {id(value) for value in part.state_dict(keep_vars=True).values()} if isinstance(part, nn.Module) else set()
+    return {
+        key: value.detach().clone() if key.startswith(changing) and id(value) not in still else value.detach()
+        for key, value in module.state_dict(keep_vars=True).items()
+    }
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -78,8 +78,10 @@ def _one_by_one(data: MVTecDataModule, module: SegmentationModel, split: str) ->
 
 def _oracle_iou(data: MVTecDataModule, module: SegmentationModel, test: Scored, map_threshold: float) -> float | None:
     """Return the mean IoU over the defect images with prompts from the true masks: what no inspection can have, but
-    where better prompts could lead. Views and ``map_threshold`` are those of the judged masks, so that the prompts alone differ.
-    None where the method takes none, or there are no defects."""
+    where better prompts could lead. None where the method takes none, or there are no defects.
+
+    Views and threshold are those of the judged masks, so that the prompts alone differ.
+    """
     ious = []
     for place, batch in enumerate(_one_by_one(data, module, "test")):
         if (mask := test.dataset.mask(place)) is None:

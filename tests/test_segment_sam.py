@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ pytest.importorskip("segment_anything")
 pytest.importorskip("timm")
 
 from conftest import others_slow
-from test_sam import TINY, published, saved
+from test_devices import run_lab
+from test_sam import TINY, TINY_2, published, saved
 
 from mvtec_lab import compose, problems
 from mvtec_lab.cli import main
@@ -30,6 +32,7 @@ from mvtec_lab.problems.scored import Scored
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.judging import _oracle_iou
 from mvtec_lab.problems.segmentation.methods.sam.base import parts_of
+from mvtec_lab.problems.segmentation.methods.sam.model import SamMask
 from mvtec_lab.problems.segmentation.methods.sam_box.model import SamBox
 from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     MOST,
@@ -41,6 +44,7 @@ from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     viewed_prompts,
     weighed,
 )
+from mvtec_lab.problems.segmentation.methods.sam_zero.model import SamZero
 from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
@@ -423,6 +427,33 @@ def test_the_best_epoch_holds_no_copy_of_what_is_frozen(weights: str, one_class:
     shared = {key.split(".")[0] + "." + key.split(".")[1] for key in now if best[key].data_ptr() == now[key].data_ptr()}
     assert shared == {"sam.image_encoder", "finder.network"}
     assert all(torch.equal(value, best[key]) for key, value in now.items())
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("model", [SamMask, SamBox, SamZero])
+def test_every_batch_gives_all_that_trains_a_gradient(model: type, second: bool, weights: str) -> None:
+    """Several devices wait for each other's gradients."""
+    torch.manual_seed(0)
+    module = model(sam_weights=weights, image_size=SIDE, channels=8)
+    if second:  # SAM 2's decoder
+        plan = {**module.hparams, "architecture": asdict(TINY_2)}
+        module = model(**plan)
+    mask = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
+    for _ in range(2):  # without a defect, and with one
+        module.zero_grad()
+        module.loss({"image": torch.randn(2, 3, SIDE, SIDE), "mask": mask}).backward()
+        assert not [name for name, p in module.named_parameters() if p.requires_grad != (p.grad is not None)]
+        mask[0, 8:20, 8:30] = 1
+    assert any(p.requires_grad for p in module.sam.parameters()) == (model is not SamZero)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sam", "sam_box"])
+def test_two_processes_train_one_run(method: str, product: Path, weights: str, tmp_path: Path) -> None:
+    data = ["data=folder", f"data.root={product}", "data.batch_size=1", "model.options.channels=8", "cache.dir=null"]
+    small = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.run.dir=run"]
+    run_lab(tmp_path, "-m", "mvtec_lab", *settings(method, weights), *data, *small)
+    assert result_of(tmp_path / "run")["epochs"] == 2
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,8 @@ class Architecture:
 class Sam(nn.Module):
     """Segment what prompts point at.
 
-    The image encoder is frozen and always in eval mode. Prompts and masks are in the pixels of the square images.
+    The image encoder is frozen and always in eval mode; the parts of the mask decoder that give other masks are frozen.
+    Prompts and masks are in the pixels of the square images.
 
     Args:
         architecture: as ``Architecture.of`` reads it.
@@ -139,6 +140,10 @@ class Sam(nn.Module):
         )
         self.object_token = nn.Embedding(1, a.dim) if a.kind == "hiera" else None
         self.image_encoder.requires_grad_(False)
+        # Only the first mask is used, and not how good it is said to be: what has no gradient must not train.
+        decoder: Any = self.mask_decoder
+        for unused in (decoder.iou_prediction_head, decoder.output_hypernetworks_mlps[1:]):
+            unused.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Sam:
         super().train(mode)

@@ -53,7 +53,8 @@ class SamBox(SamModel):
             self.hparams["finder"] = self.finder.plan()
         if self.finder is None:
             self.add_head()
-        self.sam.mask_decoder.requires_grad_(self.tuned)
+        if not self.tuned:
+            self.sam.requires_grad_(False)
 
     @property
     def frozen(self) -> nn.Module | None:
@@ -118,7 +119,10 @@ class SamBox(SamModel):
             if len(boxes):
                 logits = self.prompted(own, self._moved(boxes) if self.training else boxes, points)
                 losses.append(mask_loss(logits, parts.to(logits.device)))
-        return torch.stack(losses).mean() if losses else 0 * self.sam.mask_decoder.iou_token.weight.sum()
+        if losses:
+            return torch.stack(losses).mean()
+        # A gradient of zero for each parameter: of several devices another one may have met a defect.
+        return torch.stack([0 * p.sum() for p in self.sam.parameters() if p.requires_grad]).sum()
 
     def _moved(self, boxes: Tensor) -> Tensor:
         """Return boxes whose sides were moved by up to ``jitter`` of their length, within the image."""

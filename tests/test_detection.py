@@ -157,7 +157,8 @@ def test_maps_of_real_backbones_are_found() -> None:
 
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
 def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, tmp_path: Path) -> None:
-    assert lab(f"attempt=detect/{method}", *SMALL, "hydra.run.dir=run") == 0
+    # two epochs at the lower rate of two-stage detectors leave scores so alike that rounding reorders them
+    assert lab(f"attempt=detect/{method}", *SMALL, "optimizer.lr=3e-3", "hydra.run.dir=run") == 0
     run = RunResult.load(tmp_path / "run")
     test = run.metrics["test"]
     assert {"map50", "map", "box_recall", "image_auroc", "intervals", "by_type"} <= test.keys()

@@ -22,11 +22,14 @@ from test_sam import TINY, TINY_2, published, saved
 from mvtec_lab import compose, problems
 from mvtec_lab.cli import main
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mvtec_lab.engine.checkpoints import Checkpoints
+from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.sam import Sam
 from mvtec_lab.models.views import view
 from mvtec_lab.problems import problem_of
+from mvtec_lab.problems.detection.build import class_of as detection_class_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.scored import Scored
 from mvtec_lab.problems.segmentation.base import SegmentationModel
@@ -454,6 +457,22 @@ def test_two_processes_train_one_run(method: str, product: Path, weights: str, t
     small = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.run.dir=run"]
     run_lab(tmp_path, "-m", "mvtec_lab", *settings(method, weights), *data, *small)
     assert result_of(tmp_path / "run")["epochs"] == 2
+
+
+def test_a_detector_of_another_size_and_normalisation_prompts(tiny_net: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = {"backbone": tiny_net, "weights": None, "image_size": 64, "finest": 4, "channels": 32}
+    detector = detection_class_of("fcos")(["good", "crack"], **given).eval()
+    model = Model(detector, "fcos", ["good", "crack"], 64, 65535, [0.5] * 3, [0.25] * 3, threshold=0.0)
+    model.save(tmp_path / BEST)
+    finder = Finder.of(str(tmp_path / BEST), 128)
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    prompts = finder(normalise(images, IMAGENET_MEAN, IMAGENET_STD))[0]
+    (found,) = problem_of("fcos").predict(model, normalise(images, model.mean, model.std))
+    assert found.boxes is not None
+    assert len(found.boxes) >= 1
+    assert prompts[0, :4].tolist() == pytest.approx((found.boxes[0, :4] * 2 - [0, 0, 1, 1]).tolist(), abs=0.1)
+    assert 0.5 < prompts[0, 6] < 1
 
 
 def test_another_method_takes_no_sam_weights(lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def compose(*overrides: str) -> Config:
     """
     try:
         composed = _composed([override(words) for words in overrides])
-        config = to_config(composed, composed.hydra.runtime.choices)
+        config = to_config(composed, composed.hydra)
         check(config, typed_keys(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error

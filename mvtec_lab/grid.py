@@ -132,7 +132,7 @@ def _require_score(config: DictConfig) -> None:
     reason = None
     for job in _combinations(config, _parsed(config)):
         try:
-            deciding(to_config(job, job.hydra.runtime.choices))
+            deciding(to_config(job, job.hydra))
             return
         except LabError as error:
             reason = reason or error

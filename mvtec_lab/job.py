@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ class Job:
         printed = Printed()
         logging.getLogger("mvtec_lab").addHandler(printed)
         try:
-            config, typed = to_config(cfg, job.runtime.choices), typed_keys(job.overrides.task)
+            config, typed = to_config(cfg, job), typed_keys(job.overrides.task)
             if sweep:
                 typed = settle(config, typed)
             check(config, typed)
@@ -162,16 +163,40 @@ def remove_empty(directory: Path, keep: Path | None) -> None:
         directory = directory.parent
 
 
-def to_config(cfg: DictConfig, choices: Mapping[str, Any]) -> Config:
-    """Return a composed configuration as plain objects."""
+def to_config(cfg: DictConfig, hydra: Any) -> Config:
+    """Return a composed configuration as plain objects.
+
+    What an attempt's file sets and what was typed leaves without effect has its default: nobody could leave it out.
+    Another method is no reason: an attempt that it leaves without effect is a mistake.
+
+    Args:
+        hydra: what Hydra says about the configuration.
+    """
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     values.pop("hydra", None)
-    values["attempt"] = choices["attempt"]
+    values["attempt"] = hydra.runtime.choices["attempt"]
     # Merged into the classes once more, because +key=value escapes their check when Hydra composes.
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
+    if config.model.method in problems.METHODS:
+        typed, untouched = typed_keys(hydra.overrides.task), deepcopy(config)
+        for key in typed.keys() - {"model.method"}:
+            _reset(untouched, key)
+        for key in problems.idle(config).keys() - problems.idle(untouched).keys() - typed.keys():
+            _reset(config, key)
     return config
+
+
+def _reset(config: Config, key: str) -> None:
+    """Give a key of a section its default; the name of an optimizer or schedule with all that its group's file set."""
+    default, (section, _, name) = Config(), key.rpartition(".")
+    if name == "name" and section in ("optimizer", "scheduler"):
+        setattr(config, section, getattr(default, section))
+    elif key.startswith(OPTIONS):
+        config.model.options.pop(name, None)
+    elif hasattr(getattr(config, section, None), name):
+        setattr(getattr(config, section), name, getattr(getattr(default, section), name))
 
 
 def check(config: Config, typed: Mapping[str, str]) -> None:
@@ -206,17 +231,11 @@ def idle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
 
 def settle(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
     """Reset what was typed for a sweep's other jobs and has no effect in this one; return what remains as typed."""
-    default, left = Config(), dict(typed)
+    left = dict(typed)
     while idle_keys := idle(config, left).keys() & left:  # one may depend on another
         for key in idle_keys:
             del left[key]
-            section, _, name = key.rpartition(".")
-            if name == "name" and section in ("optimizer", "scheduler"):  # with all that its group's file set
-                setattr(config, section, getattr(default, section))
-            elif key.startswith(OPTIONS):
-                del config.model.options[name]
-            elif section:
-                setattr(getattr(config, section), name, getattr(getattr(default, section), name))
+            _reset(config, key)
     return left
 
 

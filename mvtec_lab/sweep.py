@@ -100,7 +100,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     configs, typed = [], [typed_keys(job.hydra.overrides.task) for job in jobs]
     for job in jobs:
         with _of_job(job, len(jobs)):
-            configs.append(to_config(job, job.hydra.runtime.choices))
+            configs.append(to_config(job, job.hydra))
     _refuse_idle(configs, typed)
     for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
         with _of_job(job, len(jobs)):

@@ -187,3 +187,12 @@ def test_numbers_are_finite(words: str, capsys) -> None:
     said = capsys.readouterr().err
     assert " is out of range: give finite numbers" in said
     assert said.count("\n") == 1
+
+
+def test_what_an_attempt_sets_gives_way_to_what_is_typed():
+    config = compose("attempt=segment/fpn", "split.val_is_test=true")
+    assert config.split.val == Config().split.val  # the attempt's 0.1 would do nothing
+    with pytest.raises(LabError, match=r"split\.val=0\.1 does nothing"):
+        compose("attempt=segment/fpn", "split.val_is_test=true", "split.val=0.1")
+    with pytest.raises(LabError, match=r"trainer\.patience"):  # an attempt without effect is a mistake
+        compose("attempt=earlystop", "model.method=patchcore", "split.protocol=one_class")

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 
 from mvtec_lab.data.annotations.export import unique_names
 from mvtec_lab.data.annotations.yolo import box_row, polygon_row
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.images import read_mask
 from mvtec_lab.data.regions import (
     Region,
@@ -312,14 +313,23 @@ def test_what_has_no_place_is_refused_before_anything_is_written(lab, product: P
     assert "003.png cannot be read" in refused()
 
 
-def test_a_grey_mask_is_named(annotated, product: Path) -> None:
+def test_a_grey_mask_is_named_alike_by_annotate_describe_and_the_audit(
+    annotated, lab, product: Path, tmp_path: Path
+) -> None:
+    name = product / "ground_truth/hole/002_mask.png"
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[4:8, 4:8], mask[3, 4:8] = 255, 100
-    Image.fromarray(mask).save(product / "ground_truth/hole/002_mask.png")
-    told = facts(annotated("format=coco"))
-    (line,) = [line for line in told["warnings"] if "between" in line]
-    assert line.startswith("1 mask(s), ")
-    assert "002_mask.png first" in line
+    Image.fromarray(mask).save(name)
+    assert not [line for line in facts(annotated("format=coco"))["warnings"] if "between" in line]  # an edge's grey
+    Image.fromarray(np.tile(np.linspace(0, 199, SIZE).astype(np.uint8), (SIZE, 1))).save(name)
+    told = facts(annotated("format=coco"))["warnings"]
+    assert lab("task=describe", "data=folder", f"data.root={product}", f"hydra.run.dir={tmp_path / 'd'}") == 0
+    described = json.loads((tmp_path / "d/dataset.json").read_text())["warnings"]
+    data = MVTecDataModule(product)
+    data.setup()
+    lines = [[line for line in warnings if "between" in line] for warnings in (told, described, data.findings())]
+    assert lines[0] == lines[1] == lines[2]
+    assert lines[0][0].startswith(f"1 mask(s), {name} first, have values between 0 and their maximum")
 
 
 @pytest.mark.mvtec

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from mvtec_lab.data import images
 from mvtec_lab.data.images import (
     check_images,
+    grey_masks,
     image_size,
     odd_masks,
     read_image,
@@ -222,6 +223,29 @@ def test_masks_that_cannot_be_right_are_named(tmp_path: Path) -> None:
     assert "marks 89% of its image: invert it" in lines[0]
     assert "marks nothing" in lines[1]
     assert "cannot be read" in lines[2]
+
+
+def test_grey_is_named_where_it_is_not_an_edge(tmp_path: Path) -> None:
+    disc = (255 * (np.hypot(*np.mgrid[-64:64, -64:64]) < 30)).astype(np.uint8)
+    spot = disc.copy()
+    spot[10:20, 10:20] = 120  # which the middle of the range leaves out
+    grey = {"ramp": np.tile(np.linspace(0, 199, 128).astype(np.uint8), (128, 1)), "spot": spot, "labels": spot // 120}
+    edges = {
+        "binary": disc,
+        "one label": disc // 255,
+        "smooth": cv2.blur(disc, (4, 4)),
+        "small": cv2.resize(disc[::4, ::4], (128, 128), interpolation=cv2.INTER_LINEAR),
+    }
+    for name, values in edges.items():
+        for suffix, options in ((".png", {}), (".jpg", {"quality": 50}))[: 1 if "label" in name else 2]:
+            assert grey_masks([saved(tmp_path / f"{name}{suffix}", values, **options)]) == [], name + suffix
+    paths = [saved(tmp_path / f"{name}.png", values) for name, values in grey.items()]
+    for path in paths:
+        assert len(grey_masks([path])) == 1, path
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"none")
+    (line,) = grey_masks([broken, *paths])
+    assert line.startswith(f"3 mask(s), {paths[0]} first, ")
 
 
 def test_image_size_reads_the_header_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mvtec_lab.data.copies import SIDE, Copies, near_copies
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.data.images import digests, each_image, odd_masks
+from mvtec_lab.data.images import digests, each_image, grey_masks, odd_masks
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
 from mvtec_lab.results import GOOD
@@ -39,8 +39,10 @@ def audit(dataset: MVTecDataset) -> list[str]:
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))
     near = {pair: how for pair, how in _known[key].items() if files[pair[0]] != files[pair[1]]}
     findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples)
-    odd = odd_masks([dataset.folder / s.mask for s in samples if s.mask and not s.objects])
-    return findings + odd[:SHOWN] + ([f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else [])
+    masks = [dataset.folder / s.mask for s in samples if s.mask and not s.objects]
+    odd = odd_masks(masks)
+    more = [f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else []
+    return findings + odd[:SHOWN] + more + grey_masks(masks)
 
 
 def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -29,6 +29,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (9459 x 9459, 268 MB as RGB): belo
 WHITE = 65_535  # the brightest value that a 16-bit file can hold
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the cameras whose values such files hold
 LABELS = 64  # a mask whose values span less holds label numbers; anti-aliased and JPEG masks span a whole image's range
+RIM = 3  # pixels around a mask's edge where grey is harmless: anti-aliased, scaled up by eight, or saved as JPEG
+GREY = 0.25  # of the range, around its middle, is grey: JPEG of quality 20 or better leaves both ends by less
 
 _WORKERS = min(4, os.cpu_count() or 1)  # each holds one decoded image; decoders release the GIL
 _limit_lock = threading.Lock()
@@ -109,33 +111,51 @@ def odd_masks(paths: Sequence[Path]) -> list[str]:
 
 
 def grey_masks(paths: Sequence[Path]) -> list[str]:
-    """Return a list with a line if masks have values between their darkest and their brightest, else an empty list.
+    """Return a line in a list if masks have values between 0 and their maximum, not at edges alone, else no line.
 
-    Raises:
-        LabError: a file that cannot be read.
+    A mask that cannot be read is left to ``odd_masks``.
     """
-    grey = [path for path, values in zip(paths, each_image(paths, _values), strict=True) if values > 2]
+    results = zip(paths, attempts(paths, _mask), strict=True)
+    grey = [path for path, result in results if isinstance(result, _Mask) and result.grey]
     if not grey:
         return []
     return [
-        f"{len(grey)} mask(s), {grey[0]} first, have values between the darkest and the brightest: those brighter than "
-        "the middle count as defect (in masks of label numbers, all but 0)"
+        f"{len(grey)} mask(s), {grey[0]} first, have values between 0 and their maximum, not at edges alone: those "
+        "above the middle count as defect (in masks of label numbers, all but 0): save 0 and 255 if that is not meant"
     ]
 
 
-def _values(path: Path) -> int:
-    with _opened(path) as image:
-        return len(np.unique(np.asarray(image if image.mode not in ("RGB", "RGBA", "LA") else image.convert("L"))))
-
-
-@_remembered
 def mask_share(path: Path) -> float:
     """Return the share of a mask's pixels that it marks, in [0, 1].
 
     Raises:
         LabError: a file that cannot be read.
     """
-    return float(read_mask(path).mean())
+    return _mask(path).share
+
+
+class _Mask(NamedTuple):
+    share: float  # of its pixels, that it marks
+    grey: bool  # it has values between, not at edges alone
+
+
+@_remembered
+def _mask(path: Path) -> _Mask:
+    values, labels = _values(path)
+    marked = _marked(values, labels)
+    return _Mask(float(marked.mean()), _is_grey(values, marked, labels))
+
+
+def _is_grey(values: np.ndarray, marked: np.ndarray, labels: bool) -> bool:
+    """Tell whether a mask has several label numbers, or grey that anti-aliasing, scaling or JPEG do not explain."""
+    low, high = float(values.min()), float(values.max())
+    if labels:
+        return bool(((values != 0) & (values != high)).any())
+    between = abs(values - (low + high) / 2) < GREY * (high - low)
+    if not between.any():
+        return False
+    rim = cv2.morphologyEx(marked.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8))
+    return bool((between & (rim == 0)).any())
 
 
 def peaks(paths: Sequence[Path]) -> list[int]:
@@ -157,6 +177,11 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         LabError: the file is missing, damaged, not an image, or larger than ``MAX_PIXELS``.
     """
+    return _marked(*_values(path))
+
+
+def _values(path: Path) -> tuple[np.ndarray, bool]:
+    """Return a mask's values [H, W], upright, and whether they are label numbers."""
     with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
         labels = image.mode in ("1", "P", "I")
@@ -166,10 +191,13 @@ def read_mask(path: Path) -> np.ndarray:
             values = np.asarray(_to_rgb(image.copy())).max(axis=2)
             if image.has_transparency_data and values.min() == values.max():
                 values = np.asarray(image.convert("RGBA"))[..., 3]
-        low, high = float(values.min()), float(values.max())
-        if labels or low == high or (values.dtype.kind != "f" and high - low < LABELS):
-            return values != 0
-        return values > (low + high) / 2
+        narrow = values.dtype.kind != "f" and float(values.max()) - float(values.min()) < LABELS
+        return values, labels or narrow
+
+
+def _marked(values: np.ndarray, labels: bool) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    return values != 0 if labels or low == high else values > (low + high) / 2
 
 
 def image_size(path: Path) -> tuple[int, int, str]:

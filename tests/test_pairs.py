@@ -1,0 +1,302 @@
+"""Two attempts side by side, from fabricated run directories: which test, which figures, and what it rests on."""
+
+from __future__ import annotations
+
+import re
+import statistics as st
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from test_reporting import fabricate
+
+from mvtec_lab.config import VerdictConfig
+from mvtec_lab.evaluation import statistics
+from mvtec_lab.reporting.attempts import Estimate
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pairs import Comparison, Pair
+from mvtec_lab.reporting.report import REPORT, sum_up
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+
+FOLDS = 5
+
+
+def fold(folder: Path, attempt: str, fold: int, right: int, images: int = 12, **fields: Any) -> RunResult:
+    """A run on images of its own fold, of which the first ``right`` are classified correctly."""
+    run = fabricate(folder, attempt, right=right, images=images, fold=fold, **fields)
+    path = folder / PREDICTIONS
+    rows = read_csv(path)
+    for row in rows:
+        row["path"] = f"{fold}/{row['path']}"
+    write_csv(path, rows, list(rows[0]))
+    return run
+
+
+def cross_validated(folder: Path, **right: list[int]) -> None:
+    for attempt, counts in right.items():
+        for i, count in enumerate(counts):
+            fold(folder / f"{attempt}-{i}", attempt, i, count)
+
+
+def said(comparison: Comparison) -> str:
+    return " ".join(comparison.verdict)
+
+
+def assert_figures_are_said(comparison: Comparison) -> None:
+    """Check that the verdict gives the figures of a comparison of few attempts, whatever its words."""
+    text, (best, *_) = said(comparison), comparison.attempts
+    estimate, judged = best.estimate(), [pair for pair in comparison.pairs if pair.p is not None]
+    assert estimate is not None
+    assert f"{estimate.value:.3f}" in text
+    assert best.baseline is not None
+    assert f"{best.baseline:.3f}" in text
+    for pair in judged:
+        assert pair.test in text
+        if pair.different or best.name in (pair.first, pair.second):
+            assert f"{100 * abs(pair.lead):.1f} points" in text
+    if judged:
+        median = st.median(1.0 if pair.found is None else pair.found for pair in judged)
+        assert median == 1 or f"{100 * median:.1f} points" in text
+
+
+def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
+    for place, (name, right) in enumerate((("good", 20), ("fair", 16), ("bad", 6))):
+        fabricate(tmp_path / str(place), name, right=right)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == "good"
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    near, far = pairs["good", "fair"], pairs["good", "bad"]
+    assert (near.test, near.p, near.p_holm) == ("exact McNemar test", 0.125, 0.125)  # four images, all one way
+    assert far.p == pytest.approx(2 * 0.5**14)
+    assert far.p_holm == pytest.approx(3 * far.p)
+    assert far.different
+    assert not near.different
+    assert near.difference is not None
+    assert near.difference.value == pytest.approx(0.2)
+    assert near.bayesian is None  # the Bayesian test is one over folds
+    assert near.models
+    assert far.models
+    assert far.lead == far.lead_of("good") == -far.lead_of("bad") == pytest.approx(0.7)
+    assert near.found is not None
+    assert 0.3 < near.found < 1  # that of six images, all one way, is found in half of the cases at best
+    for attempt in comparison.attempts:
+        assert attempt.resolution(list(attempt.tests), attempt.metric) == pytest.approx(1 / 20)
+        assert (attempt.baseline, attempt.learnt) == (0.25, attempt.name != "bad")
+    assert_figures_are_said(comparison)
+
+
+def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7], c=[10, 12, 12, 10, 11])
+    comparison = compare(load_runs(tmp_path))
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    far, near = pairs["a", "b"], pairs["a", "c"]
+    assert (far.test, far.test_sets, far.images) == ("corrected resampled t-test", 5, 60)
+    assert far.different
+    assert far.bayesian is not None
+    assert far.bayesian[2] > 0.99
+    assert far.image_test == "exact McNemar test"
+    assert not near.different
+    assert comparison.best == "a"
+    assert not any(pair.models for pair in comparison.pairs)  # each fold has the luck of a training of its own
+    assert all(pair.found is not None for pair in comparison.pairs)
+    assert_figures_are_said(comparison)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_the_bayesian_side_is_that_of_the_pairs_first(tmp_path: Path, first: str) -> None:
+    """Worse, equal and better are about the first of a pair, whichever that is, in fields, verdict and report."""
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[8, 9, 8, 9, 9])
+    second = "b" if first == "a" else "a"
+    comparison = compare(load_runs(tmp_path), VerdictConfig(reference=second))
+    (pair,) = comparison.pairs
+    assert (pair.first, pair.second) == (first, second)
+    change = np.array([run.metrics["test"]["accuracy"] for run in load_runs(tmp_path)]).reshape(2, FOLDS)
+    expected = statistics.practical_equivalence(
+        (change[0] - change[1]) * (1 if first == "a" else -1), 12 / 40, 0.01, 1 / 12
+    )
+    assert pair.bayesian == pytest.approx(expected)
+    assert (pair.bayesian[2] > 0.9) == (pair.lead > 0) == (first == "a")
+    sum_up(tmp_path, verdict=VerdictConfig(reference=second))
+    html = (tmp_path / REPORT).read_text(encoding="utf-8")
+    headings, cells = (
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(pattern, html.partition("Against ")[2])]
+        for pattern in (r"<th[ >].*?</th>|<th>.*?</th>", r"<td[ >].*?</td>|<td>.*?</td>")
+    )
+    row = dict(zip(headings, cells, strict=False))
+    assert [row[name] for name in ("worse", "equal", "better")] == [f"{value:.2f}" for value in expected]
+
+
+def test_the_verdict_gives_the_probability_of_the_side_that_leads(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[10, 12, 10, 10, 11], c=[6, 7, 5, 6, 7])
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == "a"
+    for pair in comparison.pairs[:2]:
+        worse, equal, better = pair.bayesian
+        assert better > worse
+        of_pair = said(comparison).partition(f"{pair.second} (")[2].partition(")")[0]
+        assert f"{equal:.2f}" in of_pair
+        assert of_pair.endswith(f"{better:.2f}")  # the other is behind by more
+
+
+RARE = {"per_class": [10, 5, 4, 1], "verdict": {"metric": "balanced_accuracy"}}
+
+
+def test_balanced_accuracy_on_one_test_set(tmp_path: Path) -> None:
+    for name, right in (("all", 20), ("most", 17), ("rare", 5)):
+        fabricate(tmp_path / name, name, right=right, **RARE)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.metrics[0] == "balanced_accuracy"
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    near, far = pairs["all", "most"], pairs["all", "rare"]
+    assert near.difference is not None
+    assert far.difference is not None
+    assert near.test == far.test == near.image_test == "paired permutation test"
+    assert near.difference.value == pytest.approx(3 / 10 / 4)  # three good images of ten, a class of four
+    assert near.p == pytest.approx(2 / 2**3)
+    assert far.difference.value == pytest.approx(0.5)
+    assert far.different
+    for d in (near.difference, far.difference):
+        assert d.low is not None
+        assert d.high is not None
+        assert d.low < d.value < d.high
+    best = comparison.attempts[0]
+    assert comparison.best == best.name == "all"
+    estimate = best.estimate()
+    assert (estimate.value, round(estimate.low, 2), estimate.high) == (1, 0.68, 1)
+    assert best.resolution(list(best.tests), best.metric) == pytest.approx(1 / 4)  # one image of the rarest class
+    assert best.baseline == pytest.approx(0.25)
+    assert near.found is not None
+    assert_figures_are_said(comparison)
+
+
+def test_macro_f1_on_one_test_set_is_stated_and_not_tested(tmp_path: Path) -> None:
+    for name, right in (("all", 20), ("rare", 5)):
+        fabricate(tmp_path / name, name, right=right, **RARE)
+    comparison = compare(load_runs(tmp_path), VerdictConfig(metric="macro_f1"))  # asked for: not what the runs say
+    (pair,) = comparison.pairs
+    assert (pair.p, pair.different) == (None, False)
+    estimate = comparison.attempts[0].estimate("macro_f1")
+    assert estimate is not None
+    assert (estimate.value, estimate.low) == (1, None)
+    assert comparison.attempts[0].together["macro_f1"].low is None  # no resample differs: no certainty
+    assert pair.refused is not None
+    assert "cv.folds" in pair.refused
+    assert comparison.attempts[0].baseline == pytest.approx(2 * 0.5 / 1.5 / 4)
+    assert_figures_are_said(comparison)
+
+
+def test_trading_a_class_for_another_is_no_difference_in_balanced_accuracy(tmp_path: Path) -> None:
+    """That these two classify ten good images differently is certain, which is better is not."""
+    p = statistics.permutation_test(
+        statistics.balanced_accuracy,
+        *(
+            np.array([np.eye(2)[[label]].T @ np.eye(2)[[prediction]] for label, prediction in rows])
+            for rows in (
+                [*[(0, 0)] * 30, *[(1, 1)] * 2, (1, 0)],
+                [*[(0, 0)] * 20, *[(0, 1)] * 10, *[(1, 1)] * 2, (1, 0)],
+            )
+        ),
+    )
+    assert p < 0.01
+    interval = Estimate(0.167, -0.129, 0.455)
+    assert not Pair("a", "b", difference=interval, p=p, p_holm=p).different
+    assert Pair("a", "b", difference=Estimate(0.3, 0.1, 0.5), p=p, p_holm=p).different
+
+
+def test_balanced_accuracy_over_folds(tmp_path: Path) -> None:
+    for i, (a, b) in enumerate(((20, 9), (19, 10), (20, 8), (18, 10), (20, 10))):
+        fold(tmp_path / f"a{i}", "a", i, a, **RARE)
+        fold(tmp_path / f"b{i}", "b", i, b, **RARE)
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    a, b = ([run.metrics["test"]["balanced_accuracy"] for run in attempt.done] for attempt in comparison.attempts)
+    differences = np.array(a) - b
+    assert pair.test == "corrected resampled t-test"
+    assert pair.p == pytest.approx(statistics.corrected_t_test(differences, 20 / 40, resolution=1 / 4))
+    assert pair.p > statistics.corrected_t_test(differences, 20 / 40)  # these folds agree better than one image lets
+    estimate = comparison.attempts[0].estimate("balanced_accuracy")
+    assert estimate is not None
+    assert (estimate.value, estimate.method) == (pytest.approx(np.mean(a)), "mean of 5 test sets")
+    assert estimate.low == pytest.approx(statistics.corrected_interval(a, 20 / 40, 1 / 4)[0])
+    assert_figures_are_said(comparison)
+
+
+def seeds(folder: Path, **right: list[int]) -> Pair:
+    """Compare two attempts of several seeds on one test set."""
+    for name, counts in right.items():
+        for seed, count in enumerate(counts):
+            fabricate(folder / f"{name}{seed}", name, seed=seed, right=count)
+    (pair,) = compare(load_runs(folder)).pairs
+    return pair
+
+
+def test_two_seeds_on_one_split_speak_of_the_models_trained_here(tmp_path: Path) -> None:
+    pair = seeds(tmp_path, a=[20, 20], b=[20, 11])
+    assert (pair.test, pair.models) == ("paired permutation test", True)
+
+
+def test_the_spread_of_the_seeds_is_part_of_the_test(tmp_path: Path) -> None:
+    """Image by image the means differ for certain; one of three trainings did all of it."""
+    lucky = seeds(tmp_path / "lucky", a=[20] * 3, b=[20, 20, 0])
+    steady = seeds(tmp_path / "steady", a=[20] * 3, b=[13] * 3)
+    for pair in (lucky, steady):
+        assert (pair.test, pair.models, pair.test_sets) == ("t-test over images and seeds", False, 1)
+        assert pair.difference is not None
+        assert pair.difference.value == pytest.approx((20 - 40 / 3) / 20, abs=0.02)
+        assert pair.image_p is not None
+        assert pair.image_p < 0.02
+    assert not lucky.different
+    assert steady.different
+    assert lucky.difference is not None
+    assert lucky.difference.low is not None
+    assert lucky.difference.low >= -1
+    comparison = compare(load_runs(tmp_path / "lucky"))
+    mean = next(attempt for attempt in comparison.attempts if attempt.name == "b").estimate()
+    assert mean is not None
+    assert (mean.low, mean.method) == (0, "20 images and 3 runs")  # Wilson's alone would begin at 0.45
+    assert not any(pair.models for pair in comparison.pairs)
+
+
+def test_seeds_of_one_attempt_alone_do_not_tell_of_the_other(tmp_path: Path) -> None:
+    seeds(tmp_path, a=[20] * 5, b=[5])
+    for path in tmp_path.glob(f"*/{CONFIG}"):
+        config = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(config | {"split": {**config["split"], "seed": 0}}))
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.models
+    fixed = tmp_path / "b0" / RESULT
+    fixed.write_text(fixed.read_text().replace('"luck": true', '"luck": false'))
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert (pair.models, pair.test) == (False, "t-test over images and seeds")
+    path = tmp_path / "b0" / CONFIG
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"split": {**config["split"], "seed": 7}}))
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.models  # other images to learn from are luck as well
+
+
+def test_fewer_than_three_test_sets_have_no_interval(tmp_path: Path) -> None:
+    """Two differences of 30 and 40 points have Student's interval [-31, +101] points, and a narrow one by chance."""
+    cross_validated(tmp_path, a=[11, 12], b=[1, 12])
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert (pair.p, pair.difference) == (None, None)
+    for attempt in comparison.attempts:
+        estimate = attempt.estimate()
+        assert estimate is not None
+        assert (estimate.low, estimate.high) == (None, None)
+    assert pair.test_sets == 2
+    assert pair.refused is not None
+    assert "cv.folds=5" in pair.refused
+
+
+def test_nothing_outside_the_metrics_range_is_shown(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[12, 2, 12], b=[0, 12, 1])
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert pair.difference is not None
+    assert (pair.difference.low, pair.difference.high) == (-1, 1)
+    assert (pair.images, pair.test_sets, pair.found) == (36, 3, None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from test_reporting import fabricate
+from test_reporting import fabricate, fail
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
@@ -300,3 +300,68 @@ def test_nothing_outside_the_metrics_range_is_shown(tmp_path: Path) -> None:
     assert pair.difference is not None
     assert (pair.difference.low, pair.difference.high) == (-1, 1)
     assert (pair.images, pair.test_sets, pair.found) == (36, 3, None)
+
+
+def of_a_sweep(folder: Path, **settings: int) -> None:
+    """Write into the runs' config.yaml which cross-validation they are part of."""
+    for path in folder.glob(f"*/{CONFIG}"):
+        config = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(config | {"cv": settings}))
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_one_fold_of_several_judges_nobody(tmp_path: Path, done: int) -> None:
+    """What an interrupted cross-validation, or one whose runs mostly failed, leaves."""
+    cross_validated(tmp_path, a=[6] * FOLDS, b=[12] * done)
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert (pair.p, pair.difference, pair.different) == (None, None, False)
+    assert (pair.test_sets, pair.images) == (done, 12 * done)
+    assert pair.refused is not None
+    assert f"{done} of 5 test sets" in pair.refused
+    assert f"a and b: {pair.refused}." in said(comparison)
+    assert "shown to be better than" not in said(comparison)
+    assert "each pair is compared on" not in said(comparison)
+    assert comparison.best == "a"  # by all of its folds; on the first one alone b is far ahead
+
+
+def test_folds_that_nobody_has_begun_are_missing_too(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[6], b=[12])
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.different  # a single fold, as somebody asked for
+    of_a_sweep(tmp_path, folds=5, repeats=2)
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.refused is not None
+    assert "1 of 10 test sets" in pair.refused
+
+
+def test_a_fold_that_failed_is_missing(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[6], b=[12])
+    for name in ("a", "b"):
+        fail(tmp_path / f"{name}1", name)
+        path = tmp_path / f"{name}1" / RESULT
+        path.write_text(path.read_text().replace('"fold": null', '"fold": 1'))
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    assert pair.refused is not None
+    assert "1 of 2 test sets" in pair.refused
+
+
+def test_a_whole_cross_validation_is_judged_as_ever(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7])
+    before = compare(load_runs(tmp_path))
+    of_a_sweep(tmp_path, folds=5, repeats=1)
+    after = compare(load_runs(tmp_path))
+    assert (after.verdict, after.pairs) == (before.verdict, before.pairs)
+    assert after.pairs[0].different
+
+
+def test_the_table_of_pairs_has_no_zero_images(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11], b=[6, 7, 5], c=[9])
+    fabricate(tmp_path / "d", "d")
+    sum_up(tmp_path)
+    table = (tmp_path / REPORT).read_text(encoding="utf-8").partition("Pair by pair")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    images = {(row[0], row[1]): row[-3:-1] for row in rows}
+    assert images["a", "b"] == ["36", "3"]
+    assert images["a", "c"] == ["12", "1"]
+    assert images["a", "d"] == ["–", "–"]

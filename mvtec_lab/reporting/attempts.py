@@ -43,6 +43,9 @@ class Attempt:
         settings: as ``settings_of`` gives them, by the runs' directories.
         metric: the key of the metric that it is judged by; None, or one that they do not state: the default.
 
+    Attributes:
+        planned: the test sets that it is to have: those of its whole cross-validation, whether they are done or not.
+
     Raises:
         LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
     """
@@ -66,6 +69,8 @@ class Attempt:
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
         for (images, *_), t in latest.items():
             self.tests[images].append(t)
+        folds = {(self._split[run.run_dir], run.fold) for run in runs if run.fold is not None}
+        self.planned = max(len(self.tests), len(folds), *(_folds(settings[run.run_dir]) for run in runs))
 
     def _states(self, metric: Metric) -> bool:
         """Tell whether the runs have a metric: one of another problem is not stated by every method of this one."""
@@ -236,6 +241,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are known; None where none is."""
     known = [value for value in values if value is not None]
     return st.fmean(known) if known else None
+
+
+def _folds(settings: Settings) -> int:
+    """Return the folds of all repeats of a run's cross-validation; 0 where it is part of none."""
+    counts = [settings.get(key, "") for key in ("cv.folds", "cv.repeats")]
+    return int(counts[0]) * int(counts[1]) if all(map(str.isdecimal, counts)) else 0
 
 
 def _drawn(settings: Settings) -> str | None:

@@ -49,8 +49,9 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     elif reference is not None and len(done) > 1:
         note = f"verdict.reference={reference} is none of the completed attempts in the table: all pairs are compared."
     result.pairs = _pairs(result.done, result.reference)
-    running = [attempt.name for attempt in result.attempts if any(run.running for run in attempt.runs)]
-    still = f"Still running, and not part of this: {', '.join(running)}." if running else None
+    running = [attempt for attempt in result.attempts if any(run.running for run in attempt.runs)]
+    names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)
+    still = f"Still running, and not part of this: {names}." if running else None
     result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
     return result
 

@@ -3,6 +3,7 @@
 There are three designs. Attempts that share several test sets (folds, or drawn splits) are compared by the corrected
 resampled t-test over those sets. Attempts that share one test set are compared over its images and their seeds, three
 of each at least. With fewer seeds only the images count, and the result is about the models that were trained here.
+Of a cross-validation that was interrupted one fold is no single test set: it says less than the folds that are missing.
 """
 
 from __future__ import annotations
@@ -128,10 +129,10 @@ def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
     metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key), ""
     common = [images for images in a.tests if images in b.tests]
-    pair.test_sets, pair.refused = len(common), _refused(a, b, common)
+    pair.test_sets, pair.images = len(common), len({image for images in common for image in images})
+    pair.refused = _refused(a, b, common)
     if pair.refused:
         return pair, None
-    pair.images = len({image for images in common for image in images})
     difference: Difference | None = None
     if metric.inference.pooled or len(common) == 1:
         try:
@@ -165,6 +166,9 @@ def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
         return f"they are not judged by the same metric: {' and '.join(sorted((a.metric.title, b.metric.title)))}"
     if not common:
         return "they were tested on different images: give both the same data, split.seed and split settings"
+    if len(common) < min(LEAST_RUNS, planned := max(a.planned, b.planned)):
+        n = f"{len(common)} of {planned} test sets {'is' if len(common) == 1 else 'are'}"
+        return f"only {n} done by both, too few to judge by: run the others as well (resume=true continues a sweep)"
     if 1 < len(common) < LEAST_RUNS:
         return f"{len(common)} test sets have no spread to go by: give {LEAST_RUNS} or more, as cv.folds=5 does"
     if len(common) == 1 and a.metric.inference.single:

@@ -23,7 +23,7 @@ def sentences(comparison: Comparison) -> list[str]:
         return ["No run was completed: there is nothing to compare."]
     groups = _groups(done)
     if len(groups) == 1:
-        best, value = _chosen(done)
+        best, value = _chosen(_ranked(done))
         comparison.best = best.name if value is not None or len(done) == 1 else None
     lines = [line for group in groups for line in _of_group(group, comparison, len(groups) > 1)]
     if reference is not None:
@@ -39,6 +39,7 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -> list[str]:
     """Name the best of the attempts that compare with each other, and say what it is better than."""
+    group = _ranked(group)
     best, value = _chosen(group)
     line = _nothing_learnt(group) + _stated(best, value, len(group), several)
     names = {attempt.name for attempt in group}
@@ -46,6 +47,12 @@ def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -
         return [line + _beside(best.name, comparison.reference, comparison.pairs)]
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
     return [line, *(_against(best, within) if len(group) > 1 else ())]
+
+
+def _ranked(group: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Return the attempts with enough of the group's test sets to be ranked, as pairs are judged; all if none has."""
+    least = min(LEAST_RUNS, max(attempt.planned for attempt in group))
+    return [attempt for attempt in group if len(attempt.tests) >= least] or group
 
 
 def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
@@ -289,7 +296,7 @@ def _runs(comparison: Comparison) -> list[str]:
         named = "; ".join(pairs) if len(pairs) <= 3 else f"{len(pairs)} pairs"  # the report's table has them all
         lines.append(f"Not compared: {named}: {why}.")
     sets = {attempt.name: len(attempt.tests) for attempt in comparison.attempts if attempt.tests}
-    if any(p.test_sets and p.test_sets < max(sets[p.first], sets[p.second]) for p in comparison.pairs):
+    if any(not p.refused and p.test_sets < max(sets[p.first], sets[p.second]) for p in comparison.pairs):
         counts = ", ".join(f"{name} {n}" for name, n in sets.items())
         lines.append(f"Test sets differ in number ({counts}): each pair is compared on those that both have.")
     lines += [

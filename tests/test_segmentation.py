@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,9 +259,23 @@ def test_settings_that_do_not_fit_are_one_line(lab, capsys, tmp_path: Path, give
     assert not (tmp_path / "run").exists()
 
 
-def test_images_without_masks_are_named(tmp_path: Path) -> None:
+def test_images_without_masks_are_named_and_no_advice_leads_back(tmp_path: Path) -> None:
     product = write_product(tmp_path / "widget")
-    (product / "ground_truth/hole/002_mask.png").unlink()
-    settings = ["attempt=segment/fpn", "data=folder", f"data.root={product}", "cache.dir=null"]
-    with pytest.raises(LabError, match=r"test/hole/002\.png has no mask"):
-        build_data(compose(*settings))
+    settings = ["data=folder", f"data.root={product}", "cache.dir=null"]
+
+    def refused(*more: str) -> str:
+        with pytest.raises(LabError) as raised:
+            build_data(compose(*more, *settings))
+        assert str(raised.value).count(str(product)) == 1
+        return str(raised.value)
+
+    mask = product / "ground_truth/hole/002_mask.png"
+    mask.write_bytes(b"none")
+    assert "ground_truth/hole/002_mask.png cannot be read (it is not an image): this" in refused("attempt=segment/fpn")
+    mask.unlink()
+    assert "test/hole/002.png has no mask" in refused("attempt=segment/fpn")
+    shutil.rmtree(product / "ground_truth")
+    assert "give attempt=head, which needs none" in (line := refused("attempt=segment/fpn"))
+    assert "data.masks" not in line  # segmentation refuses data.masks=optional, and detectors want masks as well
+    assert "data.masks" not in refused("attempt=detect/fcos", "data.masks=required")
+    assert "give data.masks=optional" in refused("attempt=head", "data.masks=required")

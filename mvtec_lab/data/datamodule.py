@@ -110,7 +110,7 @@ class MVTecDataModule(pl.LightningDataModule):
             return
         self.listed = listed = self.list_files()
         self.folder = listed.folder
-        self.warnings += listed.check_masks(self.masks == "required")
+        self.warnings += listed.check_masks(self.masks == "required", learnt=bool(self.targets))
         try:
             samples = drawn = split_samples(listed.samples, self.split)
             if self.sampling.good_alone:

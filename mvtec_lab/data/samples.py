@@ -90,18 +90,24 @@ class Scan:
         for reason, paths in left_out.items():
             self.left_out.setdefault(reason, []).extend(paths)
 
-    def check_masks(self, required: bool) -> list[str]:
+    def check_masks(self, required: bool, learnt: bool = False) -> list[str]:
         """Return a warning for each problem of the masks.
+
+        Args:
+            learnt: they are what is learnt, so that no setting makes up for one.
 
         Raises:
             LabError: masks are ``required``, and one is missing or does not fit.
         """
         problems, defects = list(self.mask_problems), [s for s in self.samples if s.label != GOOD]
         if required and defects and not problems and not any(s.mask for s in defects):
-            problems = [f"{self.folder} has no ground_truth/ folder with masks"]
+            problems = ["it has no ground_truth/ folder with masks"]
         if problems and required:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise LabError(f"{self.folder}: {problems[0]}{more}: correct it, or give data.masks=optional")
+            remedy = "correct it, or give data.masks=optional"
+            if learnt:
+                remedy = "this method learns from masks: correct it, or give attempt=head, which needs none"
+            raise LabError(f"{self.folder}: {problems[0]}{more}: {remedy}")
         return [f"mask: {problem}" for problem in problems]
 
     def oddities(self, samples: Sequence[Sample]) -> list[str]:
@@ -240,7 +246,8 @@ def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
         try:
             of_mask = image_size(mask)[:2]
         except LabError as error:
-            unreadable.append(str(error))
+            reason = str(error).replace(str(mask), name(mask), 1)
+            unreadable.append(reason.rpartition(": ")[0])  # without its remedy: each task has its own
             continue
         try:
             size = image_size(image)[:2]

@@ -89,6 +89,8 @@ class RunResult:
     # of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
     # the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
     explained: Annotated[dict[str, Any] | None, Explained | None] = field(default_factory=dict)
+    # a picture's file -> what the report says of it: a title, and a sentence; without that picture: why there is none
+    captions: Annotated[dict[str, list[str]], dict[str, list[str]]] = field(default_factory=dict)
     # split -> class -> images
     counts: Annotated[dict[str, dict[str, int]], dict[str, dict[str, Count]]] = field(default_factory=dict)
     parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  # total and trained
@@ -210,6 +212,8 @@ def _impossible(run: RunResult) -> str | None:
             return f"metrics.{split} has an interval without two bounds"
     if run.metrics.get("test", {}).get("images") is None:
         return "metrics.test has no images"
+    if any(len(caption) != 2 for caption in run.captions.values()):
+        return "captions has one that is not a title and a sentence"
     if run.explained and (unsaid := Explained.__annotations__.keys() - run.explained.keys()):
         return f"explained has no {min(unsaid)}"
     return None

@@ -24,7 +24,7 @@ from mvtec_lab.reporting import report, summary
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import CONFIG, MISTAKES, PIXELS, PREDICTIONS, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, MISTAKES, PIXELS, PREDICTIONS, RunResult, read_csv, write_csv
 
 KINDS = ["good"] * 12 + ["crack"] * 14 + ["hole"] * 6
 TRUTH = np.array([kind != "good" for kind in KINDS], dtype=np.int64)
@@ -87,6 +87,7 @@ def detect(
             "fit_seconds": 12.34,
             "seconds_per_image": 0.0456,
             "peak_mib": 987.6,
+            "captions": {} if maps else {EXPLANATIONS: ["", "This method has no map <b>."]},
             **fields,
         }
     )
@@ -302,7 +303,7 @@ def test_report_of_methods(tmp_path: Path) -> None:
         "crack 14",
         "hole 6",
         "Threshold 1, a quantile of the good validation images' scores.",
-        "This method scores whole images: it has no map.",
+        "This method has no map <b>.",
         "Before the clock of the fit starts, images are decoded",
         "988",
         "12.3",

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -414,3 +415,35 @@ def test_epochs_are_counted_from_one_for_people(tmp_path: Path) -> None:
     assert "best epoch 14 of 30" in text_of(page(tmp_path))
     history = [{"epoch": str(e), "train/loss": "1", "val/loss": "1"} for e in range(4)]
     assert list(figures.curves_figure({"base": [history]}).axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("losses", "scale"), [("1 0.7", "linear"), ("9 0.001", "symlog"), ("-1 2", "symlog")])
+def test_axes_of_curves_have_ticks_to_read(losses: str, scale: str) -> None:
+    history = [{"epoch": str(e), "train/loss": loss, "val/loss": loss} for e, loss in enumerate(losses.split())]
+    ax = figures.curves_figure({"base": [history]}).axes[0]
+    assert ax.get_yscale() == scale
+    low, high = ax.get_ylim()
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
+
+
+def test_a_single_epoch_has_a_whole_number() -> None:
+    history = [{"epoch": "0", "train/loss": "1", "val/loss": "1"}]
+    ax = figures.curves_figure({"base": [history]}).axes[1]
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low < tick < high] == [1]
+
+
+def test_names_of_boxes_lie_beside_each_other() -> None:
+    """They were six pixels high on a sheet, and lay on each other."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    boxes = [SimpleNamespace(kind="scratch", score=0.9 - i / 10, x0=30, y0=30, x1=60, y1=60) for i in range(9)]
+    taken: list[tuple[float, ...]] = []
+    for box in boxes:
+        area = pictures._free((0, 0, 100, 20), (box.x0, box.y0, box.x1, box.y1), (320, 320), taken)
+        taken += [] if area is None else [area]
+    assert len(taken) == 3  # above, below, within: what is left out would lie on these
+    assert all(area[0] >= 0 and area[1] >= 0 and area[2] <= 320 and area[3] <= 320 for area in taken)
+    one, many = pictures.boxed(image, [], boxes[:1]), pictures.boxed(image, [], boxes)
+    rows = np.flatnonzero((one != 0).any((1, 2)))
+    assert rows.min() < 5 * 30 - 16  # the name above the box: 16 of 320 pixels and more
+    assert (many != one).any()

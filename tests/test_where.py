@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import PREDICTIONS, RunResult, read_csv, write_csv
 
 ATTEMPTS = ("base", "segment/fpn", "detect/fcos", "patchcore", "stfpm")
+ATTEMPTS_OF_SWEEP = ("segment/fpn", "detect/ssdlite", "patchcore")
 SWEEP = [
     "-m", "cv.folds=3", "model.options.layers=[features.relu1,features.relu2]", "model.options.channels=32",
     "model.options.finest=4", "model.unfreeze=0", "hydra.sweep.dir=sweep", "verdict.metric=iou",
@@ -46,7 +48,7 @@ def sweep(tiny_net: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = laboratory(tiny_net, write_product(folder / "products/widget", train_good=12), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(*SWEEP, "attempt=segment/fpn,detect/ssdlite,patchcore", "verdict.reference=patchcore") == 0
+        assert run(*SWEEP, f"attempt={','.join(ATTEMPTS_OF_SWEEP)}", "verdict.reference=patchcore") == 0
     return folder / "sweep"
 
 
@@ -152,6 +154,19 @@ def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> Non
     assert float(rows["patchcore"]["test_iou"]) == pytest.approx(np.mean(values[1]))
     assert rows["detect/ssdlite"]["test_iou"] == ""
     assert all(float(row[key]) > 0 for row in rows.values() for key in ("fit_seconds", "seconds_per_image", "peak_mib"))
+
+
+def test_the_report_says_of_each_picture_what_its_method_drew(sweep: Path) -> None:
+    """Masks had the caption of one-class maps, and boxes were said to score whole images."""
+    html = (sweep / "report.html").read_text(encoding="utf-8")
+    first = dict(enumerate(re.split('<h3 id="attempt-', html)[1:]))
+    mine = {name: next(part for part in first.values() if f">{name}</h3>" in part) for name in ATTEMPTS_OF_SWEEP}
+    assert "which few good images reach" in mine["patchcore"]
+    assert "Typical masks" in mine["segment/fpn"]
+    assert "Blue: true boxes" in mine["detect/ssdlite"]
+    for name in ("segment/fpn", "detect/ssdlite"):
+        assert "few good images reach" not in mine[name]
+        assert "scores whole images" not in mine[name]
 
 
 def test_detectors_are_compared_by_boxes_although_one_draws_masks(sweep: Path, tmp_path: Path) -> None:

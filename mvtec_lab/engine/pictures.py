@@ -40,10 +40,8 @@ def sheet(
     Returns:
         The picture, uint8 RGB [H, W, 3].
     """
-    import matplotlib  # for its font: Pillow's own lacks arrows, Greek and Cyrillic
-
     gap, frame, size, leading, most = 10, 4, 11, 15, 3  # pixels; at most three lines of text
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    font = _font(size)
     texts = [wrap(caption, int(tile / 6.5), most) for caption in captions]  # a letter is about 6.5 pixels wide
     columns = min(columns, len(images))
     height = tile + 4 + leading * max(map(len, texts))
@@ -81,6 +79,8 @@ def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarra
 def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.ndarray:
     """Draw boxes over an image: true ones in blue, found ones in orange with their type and score.
 
+    Where names would lie on each other, those of the first boxes are written.
+
     Args:
         image: uint8 RGB [H, W, 3].
         truth, found: boxes with ``kind``, ``score`` and the corners x0, y0, x1, y1 in pixels of the image.
@@ -92,15 +92,45 @@ def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.n
     tile = Image.fromarray(image)
     tile = tile.resize((round(tile.width * scale), round(tile.height * scale)))
     draw, width = ImageDraw.Draw(tile), max(2, max(tile.size) // 160)
-    for boxes, colour in ((truth, PALETTE[5]), (found, PALETTE[4])):
-        for box in boxes:
-            corners = [scale * value for value in (box.x0, box.y0, box.x1, box.y1)]
-            for wide, shade in ((2 * width, INK), (width, colour)):  # a dark rim, as the line crosses bright and dark
-                draw.rectangle(corners, outline=shade, width=wide)
-            if boxes is found:
-                at = (corners[0], max(0, corners[1] - 14))
-                draw.text(at, f"{box.kind} {box.score:.2f}", fill=colour, stroke_width=2, stroke_fill=INK, font_size=12)
+    placed = [(box, [scale * value for value in (box.x0, box.y0, box.x1, box.y1)]) for box in (*truth, *found)]
+    for number, (_, corners) in enumerate(placed):
+        colour = PALETTE[5] if number < len(truth) else PALETTE[4]
+        for wide, shade in ((2 * width, INK), (width, colour)):  # a dark rim, as the line crosses bright and dark
+            draw.rectangle(corners, outline=shade, width=wide)
+    font = _font(max(20, max(tile.size) // 32))  # 20: a sheet shows the tile at half its size
+    taken: list[tuple[float, ...]] = []
+    for box, corners in placed[len(truth) :]:
+        name = f"{box.kind} {box.score:.2f}"
+        area = _free(draw.textbbox((0, 0), name, font, stroke_width=2), corners, tile.size, taken)
+        if area is not None:
+            taken.append(area)
+            draw.text(area[:2], name, PALETTE[4], font, anchor="lt", stroke_width=2, stroke_fill=INK)
     return np.asarray(tile)
+
+
+def _free(
+    text: Sequence[float], box: Sequence[float], size: tuple[int, int], taken: Sequence[Sequence[float]]
+) -> tuple[float, float, float, float] | None:
+    """Return where a text fits: above, below or within a box, inside the picture and on no other text; None: nowhere.
+
+    Args:
+        text, box, taken: x0, y0, x1, y1 in pixels; of ``text`` the extent counts.
+        size: the picture's width and height.
+    """
+    wide, high = text[2] - text[0], text[3] - text[1]
+    x = max(0.0, min(box[0], size[0] - wide))
+    for y in (box[1] - high, box[3], box[1], box[3] - high):
+        area = (x, y, x + wide, y + high)
+        apart = all(area[2] <= o[0] or o[2] <= area[0] or area[3] <= o[1] or o[3] <= area[1] for o in taken)
+        if 0 <= y <= size[1] - high and apart:
+            return area
+    return None
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # for its font: Pillow's own lacks arrows, Greek and Cyrillic
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:

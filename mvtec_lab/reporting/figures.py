@@ -95,12 +95,23 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
             ax.set_ylim(0, 1)
         if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
-        if not metrics and ax.lines:  # each method has a loss of its own, of any size; some are below zero
+        if not metrics and ax.lines and _wide([y for line in ax.lines for y in line.get_ydata()]):
             ax.set_yscale("symlog", linthresh=0.01)
+    if {epoch for ax in figure.axes for line in ax.lines for epoch in np.asarray(line.get_xdata())} == {1}:
+        axes.flat[0].set_xlim(0, 2)  # one epoch: Matplotlib's own range is 0.945 to 1.055; the panels share it
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
     return figure
+
+
+def _wide(losses: Sequence[float]) -> bool:
+    """Return whether losses differ by sizes, as those of several methods do; a logarithm's axis has ticks enough then.
+
+    Some methods' losses are below zero.
+    """
+    sizes = np.abs(losses)
+    return min(losses) < 0 or sizes.max() > 100 * max(float(sizes.min()), 0.01)
 
 
 def _judged_by(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Metric]:

@@ -41,15 +41,7 @@ from mvtec_lab.results import (
 
 REPORT = "report.html"
 PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
-MAPS = (
-    "Where",
-    "Typical images, and of a one-class method the worst misses and false alarms, whose maps all have one scale. Blue: "
-    "the outline of the defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
-)
-CAMS = (
-    "What spoke for the predicted class",
-    "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask.",
-)
+TITLES = {MISTAKES: "Test images, worst mistakes first", EXPLANATIONS: "Explanations"}  # where a run says none
 RULES = {
     "quantile": "a quantile of the good validation images' scores",
     "synthetic": "of best F1 on validation's good images and made-up defects",
@@ -269,27 +261,30 @@ def _together(attempt: Attempt) -> list[str]:
 
 
 def _mistakes(attempt: Attempt) -> Part | None:
-    source = _picture(attempt.done[0], MISTAKES)
-    return Part(f"Test images, worst mistakes first{_of_first(attempt, ', ')}", source) if source else None
+    return _sheet(attempt, MISTAKES)
 
 
 def _explanation(attempt: Attempt) -> Part | None:
-    source, first = _picture(attempt.done[0], EXPLANATIONS), attempt.done[0]
-    title, about = MAPS if first.threshold else CAMS if first.explained else ("Explanations", "")
-    about = " ".join(filter(None, (about, _explained(attempt.done))))
-    return Part(f"{title}{_of_first(attempt, ', ')}", source, about) if source else None
+    return _sheet(attempt, EXPLANATIONS, _explained(attempt.done))
+
+
+def _sheet(attempt: Attempt, name: str, more: str | None = None) -> Part | None:
+    """Return a picture of the first run, with what the run says of it and a further sentence; None: it left none."""
+    first = attempt.done[0]
+    source, (title, about) = _picture(first, name), first.captions.get(name, ("", ""))
+    title = (title or TITLES[name]) + _of_first(attempt, ", ")
+    return Part(title, source, " ".join(filter(None, (about, more)))) if source else None
 
 
 def _missing(attempt: Attempt) -> list[str]:
     """Return what the runs have not left, one sentence each."""
-    first, explained = attempt.done[0], _explanation(attempt)
+    first = attempt.done[0]
     missing = {
         "No test predictions were left: there is no confusion matrix.": not attempt.tests,
         "No picture sheet was left.": _mistakes(attempt) is None,
-        "This method scores whole images: it has no map.": first.threshold and not explained,
-        "There is no class-activation map for this backbone, or for neighbours that predict.": first.explained is None,
     }
-    return [text for text, applies in missing.items() if applies]
+    said = [about for name, (_, about) in first.captions.items() if _picture(first, name) is None]
+    return [*(text for text, applies in missing.items() if applies), *said]
 
 
 def _of_first(attempt: Attempt, joint: str = " ") -> str:

@@ -11,10 +11,7 @@ _segmentation = partial(Metric, problem="segmentation")
 _of_masks = partial(_segmentation, also=("anomaly", "detection"), partly=("detection",))
 _masks = partial(Inference, ("type", "overlap", "union"))
 _types = partial(Inference, ("type", "found_type"), interval_of_runs)
-_NAMED = (
-    "Type named: the share of the defects that were found and whose type was named right; balanced: the mean of the "
-    "shares of each type."
-)
+_NAMED = "Type named: the share of the defects that were found and whose type was named right."
 _EXACT = (
     "IoU with exact prompts: SAM's with those of the true masks, which no inspection has: where better prompts lead."
 )

@@ -21,6 +21,12 @@ from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
 
 SYNTHETIC = "synthetic"  # in place of the type of a defect that was pasted, and of a split
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/maps"}
+MAPS = (
+    "Where",
+    "The worst misses and false alarms, and typical images; all maps have one scale. Blue: the outline of the defect's "
+    "mask; orange: where the map exceeds its threshold, which few good images reach.",
+)
+NO_MAP = ("", "This method scores whole images: it has no map.")
 
 
 def judge(run: Run) -> Judgement:
@@ -52,6 +58,7 @@ def judge(run: Run) -> Judgement:
     result.majority_baseline = majority_baseline(np.zeros(1, dtype=np.int64), test.defect.astype(np.int64))
     in_order = [row for name in ("val", SYNTHETIC, "test") for row in rows.get(name, ())]
     pages = sheets(scored, value, model.map_threshold)
+    result.captions = {EXPLANATIONS: [*(MAPS if EXPLANATIONS in pages else NO_MAP)]}
     board = {TAGS[name]: page for name, page in pages.items()}
     if SYNTHETIC in scored:
         pasted = scored[SYNTHETIC]

@@ -17,6 +17,12 @@ from mvtec_lab.problems.classification.outcome import Outcome
 from mvtec_lab.reporting.figures import MOST, confusion_figure
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
+CAMS = (
+    "What spoke for the predicted class",
+    "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask.",
+)
+NO_CAMS = ("", "There is no class-activation map for this backbone, or for neighbours that predict.")
+
 
 def judge(run: Run) -> Judgement:
     """Predict validation and test images; with ``val_is_test`` the images are passed once and counted as both."""
@@ -26,6 +32,7 @@ def judge(run: Run) -> Judgement:
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
     result.majority_baseline = majority_baseline(np.array(train), test.labels)
     result.explained, explanations = explain(classifier, test, data.batch_size)
+    result.captions = {EXPLANATIONS: [*(CAMS if explanations is not None else NO_CAMS)]}
     pictures = {MISTAKES: test.page}
     board: dict[str, Any] = {}
     for split, outcome in outcomes.items():

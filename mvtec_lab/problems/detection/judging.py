@@ -26,6 +26,11 @@ from mvtec_lab.results import GOOD, MISTAKES
 
 CUT = 0.5  # a box's mask is where it is more likely than not: Mask R-CNN's rule
 SHOWN = 12  # images on a sheet, each without and with the boxes that were found
+CAPTION = [
+    "Test images, worst mistakes first",
+    "Escapes, false rejects, then the nearest to one. Blue: true boxes; orange, in the picture beside: the boxes above "
+    "the threshold, each with its type and score.",
+]
 
 
 @dataclass
@@ -148,6 +153,7 @@ def judge(run: Run) -> Judgement:
         metrics["val"] = metrics["test"]
     result.majority_baseline = float((~test.defect).mean())
     rows = [row for name, part in judged.items() for row in part.rows(name, value)]
+    result.captions = {MISTAKES: CAPTION}
     pages = {name: part.page(value) for name, part in judged.items()}
     board = {f"pictures/{name}_mistakes_first": page for name, page in pages.items()}
     return Judgement(metrics, rows, {MISTAKES: pages["test"]}, board, _summary(run, test, metrics["test"], value))

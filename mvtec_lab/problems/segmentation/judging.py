@@ -23,6 +23,14 @@ from mvtec_lab.problems.segmentation.pictures import sheets
 from mvtec_lab.results import EXPLANATIONS, GOOD, MISTAKES
 
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
+CAPTIONS = {
+    MISTAKES: [
+        "Test images, worst mistakes first",
+        "Escapes, false rejects, then the masks with the lowest IoU: the image, its true mask, the mask that was found "
+        "and both outlines. The found mask is what exceeds the pixels' threshold; the image's own score decides on it.",
+    ],
+    EXPLANATIONS: ["Typical masks", "Images of a middle IoU of each type, drawn in the same way."],
+}
 
 
 def judge(run: Run) -> Judgement:
@@ -54,6 +62,7 @@ def judge(run: Run) -> Judgement:
     if (oracle := _oracle_iou(data, model.module, test, map_threshold)) is not None:
         metrics["test"]["oracle_iou"] = oracle
     pages = sheets(test, rows["test"], value, map_threshold)
+    result.captions = CAPTIONS
     board = {TAGS[name]: page for name, page in pages.items()}
     in_order = [row for split in ("val", "test") if split in rows for row in rows[split]]
     return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, map_threshold))

@@ -275,7 +275,8 @@ def test_table_and_csv(tmp_path: Path) -> None:
         assert "12.3" in out
         assert "0.046" in out
         assert "threshold chosen on the test images, defects included" in out
-        assert ("F1" in out) == (width == 100)
+        assert "peak" in out
+        assert "F1" in out.partition("Left out")[0]
 
 
 @pytest.mark.parametrize("width", [30, 40, 200])
@@ -288,7 +289,7 @@ def test_columns_without_room_make_another_table(tmp_path: Path, width: int) -> 
     assert "…" not in out.getvalue()
     for heading in ("AP", "AUPRO", "found", "alarms", "fit,", "image"):  # the last lines of their headings, but one
         assert heading in out.getvalue().split()
-    assert out.getvalue().count("attempt") == {30: 4, 40: 2, 200: 1}[width]
+    assert out.getvalue().count("attempt") == {30: 5, 40: 3, 200: 1}[width]  # that of time and memory is one of them
 
 
 def test_report_of_methods(tmp_path: Path) -> None:

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import failure
+from mvtec_lab.reporting.terminal import LONGEST, print_columns, width_of
 from mvtec_lab.results import RunResult, write_csv
 
 Row = dict[str, Any]
 
 SUMMARY = "summary.csv"
-NAME = 8  # columns of a name, at least: longer ones are folded
-LONGEST = 24  # columns of a name that others make room for
 # Rules of a threshold that the reader should know of, and what is said.
 RULES = {
     "best_f1": "threshold chosen on the test images, defects included",
@@ -41,6 +39,7 @@ class Column:
         title: in the report; empty: it is not shown there.
         digits: decimals.
         wide: the terminal shows it only where it has room; of several the first ones stay longest.
+        cost: it is of time or memory: where the terminal has no room for all columns, these make a table of their own.
         metric: the metric whose problem it is for; None: any problem.
         unless: the column that takes its place where that one has values.
         aspect: the title of a further table of the report that it stands in.
@@ -53,6 +52,7 @@ class Column:
     title: str = ""
     digits: int = 3
     wide: bool = False
+    cost: bool = False
     metric: Metric | None = None
     unless: str = ""
     aspect: str = ""
@@ -71,7 +71,16 @@ def _columns_of(metric: Metric) -> list[Column]:
     key, words = f"test_{metric.key}", metric.words
     title = metric.title if metric.heading or words.aspect else ""
     value = bound("value") if metric.stated else lambda attempt: attempt.mean(metric)
-    column = Column(key, value, metric.heading, title, 3, words.wide, metric, "", words.aspect, words.about)
+    column = Column(
+        key,
+        value,
+        metric.heading,
+        title,
+        wide=words.wide,
+        metric=metric,
+        aspect=words.aspect,
+        about=words.about,
+    )
     bounds = [Column(f"{key}_{part}", bound(part)) for part in ("low", "high")]
     return [column, *bounds] if metric.stated else [column]
 
@@ -117,16 +126,16 @@ _LAST = (
     Column("majority_baseline", _mean("majority_baseline"), "major-\nity", "majority baseline", metric=_ACCURACY),
     Column("method", lambda attempt: attempt.runs[0].method),
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
-    Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, about=_CLOCK),
-    Column("seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image"),
-    Column("peak_mib", _mean("peak_mib"), "peak\nMiB", "peak MiB", 0, wide=True),
+    Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, cost=True, about=_CLOCK),
+    Column("seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image", cost=True),
+    Column("peak_mib", _mean("peak_mib"), "peak\nMiB", "peak MiB", 0, cost=True),
     Column("reported_accuracy", lambda attempt: attempt.reported and attempt.reported[0]),
     Column("reported_split", lambda attempt: attempt.reported and attempt.reported[1]),
     Column("reported_measured", _measured("value")),
     Column("reported_measured_low", _measured("low")),
     Column("reported_measured_high", _measured("high")),
     Column("test_images", lambda attempt: mean(run.metrics.get("test", {}).get("images") for run in attempt.done)),
-    Column("epochs", _mean("epochs"), "epochs", "epochs", 0, unless="fit_seconds"),
+    Column("epochs", _mean("epochs"), "epochs", "epochs", 0, cost=True, unless="fit_seconds"),
     # The seconds of failed runs count as well.
     Column(
         "seconds",
@@ -134,6 +143,7 @@ _LAST = (
         "sec-\nonds",
         "seconds",
         0,
+        cost=True,
         unless="fit_seconds",
     ),
     Column("weights", lambda attempt: ", ".join(distinct(run.weights for run in attempt.runs if run.weights))),
@@ -297,36 +307,39 @@ def print_table(
 
 
 def _print_results(console: Console, rows: Sequence[Row]) -> None:
-    """Print the rows that one metric judges."""
+    """Print the rows that one metric judges, and what there was no room for."""
     folder, metric = _folder([row["attempt"] for row in rows]), rows[0]["metric"].title.replace(" ", "\n")
     begin = [[row["attempt"].removeprefix(folder), counted(row), judged(row)] for row in rows]
-    headers = ["runs", f"test {metric}"]
-    taken = min(_width([folder + "...", *(cells[0] for cells in begin)]), LONGEST)
-    taken += sum(_width([header, *(cells[i] for cells in begin)]) for i, header in enumerate(headers, start=1))
-    further = _fitting([column for column in shown(rows) if column.heading], rows, console.width - taken)
-    headers += [column.heading for column in further]
-    cells = [
-        [*first, *(number(row[column.key], column.digits) for column in further)]
-        for first, row in zip(begin, rows, strict=True)
-    ]
-    _print(console, headers, cells, [bool(row["failed"]) and not row["completed"] for row in rows], folder)
+    headers = ["attempt" + (f"\n{folder}..." if folder else ""), "runs", f"test {metric}"]
+    room = console.width - min(width_of([headers[0], *(cells[0] for cells in begin)]), LONGEST)
+    room -= sum(width_of([headers[i], *(cells[i] for cells in begin)]) for i in (1, 2))
+    further = [column for column in shown(rows) if column.heading]
+    apart = [] if _needed(further, rows) <= room else [column for column in further if column.cost]
+    beside = _fitting([column for column in further if column not in apart], rows, room)
+    bad = [bool(row["failed"]) and not row["completed"] for row in rows]
+    for first, columns in ((3, beside), (1, apart)):
+        cells = [
+            [*texts[:first], *(number(row[column.key], column.digits) for column in columns)]
+            for texts, row in zip(begin, rows, strict=True)
+        ]
+        if columns or first == 3:
+            print_columns(console, [*headers[:first], *(column.heading for column in columns)], cells, bad)
+    if left_out := [column.title for column in further if column not in (*beside, *apart)]:
+        console.print(Text(f"Left out for lack of room: {', '.join(left_out)}. {SUMMARY} has every column."))
+        console.print()
+
+
+def _needed(columns: Sequence[Column], rows: Sequence[Row]) -> int:
+    """Return the letters that columns take."""
+    return sum(width_of([c.heading, *(number(row[c.key], c.digits) for row in rows)]) for c in columns)
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> list[Column]:
     """Return the columns that fit into ``room`` letters; of those that are wide the last one is left out first."""
     left = list(columns)
-
-    def needed() -> int:
-        return sum(_width([c.heading, *(number(row[c.key], c.digits) for row in rows)]) for c in left)
-
-    while needed() > room and (wide := [column for column in left if column.wide]):
+    while _needed(left, rows) > room and (wide := [column for column in left if column.wide]):
         left.remove(wide[-1])
     return left
-
-
-def _width(texts: Sequence[str]) -> int:
-    """Return the letters that a column of these texts takes, with the space beside it."""
-    return 1 + max(len(line) for text in texts for line in text.split("\n"))
 
 
 def _print_reported(console: Console, rows: Sequence[Row]) -> None:
@@ -335,45 +348,13 @@ def _print_reported(console: Console, rows: Sequence[Row]) -> None:
         [row["attempt"], number(row["reported_accuracy"]), row["reported_split"], measured(row), reproduced(row)]
         for row in rows
     ]
-    headers = ["reported", "on", "measured there", "the report's\nvalue lies"]
-    _print(console, headers, cells, [False] * len(rows))
+    print_columns(console, ["attempt", "reported", "on", "measured there", "the report's\nvalue lies"], cells)
 
 
 def _folder(attempts: Sequence[str]) -> str:
     """Return the beginning of all names, up to a slash, where there are several: the heading says it once."""
     folders = {name.rpartition("/")[0] for name in attempts}
     return f"{folders.pop()}/" if len(attempts) > 1 and len(folders) == 1 and "" not in folders else ""
-
-
-def _print(
-    console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool], folder: str = ""
-) -> None:
-    """Print a column of names, folded where they are long, and further ones; those without room make another table."""
-    for columns in _with_room(console.width - NAME, headers, rows):
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("attempt" + (f"\n{folder}..." if folder else ""), overflow="fold", min_width=NAME)
-        for header in (headers[column] for column in columns):
-            left = header.startswith(("test ", "measured "))
-            table.add_column(header, justify="left" if left else "right", no_wrap=True)
-        for (name, *cells), red in zip(rows, bad, strict=True):
-            shown = [name, *(cells[column] for column in columns)]
-            table.add_row(*map(Text, shown), style="red" if red else None)  # Text: names are no markup
-        console.print(table)
-        console.print()
-
-
-def _with_room(room: int, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Return the columns behind the names, in groups that are at most ``room`` wide."""
-    groups: list[list[int]] = [[]]
-    left = room
-    for column, header in enumerate(headers):
-        width = _width([header, *(row[column + 1] for row in rows)])
-        if width > left and groups[-1]:
-            groups.append([])
-            left = room
-        groups[-1].append(column)
-        left -= width
-    return groups
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -11,8 +11,6 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
@@ -25,6 +23,7 @@ from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting.terminal import LONGEST, print_columns, width_of
 from mvtec_lab.results import CONFIG, SAMPLES, RunResult, table_of, write_whole
 
 log = logging.getLogger(__name__)
@@ -89,30 +88,39 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
 
 
 def _print(title: str, problem: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the metrics of every split, with the test's intervals, and those of every defect type."""
-    specs, test, console = metrics_of(problem), metrics["test"], Console()
-    intervals, types = test.get("intervals", {}), test.get("by_type", {})
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    for split, values in metrics.items():
-        table.add_column(f"{split} ({values['images']} images)", justify="right")
-    if intervals:
-        table.add_column("95% interval", justify="right")
-    rows = [(spec.title, [spec.of(values) for values in metrics.values()], intervals.get(spec.key)) for spec in specs]
-    rows.append(("loss", [values.get("loss") for values in metrics.values()], None))
-    for name, figures, bounds in rows:
-        if any(figure is not None for figure in figures):
-            interval = "" if bounds is None else "[{:.3f}, {:.3f}]".format(*bounds)
-            table.add_row(name, *map(_figure, figures), *[interval] * bool(intervals))
-    console.print(table)
-    if types:
+    """Print the metrics of validation and test, the test's intervals last, and those of every defect type."""
+    test, console = metrics["test"], Console()
+    splits = {split: metrics[split] for split in ("val", "test") if split in metrics}
+    headers = ["metric", *(f"{split}\n{values['images']} images" for split, values in splits.items())]
+    specs, intervals = metrics_of(problem), test.get("intervals", {})
+    rows = [
+        [spec.title, *(_figure(spec.of(values)) for values in splits.values()), _interval(intervals.get(spec.key))]
+        for spec in specs
+    ]
+    rows.append(["loss", *(_figure(values.get("loss")) for values in splits.values()), ""])
+    print(title)
+    _print_known(console, [*headers, "95% interval\nof test"], rows)
+    if types := test.get("by_type"):
         of_types = [spec for spec in specs if spec.words.by_type]
-        titles = (spec.title.replace(" ", "\n") for spec in of_types)  # narrow: a class name has no place to break
-        table = Table("defect type", *(Column(c, justify="right") for c in ("images", *titles)))
-        for kind, values in types.items():
-            figures = [values.get(spec.words.by_type) for spec in of_types]
-            table.add_row(escape(kind), str(values["images"]), *map(_figure, figures))
-        console.print(table)
+        titles = [spec.title.replace(" ", "\n") for spec in of_types]
+        rows = [
+            [kind, str(values["images"]), *(_figure(values.get(spec.words.by_type)) for spec in of_types)]
+            for kind, values in types.items()
+        ]
+        _print_known(console, ["defect type", "images", *titles], rows)
+
+
+def _print_known(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without the rows and columns that are empty behind their names."""
+    rows = [row for row in rows if any(row[1:])]
+    known = [0, *(column for column in range(1, len(headers)) if any(row[column] for row in rows))]
+    cells = [[row[column] for column in known] for row in rows]
+    names = min(width_of([headers[0], *(row[0] for row in rows)]), LONGEST)
+    print_columns(console, [headers[column] for column in known], cells, name=names)
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else "[{:.3f}, {:.3f}]".format(*bounds)
 
 
 def _figure(value: float | None) -> str:

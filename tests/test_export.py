@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from mvtec_lab.engine import onnx
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.segmentation.problem import PROBLEM
 from mvtec_lab.results import read_csv
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -118,6 +121,82 @@ def test_a_library_that_is_not_installed_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def recipe(path: str, then: str) -> dict[str, Any]:
+    """What the README's recipe gives of an image: its first block, and the one that reads these outputs."""
+    blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")]
+    (first,) = (block for block in blocks if "InferenceSession" in block)
+    (second,) = (block for block in blocks if then in block)
+    names: dict[str, Any] = {}
+    exec(first.replace("outputs/exported", "out").replace("new.png", path) + second, names)
+    return names
+
+
+@pytest.fixture
+def new_images(product: Path, tmp_path: Path) -> Path:
+    """Images of a product, twice as wide as those that a model learns from."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for kind in ("good", "crack", "hole"):
+        for place in range(3):
+            picture = cv2.imread(str(product / f"test/{kind}/{place:03}.png"))
+            cv2.imwrite(str(folder / f"{kind}{place}.png"), cv2.resize(picture, (96, 48)))
+    return folder
+
+
+def test_the_readme_s_recipe_gives_the_masks_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
+    layers = "model.options.layers=[features.relu1,features.relu2]"
+    settings = [layers, "model.options.channels=8", "trainer.max_epochs=12", "optimizer.lr=0.02", "data.batch_size=4"]
+    assert lab("attempt=segment/fpn", *settings, "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={new_images}", "hydra.run.dir=predicted") == 0
+    use = json.loads((tmp_path / "out/export.json").read_text())["use"]
+    assert all(word in use for word in ("score above threshold", "map_threshold", "types"))
+    rows = read_csv(tmp_path / "predicted/predictions.csv")
+    assert {row["prediction"] for row in rows} == {"good", "defect"}
+    for row in rows:
+        names, found = recipe(row["path"], 'outputs["map"]'), tmp_path / "predicted/found" / Path(row["path"]).name
+        assert float(names["outputs"]["score"][0]) == pytest.approx(float(row["score"]), abs=1e-5)
+        assert names["defect"] == (row["prediction"] == "defect")
+        written = np.array(Image.open(f"{found}.png")) > 0
+        assert (names["mask"] != written).mean() < 1e-3  # a pixel may lie at the threshold
+        assert names["kind"] == (row["found_type"] if names["defect"] else None)
+        assert written.any() == (float(row["mask_share"]) > 0) == names["defect"]
+
+
+def test_an_image_that_is_called_good_has_an_empty_mask_everywhere(lab, new_images: Path, tmp_path: Path) -> None:
+    assert lab("attempt=segment/fpn", "model.options.layers=[features.relu1,features.relu2]", "hydra.run.dir=run") == 0
+    model, image = load_model(tmp_path / "run/best.ckpt"), np.zeros((30, 40, 3), np.uint8)
+    model.map_threshold = 0.0  # so that every pixel would be in the mask
+    for threshold, prediction, share, marked in ((1.0, "good", 0.0, 0), (0.0, "defect", 1.0, 255)):
+        model.threshold = threshold
+        (of_image,) = PROBLEM.predict(model, torch.rand(1, 3, model.image_size, model.image_size))
+        assert of_image.files is not None
+        files = of_image.files(image)
+        assert (of_image.row["prediction"], float(of_image.row["mask_share"])) == (prediction, share)
+        assert (files[".png"] == marked).all()
+        assert (files[".jpg"] != image).any() == bool(marked)
+
+
+@pytest.mark.slow
+def test_the_readme_s_recipe_gives_the_boxes_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
+    small = ["model.unfreeze=0", "model.options.finest=4", "model.options.channels=32", "data.image_size=64"]
+    assert lab("attempt=detect/fcos", *small, "optimizer.lr=3e-3", "trainer.max_epochs=8", "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={new_images}", "hydra.run.dir=predicted") == 0
+    assert "pixels of the square image" in json.loads((tmp_path / "out/export.json").read_text())["use"]
+    some = 0
+    for row in read_csv(tmp_path / "predicted/predictions.csv"):
+        names = recipe(row["path"], 'outputs["boxes"]')
+        written = json.loads((tmp_path / "predicted/found" / f"{Path(row['path']).name}.json").read_text())["boxes"]
+        some += len(written)
+        assert names["kinds"] == [box["label"] for box in written]
+        np.testing.assert_allclose(
+            names["boxes"].reshape(-1, 4), np.reshape([b["box"] for b in written], (-1, 4)), atol=0.1
+        )
+        assert (row["prediction"] == "good") == (not written)
+    assert some
+
+
 def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_export, tmp_path: Path) -> None:
     """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
     _, ckpt = tiny_export("patchcore")
@@ -129,12 +208,11 @@ def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_e
         picture[height // 2 : height // 2 + 3] = 250
         cv2.imwrite(str(source / f"{name}.png"), picture)
     assert lab("task=predict", f"ckpt={ckpt}", f"source={source}", "hydra.run.dir=predicted") == 0
-    (recipe,) = (block for block in README.read_text().split("```python\n") if "InferenceSession" in block)
     for row in read_csv(tmp_path / "predicted/predictions.csv"):
-        code = recipe.split("```")[0].replace("outputs/exported", "out").replace("new.png", row["path"])
-        names: dict[str, object] = {}
-        exec(code.replace(", 224", f", {SIDE}"), names)
-        assert float(names["score"][0]) == pytest.approx(float(row["score"]), rel=1e-4)  # type: ignore[index]
+        names = recipe(row["path"], 'outputs["map"]')
+        assert float(names["outputs"]["score"][0]) == pytest.approx(float(row["score"]), rel=1e-4)
+        assert names["defect"] == (row["prediction"] == "defect")
+        assert names["heat"].shape == np.array(Image.open(row["path"])).shape[:2]
 
 
 @pytest.mark.slow

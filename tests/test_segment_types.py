@@ -177,7 +177,7 @@ def test_the_exported_file_names_types(lab, tmp_path: Path, types: str) -> None:
     assert lab(*FPN, f"model.options.types={types}", "data.image_size=26", "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=file") == 0
     report = json.loads((tmp_path / "file/export.json").read_text())
-    assert report["output"] == "map [N, 13, 13], types [N, 2]"
+    assert report["output"] == "score [N], map [N, 13, 13], types [N, 2]"
     assert report["types"] == ["crack", "hole"]
     file = onnx.load(tmp_path / "file/model.onnx")
     assert {entry.key: entry.value for entry in file.metadata_props}["types"] == '["crack", "hole"]'

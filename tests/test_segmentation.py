@@ -123,7 +123,7 @@ def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
     assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=file") == 0
     report = json.loads((tmp_path / "file/export.json").read_text())
     assert report["check"]["difference"] < 1e-4
-    assert report["output"] == f"map [N, {SIZE // 2}, {SIZE // 2}], types [N, 2]"
+    assert report["output"] == f"score [N], map [N, {SIZE // 2}, {SIZE // 2}], types [N, 2]"
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])

@@ -25,8 +25,13 @@ PEAK = 1e-3  # share of a map's cells, at least one, whose mean is the image's s
 def image_score(score_map: npt.ArrayLike) -> float:
     """Return how certain it is that an image has a defect: the mean of the highest thousandth of its map [h, w]."""
     values = np.asarray(score_map, dtype=np.float32).ravel()
-    count = max(1, round(PEAK * values.size))
+    count = peak(values.size)
     return float(np.partition(values, -count)[-count:].mean())
+
+
+def peak(cells: int) -> int:
+    """Return how many cells of a map with this many make its image's score."""
+    return max(1, round(PEAK * cells))
 
 
 def spread(score_map: npt.ArrayLike, size: tuple[int, int]) -> np.ndarray:

@@ -44,10 +44,10 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     """Write ``config.ckpt`` as model.onnx (``config.format``), and what is known of it as export.json.
 
     The file takes ``images``, float32 [N, 3, S, S], RGB in [0, 1], and gives ``score`` [N] and ``map`` [N, h, w] (none
-    where the method does not localise; ``types`` [N, K] beside it where types are named), or a classifier's
+    where the method does not localise; ``types`` [N, K] beside them where types are named), or a classifier's
     ``probabilities`` [N, C]. A detector's file takes one image, and gives ``boxes`` [K, 4] in pixels, ``labels`` [K],
     which count the classes, and ``scores`` [K], the highest first. Its metadata holds method, classes, image size,
-    threshold and white.
+    threshold and white, and ``use``, how to get from the outputs to a verdict.
 
     Raises:
         LabError: there is no checkpoint, it cannot be read or written as ONNX, the extra is not installed, or the

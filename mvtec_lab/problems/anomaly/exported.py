@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from mvtec_lab.problems.anomaly.base import AnomalyModel
@@ -11,6 +14,10 @@ class ScoreAndMap(nn.Module):
     """Return the score [N] of normalised images and, where the method localises, their map [N, h, w]."""
 
     outputs = ("score", "map")
+    about: ClassVar[Mapping[str, str]] = {
+        "use": "an image with a score above threshold is a defect; map, where there is one, covers the image: resized "
+        "to it bilinearly (cv2.INTER_LINEAR), it is above map_threshold where the image is unusual"
+    }
 
     def __init__(self, model: AnomalyModel) -> None:
         super().__init__()

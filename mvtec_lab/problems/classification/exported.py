@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from mvtec_lab.problems.classification.classifier import DefectClassifier
@@ -11,6 +14,9 @@ class Probabilities(nn.Module):
     """Return the class probabilities [N, C] of normalised images."""
 
     outputs = ("probabilities",)
+    about: ClassVar[Mapping[str, str]] = {
+        "use": "probabilities are those of classes, in their order; the highest one is the prediction"
+    }
 
     def __init__(self, classifier: DefectClassifier) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -85,6 +85,11 @@ class FoundBoxes(nn.Module):
 
     outputs = ("boxes", "labels", "scores", "masks")
     single = True
+    about: ClassVar[Mapping[str, str]] = {
+        "use": "an image with a score above threshold is a defect. boxes: x0, y0, x1, y1 in pixels of the square "
+        "image; in the original's, x times its width / image_size, y times its height / image_size. labels: places in "
+        f"classes, from 1; 0 is good, which has no box. masks, where there are any: above {CUT} in a box's object"
+    }
 
     def __init__(self, module: DetectionModel) -> None:
         super().__init__()

@@ -80,7 +80,11 @@ def _plain(mask: np.ndarray | None) -> np.ndarray:
 
 
 def files(score_map: np.ndarray, map_threshold: float) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-    """Return what makes the files of a new image: its mask as .png, 0 and 255, and its outline over it as .jpg."""
+    """Return what makes the files of a new image: its mask as .png, 0 and 255, and the mask's outline over it as .jpg.
+
+    Args:
+        map_threshold: above which a pixel belongs to the mask; infinity: it is empty.
+    """
 
     def make(image: np.ndarray) -> Mapping[str, np.ndarray]:
         found = (spread(score_map, image.shape[:2]) > map_threshold).astype(np.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
-from mvtec_lab.evaluation.segmentation import image_score, spread
+from mvtec_lab.evaluation.segmentation import image_score, peak, spread
 from mvtec_lab.models.views import view
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
@@ -18,6 +18,13 @@ from mvtec_lab.problems.segmentation.build import build, rehearse, restore
 from mvtec_lab.problems.segmentation.judging import found_type, judge
 from mvtec_lab.problems.segmentation.pictures import files
 from mvtec_lab.problems.segmentation.training import fit
+
+# How to use an exported file's outputs, for its metadata.
+USE = (
+    "an image with a score above threshold is a defect; its mask is where map, resized to the image bilinearly "
+    "(cv2.INTER_LINEAR), is above map_threshold; that of an image without a defect is empty"
+)
+USE_TYPES = "The output types holds the probabilities of the names in types, if there is a defect"
 
 
 class Segmentation(Problem):
@@ -45,7 +52,9 @@ class Segmentation(Problem):
         maps, types = model.module.probabilities({"image": images})
         for score_map, of_types in zip(maps.numpy(), types, strict=True):
             score, size = image_score(score_map), (model.image_size, model.image_size)
-            name, share = CLASSES[int(score > value)], float((spread(score_map, size) > map_threshold).mean())
+            # An image that is called good has an empty mask: what is written of it says the same everywhere.
+            name, begins = (CLASSES[1], map_threshold) if score > value else (CLASSES[0], float("inf"))
+            share = float((spread(score_map, size) > begins).mean())
             row = {
                 "prediction": name,
                 "score": f"{score:.9g}",
@@ -55,7 +64,7 @@ class Segmentation(Problem):
             }
             label = row["found_type"] or name
             predictions.append(
-                Prediction(row, f"{label} ({score:.3g}; mask {share:.1%})", files=files(score_map, map_threshold))
+                Prediction(row, f"{label} ({score:.3g}; mask {share:.1%})", files=files(score_map, begins))
             )
         return predictions
 
@@ -68,22 +77,26 @@ class Segmentation(Problem):
 
 
 class DefectMap(nn.Module):
-    """Return the probability of a defect in each cell, [N, h, w], which cover the image, of normalised images.
+    """Return the score [N] of normalised images, as ``image_score``, and the probability of a defect in each cell of
+    the map that covers each of them, [N, h, w].
 
     Where the model names types, their probabilities [N, K] as well: they are those of a defect, if there is one.
     """
 
-    outputs = ("map", "types")
+    outputs = ("score", "map", "types")
 
     def __init__(self, module: SegmentationModel) -> None:
         super().__init__()
         self.module = module
-        self.about = {"types": module.kinds} if module.type_model is not None else {}
+        self.about: dict[str, Any] = {"use": USE}
+        if module.type_model is not None:
+            self.about = {"use": f"{USE}. {USE_TYPES}", "types": module.kinds}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         module = self.module
         maps, types = module.judged({"image": view(images, number)} for number in range(module.views))
-        return (maps,) if module.type_model is None else (maps, types)
+        scores = maps.flatten(1).topk(peak(maps[0].numel()), dim=1).values.mean(1)
+        return (scores, maps) if module.type_model is None else (scores, maps, types)
 
 
 PROBLEM = Segmentation()

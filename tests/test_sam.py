@@ -183,7 +183,7 @@ def test_the_encoder_stays_in_eval_mode(tiny: Sam) -> None:
     [
         (
             {"model": {"image_encoder.trunk.pos_embed": torch.ones(1)}},
-            "is no SAM that is known here .*: give a file of",
+            "is incomplete, it lacks prompt_encoder and 1 more: give a file of",
         ),
         ({"conv1.weight": torch.ones(1)}, "is no SAM that is known here .*: give a file of MobileSAM"),
         ([1, 2], "is not a state dict: give MobileSAM's mobile_sam.pt"),
@@ -196,25 +196,36 @@ def test_another_architecture_is_one_line(content: object, said: str, tmp_path: 
 
 
 def test_a_file_that_lacks_or_bends_a_part_is_one_line(tiny: Sam, tmp_path: Path) -> None:
-    state = published(tiny)
-    del state["mask_decoder.mask_tokens.weight"]
-    with pytest.raises(LabError, match=r"no SAM that is known here .*mask_tokens"):
-        load_sam(saved(state, tmp_path / "lacks.pt"))
+    key = f"^model.sam_weights={tmp_path}/"
+    for name in ("mask_decoder.mask_tokens.weight", "mask_decoder.iou_token.weight"):
+        state = published(tiny)
+        del state[name]
+        with pytest.raises(LabError, match=rf"{key}lacks.pt is incomplete, it lacks {name}: give a file of"):
+            load_sam(saved(state, tmp_path / "lacks.pt"))
+    state = {name: value for name, value in published(tiny).items() if not name.startswith("mask_decoder")}
+    with pytest.raises(LabError, match=rf"{key}part.pt is incomplete, it lacks mask_decoder: give a file of"):
+        load_sam(saved(state, tmp_path / "part.pt"))
     state = published(tiny) | {"image_encoder.neck.0.weight": torch.ones(3, 3, 1, 1)}
-    with pytest.raises(LabError, match=r"no SAM that is known here .*neck"):
+    with pytest.raises(LabError, match=r"known here \(image_encoder.neck.0.weight has the shape \(3, 3, 1, 1\), and"):
         load_sam(saved(state, tmp_path / "bent.pt"))
+    with pytest.raises(LabError, match=r"no SAM that is known here \(mask_decoder.other belongs to none\)"):
+        load_sam(saved(published(tiny) | {"mask_decoder.other": torch.ones(1)}, tmp_path / "more.pt"))
 
 
 def test_a_damaged_or_missing_file_and_a_wrong_size_are_one_line(tiny: Sam, tmp_path: Path) -> None:
     path = Path(saved(published(tiny), tmp_path / "tiny.pt"))
     with pytest.raises(LabError, match=r"data.image_size=100 does not suit SAM: give a multiple of 16"):
         load_sam(str(path), 100)
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LabError, match=rf"^model.sam_weights={path} is incomplete, its end is missing: copy or fetch"):
+        load_sam(str(path))
+    content = bytearray(whole)
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
-    with pytest.raises(LabError, match=r"tiny.pt is damaged"):
+    with pytest.raises(LabError, match=rf"^model.sam_weights={path} is damaged"):
         load_sam(str(path))
-    with pytest.raises(LabError, match=r"none.pt cannot be read"):
+    with pytest.raises(LabError, match=r"^model.sam_weights=.*none.pt cannot be read"):
         load_sam(str(tmp_path / "none.pt"))
 
 

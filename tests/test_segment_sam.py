@@ -21,6 +21,7 @@ from test_sam import TINY, TINY_2, published, saved
 
 from mvtec_lab import compose, problems
 from mvtec_lab.cli import main
+from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mvtec_lab.engine.checkpoints import Checkpoints
@@ -48,7 +49,7 @@ from mvtec_lab.problems.segmentation.methods.sam_box.prompts import (
     weighed,
 )
 from mvtec_lab.problems.segmentation.methods.sam_zero.model import SamZero
-from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv
+from mvtec_lab.results import BEST, PREDICTIONS, RESULT, SAMPLES, read_csv, write_csv
 
 SIDE = 48  # pixels; three cells of SAM's embedding a side
 
@@ -259,6 +260,43 @@ def test_prompts_of_a_run_that_saw_the_test_images_are_refused(run, lab, one_cla
     with pytest.raises(AssertionError):
         run("sam_box", f"model.options.prompts={one_class}")
     assert "has no samples.csv beside it" in capsys.readouterr().err
+
+
+def test_a_sweep_that_would_fail_for_its_files_is_refused_before_it_begins(
+    lab, weights: str, product: Path, one_class: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(folder: str, *arguments: str) -> str:
+        capsys.readouterr()
+        data = ["data=folder", f"data.root={product}", "trainer.accelerator=cpu", "cache.dir=null"]
+        words = [*settings("sam_zero", weights), *data, *arguments]
+        assert main(words) == 2
+        assert not (tmp_path / folder).exists()
+        error = capsys.readouterr().err.strip()
+        assert error.count("\n") == 0
+        return error
+
+    sweep = ["-m", "hydra.sweep.dir=sweep", "seed=0,1"]
+    for into, words in (("sweep", sweep), ("run", ["hydra.run.dir=run"])):
+        missing = f"model.options.prompts={tmp_path}/none.ckpt"
+        assert f"{missing} cannot be read (No such file or directory)" in refused(into, *words, missing)
+        other = f"model.options.prompts={weights}"
+        assert f"{other} is no checkpoint of a run" in refused(into, *words, other)
+        wrong = f"model.sam_weights={tmp_path}/none.pt"
+        assert f"{wrong} cannot be read" in refused(into, *words, wrong)
+    # Prompts that have seen an image of the last fold's test part alone: the folds before are sound.
+    rows = read_csv(one_class.parent / SAMPLES)
+    last = MVTecDataModule(product, split=SplitConfig(protocol="kfold", folds=3, fold=2))
+    last.scan()
+    seen = last.of_split("test")[0].path
+    write_csv(
+        one_class.parent / SAMPLES, [{**r, "split": "train" if r["path"] == seen else ""} for r in rows], [*rows[0]]
+    )
+    folds = ["-m", "hydra.sweep.dir=sweep", "cv.folds=3", f"model.options.prompts={one_class}"]
+    error = refused("sweep", *folds)
+    assert "fold_2: model.options.prompts=" in error
+    assert "was trained on 1 of the images" in error
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def with_nan(path: Path) -> None:
         (lambda path: path.touch(), "mine.pth is damaged or was not written by PyTorch"),
         (lambda path: path.write_text("these are no weights"), "mine.pth is damaged or was not written by PyTorch"),
         (lambda path: path.write_text("text, again"), "mine.pth is damaged or was not written by PyTorch"),
-        (truncated, "mine.pth is damaged or was not written by PyTorch"),
+        (truncated, "model.weights=.*mine.pth is incomplete, its end is missing"),
         (flipped, "mine.pth is damaged .*the checksum of .* does not match.*: copy or fetch it again, or train"),
         (lambda path: torch.save(models.squeezenet1_1(), path), "would run torchvision.models.squeezenet.SqueezeNet"),
         (lambda path: torch.save([1], path), "mine.pth is not a state dict"),

@@ -60,22 +60,26 @@ class Model:
         save_file(self.content(), path)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], source: str | None = None) -> dict[str, Any]:
     """Return what ``Model.content`` wrote. Nothing but tensors and plain values is read, so any file is safe to read.
+
+    Args:
+        source: as in ``load_file``.
 
     Raises:
         LabError: the file is missing, damaged, would run code, holds NaN or infinity, or is no checkpoint of a run.
     """
-    content = load_file(path)
+    source = source or str(path)
+    content = load_file(path, source)
     names = {f.name for f in fields(Model)} - {"module"}
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", ABOUT} <= content.keys():
-        raise LabError(f"{path} is no checkpoint of a run: give a run's best.ckpt or last.ckpt")
+        raise LabError(f"{source} is no checkpoint of a run: give a run's best.ckpt or last.ckpt")
     about = content[ABOUT]
     if not isinstance(about, dict) or about.keys() != names:
-        raise LabError(f"{path} is no checkpoint of this version: train that run again")
+        raise LabError(f"{source} is no checkpoint of this version: train that run again")
     if key := not_finite(content["state_dict"]):
-        raise LabError(f"{path} holds NaN or infinity in {key}: train that run again")
+        raise LabError(f"{source} holds NaN or infinity in {key}: train that run again")
     for key in ("threshold", "map_threshold"):
         if about[key] is not None and not math.isfinite(about[key]):
-            raise LabError(f"{path} holds {about[key]} as its {key}: train that run again")
+            raise LabError(f"{source} holds {about[key]} as its {key}: train that run again")
     return content

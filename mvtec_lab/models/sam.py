@@ -25,6 +25,7 @@ from mvtec_lab.models.weights import fetch_file, load_file
 CELL = 16  # pixels of a side of an embedding's cell, in every SAM
 MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt"
 MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 _HEADS = 8  # of the mask decoder's attention in every SAM: the state dict does not show them
 # timm's names of MobileSAM's parts. In timm a stage begins with the downsampling that ends one in MobileSAM.
 _NAMES = (
@@ -301,22 +302,42 @@ def load_sam(path: str | None, image_size: int = 1024) -> tuple[Sam, str]:
     _library("segment_anything"), _library("timm")
     file = fetch_file(MOBILE_SAM, MOBILE_SAM_SHA256, "model.sam_weights=FILE") if path is None else Path(path)
     source = f"model.sam_weights={file}"
-    state = load_file(file.expanduser())
+    state = load_file(file.expanduser(), source)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LabError(f"{source} is not a state dict: give MobileSAM's mobile_sam.pt or SAM's sam_vit_b_01ec64.pth")
     if key := not_finite(state):
         raise LabError(f"{source} holds NaN or infinity in {key}: give another file")
+    state, remedy = renamed(state), "give a file of MobileSAM, of SAM's ViT-B, L or H or of SAM 2"
+    lacking = [part for part in PARTS if not any(name.startswith(f"{part}.") for name in state)]
+    if lacking == list(PARTS):
+        raise LabError(f"{source} is no SAM that is known here (it has none of {', '.join(PARTS)}): {remedy}")
     try:
-        state = renamed(state)
         sam = Sam(Architecture.of(state), image_size)
-        sam.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError, AssertionError) as error:
+        lacking = lacking or [name for name in sam.state_dict() if name not in state]
+        if not lacking:
+            _require_fit(sam, state)
+            sam.load_state_dict(state)
+    except KeyError as error:  # what an architecture is read from
+        lacking = lacking or [error.args[0]]
+    except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
-        known = "MobileSAM, of SAM's ViT-B, L or H or of SAM 2"
-        raise LabError(f"{source} is no SAM that is known here ({reason}): give a file of {known}") from error
+        raise LabError(f"{source} is no SAM that is known here ({reason}): {remedy}") from error
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise LabError(f"{source} is incomplete, it lacks {lacking[0]}{more}: {remedy}, as it was published")
     return sam.eval(), file.name
+
+
+def _require_fit(sam: Sam, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for the first tensor that this SAM does not have, or has in another shape."""
+    shapes = {name: tuple(value.shape) for name, value in sam.state_dict().items()}
+    for name, value in state.items():
+        if name not in shapes:
+            raise ValueError(f"{name} belongs to none")
+        if tuple(value.shape) != shapes[name]:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, and should have {shapes[name]}")
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -358,7 +379,7 @@ def _hiera(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return the arguments of timm's HieraDet."""
     size = shapes["image_encoder.trunk.patch_embed.proj.weight"][0], _count(shapes, "image_encoder.trunk.blocks")
     if size not in HIERAS:
-        raise KeyError("SAM 2 of {} channels and {} blocks".format(*size))
+        raise ValueError("SAM 2 of {} channels and {} blocks".format(*size))
     return HIERAS[size]
 
 

@@ -83,6 +83,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     if weights is None or weights == "null":
         return Weights("random")
     entries = _entries(backbone)
+    source = f"model.weights={weights}"
     entry, path, note = entries.get(weights.upper()), Path(weights).expanduser(), None
     if entry is not None:
         if weights.upper() == "DEFAULT" and not _cached(entry).is_file():
@@ -91,13 +92,12 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     elif backbone.startswith(timm_backbones.PREFIX) and weights.upper() == "DEFAULT":
         name, state_dict = timm_backbones.tag(backbone), _fetch_timm(backbone)
     elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
-        name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path)
+        name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path, source)
     elif entries:
         raise unknown(f"weights of {backbone}", weights, entries)
     else:
         remedy = "give model.weights=FILE, or model.weights=null for random weights"
         raise WeightsUnavailable(f"there are no weights for {backbone}, so no {weights}: {remedy}")
-    source = f"model.weights={weights}"
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise LabError(f"{source} is not a state dict: write one with torch.save(model.state_dict(), FILE)")
     check_weights(backbone, state_dict, source)
@@ -107,24 +107,28 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     return Weights(name, mean, std, state_dict, note)  # type: ignore[arg-type] # three values each
 
 
-def load_file(path: str | os.PathLike[str]) -> Any:
+def load_file(path: str | os.PathLike[str], source: str | None = None) -> Any:
     """Return what ``torch.save`` wrote, on the CPU: tensors and plain values only; code is refused and never run.
 
     The file's checksums are compared first: PyTorch writes them and does not read them.
 
+    Args:
+        source: the setting that names the file, ``key=FILE``, for error lines; None: the path alone.
+
     Raises:
         LabError: the file is missing, damaged, not written by PyTorch, or holds more than tensors and plain values.
     """
+    source = source or str(path)
     if Path(path).exists() and not Path(path).is_file():  # reading a pipe might never end
-        raise LabError(f"{path} is a folder, a pipe or another special file: give a checkpoint or a file of weights")
+        raise LabError(f"{source} is a folder, a pipe or another special file: give a checkpoint or a file of weights")
     try:
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         reason = error.strerror or error
-        raise LabError(f"{path} cannot be read ({reason}): give a checkpoint or a file of weights") from error
+        raise LabError(f"{source} cannot be read ({reason}): give a checkpoint or a file of weights") from error
     except Exception as error:  # its unpickler reads garbage as instructions, which may fail in any way
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, source, error) from error
 
 
 def fetch_file(url: str, sha256: str, remedy: str) -> Path:
@@ -177,14 +181,20 @@ def _verify(path: str | os.PathLike[str]) -> None:
                 raise zipfile.BadZipFile(f"the checksum of {part} does not match")
 
 
-def _unreadable(path: str | os.PathLike[str], error: Exception) -> LabError:
+def _unreadable(path: str | os.PathLike[str], source: str, error: Exception) -> LabError:
     foreign = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
     if foreign:
         code = foreign[1] or foreign[2]
-        return LabError(f"{path} was refused, it would run {code}: save tensors alone, torch.save(model.state_dict())")
+        return LabError(
+            f"{source} was refused, it would run {code}: save tensors alone, torch.save(model.state_dict())"
+        )
+    with Path(path).open("rb") as file:
+        cut = file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)  # an archive's end says what is in it
+    if cut:
+        return LabError(f"{source} is incomplete, its end is missing: copy or fetch it again")
     reason = error if isinstance(error, zipfile.BadZipFile) else type(error).__name__
     return LabError(
-        f"{path} is damaged or was not written by PyTorch ({reason}): copy or fetch it again, or train that run again"
+        f"{source} is damaged or was not written by PyTorch ({reason}): copy or fetch it again, or train that run again"
     )
 
 
@@ -224,7 +234,7 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
         )
     except Exception as error:  # of the network, the disk, or from garbage in the file
         if path.is_file():
-            raise _unreadable(path, error) from error
+            raise _unreadable(path, str(path), error) from error
         _unreachable[entry.url] = str(error)
         raise WeightsUnavailable(
             f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "

@@ -8,7 +8,7 @@ from mvtec_lab.engine.devices import ONE, check_devices
 from mvtec_lab.engine.setup import set_up
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
-from mvtec_lab.problems import METHODS, check, problem_of
+from mvtec_lab.problems import METHODS, check, files_of, problem_of
 from mvtec_lab.problems.model import build_data
 
 _checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs
@@ -31,6 +31,8 @@ def check_job(config: Config, here: bool = True) -> MVTecDataModule:
     data, m = build_data(config), config.model
     images = len(data.of_split("train")), data.smallest_batch
     network = repr((m, config.loss, config.threshold, config.data.image_size, data.classes, images))
+    if any(files_of(config).values()):  # of another run, which may have seen what a fold is judged on
+        network += repr(config.split)
     if network not in _checked:
         problem.rehearse(config, data)
         try:

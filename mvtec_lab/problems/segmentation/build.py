@@ -24,7 +24,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
     Raises:
         LabError: settings, weights or data that do not fit.
     """
-    rehearse(config, data)
+    _rehearse_single(config, data)
     module = _module(config, data, weights)
     module.require(data)
     size, white = config.data.image_size, data.white
@@ -34,11 +34,19 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
 
 
 def rehearse(config: Config, data: MVTecDataModule) -> None:
-    """Refuse a batch of a single image where the method cannot train on it.
+    """Refuse what ``build`` refuses, but for the weights of a backbone: a method without one has files of its own.
 
     Raises:
-        LabError: it cannot.
+        LabError: what ``build`` would raise.
     """
+    _rehearse_single(config, data)
+    if not METHODS[config.model.method].backbone:
+        with isolate_rng():
+            _module(config, data, None).require(data)
+
+
+def _rehearse_single(config: Config, data: MVTecDataModule) -> None:
+    """Refuse a batch of a single image where the method cannot train on it."""
     if data.smallest_batch == 1:
         with isolate_rng(), torch.no_grad():
             rehearse_batch(config, data, _module(config, data, None).train())

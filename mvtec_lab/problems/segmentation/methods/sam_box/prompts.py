@@ -104,7 +104,7 @@ class Finder(nn.Module):
         Raises:
             LabError: the file is missing, damaged, or of a run that marks no place.
         """
-        content = read_checkpoint(Path(path).expanduser())
+        content = read_checkpoint(Path(path).expanduser(), f"model.options.prompts={path}")
         finder = cls(content, size)
         side = finder.model.image_size
         (blank,) = finder.problem.predict(finder.model, torch.zeros(1, 3, side, side))

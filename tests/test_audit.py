@@ -13,11 +13,15 @@ import pytest
 from PIL import Image
 from test_real import ROOT
 
+from mvtec_lab import compose
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import SplitConfig
+from mvtec_lab.data.audit import thin_splits
 from mvtec_lab.data.cable import generate
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.results import RunResult, read_csv, write_csv
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.problems import problem_of
+from mvtec_lab.results import GOOD, RunResult, read_csv, write_csv
 
 SIDE = 160  # pixels of a photograph
 EACH = {"train": 6, "val": 5, "test": 5}  # images of each class
@@ -187,10 +191,30 @@ def test_thin_splits(folder: Path) -> None:
     dropped = {f"test/scratch/{i:02}.png" for i in range(6, 16)} - {"test/scratch/06.png"}
     write_csv(folder / "split.csv", [row for row in rows if row["path"] not in dropped], ["path", "split"])
     assert findings(folder) == [
-        "val has 6 image(s): one image is 17 points of its accuracy",
-        "class 'scratch' has a single image in val: its recall is 0 or 1",
+        "val has 6 image(s): what is chosen rests on them",
+        "class 'scratch' has a single image in val: its figures rest on that one",
         "class 'scratch' has no image in test",
     ]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "chosen"),
+    [
+        ("base", "the choice of the epoch by val/balanced_accuracy"),
+        ("base trainer.monitor=val/loss", "the choice of the epoch by val/loss"),
+        ("base model.head=knn", "what is chosen"),
+        ("segment/fpn", "the choice of the epoch by val/loss and of the thresholds"),
+        ("segment/sam_zero model.options.prompts=runs", "the choice of the thresholds"),
+        ("detect/fcos", "the choice of the epoch by val/loss and of the threshold"),
+        ("detect/maskrcnn", "the choice of the epoch by val/map and of the threshold"),
+        ("patchcore", "the threshold"),
+    ],
+)
+def test_a_tiny_validation_set_is_named_with_what_rests_on_it(attempt: str, chosen: str) -> None:
+    config = compose(*f"attempt={attempt}".split(), "data.root=somewhere")
+    samples = [Sample(f"test/good/{i}.png", GOOD, split="val") for i in range(6)]
+    said = thin_splits(samples, problem_of(config.model.method).chosen_on_val(config))
+    assert said[0] == f"val has 6 image(s): {chosen} rests on them"
 
 
 def test_strict_refuses_a_run_and_a_sweep(lab, product: Path, tmp_path: Path, capsys) -> None:

@@ -16,9 +16,8 @@ from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import digests, each_image, grey_masks, odd_masks
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
-from mvtec_lab.results import GOOD
 
-TINY = 10  # validation images; with fewer, one image is more than ten points of accuracy
+TINY = 10  # validation images; with fewer, one image is more than ten points of any share of them
 MANY = 8  # classes of one line each, as many as MVTec has defect types; more are named together
 LEAKS = (("train", "test"), ("train", "val"), ("val", "test"))  # the worst first
 SHOWN = 3  # odd masks named; where a whole folder is inverted, one line for each would bury the rest
@@ -28,8 +27,12 @@ Pairs = list[tuple[int, int]]  # places of two samples
 _known: dict[tuple[object, ...], Copies] = {}  # the jobs of a sweep mostly audit the same pictures
 
 
-def audit(dataset: MVTecDataset) -> list[str]:
-    """Return the findings on these images and their splits, one line each, copies first."""
+def audit(dataset: MVTecDataset, chosen: str = "what is chosen") -> list[str]:
+    """Return the findings on these images and their splits, one line each, copies first.
+
+    Args:
+        chosen: what rests on the validation images, in words.
+    """
     samples = dataset.samples
     paths = [dataset.folder / s.path for s in samples]
     files = digests(paths)
@@ -38,7 +41,7 @@ def audit(dataset: MVTecDataset) -> list[str]:
         place = {path: k for k, path in enumerate(paths)}
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))
     near = {pair: how for pair, how in _known[key].items() if files[pair[0]] != files[pair[1]]}
-    findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples)
+    findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples, chosen)
     masks = [dataset.folder / s.mask for s in samples if s.mask and not s.objects]
     odd = odd_masks(masks)
     more = [f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else []
@@ -68,20 +71,24 @@ def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:
     return findings
 
 
-def thin_splits(samples: Sequence[Sample]) -> list[str]:
-    """Return findings on a tiny validation set, and on classes with no image or a single one in val or test."""
+def thin_splits(samples: Sequence[Sample], chosen: str) -> list[str]:
+    """Return findings on a tiny validation set, and on classes with no image or a single one in val or test.
+
+    Args:
+        chosen: as in ``audit``.
+    """
     findings = []
     for split in ("val", "test"):
         counts = Counter(s.label for s in samples if s.split == split)
         total = sum(counts.values())
         if split == "val" and 0 < total < TINY:
-            one_class = {s.label for s in samples if s.split in ("train", "val")} == {GOOD}
-            share = f"one image is {100 / total:.0f} points of its accuracy"
-            findings.append(f"val has {total} image(s): {'the threshold rests on them' if one_class else share}")
+            findings.append(f"val has {total} image(s): {chosen} rests on them")
         # with validation = test there is no val; a one-class method validates on the class that it learns
         judged = [s for s in samples if split == "test" or s.split == "train"]
         names = classes_of(judged) if total else []
-        findings += _each_class([n for n in names if counts[n] == 1], f"a single image in {split}", "recall is 0 or 1")
+        findings += _each_class(
+            [n for n in names if counts[n] == 1], f"a single image in {split}", "figures rest on that one"
+        )
         findings += _each_class([n for n in names if not counts[n]], f"no image in {split}")
     return findings
 

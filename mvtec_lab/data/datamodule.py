@@ -187,9 +187,13 @@ class MVTecDataModule(pl.LightningDataModule):
         """Return the digest of every image and mask that takes part, by path; an empty text for the others."""
         return contents_of(self.folder, self.samples, self._pool)
 
-    def findings(self) -> list[str]:
-        """Return what ``audit`` says of the images that take part, after ``setup``; not among ``warnings``."""
-        return audit(self.images([s for s in self.samples if s.split]))
+    def findings(self, chosen: str = "what is chosen") -> list[str]:
+        """Return what ``audit`` says of the images that take part, after ``setup``; not among ``warnings``.
+
+        Args:
+            chosen: as in ``audit``.
+        """
+        return audit(self.images([s for s in self.samples if s.split]), chosen)
 
     @property
     def val_is_test(self) -> bool:

@@ -128,13 +128,18 @@ def digests_of(paths: Mapping[str, str]) -> dict[str, str]:
 
 
 def set_up(
-    config: Config, data: MVTecDataModule, checked: Mapping[str, Contents] | None = None, findings: Sequence[str] = ()
+    config: Config,
+    data: MVTecDataModule,
+    checked: Mapping[str, Contents] | None = None,
+    findings: Sequence[str] = (),
+    chosen: str = "what is chosen",
 ) -> None:
     """Decode the images and audit them: what is found joins the warnings.
 
     Args:
         checked: the files that a sweep's check read, by product folder.
         findings: of the configuration itself, which join those of the images.
+        chosen: what rests on the validation images, in words.
 
     Raises:
         LabError: a broken image, other files than the check read, or with ``audit=strict`` a finding.
@@ -143,7 +148,7 @@ def set_up(
     if (then := (checked or {}).get(str(data.folder.absolute()))) is not None:
         remedy = "restore them, or start another sweep"
         require_same(data.folder, data.contents(), then, "when this sweep was checked", remedy)
-    findings = [*data.findings(), *findings]
+    findings = [*data.findings(chosen), *findings]
     if findings and config.audit == "strict":
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise LabError(f"audit=strict: {findings[0]}{more}: repair it, or audit=warn continues")

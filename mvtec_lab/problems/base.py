@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch is paid for by runs, not by --help
     from mvtec_lab.engine.model import Model
     from mvtec_lab.engine.run import Judgement, Run
 
-VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its accuracy is too high"
+VAL_IS_TEST_MARK = "validation = test: the checkpoint was chosen on the test images, its figures are too good"
 
 _KINDS = {int: "a whole number", float: "a number", str: "a name", list: "names in brackets, [a,b]"}
 
@@ -225,6 +225,10 @@ class Problem:
     def findings(self, config: Config) -> list[str]:
         """Return what the settings take from the worth of the figures, a line each; ``audit=strict`` refuses them."""
         return [VAL_IS_TEST_MARK] if config.split.val_is_test else []
+
+    def chosen_on_val(self, config: Config) -> str:
+        """Return what a run chooses by its validation images, and by which of their metrics, in words."""
+        return "what is chosen"
 
     def chosen_on_test(self, config: Config) -> list[str]:
         """Return a warning for what a training run chooses on its test images, beside ``val_is_test``."""

@@ -42,5 +42,6 @@ def check_job(config: Config, here: bool = True) -> MVTecDataModule:
             if config.data.name != "sample":
                 raise
         _checked.add(network)
-    set_up(config, data, findings=problem.findings(config))  # last: it takes longest
+    # last: it takes longest
+    set_up(config, data, findings=problem.findings(config), chosen=problem.chosen_on_val(config))
     return data

@@ -110,7 +110,7 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         used = [s for s in samples if s.split and s.path in readable]
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
-        findings = [*audit(pictures), *problem.findings(config)]
+        findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
         return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
     except LabError as error:
         samples = [s for s in scanned.samples if in_pool(s, config.split.pool)]

@@ -36,6 +36,9 @@ class Anomaly(Problem):
     fit = staticmethod(fit)
     judge = staticmethod(judge)
 
+    def chosen_on_val(self, config: Config) -> str:
+        return "the threshold"
+
     def single_device(self, config: Config) -> str | None:
         return f"model.method={config.model.method} runs on one device"
 

@@ -29,6 +29,11 @@ class Classification(Problem):
         heads = {"knn": "model.head=knn trains nothing that several devices could share"}
         return heads.get(config.model.head)
 
+    def chosen_on_val(self, config: Config) -> str:
+        if config.model.head == "knn":
+            return super().chosen_on_val(config)
+        return f"the choice of the epoch by {config.trainer.monitor}"
+
     def findings(self, config: Config) -> list[str]:
         return [*super().findings(config), *findings(config)]
 

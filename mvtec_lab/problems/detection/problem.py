@@ -44,6 +44,9 @@ class Detection(Problem):
     def classes(self, data: MVTecDataModule) -> list[str]:
         return [GOOD, *data.kinds]
 
+    def chosen_on_val(self, config: Config) -> str:
+        return f"the choice of the epoch by {class_of(config.model.method).monitor} and of the threshold"
+
     def single_device(self, config: Config) -> str | None:
         by_lightning = class_of(config.model.method).fit is DetectionModel.fit
         return None if by_lightning else f"model.method={config.model.method} trains on one device"

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.evaluation.segmentation import image_score, peak, spread
 from mvtec_lab.models.views import view
+from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.base import SegmentationModel
@@ -37,6 +39,11 @@ class Segmentation(Problem):
     restore = staticmethod(restore)
     fit = staticmethod(fit)
     judge = staticmethod(judge)
+
+    def chosen_on_val(self, config: Config) -> str:
+        idle = METHODS[config.model.method].idle
+        trains = idle is None or "trainer.max_epochs" not in idle(config)
+        return "the choice of the " + ("epoch by val/loss and of the thresholds" if trains else "thresholds")
 
     def classes(self, data: MVTecDataModule) -> list[str]:
         return list(CLASSES)

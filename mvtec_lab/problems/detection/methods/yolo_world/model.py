@@ -37,6 +37,7 @@ class YoloWorld(DetectionModel):
     method = METHOD
     no_onnx = "its network is ultralytics', which has an exporter of its own"
     text: Tensor  # [1, C, 512]; a checkpoint holds it
+    monitor = "val/map"  # as ultralytics' own loop chooses
     channel_mean: Tensor
     channel_std: Tensor
 

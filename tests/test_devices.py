@@ -130,3 +130,36 @@ def test_every_process_validates_every_image(product: Path, tmp_path: Path) -> N
         assert float(last[f"val/{name}"]) == pytest.approx(alone[name], abs=1e-5), name
     recalls = {key.removeprefix("val_recall/"): float(value) for key, value in last.items() if "recall" in key}
     assert recalls == pytest.approx(alone["recall"])
+
+
+# Every process finds another mAP, as rounding could make it, and notes on how many images.
+MAP_RECORDER = """
+import os, sys
+from pathlib import Path
+from mvtec_lab.problems.detection import base
+from mvtec_lab.cli import main
+
+def of_this_process(matches):
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    with Path(f"images_{rank}.txt").open("a") as file:
+        file.write(f"{len(matches.labels)} ")
+    return {"map50": 0.25 + rank / 2, "map": 0.125 + rank / 4}
+
+base.box_metrics = of_this_process
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_map_that_chooses_the_epoch(product: Path, tmp_path: Path) -> None:
+    (tmp_path / "recorder.py").write_text(MAP_RECORDER)
+    done = run_lab(
+        tmp_path, "recorder.py", "data=folder", f"data.root={product}", "data.image_size=64", "attempt=detect/fcos",
+        "model.backbone=resnet18", "model.weights=null", "trainer.max_epochs=1", "trainer.accelerator=cpu",
+        "trainer.devices=2", "data.batch_size=4", "hydra.run.dir=run",
+    )  # fmt: skip
+    (row,) = read_csv(tmp_path / "run/history.csv")
+    assert (float(row["val/map50"]), float(row["val/map"])) == (0.5, 0.25)
+    images = [(tmp_path / f"images_{rank}.txt").read_text().split() for rank in (0, 1)]
+    assert images == [["4"], ["4"]]  # each has seen all of them
+    assert "sync_dist" not in done.stdout + done.stderr

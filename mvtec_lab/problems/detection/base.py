@@ -213,7 +213,8 @@ class DetectionModel(EpochLosses):
         super().on_validation_epoch_end()
         found, truth, labels = zip(*self._seen, strict=True)
         metrics = box_metrics(match(found, truth, labels))
-        self.log_dict({f"val/{key}": float(metrics[key] or 0.0) for key in ("map50", "map")}, prog_bar=True)
+        values = {f"val/{key}": float(metrics[key] or 0.0) for key in ("map50", "map")}
+        self.log_dict(values, prog_bar=True, sync_dist=True)  # each device has seen all images: they differ by rounding
 
     def targets(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Return the targets of a batch's images as TorchVision takes them.

@@ -245,18 +245,18 @@ def test_nothing_is_dropped_without_a_word(tmp_path: Path) -> None:
 
 
 ROWS = {
-    "1 .5 .5 .25": "line 2 has 4 values: a row is a class and a box",
-    "1 .5 .5 .25 .5 .9": "line 2 has 6 values",
-    "1 .5 .5 .25 x": "line 2 is no row of numbers",
-    "1 .5 nan .25 .5": "line 2 has 5 values",
-    "0.5 .5 .5 .25 .5": "line 2 has 5 values",
-    "1 1.5 .5 .25 .5": "line 2 is out of range",
-    "1 .9 .5 .4 .5": "line 2 lies outside of its image",
-    "1 .5 .5 -.25 .5": "line 2 is out of range",
-    "1 .5 .5 0 .5": "line 2 is a box without width or height",
-    "2 .5 .5 .25 .5": "line 2 has the class 2, which has no name: known are 0 crack, 1 hole",
-    "1 .1 .1 .5 .5 1.2 .9": "line 2 lies outside of its image",
-    "1 .1 .1 .1 .1 .1 .1": "line 2 has corners that enclose no pixel",
+    "1 .5 .5 .25": "has 4 values: a row is a class and a box",
+    "1 .5 .5 .25 .5 .9": "has 6 values",
+    "1 .5 .5 .25 x": "is no row of numbers",
+    "1 .5 nan .25 .5": "has 5 values",
+    "0.5 .5 .5 .25 .5": "has 5 values",
+    "1 1.5 .5 .25 .5": "is out of range",
+    "1 .9 .5 .4 .5": "lies outside of its image",
+    "1 .5 .5 -.25 .5": "is out of range",
+    "1 .5 .5 0 .5": "is a box without width or height (0 x 12 pixels at 12, 6): ",
+    "2 .5 .5 .25 .5": "has the class 2, which has no name in {folder}/data.yaml (known are 0 crack, 1 hole): add",
+    "1 .1 .1 .5 .5 1.2 .9": "lies outside of its image",
+    "1 .1 .1 .1 .1 .1 .1": "has corners that enclose no pixel",
 }
 
 
@@ -266,7 +266,8 @@ def test_a_bad_label_row_is_refused(tmp_path: Path, row: str) -> None:
     text(tmp_path / "data.yaml", "train: images/train\nnames: [crack, hole]")
     with pytest.raises(LabError) as error:
         read_yolo(tmp_path)
-    assert f"labels/train/1.txt {ROWS[row]}" in str(error.value)
+    said = ROWS[row].replace("{folder}", str(tmp_path))
+    assert f"labels/train/1.txt line 2 ({row!r}) {said}" in str(error.value)
 
 
 def test_rounding_beyond_the_border_is_cut() -> None:
@@ -310,18 +311,24 @@ def images_of(**changes: object) -> dict:
 
 COCO = [
     (bad(image_id=9), "annotation 5 is of the image 9, which does not exist"),
-    (bad(category_id=1), "annotation 5 has the class 1, which has no name"),
-    (bad(bbox=[9, 6, 0, 12]), "annotation 5 is a box without width or height"),
-    (bad(bbox=[9, 6, 0, 12], segmentation=[[1, 1, 5, 1, 5, 5]]), "annotation 5 is a box without width or height"),
-    (bad(bbox=[9, 6, 60, 12]), "annotation 5 lies outside of its image"),
-    (bad(bbox=[9, 6, "a", 12]), "annotation 5 is malformed"),
-    (bad(bbox=None), "annotation 5 has neither bbox nor segmentation"),
-    (bad(bbox=None, segmentation=[[1, 1, 5, 1]]), "annotation 5 is malformed (a polygon has three corners or more)"),
-    (bad(bbox=None, segmentation=[[1, 1, 5, 1, 5]]), "annotation 5 is malformed"),
+    (bad(category_id=1), "annotation 5 (1.png) has the class 1, which has no name"),
+    (bad(bbox=[9, 6, 0, 12]), "annotation 5 (1.png) is a box without width or height (0 x 12 pixels at 9, 6)"),
+    (
+        bad(bbox=[9, 6, 0, 12], segmentation=[[1, 1, 5, 1, 5, 5]]),
+        "annotation 5 (1.png) is a box without width or height (0 x 12 pixels at 9, 6)",
+    ),
+    (bad(bbox=[9, 6, 60, 12]), "annotation 5 (1.png) lies outside of its image"),
+    (bad(bbox=[9, 6, "a", 12]), "annotation 5 (1.png) is malformed"),
+    (bad(bbox=None), "annotation 5 (1.png) has neither bbox nor segmentation"),
+    (
+        bad(bbox=None, segmentation=[[1, 1, 5, 1]]),
+        "annotation 5 (1.png) is malformed (a polygon has three corners or more)",
+    ),
+    (bad(bbox=None, segmentation=[[1, 1, 5, 1, 5]]), "annotation 5 (1.png) is malformed"),
     (bad(bbox=None, segmentation={"size": [9, 9], "counts": [81]}), "run lengths are of 9 x 9 pixels"),
     (bad(bbox=None, segmentation={"size": [SIZE, SIZE], "counts": [9]}), "its run lengths cover 9 of 576 pixels"),
     (bad(bbox=None, segmentation={"size": [SIZE, SIZE], "counts": [576]}), "it marks no pixel"),
-    (bad(bbox=None, segmentation={"size": [SIZE, SIZE], "counts": "0`h9"}), "annotation 5 is malformed"),
+    (bad(bbox=None, segmentation={"size": [SIZE, SIZE], "counts": "0`h9"}), "annotation 5 (1.png) is malformed"),
     (bad(category_id=None), "entry 0 of annotations has no category_id"),
     ({"annotations": [bad()["annotations"][0]] * 2}, "two of its annotations have the id 5"),
     ({"images": images_of()["images"] * 2}, "two of its images have the id 1"),

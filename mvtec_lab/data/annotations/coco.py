@@ -154,8 +154,11 @@ def _read_file(folder: Path, file: Path, annotations: Annotations, crowds: list[
         where = f"{file}: annotation {key}"
         if (image := entry["image_id"]) not in images:
             raise LabError(f"{where} is of the image {image}, which does not exist: add it or remove the annotation")
+        where += f" ({images[image]['file_name']})"
         if (kind := entry["category_id"]) not in categories:
-            raise LabError(f"{where} has the class {kind}, which has no name in categories: add it")
+            raise LabError(
+                f"{where} has the class {kind}, which has no name in categories: add it, or correct the annotation"
+            )
         objects[image].append(region_of_annotation(entry, categories[kind], sizes[image], where))
         if entry.get("iscrowd"):
             crowds.append(f"annotation {key} of {file.name}")

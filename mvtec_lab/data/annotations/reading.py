@@ -134,7 +134,8 @@ def fitted_box(box: Box, size: Size, where: str) -> Box:
     """
     (x0, y0), (x1, y1) = fitted(np.array(box).reshape(2, 2), size, where).tolist()
     if not (x1 > x0 and y1 > y0):
-        raise LabError(f"{where} is a box without width or height: correct or remove it")
+        at = f"{x1 - x0:g} x {y1 - y0:g} pixels at {x0:g}, {y0:g}"
+        raise LabError(f"{where} is a box without width or height ({at}): correct or remove it")
     return x0, y0, x1, y1
 
 

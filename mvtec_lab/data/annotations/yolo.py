@@ -88,7 +88,7 @@ def read_yolo(folder: str | Path) -> Scan:
         LabError: a row that is none, a class without a name, labels without an image; the first of them.
     """
     folder = Path(folder)
-    names, parts = _data_yaml(folder)
+    names, parts, named_in = _data_yaml(folder)
     annotations = Annotations(folder)
     present = list_images(folder, deep=True).images
     if parts is None:
@@ -105,7 +105,7 @@ def read_yolo(folder: str | Path) -> Scan:
             label = _label_of(folder, image)
             if not label.is_file():
                 bare.append(image)
-            regions = _read_label(label, names, image) if label.is_file() else []
+            regions = _read_label(label, names, image, named_in) if label.is_file() else []
             unique = list(dict.fromkeys(regions))
             repeated += len(regions) - len(unique)
             annotations.add(image, part, label, unique)
@@ -117,26 +117,30 @@ def read_yolo(folder: str | Path) -> Scan:
     return annotations.scan()
 
 
-def region_of_row(row: str, names: Mapping[int, str], size: Size, where: str) -> Region:
+def region_of_row(
+    row: str, names: Mapping[int, str], size: Size, where: str, named_in: str | Path = "data.yaml"
+) -> Region:
     """Return the object of a label row: a class and a box, or a class and three corners or more.
 
     Args:
-        where: the place that an error names.
+        where: the place that an error names, beside the row.
+        named_in: the file of the names.
 
     Raises:
         LabError: the row is malformed or out of range, or its class has no name.
     """
-    words = row.split()
+    words, where = row.split(), f"{where} ({row.strip()[:60]!r})"
     try:
         index, numbers = float(words[0]), np.array(words[1:], float)
     except ValueError as error:
-        raise LabError(f"{where} is no row of numbers ({row.strip()[:40]!r}): correct or remove it") from error
+        raise LabError(f"{where} is no row of numbers: correct or remove it") from error
     if not index.is_integer() or len(numbers) < 4 or len(numbers) % 2 or not np.isfinite(numbers).all():
         raise LabError(
             f"{where} has {len(words)} values: a row is a class and a box (4 values) or corners (6, 8 ...): correct it"
         )
     if int(index) not in names:
-        raise LabError(f"{where} has the class {int(index)}, which has no name: known are {_shown(names)}")
+        known = f"{named_in} (known are {_shown(names)})"
+        raise LabError(f"{where} has the class {int(index)}, which has no name in {known}: add it, or correct the row")
     height, width = size
     label, points = names[int(index)], numbers.reshape(-1, 2) * [width, height]
     if len(points) > 2:
@@ -146,18 +150,18 @@ def region_of_row(row: str, names: Mapping[int, str], size: Size, where: str) ->
             raise LabError(f"{where} has corners that enclose no pixel: correct or remove it") from error
     (x, y), (w, h) = points
     if not ((numbers >= 0) & (numbers <= 1 + SLACK)).all():
-        raise LabError(f"{where} is out of range ({row.strip()[:60]!r}): a box is given in shares of the image, 0 to 1")
+        raise LabError(f"{where} is out of range: a box is given in shares of the image, 0 to 1")
     return Region(label, fitted_box((x - w / 2, y - h / 2, x + w / 2, y + h / 2), size, where), size)
 
 
-def _read_label(label: Path, names: Mapping[int, str], image: Path) -> list[Region]:
+def _read_label(label: Path, names: Mapping[int, str], image: Path, named_in: Path) -> list[Region]:
     try:
         lines = label.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{label} cannot be read ({error}): correct or remove it") from error
     rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     size = size_of(image) if rows else (0, 0)
-    return [region_of_row(line, names, size, f"{label} line {number}") for number, line in rows]
+    return [region_of_row(line, names, size, f"{label} line {number}", named_in) for number, line in rows]
 
 
 def _shown(names: Mapping[int, str]) -> str:
@@ -188,8 +192,8 @@ def _check_labels(folder: Path, images: Sequence[Path]) -> None:
             raise LabError(f"{label} is of an image that does not exist: add the image, or remove the labels")
 
 
-def _data_yaml(folder: Path) -> tuple[dict[int, str], dict[str, list[Path]] | None]:
-    """Return the class names by index, and the images of each part; None where nothing says them."""
+def _data_yaml(folder: Path) -> tuple[dict[int, str], dict[str, list[Path]] | None, Path]:
+    """Return the class names by index, the images of each part (None where nothing says them), and the names' file."""
     files = [path for pattern in ("data.yaml", "data.yml", "*.yaml", "*.yml") for path in sorted(folder.glob(pattern))]
     for file in files:
         try:
@@ -197,12 +201,11 @@ def _data_yaml(folder: Path) -> tuple[dict[int, str], dict[str, list[Path]] | No
         except LabError as error:
             raise LabError(f"{file} is no YAML file with keys: correct or remove it") from error
         if "names" in content:
-            return _names(file, content["names"]), _parts(folder, file, content)
+            return _names(file, content["names"]), _parts(folder, file, content), file
     for name in ("classes.txt", "obj.names", "labels/classes.txt"):
         if (file := folder / name).is_file():
-            return dict(
-                enumerate(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-            ), None
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return dict(enumerate(line.strip() for line in lines if line.strip())), None, file
     raise LabError(f"{folder} has no data.yaml with names, no classes.txt and no obj.names: the classes have no names")
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from mvtec_lab.data.annotations import read_coco, read_yolo
 from mvtec_lab.data.annotations.export import unique_names
 from mvtec_lab.data.annotations.yolo import box_row, polygon_row
 from mvtec_lab.data.datamodule import MVTecDataModule
@@ -35,6 +36,8 @@ from mvtec_lab.data.regions import (
 )
 from mvtec_lab.data.samples import scan
 from mvtec_lab.data.targets import boxes_of
+from mvtec_lab.errors import LabError
+from mvtec_lab.tasks.describe import _print
 
 ALL = "format=[yolo,yolo_seg,coco,coco_polygons,masks]"
 
@@ -367,3 +370,39 @@ def test_describe_shows_the_objects_and_the_sizes_of_their_boxes(lab, product: P
     printed = capsys.readouterr().out
     assert "5/5/5" in printed
     assert "20/20/20" in printed
+
+
+def test_a_folder_of_annotations_says_how_it_is_read(annotated) -> None:
+    out = annotated("format=[masks,coco,yolo]")
+    for name in ("coco", "yolo"):
+        with pytest.raises(LabError, match=f"{name} has no test/ folder: give data={name}"):
+            scan(out / name)
+    for read in (scan, read_coco, read_yolo):
+        with pytest.raises(LabError, match=r"masks holds masks by class index .*: write format=coco"):
+            read(out / "masks")
+
+
+def test_describe_of_boxes_alone_fits_a_terminal(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    sizes = {"width": [101, 202, 303], "height": [1101, 1202, 1303], "share": [0.0123, 0.234, 0.345]}
+    facts = {
+        "data": "coco",
+        "category": "x",
+        "num_classes": 2,
+        "classes": ["good", "contamination"],
+        "images_used": 2,
+        "classes_by_split": {part: {"good": 1, "contamination": 1} for part in ("train", "val", "test")},
+        "split": {"val_is_test": False},
+        "found": {},
+        "official": None,
+        "dimensions": [],
+        "white": None,
+        "imbalance_ratio": 1.0,
+        "mask_coverage": {},
+        "objects": {"contamination": {"objects": 1234, "images": 1234, **sizes}},
+        "warnings": [],
+    }
+    _print(facts, tmp_path)
+    printed = capsys.readouterr().out
+    assert "mask coverage" not in printed
+    assert all(text in printed for text in ("101/202/303", "1101/1202/1303", "1.2/23/34%", "contamination"))

@@ -145,6 +145,7 @@ def scan(folder: Path) -> Scan:
     """
     _check_case(folder, PARTS)
     if not (folder / "test").is_dir():
+        refuse_class_masks(folder)
         raise LabError(f"{folder} has no test/ folder: {_layout(folder)}")
     result = Scan(folder)
     for part in ("train", "test"):
@@ -164,6 +165,16 @@ def scan(folder: Path) -> Scan:
     return result
 
 
+def refuse_class_masks(folder: Path) -> None:
+    """Raise LabError for a folder of masks by class index, as ``task=annotate format=masks`` writes: none reads it."""
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if names == {"classes.json", "images", "masks"}:
+        raise LabError(
+            f"{folder} holds masks by class index (format=masks), which are for other programs: write format=coco, and "
+            "read it with data=coco"
+        )
+
+
 def _check_case(folder: Path, names: Collection[str]) -> None:
     """Refuse a folder Good where good is meant: it would be left out, or be a defect type."""
     present = [path.name for path in folder.iterdir() if path.is_dir()]
@@ -174,6 +185,11 @@ def _check_case(folder: Path, names: Collection[str]) -> None:
 
 
 def _layout(folder: Path) -> str:
+    """Return how to make a folder a product, or which setting reads it, by what lies in it."""
+    annotated = {"coco": ("annotations/*.json", "*/_annotations.coco.json"), "yolo": ("data.yaml", "data.yml")}
+    for name, patterns in annotated.items():
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
+            return f"give data={name} for what is annotated in that format"
     listing = list_images(folder)
     classes = [path.name for path in sorted(listing.folders) if list_images(path).images]
     if classes:

@@ -199,21 +199,23 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     title = f"{facts['data']}/{facts['category']}: {facts['num_classes']} classes, {used} images used"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("class", no_wrap=True)
-    for column in (*by_split, "used", "share", "mask coverage"):
+    covered = ["mask coverage"] if facts["mask_coverage"] else []  # boxes alone cover nothing
+    for column in (*by_split, "used", "share", *covered):
         table.add_column(column, justify="right")
     once = [s for s in by_split if not (s == "val" and facts["split"]["val_is_test"])]
     for name in facts["classes"]:
         total = sum(by_split[split][name] for split in once) or facts["found"].get(f"test/{name}", 0)
         cover = facts["mask_coverage"].get(name)
+        coverage = f"{cover['mean']:.1%} ({cover['min']:.1%} to {cover['max']:.1%})" if cover else ""
         table.add_row(
             escape(name),
             *(str(counts[name]) for counts in by_split.values()),
             str(total),
             f"{total / used:.0%}",
-            f"{cover['mean']:.1%} ({cover['min']:.1%} to {cover['max']:.1%})" if cover else "",
+            *([coverage] if covered else []),
         )
     table.add_section()
-    table.add_row("all", *(str(sum(counts.values())) for counts in by_split.values()), str(used), "100%", "")
+    table.add_row("all", *(str(sum(counts.values())) for counts in by_split.values()), str(used), "100%")
     console = Console()
     console.print(table)
     if facts["objects"]:
@@ -230,12 +232,12 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
 
 def _object_table(objects: dict[str, dict[str, Any]]) -> Table:
     title = "boxes in pixels and as a share of the image: a quarter/a half/three quarters are smaller"
-    table = Table(Column("objects", no_wrap=True), title=title, title_justify="left")
+    table = Table(Column("objects", overflow="fold", min_width=8), title=title, title_justify="left")
     for column in ("number", "images", "width", "height", "share"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, o in objects.items():
         sizes = ("/".join(f"{value:.0f}" for value in o[side]) for side in ("width", "height"))
-        share = "/".join(f"{100 * value:.1f}" for value in o["share"]) + "%"
+        share = "/".join(f"{100 * value:.{1 if value < 0.1 else 0}f}" for value in o["share"]) + "%"
         table.add_row(escape(name), str(o["objects"]), str(o["images"]), *sizes, share)
     return table
 

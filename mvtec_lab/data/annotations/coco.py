@@ -13,7 +13,7 @@ import numpy as np
 from mvtec_lab.data.annotations.export import Annotated, Loss, copy_images, write_text
 from mvtec_lab.data.annotations.reading import Annotations, fitted, fitted_box, part_of, size_of
 from mvtec_lab.data.regions import Region, Size, polygons_of, region_of_polygons, region_of_rle
-from mvtec_lab.data.samples import Scan
+from mvtec_lab.data.samples import Scan, refuse_class_masks
 from mvtec_lab.errors import LabError
 
 ROBOFLOW = "_annotations.coco.json"
@@ -97,6 +97,7 @@ def read_coco(folder: str | Path) -> Scan:
             id that is given twice; the first of them.
     """
     folder = Path(folder)
+    refuse_class_masks(folder)
     files = next((found for pattern in PLACES if (found := sorted(folder.glob(pattern)))), None)
     if files is None:
         raise LabError(f"{folder} has no COCO json ({', '.join(PLACES)}): give data.root=FOLDER of a data set with one")

@@ -15,7 +15,7 @@ from mvtec_lab.data.annotations.export import Annotated, Loss, copy_images, requ
 from mvtec_lab.data.annotations.reading import PARTS, SLACK, Annotations, fitted, fitted_box, part_of, size_of
 from mvtec_lab.data.listing import list_images
 from mvtec_lab.data.regions import Region, Size, joined, polygons_of, region_of_polygons
-from mvtec_lab.data.samples import Scan
+from mvtec_lab.data.samples import Scan, refuse_class_masks
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import read_yaml
 
@@ -88,6 +88,7 @@ def read_yolo(folder: str | Path) -> Scan:
         LabError: a row that is none, a class without a name, labels without an image; the first of them.
     """
     folder = Path(folder)
+    refuse_class_masks(folder)
     names, parts, named_in = _data_yaml(folder)
     annotations = Annotations(folder)
     present = list_images(folder, deep=True).images

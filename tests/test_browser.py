@@ -55,6 +55,17 @@ def test_the_report_fits_its_page(browser: Any, sweep: Path, width: int) -> None
     browser.get((sweep / "report.html").as_uri())
     assert browser.execute_script("return window.innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # A table that is wider than its box says so, and keeps its names in sight.
+    tables = browser.execute_script(
+        """return [...document.querySelectorAll('.scroll > table')].map(table => {
+            const [box, cell] = [table.parentElement, table.querySelector('td')];
+            box.scrollLeft = 1e6;
+            const moved = cell.getBoundingClientRect().left - box.getBoundingClientRect().left;
+            return [box.scrollLeft, moved, getComputedStyle(box).backgroundImage];
+        })"""
+    )
+    assert any(scrolled for scrolled, *_ in tables) == (width == 390)
+    assert all(moved == 0 and "gradient" in shade for _, moved, shade in tables)
     pictures = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth)")
     assert len(pictures) >= 8  # intervals, curves, and two of each attempt
     assert all(pictures)

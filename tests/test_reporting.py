@@ -433,6 +433,24 @@ def test_a_single_epoch_has_a_whole_number() -> None:
     assert [tick for tick in ax.get_xticks() if low < tick < high] == [1]
 
 
+def test_curves_of_two_problems_show_a_metric_of_each() -> None:
+    """IoU was left out where mAP50 and mAP50-95 had taken both places."""
+
+    def run(**metrics: str) -> list[list[dict[str, str]]]:
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        return [[{"epoch": str(e), "train/loss": "1", "val/loss": "1", **values} for e in range(2)]]
+
+    def metrics(histories: dict[str, Any]) -> list[str]:
+        return [title for ax in figures.curves_figure(histories).axes[2:] if (title := ax.get_title())]
+
+    boxes, masks = run(map50="0.4", map="0.2"), run(iou="0.5")
+    assert metrics({"boxes": boxes}) == ["validation mAP50", "validation mAP50-95"]
+    assert metrics({"boxes": boxes, "masks": masks}) == ["validation mAP50", "validation IoU"]
+    assert metrics({"masks": masks}) == ["validation IoU"]
+    three = figures.curves_figure({"masks": masks}).axes[:3]
+    assert [ax.xaxis.get_tick_params()["labelbottom"] for ax in three if ax.get_xlabel()] == [True, True]
+
+
 def test_names_of_boxes_lie_beside_each_other() -> None:
     """They were six pixels high on a sheet, and lay on each other."""
     image = np.zeros((64, 64, 3), np.uint8)

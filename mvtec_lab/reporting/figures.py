@@ -78,9 +78,10 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
     metrics = _judged_by([rows for runs in histories.values() for rows in runs])
     panels = [*LOSSES, *metrics]
-    height = 3.1 * len(panels) / 2 + 0.22 * (sum(map(any, histories.values())) // 4)
+    rows = (len(panels) + 1) // 2
+    height = 3.1 * rows + 0.22 * (sum(map(any, histories.values())) // 4)
     figure = Figure(figsize=(9, height if metrics else height + 0.4), layout="constrained")
-    axes = figure.subplots((len(panels) + 1) // 2, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
+    axes = figure.subplots(rows, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
     for unused in axes.flat[len(panels) :]:
         unused.set_visible(False)
     for ax, key in zip(axes.flat, panels, strict=False):
@@ -95,6 +96,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
             ax.set_ylim(0, 1)
         if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
+            ax.tick_params(labelbottom=True)  # of three the second one has none below it
         if not metrics and ax.lines and _wide([y for line in ax.lines for y in line.get_ydata()]):
             ax.set_yscale("symlog", linthresh=0.01)
     if {epoch for ax in figure.axes for line in ax.lines for epoch in np.asarray(line.get_xdata())} == {1}:
@@ -115,10 +117,16 @@ def _wide(losses: Sequence[float]) -> bool:
 
 
 def _judged_by(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Metric]:
-    """Return the first two metrics that decide and have values on validation, by their columns."""
+    """Return the metrics that decide and have values on validation, by their columns: two at most.
+
+    They are the first two of one problem, or the first one of two problems.
+    """
     decide = {f"val/{metric.key}": metric for metric in all_metrics() if metric.decides}
-    known = ((key, m) for key, m in decide.items() if any(_series(rows, key) for rows in histories))
-    return dict(islice(known, 2))
+    known = {key: m for key, m in decide.items() if any(_series(rows, key) for rows in histories)}
+    problems = [metric.problem for metric in known.values()]
+    several = len(set(problems)) > 1
+    shown = ((key, m) for i, (key, m) in enumerate(known.items()) if not several or m.problem not in problems[:i])
+    return dict(islice(shown, 2))
 
 
 def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label: str, thin: bool) -> None:

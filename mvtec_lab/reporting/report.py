@@ -172,11 +172,13 @@ def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
     further = summary.shown(rows)
     aspects = dict.fromkeys(column.aspect for column in summary.columns() if column.aspect)
     tables = {aspect: summary.shown(rows, aspect=aspect) for aspect in aspects}
+    judge: Metric = rows[0]["metric"]  # its column is none of ``further``
+    about = dict.fromkeys(filter(None, [judge.words.about, *(column.about for column in further)]))
     return {
         "rows": rows,
-        "metric": rows[0]["metric"].title,
+        "metric": judge.title,
         "shown": further,
-        "about": " ".join(dict.fromkeys(column.about for column in further if column.about)),
+        "about": " ".join(about),
         "aspects": {aspect: columns for aspect, columns in tables.items() if columns},
         "figure": figures.to_data_uri(figures.verdict_figure(rows)) if any(row["completed"] for row in rows) else None,
     }

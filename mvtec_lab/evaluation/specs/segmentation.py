@@ -15,7 +15,7 @@ _NAMED = "Type named: the share of the defects that were found and whose type wa
 _EXACT = (
     "IoU with exact prompts: SAM's with those of the true masks, which no inspection has: where better prompts lead."
 )
-_PER_IMAGE = "IoU and Dice are means over the defect images; pooled ones count all pixels, those of good images too."
+_PER_IMAGE = "IoU and Dice are means over the defect images."
 
 METRICS = (
     _of_masks(

@@ -100,7 +100,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
         if not metrics and ax.lines and _wide([y for line in ax.lines for y in line.get_ydata()]):
             ax.set_yscale("symlog", linthresh=0.01)
     if {epoch for ax in figure.axes for line in ax.lines for epoch in np.asarray(line.get_xdata())} == {1}:
-        axes.flat[0].set_xlim(0, 2)  # one epoch: Matplotlib's own range is 0.945 to 1.055; the panels share it
+        axes.flat[0].set_xticks([1])  # one epoch: Matplotlib itself writes 0.96, 0.98 ...; the panels share the axis
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)

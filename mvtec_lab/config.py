@@ -1,4 +1,4 @@
-"""Declare every key of the lab once: its type, its default with the reason, its range, and when it has an effect.
+"""Declare every key of the lab once: its type, default, meaning and range, and when it has an effect.
 
 The YAML files under ``conf/`` fill these classes; plain Python may as well: ``run_attempt(Config(), "outputs/mine")``.
 What depends on the problem or the method is declared in its folder, and checked by ``problems.check``.
@@ -39,45 +39,91 @@ _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
 class DataConfig:
     """Choose the images, and how they reach the network."""
 
-    # sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its layout; coco, yolo: images with
-    # annotations in these formats
-    name: str = knob("sample", choices=("sample", "mvtec", "folder", "coco", "yolo"))
-    root: str | None = knob("outputs/data", changes="run")  # the folder that holds the category folders
-    category: str | None = "cable"  # the folder below root; null with folder, coco, yolo: root itself is the product
-    # URL or local file of an archive that fills root if the category is missing
-    archive: str | None = knob(None, changes="run", needs=(but("data.name", "sample", why="it is drawn"),))
-    # the archive's digest; null: unverified, with a warning
-    sha256: str | None = knob(None, needs=(but("data.archive", None, why="it is an archive's digest"),))
-    # optional: an image without a mask is a warning, not an error
-    masks: str = knob("required", choices=("required", "optional"))
-    # pixels; images are squeezed into this square, never cropped: a defect may lie at the rim
-    image_size: int = knob(128, least=8)
-    # the value of 16-bit files that becomes 255; null: the largest of the bit depth that the training images use
-    white: int | None = knob(None, least=1, most=65_535)
-    batch_size: int = knob(32, least=1)  # the most frequent one in the four reports
-    # worker processes that decode and augment; null: none, because starting them costs more than they save at these
-    # sizes, but up to eight if a GPU waits for augmented images
-    num_workers: int | None = knob(None, least=0, changes="nothing")
-    sampler: str = knob("none", choices=BALANCE_RULES)  # draws training images by class
-    # for a few dozen images 0.9 hardly weights and 0.999 equals inverse
-    sampler_beta: float = knob(0.99, least=0, below=1, needs=(only("data.sampler", "effective"),))
-    # thins the training images out to an exponential tail: this many images of the most frequent class for one image
-    # of the rarest; val and test stay as they are; null: trains on all
-    imbalance: float | None = knob(None, least=1)
+    name: str = knob(
+        "sample",
+        "where the images come from. sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its "
+        "layout; coco, yolo: images with annotations in these formats",
+        choices=("sample", "mvtec", "folder", "coco", "yolo"),
+    )
+    root: str | None = knob("outputs/data", "the folder that holds the category folders", changes="run")
+    category: str | None = knob(
+        "cable", "the folder below root; null with folder, coco and yolo: root itself is the product"
+    )
+    archive: str | None = knob(
+        None,
+        "URL or local file of an archive that fills root if the category is missing",
+        changes="run",
+        needs=(but("data.name", "sample", why="it is drawn"),),
+    )
+    sha256: str | None = knob(
+        None,
+        "the archive's digest; null: unverified, with a warning",
+        needs=(but("data.archive", None, why="it is an archive's digest"),),
+    )
+    masks: str = knob(
+        "required",
+        "whether every defect image must have a mask. optional: one without is a warning, not an error",
+        choices=("required", "optional"),
+    )
+    image_size: int = knob(
+        128,
+        "pixels; images are squeezed into this square, never cropped: a defect may lie at the rim",
+        least=8,
+    )
+    white: int | None = knob(
+        None,
+        "the value of 16-bit files that becomes 255; null: the largest of the bit depth that the training images use",
+        least=1,
+        most=65_535,
+    )
+    batch_size: int = knob(32, "images per step; 32 is the most frequent one in the four reports", least=1)
+    num_workers: int | None = knob(
+        None,
+        "worker processes that decode and augment; null: none, because starting them costs more than they save at "
+        "these sizes, but up to eight if a GPU waits for augmented images",
+        least=0,
+        changes="nothing",
+    )
+    sampler: str = knob(
+        "none",
+        "draws training images by class. none: each image once per epoch; inverse, sqrt, effective: rare classes more "
+        "often, by their counts, the counts' square roots, or their effective numbers",
+        choices=BALANCE_RULES,
+    )
+    sampler_beta: float = knob(
+        0.99,
+        "beta of the effective numbers; for a few dozen images 0.9 hardly weights and 0.999 equals inverse",
+        least=0,
+        below=1,
+        needs=(only("data.sampler", "effective"),),
+    )
+    imbalance: float | None = knob(
+        None,
+        "thins the training images out to an exponential tail: this many images of the most frequent class for one "
+        "image of the rarest; val and test stay as they are; null: trains on all",
+        least=1,
+    )
 
 
 @dataclass
 class SplitConfig:
     """Divide the samples into train, val and test."""
 
-    # own: the parts of an annotated data set (data=coco, data=yolo); one that it lacks is drawn from its train images;
-    # one_class: trains on train/good except the share `val` of it, and tests on the whole test folder; test_folder:
-    # only that test, on which a fitted anomaly model is judged
-    protocol: str = knob("holdout", choices=("holdout", "kfold", "file", "own", "one_class", "test_folder"))
-    pool: str = knob("test", choices=("test", "all"))  # all: train/good takes part beside the test folder
-    per_class: int | None = knob(None, least=2)  # first draws this many images of each class; null: takes all
-    val: float = knob(  # share of the pool
+    protocol: str = knob(
+        "holdout",
+        "how samples are divided. holdout: once, by shares of the pool; kfold: each image is in test exactly once; "
+        "file: as a CSV says; own: the parts of an annotated data set (data=coco, data=yolo), and one that it lacks is "
+        "drawn from its train images; one_class: trains on train/good except the share `val` of it, and tests on the "
+        "whole test folder; test_folder: only that test, on which a fitted anomaly model is judged",
+        choices=("holdout", "kfold", "file", "own", "one_class", "test_folder"),
+    )
+    pool: str = knob(
+        "test", "which images take part. all: train/good takes part beside the test folder", choices=("test", "all")
+    )
+    per_class: int | None = knob(None, "first draws this many images of each class; null: takes all", least=2)
+    val: float = knob(
         0.2,
+        "share of the pool that validates",
         above=0,
         below=1,
         needs=(
@@ -85,160 +131,297 @@ class SplitConfig:
             but("split.val_is_test", True, why="the test images validate"),
         ),
     )
-    test: float = knob(0.2, above=0, below=1, needs=(only("split.protocol", "holdout", "own"),))  # share of the pool
-    # each image is in test exactly once; one fold is the test set, `val` comes from the others; one-class methods learn
-    # from train/good in every fold, and take the share `val` of it
-    folds: int = knob(5, least=2, needs=(only("split.protocol", "kfold"),))
-    fold: int = knob(0, changes="run", needs=(only("split.protocol", "kfold"),))  # the fold that is the test set
-    file: str | None = None  # protocol=file: CSV with columns path,split; a run's samples.csv is one
-    group_by: str | None = None  # regular expression over the path: images with equal first group stay together
-    val_is_test: bool = (
-        False  # chooses the checkpoint on the test images, as two of the reports do; every table says so
+    test: float = knob(
+        0.2, "share of the pool that tests", above=0, below=1, needs=(only("split.protocol", "holdout", "own"),)
     )
-    seed: int = knob(0, least=0, most=MAX_SEED, changes="run")  # conf/config.yaml ties it to the run's seed
+    folds: int = knob(
+        5,
+        "number of folds; one is the test set, `val` comes from the others; one-class methods learn from train/good in "
+        "every fold, and take the share `val` of it",
+        least=2,
+        needs=(only("split.protocol", "kfold"),),
+    )
+    fold: int = knob(
+        0, "the fold that is the test set, from 0", changes="run", needs=(only("split.protocol", "kfold"),)
+    )
+    file: str | None = knob(None, "with protocol=file: a CSV with columns path,split; a run's samples.csv is one")
+    group_by: str | None = knob(
+        None, "regular expression over the path: images with an equal first group stay together"
+    )
+    val_is_test: bool = knob(
+        False, "chooses the checkpoint on the test images, as two of the reports do; every table says so"
+    )
+    seed: int = knob(
+        0,
+        "draws the split; tied to the run's seed unless it is given: pin it to compare seeds on the same images",
+        least=0,
+        most=MAX_SEED,
+        changes="run",
+    )
 
 
 @dataclass
 class CrossValidationConfig:
     """Repeat a stratified cross-validation: a sweep runs each attempt once per fold, all on the same folds."""
 
-    folds: int | None = knob(None, changes="nothing")  # null: each attempt runs once, on the split as it is
-    # repetitions, with folds drawn from split.seed, split.seed + 1, ...
-    repeats: int = knob(1, changes="nothing", needs=(but("cv.folds", None, why="it repeats a cross-validation"),))
+    folds: int | None = knob(
+        None, "number of folds; null: each attempt runs once, on the split as it is", changes="nothing"
+    )
+    repeats: int = knob(
+        1,
+        "repetitions, with folds drawn from split.seed, split.seed + 1, ...",
+        changes="nothing",
+        needs=(but("cv.folds", None, why="it repeats a cross-validation"),),
+    )
 
 
 @dataclass
 class AugmentConfig:
     """Transform the training images at random."""
 
-    # albumentations names with their arguments, applied in this order
-    transforms: dict[str, Any] = field(default_factory=dict)
-    # number of augmented views of each image, drawn once: their activations can be cached, but training sees no others
-    views: int | None = knob(None, least=1)
-    # probability that a defect image is replaced: its defect, cut out by its mask, is pasted onto a good training image
-    paste: float = knob(0.0, least=0, most=1)
-    # mixes each training image with another one of its batch, and their labels as well
-    mix: str = knob("none", choices=MIXES)
-    # the share is drawn from Beta(alpha, alpha); 1, both papers' value on small data: uniformly
-    mix_alpha: float = knob(1.0, above=0, needs=(but("augment.mix", "none", why="nothing is mixed"),))
+    transforms: dict[str, Any] = knob(
+        dict, "albumentations names with their arguments, applied in this order: +augment.transforms.GaussNoise.p=0.5"
+    )
+    views: int | None = knob(
+        None,
+        "number of augmented views of each image, drawn once: their activations can be cached, but training sees no "
+        "others; null: new ones in every epoch",
+        least=1,
+    )
+    paste: float = knob(
+        0.0,
+        "probability that a defect image is replaced: its defect, cut out by its mask, is pasted onto a good training "
+        "image",
+        least=0,
+        most=1,
+    )
+    mix: str = knob(
+        "none", "mixes each training image with another one of its batch, and their labels as well", choices=MIXES
+    )
+    mix_alpha: float = knob(
+        1.0,
+        "the share is drawn from Beta(alpha, alpha); 1, both papers' value on small data: uniformly",
+        above=0,
+        needs=(but("augment.mix", "none", why="nothing is mixed"),),
+    )
 
 
 @dataclass
 class LossConfig:
     """Choose what training minimises, and what rare classes weigh in it."""
 
-    name: str = "cross_entropy"  # a name of LOSSES in problems/classification
-    class_weights: str = knob("inverse", choices=BALANCE_RULES)  # inverse: scikit-learn's "balanced"
+    name: str = knob(
+        "cross_entropy",
+        "cross_entropy, focal, ldam, logit_adjustment, balanced_softmax, group_softmax, or a registered one",
+    )
+    class_weights: str = knob(
+        "inverse",
+        'what a class weighs in the loss, by its count. inverse: scikit-learn\'s "balanced"; none: every image alike',
+        choices=BALANCE_RULES,
+    )
     beta: float = knob(
-        0.99, least=0, below=1, needs=(only("loss.class_weights", "effective"),)
-    )  # see data.sampler_beta
-    # share of the epochs that train without class weights first (deferred re-weighting), or with plain cross-entropy
-    # before group_softmax; the checkpoint is chosen from the others
-    defer: float = knob(0.0, least=0, below=1)
-    gamma: float = knob(2.0, least=0, needs=(only("loss.name", "focal"),))  # the paper's best
-    # the rarest class's, as cosine; the paper's
-    margin: float = knob(0.5, above=0, needs=(only("loss.name", "ldam"),))
-    # 1 is Bayes-optimal for balanced error
-    tau: float = knob(1.0, least=0, needs=(only("loss.name", "logit_adjustment"),))
-    posthoc: float = knob(0.0, least=0)  # tau of the adjustment of a trained network's logits, whatever its loss
-    # number of bins with equally many defect types by their counts, or a list of counts that divide them; three to
-    # eight defect types leave two to four per bin
-    bins: Any = knob(2, needs=(only("loss.name", "group_softmax"),))  # noqa: RUF009 # it returns a field
-    # images from outside a bin for each of its own in a batch; the paper's
-    others: float = knob(8.0, least=0, needs=(only("loss.name", "group_softmax"),))
+        0.99,
+        "beta of the effective numbers; see data.sampler_beta",
+        least=0,
+        below=1,
+        needs=(only("loss.class_weights", "effective"),),
+    )
+    defer: float = knob(
+        0.0,
+        "share of the epochs that train without class weights first (deferred re-weighting), or with plain "
+        "cross-entropy before group_softmax; the checkpoint is chosen from the others",
+        least=0,
+        below=1,
+    )
+    gamma: float = knob(
+        2.0,
+        "how much less an image counts that is classified well already; the paper's best",
+        least=0,
+        needs=(only("loss.name", "focal"),),
+    )
+    margin: float = knob(
+        0.5, "the rarest class's margin, as a cosine; the paper's", above=0, needs=(only("loss.name", "ldam"),)
+    )
+    tau: float = knob(
+        1.0,
+        "strength of the adjustment by the classes' frequencies; 1 is Bayes-optimal for balanced error",
+        least=0,
+        needs=(only("loss.name", "logit_adjustment"),),
+    )
+    posthoc: float = knob(0.0, "tau of the adjustment of a trained network's logits, whatever its loss", least=0)
+    bins: Any = knob(
+        2,
+        "number of bins with equally many defect types by their counts, or a list of counts that divide them; three to "
+        "eight defect types leave two to four per bin",
+        needs=(only("loss.name", "group_softmax"),),
+    )
+    others: float = knob(
+        8.0,
+        "images from outside a bin for each of its own in a batch; the paper's",
+        least=0,
+        needs=(only("loss.name", "group_softmax"),),
+    )
 
 
 @dataclass
 class ModelConfig:
     """Choose the method, and the network that it works with."""
 
-    # how: classifier, or a method that learns good images alone (patchcore, padim ...)
-    method: str = "classifier"
-    options: dict[str, Any] = field(default_factory=dict)  # the method's own settings; its folder declares them
-    backbone: str = "resnet18"  # by its TorchVision name: task=backbones lists them
-    weights: str | None = "DEFAULT"  # DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones
-    unfreeze: Any = 0  # how many of the last stages train beside the head, "all", or a list of stage names
-    # a file of MobileSAM, of SAM's ViT-B, L or H or of SAM 2; null: MobileSAM's, 40 MB from its official address
-    sam_weights: str | None = None
-    # epochs that train the head alone before those stages join
-    warmup_epochs: int = knob(0, least=0, needs=(but("model.unfreeze", 0, [], why="no stages wait for the head"),))
-    # the last layer: linear; cosine of features and class weights; fused: linear + retrieval, which reads the class
-    # names of the nearest training images; retrieval alone; knn: their plain vote, which needs no training
-    head: str = knob("linear", choices=HEADS)
-    scale: float = knob(30.0, above=0, needs=(only("model.head", "cosine"),))  # the logits' largest value; LDAM's
-    # the rarest class of a few dozen images has about twice as many
-    neighbours: int = knob(5, least=1, needs=(only("model.head", *RETRIEVING),))
-    generate: bool = False  # generates features of rare classes with a conditional generator until all are as frequent
-    text_embeddings: str | None = None  # .npz of the class names' text embeddings; null: random stand-ins, marked
+    method: str = knob(
+        "classifier",
+        "how: classifier, a method that learns good images alone (patchcore, padim ...), one for masks or boxes",
+    )
+    options: dict[str, Any] = knob(dict, "the method's own settings; its folder declares them")
+    backbone: str = knob("resnet18", "by its TorchVision name: task=backbones lists them")
+    weights: str | None = knob(
+        "DEFAULT", "DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones"
+    )
+    unfreeze: Any = knob(0, 'how many of the last stages train beside the head, "all", or a list of stage names')
+    sam_weights: str | None = knob(
+        None,
+        "a file of MobileSAM, of SAM's ViT-B, L or H or of SAM 2; null: MobileSAM's, 40 MB from its official address",
+    )
+    warmup_epochs: int = knob(
+        0,
+        "epochs that train the head alone before those stages join",
+        least=0,
+        needs=(but("model.unfreeze", 0, [], why="no stages wait for the head"),),
+    )
+    head: str = knob(
+        "linear",
+        "the last layer. linear; cosine: of features and class weights; fused: linear + retrieval, which reads the "
+        "class names of the nearest training images; retrieval alone; knn: their plain vote, which needs no training",
+        choices=HEADS,
+    )
+    scale: float = knob(30.0, "the logits' largest value; LDAM's", above=0, needs=(only("model.head", "cosine"),))
+    neighbours: int = knob(
+        5,
+        "training images that are looked up; the rarest class of a few dozen images has about twice as many",
+        least=1,
+        needs=(only("model.head", *RETRIEVING),),
+    )
+    generate: bool = knob(
+        False, "generates features of rare classes with a conditional generator until all are as frequent"
+    )
+    text_embeddings: str | None = knob(None, ".npz of the class names' text embeddings; null: random stand-ins, marked")
 
 
 @dataclass
 class ThresholdConfig:
     """Choose the score above which an anomaly model calls an image a defect."""
 
-    # quantile of the good validation images' scores; synthetic: the best F1 on them and on copies with patches pasted
-    # as CutPaste does; best_f1: chosen on the test images, defects included, and every table says so
-    rule: str = knob("quantile", choices=("quantile", "synthetic", "best_f1"))
-    quantile: float = knob(0.95, above=0, most=1)  # one good image in twenty is a false alarm then
+    rule: str = knob(
+        "quantile",
+        "quantile: of the good validation images' scores; synthetic: the best F1 on them and on copies with patches "
+        "pasted as CutPaste does; best_f1: chosen on the test images, defects included, and every table says so",
+        choices=("quantile", "synthetic", "best_f1"),
+    )
+    quantile: float = knob(
+        0.95,
+        "share of the good validation images below the threshold; one good image in twenty is a false alarm then",
+        above=0,
+        most=1,
+    )
 
 
 @dataclass
 class OptimizerConfig:
     """Choose how the weights follow the gradient."""
 
-    name: str = knob("adam", choices=OPTIMIZERS, needs=(_LEARNING,))
-    lr: float = knob(1e-3, above=0, needs=(_LEARNING,))  # the cable, transistor and zipper reports' value
-    weight_decay: float = knob(0.0, least=0, needs=(_LEARNING,))
-    momentum: float = knob(0.9, least=0, below=1, needs=(_LEARNING, only("optimizer.name", "sgd", "rmsprop")))
+    name: str = knob("adam", "PyTorch's Adam, AdamW, SGD or RMSprop", choices=OPTIMIZERS, needs=(_LEARNING,))
+    lr: float = knob(
+        1e-3, "learning rate; the cable, transistor and zipper reports' value", above=0, needs=(_LEARNING,)
+    )
+    weight_decay: float = knob(0.0, "pull of all weights towards zero", least=0, needs=(_LEARNING,))
+    momentum: float = knob(
+        0.9,
+        "share of the last step that goes into the next",
+        least=0,
+        below=1,
+        needs=(_LEARNING, only("optimizer.name", "sgd", "rmsprop")),
+    )
 
 
 @dataclass
 class SchedulerConfig:
     """Choose how the learning rate changes over the epochs."""
 
-    # cosine: to zero over max_epochs; onecycle: a step per batch; plateau: watches val/loss
-    name: str = knob("none", choices=SCHEDULERS, needs=(_LEARNING,))
-    # epochs between two cuts; three cuts in the default 30 epochs
-    step_size: int = knob(10, least=1, needs=(only("scheduler.name", "step"),))
-    gamma: float = knob(0.1, above=0, below=1, needs=(only("scheduler.name", "step", "plateau"),))  # factor of a cut
-    # epochs without improvement before a cut; fewer than earlystop's, so that a cut can help first
-    patience: int = knob(3, least=0, needs=(only("scheduler.name", "plateau"),))
+    name: str = knob(
+        "none",
+        "none: it stays; cosine: to zero over max_epochs; step: cut at regular epochs; onecycle: up and down, a step "
+        "per batch; plateau: cut where val/loss stays",
+        choices=SCHEDULERS,
+        needs=(_LEARNING,),
+    )
+    step_size: int = knob(
+        10,
+        "epochs between two cuts; three cuts in the default 30 epochs",
+        least=1,
+        needs=(only("scheduler.name", "step"),),
+    )
+    gamma: float = knob(0.1, "factor of a cut", above=0, below=1, needs=(only("scheduler.name", "step", "plateau"),))
+    patience: int = knob(
+        3,
+        "epochs without improvement before a cut; fewer than earlystop's, so that a cut can help first",
+        least=0,
+        needs=(only("scheduler.name", "plateau"),),
+    )
 
 
 @dataclass
 class TrainerConfig:
     """Set up Lightning's Trainer."""
 
-    max_epochs: int = knob(30, least=1)  # the head's loss is flat by then on a hundred images
-    # stops after this many epochs without a lower val/loss, or of what chooses a detector's epoch; null: never
-    patience: int | None = knob(None, least=1)
-    # chooses best.ckpt, the earliest of equals; not val/loss, which overconfidence raises while predictions improve
-    monitor: str = knob("val/balanced_accuracy", choices=MONITORS)
-    accelerator: str = knob("auto", changes="run")
-    devices: Any = 1  # "auto" takes every GPU
-    strategy: str = "auto"
-    precision: str = knob("auto", choices=PRECISIONS)  # auto: bf16-mixed or 16-mixed on a GPU that has it, else 32
-    compile: bool = False  # torch.compile: up to half a minute before the first step, no gain on a CPU
+    max_epochs: int = knob(30, "epochs of training; the head's loss is flat by 30 on a hundred images", least=1)
+    patience: int | None = knob(
+        None,
+        "stops after this many epochs without a lower val/loss, or of what chooses a detector's epoch; null: never",
+        least=1,
+    )
+    monitor: str = knob(
+        "val/balanced_accuracy",
+        "chooses best.ckpt, the earliest of equals; not val/loss, which overconfidence raises while predictions "
+        "improve",
+        choices=MONITORS,
+    )
+    accelerator: str = knob("auto", "auto, cpu, gpu, or another of Lightning's names", changes="run")
+    devices: Any = knob(1, 'how many devices, or a list of their numbers; "auto" takes every GPU')
+    strategy: str = knob("auto", "how several devices work together, by Lightning's name")
+    precision: str = knob(
+        "auto",
+        "of the numbers in training. auto: bf16-mixed or 16-mixed on a GPU that has it, else 32",
+        choices=PRECISIONS,
+    )
+    compile: bool = knob(False, "torch.compile: up to half a minute before the first step, no gain on a CPU")
 
 
 @dataclass
 class VerdictConfig:
-    """Choose what a comparison of attempts rests on. If these are null: accuracy, and every pair of attempts."""
+    """Choose what a comparison of attempts rests on."""
 
-    # a metric that decides in ``evaluation.specs``; null: the first of the problem
-    metric: str | None = knob(None, changes="run")
-    # an attempt: each other one is compared with it alone, so that fewer tests are made
-    reference: str | None = knob(None, changes="run")
+    metric: str | None = knob(
+        None,
+        "the metric that decides: accuracy, balanced_accuracy, image_auroc, iou, map50 ...; null: the problem's first, "
+        "for classifiers accuracy",
+        changes="run",
+    )
+    reference: str | None = knob(
+        None,
+        "an attempt: each other one is compared with it alone, so that fewer tests are made; null: every pair",
+        changes="run",
+    )
 
 
 @dataclass
 class ReportedConfig:
     """State a published report's figure for this attempt, to stand beside what is measured here."""
 
-    accuracy: float | None = knob(None, least=0, most=1)
-    # the images that it was measured on
+    accuracy: float | None = knob(None, "the published accuracy; null: none is known", least=0, most=1)
     split: str = knob(
-        "val", choices=("val", "test"), needs=(but("reported.accuracy", None, why="nothing is reported"),)
+        "val",
+        "the images that it was measured on",
+        choices=("val", "test"),
+        needs=(but("reported.accuracy", None, why="nothing is reported"),),
     )
 
 
@@ -246,23 +429,42 @@ class ReportedConfig:
 class CacheConfig:
     """Keep what is computed once: decoded images, and what frozen stages make of them."""
 
-    # null: decodes in every epoch, runs the whole network in every step
-    dir: str | None = knob("outputs/cache", changes="nothing")
-    # 10^9 bytes: 60,000 images at 224 pixels; the least recently used make room
-    max_gb: float = knob(10.0, above=0, changes="nothing", needs=(but("cache.dir", None, why="nothing is kept"),))
+    dir: str | None = knob(
+        "outputs/cache",
+        "the folder of the cache; null: decodes in every epoch, runs the whole network in every step",
+        changes="nothing",
+    )
+    max_gb: float = knob(
+        10.0,
+        "10^9 bytes: 60,000 images at 224 pixels; the least recently used make room",
+        above=0,
+        changes="nothing",
+        needs=(but("cache.dir", None, why="nothing is kept"),),
+    )
 
 
 @dataclass
 class Config:
     """Describe one run (task=train) or one call of another task."""
 
-    task: str = "train"
-    attempt: str = "base"  # the name of the attempt that these values came from
-    seed: int = knob(0, least=0, most=MAX_SEED, changes="run")
-    # skips a completed run, resumes an interrupted one, restarts a failed one
-    resume: bool = knob(False, changes="nothing")
-    # what data/audit.py finds before training is a warning, or (strict) an error
-    audit: str = knob("warn", choices=("warn", "strict"), changes="nothing")
+    task: str = knob("train", "what the command does")
+    attempt: str = knob("base", "a file of conf/attempt or of your own --config-dir, whose values hold")
+    seed: int = knob(
+        0,
+        "governs splits, batches, augmentation and initial weights, whatever num_workers is",
+        least=0,
+        most=MAX_SEED,
+        changes="run",
+    )
+    resume: bool = knob(
+        False, "skips a completed run, resumes an interrupted one, restarts a failed one", changes="nothing"
+    )
+    audit: str = knob(
+        "warn",
+        "what the audit of the data finds before training is a warning, or (strict) an error",
+        choices=("warn", "strict"),
+        changes="nothing",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -276,15 +478,22 @@ class Config:
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
-    ckpt: str | None = None  # task=evaluate, task=predict and task=export: the checkpoint
-    # task=export: onnx or openvino; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or several, [coco,yolo]
-    # null: the first of these
-    format: Any = knob(None, changes="nothing")  # noqa: RUF009 # it returns a field
-    # task=annotate: leaves out objects of fewer pixels of the original mask; 0, none: on MVTec's bottle the smallest
-    # has 196 pixels of 810,000 and is real, so what is too small is for the user to say
-    min_area: int = knob(0, least=0, changes="nothing")
-    source: str | None = None  # task=predict: an image or a folder
-    dirs: list[str] = field(default_factory=list)  # task=compare: the directories of sweeps and runs
+    ckpt: str | None = knob(None, "the checkpoint: a run's best.ckpt")
+    format: Any = knob(
+        None,
+        "what is written. task=export: onnx or openvino; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or "
+        "several, [coco,yolo]; null: the first of these",
+        changes="nothing",
+    )
+    min_area: int = knob(
+        0,
+        "leaves out objects of fewer pixels of the original mask; 0, none: on MVTec's bottle the smallest has 196 "
+        "pixels of 810,000 and is real, so what is too small is for the user to say",
+        least=0,
+        changes="nothing",
+    )
+    source: str | None = knob(None, "an image or a folder of new images")
+    dirs: list[str] = knob(list, "the directories of sweeps and runs")
 
 
 def validate(config: Config) -> None:

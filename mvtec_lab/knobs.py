@@ -36,8 +36,9 @@ def but(key: str, *values: Any, why: str) -> Needs:
 
 @dataclass(frozen=True)
 class Knob:
-    """Range, choices, effect and conditions of a key; see ``knob``."""
+    """Meaning, range, choices, effect and conditions of a key; see ``knob``."""
 
+    about: str = ""
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -47,16 +48,19 @@ class Knob:
     needs: tuple[Needs, ...] = ()
 
 
-def knob(default: Any, **facts: Any) -> Any:
+def knob(default: Any, about: str, **facts: Any) -> Any:
     """Return a dataclass field with its default and the facts of a Knob.
 
     Args:
+        default: the value where none is given; ``dict`` or ``list``: an empty one.
+        about: what the key means, and the reason for its default, as --help KEY and the documentation print it.
         least, most: the range of the value, both included; ``above`` and ``below`` are bounds outside of it.
         choices: the names that it takes.
         changes: what another value makes: another ``attempt``, another ``run`` of the same attempt, or ``nothing``.
         needs: conditions without which it has no effect; the first one that is not met is reported.
     """
-    return field(default=default, metadata={"knob": Knob(**facts)})
+    start: dict[str, Any] = {"default_factory" if isinstance(default, type) else "default": default}
+    return field(**start, metadata={"knob": Knob(about, **facts)})
 
 
 def knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Knob]]:
@@ -69,7 +73,7 @@ def knobs(section: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Kno
 
 def changing(section: Any, *changes: Changes) -> tuple[str, ...]:
     """Return the keys whose values change one of these: an ``attempt``, a ``run``, ``nothing``."""
-    return tuple(key for key, f, known in knobs(section) if known.changes in changes and "knob" in f.metadata)
+    return tuple(key for key, _, known in knobs(section) if known.changes in changes)
 
 
 def settings(section: Any, prefix: str = "") -> dict[str, Any]:

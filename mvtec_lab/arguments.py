@@ -17,12 +17,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError, is_text, printable
+from mvtec_lab.errors import LabError, is_text, printable, unknown
 from mvtec_lab.knobs import GROUPS
 from mvtec_lab.problems import option_kinds
 
@@ -36,24 +36,33 @@ _SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")  # 
 # What would run code, or read files that may: callbacks, and directories of configuration that nothing has checked.
 _REFUSED = {"--config-path": "-cp", "--config-name": "-cn", "--experimental-rerun": "--experimental-rerun"}
 _WITH_VALUE = {"--cfg": "-c", "--package": "-p"}
+_PLAIN = {"--help": "-h", "--hydra-help": "", "--version": "", "--resolve": "", "--run": "-r"}
+_PLAIN |= {"--shell-completion": "-sc"}  # also Hydra's, without a value
 # A study's grid, in its file; OmegaConf fails where the command line sets it and no study has done so.
 _GRID = re.compile(r"hydra\.sweeper\.(params|search_space)\b.*")
 _CODE = re.compile(r"(?:.*@)?hydra(?:[./](callbacks|searchpath)\b.*)?")
+
+
+class _Parser(ArgumentParser):
+    """Complain in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message}: --help lists the options")
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """Return the words for Hydra, options first and text in quotes, and the directory of ``--config-dir``.
 
     Raises:
-        LabError: an option or a key that could run code from a file, or a name that is no text.
-        SystemExit: the argument parser's complaint.
+        LabError: an option that does not exist or lacks its value, an option or a key that could run code from a file,
+            or a name that is no text.
     """
     for words in arguments:
         if not is_text(words):  # a run writes down its configuration
             raise LabError(f"{printable(words)} cannot be used (it is no UTF-8): rename the file or folder")
     # Hydra's own parser has no public name, and takes overrides in one block only. Options without a value are left
-    # to it, as are all checks.
-    parser = ArgumentParser(add_help=False)
+    # to it. It would read the start of an option's name as that option, --vers as its own --version.
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
@@ -61,6 +70,10 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         parser.add_argument(option, short)
     parser.add_argument("--info", "-i", nargs="?", const="all")
     args, options = parser.parse_known_intermixed_args(list(arguments))
+    for option in options:
+        if option not in {*_PLAIN, *_PLAIN.values()}:
+            given_options = ("--multirun", "--config-dir", "--info", *_WITH_VALUE, *_PLAIN)
+            raise unknown("option", option.partition("=")[0], given_options)
     given = vars(args)
     for option in _REFUSED:
         if given[option[2:].replace("-", "_")] is not None:
@@ -89,7 +102,7 @@ def override(words: str, sweep: bool = False) -> str:
             f"{words} is a key of a study's file: here, give the keys of the grid themselves, "
             '-m attempt=base,cosine or, for a search, -m "optimizer.lr=interval(0.001,0.1)"'
         )
-    if name.startswith(OPTIONS) and key == name:
+    if equals and name.startswith(OPTIONS) and key == name:
         key = f"++{name}"  # Hydra would refuse a key that the default configuration lacks
     return key + equals + text(name, value, sweep)
 

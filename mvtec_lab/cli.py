@@ -56,8 +56,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
     try:
         options, command.own = parse(arguments)
         if {"--help", "-h"} & {*options}:
-            with own_files(command.own):
-                print(_help([word for word in options if not word.startswith("-")], command.own))
+            print(_help([word for word in options if not word.startswith("-")], command.own))
             return 0
         if "--version" in options:
             print(f"mvtec_lab {__version__}")
@@ -109,9 +108,20 @@ def _composed(overrides: list[str]) -> DictConfig:
         return hydra.compose("config", overrides, return_hydra_config=True)
 
 
-def _help(overrides: list[str], own: str | None) -> str:
-    """Return the help with all groups and keys. Hydra takes a second to list groups, as it copies its own for each."""
-    config = _composed(overrides)
+def _help(words: list[str], own: str | None) -> str:
+    """Return what some keys and groups mean; without them, the help with all groups and keys.
+
+    Hydra takes a second to list groups, as it copies its own for each.
+    """
+    settings = [word for word in words if "=" in word]
+    with own_files(own):
+        if len(settings) < len(words):
+            if settings:
+                raise LabError(f"--help with a key takes no settings: leave out {settings[0].partition('=')[0]}=")
+            from mvtec_lab.reference import page
+
+            return "\n".join(page(word, own) for word in words).rstrip()
+        config = _composed(settings)
     groups: dict[str, set[str]] = {}
     for root in (str(CONF), own or str(CONF)):
         for folder, _, files in os.walk(root, followlinks=True):

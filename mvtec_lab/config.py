@@ -169,7 +169,7 @@ class CrossValidationConfig:
     )
     repeats: int = knob(
         1,
-        "repetitions, with folds drawn from split.seed, split.seed + 1, ...",
+        "repetitions, with folds drawn from split.seed, split.seed + 1 and so on",
         changes="nothing",
         needs=(but("cv.folds", None, why="it repeats a cross-validation"),),
     )
@@ -212,7 +212,7 @@ class LossConfig:
 
     name: str = knob(
         "cross_entropy",
-        "cross_entropy, focal, ldam, logit_adjustment, balanced_softmax, group_softmax, or a registered one",
+        "the training loss of classifiers, by its name here or under which you registered one",
     )
     class_weights: str = knob(
         "inverse",

@@ -42,27 +42,52 @@ class Task(NamedTuple):
     """Declare a command of the lab: a function (config, run directory) -> anything, imported when it is called."""
 
     function: str
+    about: str  # what it does, in one line
     reads: tuple[str, ...] = ()  # how the keys begin that it reads
     ignores: tuple[str, ...] = ()  # keys that it does not read although they begin so
+
+    def takes(self, key: str) -> bool:
+        """Tell whether it reads a key."""
+        return key.startswith((*_READ_BY_ALL, *self.reads)) and key not in self.ignores
 
 
 _DATA = ("data.", "split.", "seed", "cache.", "audit")
 TASKS = {
-    "train": Task("mvtec_lab.tasks.train:run_attempt", ("",), ignores=("ckpt", "format", "min_area", "source", "dirs")),
-    "describe": Task("mvtec_lab.tasks.describe:describe", (*_DATA, "augment.", "loss.", "model.")),
-    "backbones": Task("mvtec_lab.tasks.backbones:list_backbones"),
-    # The checkpoint holds the size of its images and their white.
-    "evaluate": Task("mvtec_lab.tasks.evaluate:evaluate", (*_DATA, "ckpt"), ignores=("data.image_size", "data.white")),
-    "predict": Task("mvtec_lab.tasks.predict:predict", ("data.batch_size", "ckpt", "source")),
-    "export": Task("mvtec_lab.tasks.export:export", ("ckpt", "format")),
+    "train": Task(
+        "mvtec_lab.tasks.train:run_attempt",
+        "trains an attempt and judges it on images that it has not seen; with -m, several side by side",
+        ("",),
+        ignores=("ckpt", "format", "min_area", "source", "dirs"),
+    ),
+    "describe": Task(
+        "mvtec_lab.tasks.describe:describe",
+        "says what is in a data set: classes, splits, sizes, what the audit finds",
+        (*_DATA, "augment.", "loss.", "model."),
+    ),
+    "backbones": Task("mvtec_lab.tasks.backbones:list_backbones", "lists backbones, their stages and their weights"),
+    "evaluate": Task(
+        "mvtec_lab.tasks.evaluate:evaluate",
+        "judges a checkpoint on its run's test images, or on others",
+        (*_DATA, "ckpt"),
+        ignores=("data.image_size", "data.white"),  # the checkpoint holds them
+    ),
+    "predict": Task(
+        "mvtec_lab.tasks.predict:predict", "applies a checkpoint to new images", ("data.batch_size", "ckpt", "source")
+    ),
+    "export": Task(
+        "mvtec_lab.tasks.export:export", "writes a checkpoint as a file for use without the lab", ("ckpt", "format")
+    ),
     "annotate": Task(
         "mvtec_lab.tasks.annotate:annotate",
+        "writes masks as annotations of other programs",
         ("data.", "split.", "seed", "format", "min_area"),
         ignores=("data.image_size", "data.white", "data.batch_size", "data.num_workers", "data.sampler"),
     ),
-    "cache": Task("mvtec_lab.tasks.cache:list_cache", ("cache.",)),
-    "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", ("cache.",)),
-    "compare": Task("mvtec_lab.tasks.compare:compare_runs", ("verdict.", "dirs")),
+    "cache": Task("mvtec_lab.tasks.cache:list_cache", "lists what is kept between runs", ("cache.",)),
+    "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", "deletes what is kept between runs", ("cache.",)),
+    "compare": Task(
+        "mvtec_lab.tasks.compare:compare_runs", "compares runs of several sweeps in one verdict", ("verdict.", "dirs")
+    ),
 }
 _READ_BY_ALL = ("task", "attempt", "cv.", "resume")  # a cross-validation is any sweep's
 
@@ -217,8 +242,7 @@ def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
     task, values = TASKS[config.task], settings(config)
     lines: dict[str, str] = {}
     for key in typed:
-        read = key.startswith((*_READ_BY_ALL, *task.reads)) and key not in task.ignores
-        if asks(value := values.get(key)) and not read:
+        if asks(value := values.get(key)) and not task.takes(key):
             said = key if isinstance(value, dict) else f"{key}={value}"
             lines[key] = f"{said} does nothing for task={config.task}: leave it out"
     return lines

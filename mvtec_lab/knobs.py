@@ -126,13 +126,20 @@ def out_of_range(
     )
     if inside and (not isinstance(value, float) or isfinite(value)):
         return None
+    return bounds(least, most, above, below) or "a finite number"
+
+
+def bounds(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> str | None:
+    """Return a range in words, ``0 to 1``; None where there are no bounds."""
     if above is not None:
         upper = f", up to {most}" if most is not None else ""
         return f"a number between {above} and {below}" if below is not None else f"a number above {above}{upper}"
     if below is not None:
         return f"a number in [{least}, {below})"
     if least is None:
-        return "a finite number"
+        return None
     return f"{least} to {most}" if most is not None else f"{least} or more"
 
 

@@ -150,13 +150,13 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
         without = ["model.backbone", "model.unfreeze", *([] if method.own_weights else ["model.weights"])]
         reasons |= dict.fromkeys(without, "its networks are its own")
     for name in config.model.options.keys() - method.options.keys():
-        if takers := _takers("options").get(name):
-            reasons[f"model.options.{name}"] = f"it is an option of {', '.join(takers)}"
+        if them := takers("options").get(name):
+            reasons[f"model.options.{name}"] = f"it is an option of {', '.join(them)}"
     resting = {} if method.idle is None else method.idle(config)
     reasons |= {key: why for key, why in resting.items() if key in typed or key.startswith("model.options.")}
-    for key, takers in _takers("keys").items():
-        if method.name not in takers:
-            reasons[key] = f"it is a setting of {', '.join(takers)}"
+    for key, them in takers("keys").items():
+        if method.name not in them:
+            reasons[key] = f"it is a setting of {', '.join(them)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
     reasons = knobs.without_effect(defaults, values) | reasons
     for key in rules.effective(config):
@@ -170,13 +170,13 @@ def _rules_of(method: Method) -> Rules:
 
 def option_kinds(name: str) -> set[type]:
     """Return the kinds of value that options of this name take."""
-    return {METHODS[method].options[name].kind for method in _takers("options").get(name, ())}
+    return {METHODS[method].options[name].kind for method in takers("options").get(name, ())}
 
 
-def _takers(part: Literal["options", "keys"]) -> Mapping[str, list[str]]:
+def takers(part: Literal["options", "keys"]) -> Mapping[str, list[str]]:
     """Return every option, or every key that some methods alone take, by its name, with the methods that take it."""
-    takers: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     for method in METHODS.names():
         for name in getattr(METHODS[method], part):
-            takers.setdefault(name, []).append(method)
-    return takers
+            methods.setdefault(name, []).append(method)
+    return methods

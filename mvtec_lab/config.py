@@ -478,7 +478,9 @@ class Config:
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     reported: ReportedConfig = field(default_factory=ReportedConfig)
-    ckpt: str | None = knob(None, "the checkpoint: a run's best.ckpt")
+    ckpt: str | None = knob(
+        None, "the checkpoint: a file, a run's directory (its best.ckpt), or a sweep's (its best run by validation)"
+    )
     format: Any = knob(
         None,
         "what is written. task=export: onnx or openvino; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or "

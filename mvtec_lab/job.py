@@ -23,7 +23,7 @@ from mvtec_lab import problems
 from mvtec_lab.arguments import OPTIONS, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
-from mvtec_lab.engine.origin import TAKEN, origin_of
+from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.errors import LabError, disk_full, unknown
 from mvtec_lab.knobs import asks, settings
@@ -146,6 +146,8 @@ class Job:
 
     def _run(self, config: Config, job: Any, run_dir: Path) -> Any:
         options: dict[str, Any] = {}
+        if "ckpt" in TASKS[config.task].reads:
+            config.ckpt = checkpoint_of(config)
         if config.task == "evaluate":
             given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
             options["own"] = _take_data_of_run(config, given)
@@ -289,9 +291,7 @@ def _take_data_of_run(config: Config, given: set[str]) -> bool:
     Raises:
         LabError: its settings do not lie beside it, and no data are given.
     """
-    if config.ckpt is None or not Path(config.ckpt).is_file():
-        return False  # the task says so
-    run = origin_of(Path(config.ckpt))
+    run = origin_of(Path(str(config.ckpt)))
     if run is None:
         if config.data.name == "sample" and "data" not in given:
             raise LabError(

@@ -6,12 +6,15 @@ text is never evaluated.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
-from mvtec_lab.results import CONFIG, SAMPLES, path_of_run
+from mvtec_lab.results import BEST, CONFIG, SAMPLES, path_of_run
+
+log = logging.getLogger(__name__)
 
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
@@ -54,14 +57,26 @@ def origin_of(ckpt: Path) -> Config | None:
 
 
 def checkpoint_of(config: Config) -> str:
-    """Return the checkpoint that a task was given.
+    """Return the file of the checkpoint that a task was given: of a run's directory, its best.ckpt; of a sweep's, that
+    of its best run by validation, which is logged.
 
     Raises:
-        LabError: none is given.
+        LabError: none is given, there is none, or validation cannot choose among the runs of a sweep.
     """
     if config.ckpt is None:
-        raise LabError(f"task={config.task} needs ckpt=FILE: a run's best.ckpt")
-    return config.ckpt
+        raise LabError(f"task={config.task} needs ckpt=FILE: a run's {BEST}, its directory or a sweep's")
+    given = Path(config.ckpt).expanduser()
+    if not given.exists():
+        raise LabError(f"ckpt={config.ckpt} does not exist: give a run's {BEST}, its directory or a sweep's")
+    if not given.is_dir():
+        return str(given)
+    if (given / BEST).is_file():
+        return str(given / BEST)
+    from mvtec_lab.reporting.best import best_run  # and with it SciPy, which a file does without
+
+    run, reason = best_run(given)
+    log.info("ckpt=%s: %s is %s", config.ckpt, run.run_dir, reason)
+    return str(Path(run.run_dir, BEST))
 
 
 def _root(run_dir: Path, config: Config) -> str | None:

@@ -1,0 +1,45 @@
+"""Choose the best run of a sweep by its validation images, as the sweep's verdict chooses its best attempt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.specs import choosing
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import BEST, RunResult
+
+
+def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
+    """Return the best run below a directory, and what chose it, in words.
+
+    The best attempt is the verdict's; of its seeds and folds the run with the best validation metric is taken, then the
+    lower validation loss, then the earlier one.
+
+    Raises:
+        LabError: no run below the directory was completed and has its best.ckpt, or its attempts do not compare; a
+            damaged file of a run's.
+    """
+    runs = [run for run in load_runs(directory) if run.completed and Path(run.run_dir, BEST).is_file()]
+    if not runs:
+        raise LabError(f"{directory} holds no completed run with a {BEST}: give the directory of one that has it")
+    if len(runs) == 1:
+        return runs[0], "its only run"
+    comparison = compare(runs)
+    attempt = next((attempt for attempt in comparison.attempts if attempt.name == comparison.best), None)
+    if attempt is None:
+        listed = ", ".join(sorted(run.run_dir for run in runs)[:5])
+        raise LabError(f"validation cannot choose among the runs of {directory}: give one of them, {listed} ...")
+    metric = choosing(attempt.problem)
+
+    def score(run: RunResult) -> tuple[float, float]:
+        values = run.metrics.get("val", {})
+        value = metric.of(values)
+        return float("-inf") if value is None else metric.sign * value, -(values.get("loss") or 0.0)
+
+    best = max(attempt.done, key=score)
+    value = metric.of(best.metrics.get("val", {}))
+    said = "" if value is None else f" ({metric.title} {value:.3f})"
+    return best, f"the best of {len(runs)} runs on validation{said}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,6 +27,7 @@ from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
+from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
 from mvtec_lab.errors import LabError, disk_full, unknown
 from mvtec_lab.knobs import asks, settings
 from mvtec_lab.logs import Printed
@@ -45,6 +48,7 @@ class Task(NamedTuple):
     about: str  # what it does, in one line
     reads: tuple[str, ...] = ()  # how the keys begin that it reads
     ignores: tuple[str, ...] = ()  # keys that it does not read although they begin so
+    torch: bool = True  # it imports PyTorch, which takes seconds
 
     def takes(self, key: str) -> bool:
         """Tell whether it reads a key."""
@@ -83,10 +87,21 @@ TASKS = {
         ("data.", "split.", "seed", "format", "min_area"),
         ignores=("data.image_size", "data.white", "data.batch_size", "data.num_workers", "data.sampler"),
     ),
-    "cache": Task("mvtec_lab.tasks.cache:list_cache", "lists what is kept between runs", ("cache.",)),
-    "clear_cache": Task("mvtec_lab.tasks.cache:clear_cache", "deletes what is kept between runs", ("cache.",)),
+    "cache": Task("mvtec_lab.tasks.cache:list_cache", "lists what is kept between runs", ("cache.",), torch=False),
+    "clear_cache": Task(
+        "mvtec_lab.tasks.cache:clear_cache", "deletes what is kept between runs", ("cache.",), torch=False
+    ),
+    "doctor": Task(
+        "mvtec_lab.tasks.doctor:examine",
+        "says what this machine has and lacks: Python, PyTorch, device, threads, weights, disk, each with its remedy",
+        ("data.", "model.backbone", "model.weights", "cache."),
+        torch=False,  # it tries whether it can be imported
+    ),
     "compare": Task(
-        "mvtec_lab.tasks.compare:compare_runs", "compares runs of several sweeps in one verdict", ("verdict.", "dirs")
+        "mvtec_lab.tasks.compare:compare_runs",
+        "compares runs of several sweeps in one verdict",
+        ("verdict.", "dirs"),
+        torch=False,
     ),
 }
 _READ_BY_ALL = ("task", "attempt", "cv.", "resume")  # a cross-validation is any sweep's
@@ -103,6 +118,34 @@ class Command:
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
     status: int = 0  # of the jobs of this process
+    process: int = field(default_factory=os.getpid)
+    began: Usage = field(default_factory=usage)
+    threads: tuple[int, Threads] | None = None  # a process, and with how many its jobs compute
+
+    def prepare(self, task: str, here: bool = True) -> int | None:
+        """Return the number of threads for the jobs of this process, None for the libraries' own; say it once.
+
+        PyTorch takes seconds to import, so that is said as well.
+
+        Args:
+            task: what the jobs do.
+            here: whether they run in this process.
+        """
+        if not TASKS[task].torch:
+            return None
+        process, importing = os.getpid(), "torch" not in sys.modules
+        if not here:
+            if importing:
+                log.info("importing PyTorch ...")
+            return None
+        if self.threads is None or self.threads[0] != process:
+            self.threads = process, choose(self.began if process == self.process else usage())
+            said = f"threads: {self.threads[1].reason}"
+            if importing:
+                log.info("importing PyTorch ...   %s", said)
+            elif self.threads[1].number is not None:
+                log.info(said)
+        return self.threads[1].number
 
 
 class Job:
@@ -157,7 +200,10 @@ class Job:
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
         trains = config.task == "train" and problems.METHODS[config.model.method].trains
-        with command_line_settings(trains):  # also in a launcher's own process
+        threads = self.command.prepare(config.task)
+        if threads is not None and config.resume:
+            threads = _threads_of(run_dir) or threads
+        with command_line_settings(trains), computing_with(threads):  # also in a launcher's own process
             result = function_of(config.task)(config, run_dir, **options)
         if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
             result.warnings += new
@@ -178,6 +224,13 @@ class Job:
                 traceback.print_exc()
         self.command.status = max(self.command.status, status)
         _record_failure(cfg, job, run_dir, mistake or error)
+
+
+def _threads_of(run_dir: Path) -> int | None:
+    """Return with how many threads the run in a directory was begun: with others its sums would round differently."""
+    with suppress(LabError):  # the task says so
+        return RunResult.load(run_dir).threads
+    return None
 
 
 def remove_empty(directory: Path, keep: Path | None) -> None:

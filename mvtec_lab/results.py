@@ -113,6 +113,7 @@ class RunResult:
     startup_seconds: float = 0.0  # everything before training or fitting
     device: str | None = None
     precision: str | None = None
+    threads: Annotated[int | None, Count | None] = None  # of the processor: with others, sums round differently
     error: str | None = None
     exit_status: int = 0  # of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)

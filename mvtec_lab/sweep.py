@@ -22,6 +22,7 @@ from mvtec_lab.arguments import text, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
 from mvtec_lab.engine.resume import earlier_run
+from mvtec_lab.engine.threads import computing_with
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
 from mvtec_lab.job import FAILED, Command, check, function_of, idle, remove_empty, settle, to_config
@@ -105,8 +106,19 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
         with _of_job(job, len(jobs)):
             check(config, settle(config, given))
-    if jobs and not nearest_folder(sweep_dir).is_dir():
+    if not jobs:
+        return
+    if not nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
+    here = launcher_of(jobs[0]) == "BasicLauncher"  # others share the cores out, or have other ones
+    with computing_with(command.prepare(configs[0].task, here)):
+        _check_in_full(jobs, configs, command)
+
+
+def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command) -> None:
+    """Refuse what only PyTorch or a look at the images can tell; note the jobs' directories and their data."""
+    sweep_dir = command.sweep_dir
+    assert sweep_dir is not None
     for job, config in zip(jobs, configs, strict=True):
         function_of(config.task)
         if not _numbered(job):

@@ -238,6 +238,9 @@ class Run:
         ]
         if changed:
             result.warnings.append(f"resumed under other versions ({'; '.join(changed)}): no exact repetition")
+        if earlier.threads not in (None, result.threads):
+            begun = f"resumed with {result.threads} CPU thread(s), begun with {earlier.threads}"
+            result.warnings.append(f"{begun}: no exact repetition")
         log.info("%s continues after epoch %d of %d", run_dir, checkpoint["epoch"], self.config.trainer.max_epochs)
         self.step = checkpoint["global_step"]
         return True

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mvtec_lab.config import Config
@@ -79,6 +80,7 @@ def run_attempt(
         reported=None if config.reported.accuracy is None else asdict(config.reported),
         warnings=[*data.warnings, *notes, *problem.marks(config, data)],
         versions=versions(),
+        threads=torch.get_num_threads(),
         git_revision=git_revision(),
         paths=paths,
         digests=digests_of(paths),

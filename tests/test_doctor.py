@@ -1,0 +1,89 @@
+"""task=doctor says what a machine has and lacks, with the remedy, whatever is broken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mvtec_lab import compose
+from mvtec_lab.cli import main
+from mvtec_lab.errors import IncompleteError
+from mvtec_lab.tasks import doctor
+from mvtec_lab.tasks.doctor import examine
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["Python", "packages", "PyTorch", "device", "threads", "data", "weights", "cache", "disk"]
+
+
+def lines(said: str) -> dict[str, str]:
+    return {line.split()[1]: line for line in said.splitlines()}
+
+
+def test_every_line_says_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert main(["task=doctor"]) == 0
+    said = lines(capsys.readouterr().out)
+    assert list(said) == NAMES
+    assert sys.executable in said["Python"]
+    assert said["threads"].endswith("OMP_NUM_THREADS=3")
+    folder = tmp_path / "torch/hub/checkpoints"
+    assert said["weights"].startswith("note  weights   resnet18-f37072fd.pth of resnet18 is not there, no file in ")
+    assert f"put it into {folder}, or give model.weights=FILE" in said["weights"]
+    assert "GB free for runs in" in said["disk"]
+    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").touch()
+    assert main(["task=doctor", "data=folder", f"data.root={tmp_path}", "cache.dir=null"]) == 0
+    said = lines(capsys.readouterr().out)
+    assert said["weights"] == f"ok    weights   resnet18-f37072fd.pth of resnet18, 1 file in {folder}"
+    assert said["data"].startswith(f"ok    data      {tmp_path}; task=describe")
+    assert said["cache"].startswith("note")
+
+
+def test_what_stops_every_training_is_an_exit_status(tmp_path: Path, capsys) -> None:
+    with pytest.raises(IncompleteError, match="nothing trains here before this is put right: data"):
+        examine(compose("task=doctor", "data=folder", f"data.root={tmp_path / 'missing'}"), tmp_path)
+    assert "LACKS data" in capsys.readouterr().out
+
+
+def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    wanted = {"Requires-Python": [">=2.7,<3"], "Requires-Dist": ["numpy<1", "no-such-thing>=2", 'onnx; extra == "x"']}
+    monkeypatch.setattr(doctor, "_of_lab", wanted.__getitem__)
+    monkeypatch.setattr(doctor, "ROOM", 1e18)
+    with pytest.raises(IncompleteError, match=r"right: Python, packages$"):
+        examine(compose("task=doctor"), tmp_path)
+    said = lines(capsys.readouterr().out)
+    assert "the lab needs >=2.7,<3" in said["Python"]
+    assert "is not <1; no-such-thing is missing: make, or pip install" in said["packages"]
+    assert "onnx" not in said["packages"]
+    assert said["disk"].startswith("note")
+
+
+def test_it_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    for name in ("torch", "torchvision"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "mvtec_lab", "task=doctor"]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 1
+    said = lines(process.stdout)
+    assert list(said) == NAMES
+    assert said["PyTorch"].startswith("LACKS PyTorch   torch cannot be imported (OSError: libcudart.so.12:")
+    assert "make, or pip install -c constraints.txt -e ." in said["PyTorch"]
+    assert process.stderr == "error: nothing trains here before this is put right: PyTorch\n"
+
+
+def test_a_python_without_the_lab_s_packages_says_how_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "mvtec_lab", "task=doctor"]  # -S: without site-packages
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: hydra is not installed for {sys.executable}: make installs the lab")
+    assert process.stderr.count("\n") == 1

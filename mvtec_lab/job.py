@@ -31,6 +31,7 @@ from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usa
 from mvtec_lab.errors import LabError, disk_full, unknown
 from mvtec_lab.knobs import asks, settings
 from mvtec_lab.logs import Printed
+from mvtec_lab.models.names import look as look_at_names
 from mvtec_lab.own import CONF, OWN
 from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
 
@@ -196,6 +197,7 @@ class Job:
             options["own"] = _take_data_of_run(config, given)
         elif config.task == "train":
             options["checked"] = self.command.checked
+        look_at_files(config)
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
@@ -288,6 +290,28 @@ def check(config: Config, typed: Mapping[str, str]) -> None:
     for line in unread(config, typed).values():
         raise LabError(line)
     problems.check(config, typed)
+
+
+def look_at_files(config: Config) -> None:
+    """Refuse a backbone that does not exist and a file that is not there, before the task imports PyTorch.
+
+    Raises:
+        LabError: the first one, with the key and what it takes.
+    """
+    task, m = TASKS[config.task], config.model
+    if not task.torch or config.resume:  # what is completed needs no file any more
+        return
+    if task.takes("model.weights"):
+        look_at_names(m.backbone if problems.METHODS[m.method].backbone else None, m.weights)
+    files = {
+        "split.file": (config.split.file, "a CSV with columns path,split"),
+        "model.sam_weights": (m.sam_weights, "a file of SAM's weights"),
+        "model.text_embeddings": (m.text_embeddings, "a file .npz"),
+        "source": (config.source, "an image or a folder"),
+    }
+    for key, (file, wanted) in files.items():
+        if file is not None and task.takes(key) and not Path(file).expanduser().exists():
+            raise LabError(f"{key}={file} does not exist: give {wanted}")
 
 
 def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:

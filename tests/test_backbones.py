@@ -14,6 +14,7 @@ from torchvision.models import _api
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import backbones
 from mvtec_lab.models.backbones import check_image_size, input_size, names, stages, trainable_stages
+from mvtec_lab.models.names import torchvision_names
 
 # The smallest member of each family and a small image; VGG takes seconds to initialise and is with the slow ones.
 FAMILIES = {
@@ -40,6 +41,12 @@ FAMILIES = {
 build: Any = backbones.build  # children by name are no news to a type checker
 Register = Callable[[str], Callable[[Callable[..., nn.Module]], object]]
 OPTIONS = {name: {"init_weights": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
+
+
+def test_the_names_of_torchvision_are_known_without_it() -> None:
+    own = {name for name in names() if models.get_model_builder(name).__module__.startswith("torchvision.")}
+    assert len(own) > 70
+    assert torchvision_names() == own
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,11 @@ def test_what_stops_every_training_is_an_exit_status(tmp_path: Path, capsys) -> 
 
 
 def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    wanted = {"Requires-Python": [">=2.7,<3"], "Requires-Dist": ["numpy<1", "no-such-thing>=2", 'onnx; extra == "x"']}
+    wanted = {
+        "Version": [],
+        "Requires-Python": [">=2.7,<3"],
+        "Requires-Dist": ["numpy<1", "no-such-thing>=2", 'onnx; extra == "x"'],
+    }
     monkeypatch.setattr(doctor, "_of_lab", wanted.__getitem__)
     monkeypatch.setattr(doctor, "ROOM", 1e18)
     with pytest.raises(IncompleteError, match=r"right: Python, packages$"):

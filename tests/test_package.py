@@ -65,6 +65,15 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("-m attempt=finetun", 2),
         ("-m attempt=base data.batch_size=0", 2),
         ("-m attempt=base seed=0,-1", 2),  # the second job's mistake, before the first is looked at closely
+        ("--help data attempt", 0),
+        ("model.backbone=resnet81", 2),
+        ("-m attempt=base,cosine model.backbone=resnet81", 2),
+        ("model.weights=no/such.pth", 2),
+        ("attempt=segment/sam model.sam_weights=none.pt", 2),
+        ("split.protocol=file split.file=none.csv", 2),
+        ("task=evaluate", 2),
+        ("task=predict ckpt=none.ckpt source=x", 2),
+        ("task=export ckpt=.", 2),  # a folder without a run
     ],
 )
 def test_what_does_not_train_imports_no_torch(tmp_path: Path, arguments: str, status: int) -> None:

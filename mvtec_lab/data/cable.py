@@ -7,6 +7,7 @@ Sizes of the defects are set so that each is visible at 128 x 128, and none is l
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ import numpy as np
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import GOOD, write_whole
+
+log = logging.getLogger(__name__)
 
 Rng = np.random.Generator
 
@@ -327,6 +330,7 @@ def generate(
     jobs = [("train", GOOD, k) for k in range(train_good)]
     jobs += [("test", defect, k) for defect, count in counts.items() for k in range(count)]
     final.parent.mkdir(parents=True, exist_ok=True)
+    log.info("drawing the sample, %d images, into %s", len(jobs), final)
     with tempfile.TemporaryDirectory(prefix=".cable-", dir=final.parent) as scratch:  # beside it: a rename is atomic
         new = Path(scratch) / "new"
         with ThreadPoolExecutor() as pool:

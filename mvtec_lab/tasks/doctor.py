@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from mvtec_lab import __version__
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config, validate
 from mvtec_lab.engine.threads import Usage, choose, usage
@@ -79,7 +78,8 @@ def examine(config: Config, run_dir: str | Path) -> list[Finding]:
 
 
 def _python() -> Finding:
-    state = f"{platform.python_version()}, {sys.executable}; mvtec_lab {__version__}"
+    lab = _of_lab("Version")
+    state = f"{platform.python_version()}, {sys.executable}; mvtec_lab {lab[0] if lab else 'as a checkout'}"
     wanted = _of_lab("Requires-Python")
     if wanted and not SpecifierSet(wanted[0]).contains(platform.python_version(), prereleases=True):
         return Finding("Python", state, f"the lab needs {wanted[0]}: make PYTHON=python3.12", stops=True)

@@ -1,17 +1,53 @@
-# make demo   install into .venv and train four attempts on the built-in sample
+# make        install into .venv, and say what comes next
+# make demo   install, and train four attempts on the built-in sample
+# make shell  install, and open a shell in which python and tensorboard are those of .venv
 # make test   install the test extras as well and run the whole suite
+# make fast   the same without what takes more than a few seconds
 # make lint   ruff, mypy and the import rules
 # make bench  the benchmarks; their tables go into benchmarks/README.md
+# make clean  remove .venv; outputs/ stays
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# PyTorch's own index, which has it for the CPU alone; TORCH_INDEX= takes the registry's in any case
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # a process per core, with one thread each: two with two threads each take longer than one after the other
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+NEXT = @printf '%s\n' 'installed. Next:' \
+	'  make demo                                   four attempts on the built-in sample' \
+	'  make shell                                  a shell for the commands of the README' \
+	'  $(BIN)/python -m mvtec_lab task=doctor      what this machine has and lacks' \
+	'  $(BIN)/python -m mvtec_lab --help           every command and key'
 
-.PHONY: demo test fast lint bench clean
+# Install the package with the extras of $(1). uv, where there is one, takes a quarter of pip's time; it knows nothing of
+# pip's own settings, as a mirror, so that pip has a try as well.
+define install
+	@echo 'installing into .venv: one to four minutes, 3 GB (6 GB with CUDA); nothing outside of it is changed'
+	@index=$$($(BIN)/python .ci/torch_index '$(TORCH_INDEX)' constraints.txt) && \
+	more=$${index:+--extra-index-url $$index} && \
+	set -x && \
+	{ $(if $(UV),$(UV) pip install --python $(BIN)/python $$more --index-strategy unsafe-best-match -c constraints.txt -e '.$(1)' ||) \
+	$(PIP) $$more -c constraints.txt -e '.$(1)'; }
+endef
+
+.PHONY: install demo shell test fast lint bench clean
+
+install: .venv/installed
+	$(NEXT)
 
 demo: .venv/installed
 	$(BIN)/python -m mvtec_lab -m attempt=finetune,augment,earlystop,cosine $(ARGS)
+
+# bash reads its own settings first, which may set PATH
+shell: .venv/installed
+	@echo 'a shell of .venv: exit leaves it'
+	@echo '[ -f ~/.bashrc ] && . ~/.bashrc; . $(CURDIR)/$(BIN)/activate' >.venv/bashrc
+	@case "$$SHELL" in \
+	*bash) "$$SHELL" --rcfile .venv/bashrc -i ;; \
+	*) VIRTUAL_ENV=$(CURDIR)/.venv PATH="$(CURDIR)/$(BIN):$$PATH" "$${SHELL:-sh}" -i ;; \
+	esac
 
 test: .venv/installed-test
 	$(TESTS) -m "" $(ARGS)
@@ -29,12 +65,12 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
-	touch $@
+	$(call install,)
+	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
-	touch $@
+	$(call install,[test])
+	@touch $@
 
-clean: # outputs/ stays: nobody wants to lose what was trained
+clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -417,11 +417,11 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
 
 def _show_run(result: RunResult, printed: set[str]) -> None:
     from mvtec_lab.reporting.comparison import compare
-    from mvtec_lab.reporting.summary import print_table, summarise
+    from mvtec_lab.reporting.summary import curves, print_table, summarise
 
     comparison = compare([result])
     print_table(summarise(comparison), comparison.verdict, said=printed)
-    print(f"run: {result.run_dir}   curves: tensorboard --logdir {result.run_dir}")
+    print(f"run: {result.run_dir}   curves: {curves(result.run_dir)}")
 
 
 def _close_log(run_dir: Path) -> None:

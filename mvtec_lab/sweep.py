@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -186,7 +185,7 @@ def sum_up(command: Command) -> int:
     The status is in the files of the runs, wherever they ran: 1 if one failed or left none, 2 for a user's mistake.
     """
     from mvtec_lab.reporting import report
-    from mvtec_lab.reporting.summary import SUMMARY, print_table
+    from mvtec_lab.reporting.summary import SUMMARY, curves, print_table
 
     sweep_dir = command.sweep_dir
     assert sweep_dir is not None
@@ -197,10 +196,7 @@ def sum_up(command: Command) -> int:
         report.sum_up(sweep_dir, show=print_table)
     except LabError as error:
         return max(status, complain(error, command.full_error))
-    print(
-        f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   "
-        f"curves: tensorboard --logdir {shlex.quote(str(sweep_dir))}"
-    )
+    print(f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   curves: {curves(sweep_dir)}")
     return status
 
 

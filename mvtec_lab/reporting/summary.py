@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import statistics
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,3 +364,16 @@ def _folder(attempts: Sequence[str]) -> str:
 def distinct(texts: Iterable[str]) -> list[str]:
     """Return the texts, each once, in first-seen order."""
     return list(dict.fromkeys(texts))
+
+
+def curves(logdir: str | os.PathLike[str]) -> str:
+    """Return the command that shows TensorBoard's curves of a directory, as it works in the shell of this command.
+
+    Beside a Python that was called by its path, ``.venv/bin/python``, lies a tensorboard that the shell does not know.
+    """
+    program = Path(sys.executable).with_name("tensorboard")
+    if shutil.which(program.name) is not None or shutil.which(program) is None:
+        command = program.name
+    else:
+        command = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
+    return f"{shlex.quote(command)} --logdir {shlex.quote(os.fspath(logdir))}"

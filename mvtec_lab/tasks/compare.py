@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.report import REPORT, common_folder, sum_up
-from mvtec_lab.reporting.summary import SUMMARY, print_table
+from mvtec_lab.reporting.summary import SUMMARY, curves, print_table
 
 
 def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
@@ -28,7 +27,5 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
-    print(
-        f"report: {run_dir / REPORT}   table: {run_dir / SUMMARY}   curves: tensorboard --logdir {shlex.quote(logdir)}"
-    )
+    print(f"report: {run_dir / REPORT}   table: {run_dir / SUMMARY}   curves: {curves(logdir)}")
     return comparison

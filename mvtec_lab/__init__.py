@@ -10,41 +10,93 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvtec_lab.cli import compose as compose
+    from mvtec_lab.cli import run_sweep as run_sweep
+    from mvtec_lab.cli import run_task as run_task
+    from mvtec_lab.config import AugmentConfig as AugmentConfig
     from mvtec_lab.config import Config as Config
+    from mvtec_lab.config import SplitConfig as SplitConfig
+    from mvtec_lab.config import VerdictConfig as VerdictConfig
+    from mvtec_lab.data.annotations import read_coco as read_coco
+    from mvtec_lab.data.annotations import read_yolo as read_yolo
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
+    from mvtec_lab.data.images import read_image as read_image
+    from mvtec_lab.data.images import read_mask as read_mask
+    from mvtec_lab.data.sampling import Sampling as Sampling
+    from mvtec_lab.data.source import locate as locate
+    from mvtec_lab.data.transforms import normalise as normalise
+    from mvtec_lab.data.transforms import resize as resize
     from mvtec_lab.engine.model import Model as Model
+    from mvtec_lab.engine.pictures import sheet as sheet
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.evaluation.metrics import confusion as confusion
+    from mvtec_lab.evaluation.specs import Metric as Metric
     from mvtec_lab.evaluation.specs import register_metric as register_metric
     from mvtec_lab.models.backbones import register_backbone as register_backbone
     from mvtec_lab.problems import register_method as register_method
+    from mvtec_lab.problems.base import Method as Method
+    from mvtec_lab.problems.base import Option as Option
     from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
     from mvtec_lab.problems.model import build_data as build_data
     from mvtec_lab.problems.model import build_model as build_model
     from mvtec_lab.problems.model import load_model as load_model
+    from mvtec_lab.reporting.best import best_run as best_run
+    from mvtec_lab.reporting.comparison import compare as compare
+    from mvtec_lab.reporting.figures import confusion_figure as confusion_figure
+    from mvtec_lab.reporting.pairs import Comparison as Comparison
+    from mvtec_lab.reporting.runs import load_runs as load_runs
+    from mvtec_lab.reporting.summary import print_table as print_table
+    from mvtec_lab.reporting.summary import summarise as summarise
     from mvtec_lab.results import RunResult as RunResult
+    from mvtec_lab.results import read_csv as read_csv
     from mvtec_lab.tasks.train import run_attempt as run_attempt
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AugmentConfig": "config",
+    "Comparison": "reporting.pairs",
     "Config": "config",
     "DefectClassifier": "problems.classification.classifier",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.dataset",
-    "RunResult": "results",
+    "Method": "problems.base",
+    "Metric": "evaluation.specs",
     "Model": "engine.model",
+    "Option": "problems.base",
+    "RunResult": "results",
+    "Sampling": "data.sampling",
+    "SplitConfig": "config",
+    "VerdictConfig": "config",
+    "best_run": "reporting.best",
     "build_data": "problems.model",
     "build_model": "problems.model",
+    "compare": "reporting.comparison",
     "compose": "cli",
+    "confusion": "evaluation.metrics",
+    "confusion_figure": "reporting.figures",
     "load_model": "problems.model",
+    "load_runs": "reporting.runs",
+    "locate": "data.source",
+    "normalise": "data.transforms",
+    "print_table": "reporting.summary",
+    "read_coco": "data.annotations",
+    "read_csv": "results",
+    "read_image": "data.images",
+    "read_mask": "data.images",
+    "read_yolo": "data.annotations",
     "register_backbone": "models.backbones",
     "register_loss": "problems.classification",
     "register_method": "problems",
     "register_metric": "evaluation.specs",
+    "resize": "data.transforms",
     "run_attempt": "tasks.train",
+    "run_sweep": "cli",
+    "run_task": "cli",
+    "sheet": "engine.pictures",
+    "summarise": "reporting.summary",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from string import Template
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mvtec_lab import __version__
 from mvtec_lab.arguments import override, parse, typed_keys
-from mvtec_lab.complaints import complain, explain
+from mvtec_lab.complaints import explain
 from mvtec_lab.config import Config
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.errors import LabError
@@ -33,6 +34,11 @@ from mvtec_lab.logs import logging_restored
 from mvtec_lab.own import CONF, own_files
 from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
 
+if TYPE_CHECKING:
+    from mvtec_lab.reporting.pairs import Comparison
+
+STOPPED = 130  # exit status, as a shell says it of Ctrl-C
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
@@ -40,10 +46,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 (a run failed), 2 (the user's mistake) or 130 (stopped).
     """
-    command = Command(full_error=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    return _call(Command(full_error=_full_error()), sys.argv[1:] if arguments is None else arguments)
+
+
+def run_task(*words: str, directory: str | os.PathLike[str]) -> Any:
+    """Run one task as the command line does, and return what the task returns.
+
+    ``run_task("task=evaluate", "ckpt=outputs/mine", directory="outputs/judged")``
+
+    Args:
+        words: as they are typed: ``key=value``, and ``--config-dir=FOLDER``.
+        directory: what it writes goes there; a run's directory, for a training.
+
+    Returns:
+        A RunResult of ``train``, a list of rows of ``predict``, a Comparison of ``compare``, and the facts that the
+        other tasks write or print.
+
+    Raises:
+        LabError: the mistake that the command line would print; it is printed as well.
+        KeyboardInterrupt: it was stopped.
+    """
+    command = Command(full_error=_full_error())
+    _raise(command, _call(command, [*words, f"hydra.run.dir={os.fspath(directory)}"]))
+    return command.result
+
+
+def run_sweep(*words: str, directory: str | os.PathLike[str]) -> Comparison:
+    """Run several attempts, seeds or folds as ``-m`` does, print table and verdict, and return their comparison.
+
+    ``run_sweep("attempt=head,finetune", "cv.folds=5", directory="outputs/mine").verdict``
+
+    A run that fails stands in the comparison with its reason; the others go on.
+
+    Args:
+        words: as they are typed, without ``-m``.
+        directory: of the sweep; each run has a directory of its own in it.
+
+    Raises:
+        LabError: the mistake that the command line would print, before anything was trained; it is printed as well.
+        KeyboardInterrupt: it was stopped; ``resume=true`` goes on with it.
+    """
+    command = Command(full_error=_full_error())
+    status = _call(command, ["-m", *words, f"hydra.sweep.dir={os.fspath(directory)}"])
+    if status == STOPPED or command.refused or not begun(command):
+        _raise(command, status)
+    from mvtec_lab.reporting.comparison import compare  # and with it SciPy, which the command line's start does without
+    from mvtec_lab.reporting.runs import load_runs
+
+    return compare(load_runs(directory))
+
+
+def _full_error() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _raise(command: Command, status: int) -> None:
+    """Raise what ended a command."""
+    if status == STOPPED:
+        raise KeyboardInterrupt
+    if command.mistake is not None:
+        raise command.mistake
+
+
+def _call(command: Command, arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit status."""
     with _stopped_by_sigterm(), logging_restored():
         try:
-            status = _run(command, sys.argv[1:] if arguments is None else arguments)
+            status = _run(command, arguments)
+            command.refused = status is not None
             if status is None:
                 status = sum_up(command) if command.sweep_dir else command.status
         except KeyboardInterrupt as stop:  # in the report
@@ -64,14 +134,14 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
         with _apart(), command_line_settings(), own_files(command.own), _hydra_sees(options, command):
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(Job(command))()
     except Stop as stop:
-        return complain(stop.error, command.full_error)
+        return command.complain(stop.error)
     except LabError as error:
-        return complain(error, command.full_error)
+        return command.complain(error)
     except BrokenPipeError:  # --help | head
         return 0
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:  # Hydra's own: jobs raise none
         mistake = explain(error, command.own, command.sweep_dir)
-        command.status = max(command.status, complain(mistake, command.full_error))
+        command.status = max(command.status, command.complain(mistake))
         if not (isinstance(error, OSError) and begun(command)):
             return command.status
     except KeyboardInterrupt as stop:
@@ -83,7 +153,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
             raise
         # A launcher's: it does not work on this machine, or one of its processes was killed.
         reason = explain(error, command.own, command.sweep_dir)
-        status = complain(LabError(f"the launcher gave up: {reason}"), command.full_error)
+        status = command.complain(LabError(f"the launcher gave up: {reason}"))
         command.status = max(command.status, 1 if begun(command) else status)
     return None
 
@@ -135,7 +205,7 @@ def _help(words: list[str], own: str | None) -> str:
 
 def _stopped(stop: KeyboardInterrupt) -> int:
     print(str(stop) or "stopped by hand", file=sys.stderr)
-    return 130
+    return STOPPED
 
 
 @contextmanager

@@ -119,9 +119,17 @@ class Command:
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
     status: int = 0  # of the jobs of this process
+    result: Any = None  # of the last job of this process
+    mistake: Exception | None = None  # the last one of this process
+    refused: bool = False  # it ended before its first job
     process: int = field(default_factory=os.getpid)
     began: Usage = field(default_factory=usage)
     threads: tuple[int, Threads] | None = None  # a process, and with how many its jobs compute
+
+    def complain(self, error: LabError) -> int:
+        """Print a mistake, keep it, and return its exit status."""
+        self.mistake = error
+        return complain(error, self.full_error)
 
     def prepare(self, task: str, here: bool = True) -> int | None:
         """Return the number of threads for the jobs of this process, None for the libraries' own; say it once.
@@ -172,7 +180,7 @@ class Job:
                 typed = settle(config, typed)
             check(config, typed)
             metric = problems.deciding(config) if sweep and searches(job) else None
-            result = self._run(config, job, run_dir)
+            result = self.command.result = self._run(config, job, run_dir)
             if config.task == "train" and not sweep:
                 _show_run(result, printed.lines)
             return None if metric is None else result.metrics["val"][metric]
@@ -217,8 +225,9 @@ class Job:
         known = explain(error) if isinstance(error, OmegaConfBaseException) else disk_full(error, run_dir)
         mistake = error if isinstance(error, LabError) else known
         if mistake:
-            status = complain(mistake, self.command.full_error)
+            status = self.command.complain(mistake)
         else:
+            self.command.mistake = error
             status = 1
             log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
             log.debug("traceback", exc_info=True)

@@ -18,8 +18,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 NEXT = @printf '%s\n' 'installed. Next:' \
 	'  make demo                                   four attempts on the built-in sample' \
 	'  make shell                                  a shell for the commands of the README' \
-	'  $(BIN)/python -m mvtec_lab task=doctor      what this machine has and lacks' \
-	'  $(BIN)/python -m mvtec_lab --help           every command and key'
+	'  $(BIN)/python -m mvtec_lab task=doctor   what this machine has and lacks' \
+	'  $(BIN)/python -m mvtec_lab --help        every command and key'
 
 # Install the package with the extras of $(1). uv, where there is one, takes a quarter of pip's time; it knows nothing of
 # pip's own settings, as a mirror, so that pip has a try as well.

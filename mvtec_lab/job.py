@@ -95,7 +95,7 @@ TASKS = {
     "doctor": Task(
         "mvtec_lab.tasks.doctor:examine",
         "says what this machine has and lacks: Python, PyTorch, device, threads, weights, disk, each with its remedy",
-        ("data.", "model.backbone", "model.weights", "cache."),
+        ("data.name", "data.root", "data.category", "data.archive", "model.backbone", "model.weights", "cache."),
         torch=False,  # it tries whether it can be imported
     ),
     "compare": Task(

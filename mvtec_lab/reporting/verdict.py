@@ -87,6 +87,8 @@ def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
     Where not all attempts were validated, nothing chooses among them: the best on test is named.
     """
     metric, chooser = best.metric, choosing(best.problem)
+    if of > 1 and value is None and best.estimate() is None:
+        return f"Nothing ranks these {of} attempts: none has a test {metric.title}."
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
     text = best.name
     if of > 1 and value is not None:

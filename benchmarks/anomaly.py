@@ -51,7 +51,7 @@ def run_lab(
     import torch
 
     from mvtec_lab.data.dataset import MVTecDataset
-    from mvtec_lab.data.samples import scan
+    from mvtec_lab.data.layouts.mvtec import scan
     from mvtec_lab.problems.anomaly.models import build_anomaly_model
     from mvtec_lab.problems.anomaly.scores import score
 
@@ -105,7 +105,7 @@ def judge(folder: str, out: str) -> dict[str, float]:
     import numpy as np
 
     from mvtec_lab.data.images import image_size, read_mask
-    from mvtec_lab.data.samples import scan
+    from mvtec_lab.data.layouts.mvtec import scan
     from mvtec_lab.evaluation.anomaly import PixelScores, image_metrics
 
     samples = {s.path: s for s in scan(Path(folder)).samples}

@@ -16,6 +16,7 @@ from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -81,10 +82,31 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], str | None]:
                 f"{option} would replace the lab's own configuration: leave it out; --config-dir=FOLDER adds files of "
                 "your own"
             )
+    _refuse_parted(args.overrides)
     sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     options += ["--multirun"] * args.multirun
     options += [f"{option}={given[option[2:]]}" for option in (*_WITH_VALUE, "--info") if given[option[2:]] is not None]
     return [*options, *(override(words, sweep) for words in args.overrides)], args.config_dir
+
+
+def _refuse_parted(words: Sequence[str]) -> None:
+    """Refuse words that a shell has parted at a blank: ``data.root=/data/my product``.
+
+    Raises:
+        LabError: a word without ``=`` follows a key whose value is text or a list.
+    """
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        if "=" in word or word.startswith("~") or "=" not in before:
+            continue
+        key = before.partition("=")[0].lstrip("+")
+        if key in text_keys() or "[" in before:
+            rest = takewhile(lambda other: "=" not in other, words[place:])
+            whole = " ".join([before, *rest])
+            raise LabError(
+                f"{word} is no setting: write key=value; --help lists the keys; if it belongs to {key}, a blank needs "
+                f'quotes: "{whole}"'
+            )
 
 
 def override(words: str, sweep: bool = False) -> str:

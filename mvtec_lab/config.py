@@ -30,6 +30,7 @@ FORMATS = {
     "export": ("onnx", "openvino"),
     "annotate": ("coco", "coco_polygons", "yolo", "yolo_seg", "masks"),
 }
+PUBLIC = ("visa", "loco", "mvtec_ad2", "btad", "real_iad")  # data sets whose layouts data/layouts reads
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
@@ -41,17 +42,32 @@ class DataConfig:
 
     name: str = knob(
         "sample",
-        "where the images come from. sample: drawn procedurally; mvtec: MVTec AD; folder: a product of your own in its "
-        "layout; coco, yolo: images with annotations in these formats",
-        choices=("sample", "mvtec", "folder", "coco", "yolo"),
+        "where the images come from. sample: drawn procedurally; mvtec: MVTec AD; folder: images of your own, whose "
+        "layout is recognised; coco, yolo: images with annotations in these formats; the others: public data sets in "
+        "the layouts that they are published in",
+        choices=("sample", "mvtec", "folder", "coco", "yolo", *PUBLIC),
     )
     root: str | None = knob("outputs/data", "the folder that holds the category folders", changes="run")
     category: str | None = knob(
-        "cable", "the folder below root; null with folder, coco and yolo: root itself is the product"
+        "cable", "the folder below root; null, where data is neither sample nor mvtec: root itself is the product"
+    )
+    good: list[str] = knob(
+        list,
+        "what the class of good images is called where it is not good, several names if need be, in any case of "
+        "letters: [OK,gut]",
+        changes="run",
+        needs=(only("data.name", "folder"),),
+    )
+    labels: str | None = knob(
+        None,
+        "a CSV or JSON file with the columns path and label, and perhaps mask, split and group, in place of class "
+        "folders; as given, or below the product's folder",
+        changes="run",
+        needs=(only("data.name", "folder"),),
     )
     archive: str | None = knob(
         None,
-        "URL or local file of an archive that fills root if the category is missing",
+        "URL or local file of an archive that fills the product's folder if it is missing or empty",
         changes="run",
         needs=(but("data.name", "sample", why="it is drawn"),),
     )
@@ -112,9 +128,10 @@ class SplitConfig:
     protocol: str = knob(
         "holdout",
         "how samples are divided. holdout: once, by shares of the pool; kfold: each image is in test exactly once; "
-        "file: as a CSV says; own: the parts of an annotated data set (data=coco, data=yolo), and one that it lacks is "
-        "drawn from its train images; one_class: trains on train/good except the share `val` of it, and tests on the "
-        "whole test folder; test_folder: only that test, on which a fitted anomaly model is judged",
+        "file: as a CSV says; own: the parts of a data set that is divided already, and one that it lacks is drawn "
+        "from its train images; one_class: trains on train/good except the share `val` of it, and tests on the whole "
+        "test folder, without one on all defects and the share `test` of the good images; test_folder: only that "
+        "test, on which a fitted anomaly model is judged",
         choices=("holdout", "kfold", "file", "own", "one_class", "test_folder"),
     )
     pool: str = knob(
@@ -132,7 +149,11 @@ class SplitConfig:
         ),
     )
     test: float = knob(
-        0.2, "share of the pool that tests", above=0, below=1, needs=(only("split.protocol", "holdout", "own"),)
+        0.2,
+        "share of the pool that tests; with one_class of the good images, where the data set has none for testing",
+        above=0,
+        below=1,
+        needs=(only("split.protocol", "holdout", "own", "one_class"),),
     )
     folds: int = knob(
         5,

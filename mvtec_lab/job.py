@@ -206,6 +206,7 @@ class Job:
         elif config.task == "train":
             options["checked"] = self.command.checked
         look_at_files(config)
+        look_at_data(config)
         stand_ins = _stand_ins(job)
         for line in stand_ins:
             log.warning(line, extra=IN_TABLE)
@@ -321,6 +322,18 @@ def look_at_files(config: Config) -> None:
     for key, (file, wanted) in files.items():
         if file is not None and task.takes(key) and not Path(file).expanduser().exists():
             raise LabError(f"{key}={file} does not exist: give {wanted}")
+
+
+def look_at_data(config: Config) -> None:
+    """Refuse data whose place or layout is wrong, before the task imports torch.
+
+    Raises:
+        LabError: what ``look`` of data.source says.
+    """
+    if TASKS[config.task].takes("data.root") and not config.resume:  # what is completed needs no data any more
+        from mvtec_lab.data.source import look  # and with it NumPy and OpenCV, which other mistakes need not pay for
+
+        look(config.data)
 
 
 def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:

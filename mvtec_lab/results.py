@@ -96,6 +96,7 @@ class RunResult:
     parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  # total and trained
     features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False
+    drawn_from_all: bool = False  # a holdout or folds are of all images, not of those for testing alone
     # a published figure of this attempt: accuracy, and the split it is of
     reported: Annotated[dict[str, Any] | None, Reported | None] = None
     epochs: Annotated[int, Count] = 0  # epochs trained
@@ -300,8 +301,11 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     write_whole(path, text.getvalue())
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     """Return the rows of a CSV with a header, one dict per row; an Excel byte-order mark is ignored.
+
+    Args:
+        delimiter: what parts the values of a row.
 
     Raises:
         ValueError: it is no UTF-8, or has more than ROWS rows.
@@ -310,7 +314,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [
             {k: v[1:] if isinstance(v, str) and _QUOTED.match(v) else v for k, v in row.items()}
-            for row in islice(csv.DictReader(file), ROWS + 1)
+            for row in islice(csv.DictReader(file, delimiter=delimiter), ROWS + 1)
         ]
     if len(rows) > ROWS:
         raise ValueError(f"it has more than {ROWS:,} rows")

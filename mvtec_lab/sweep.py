@@ -24,7 +24,18 @@ from mvtec_lab.engine.resume import earlier_run
 from mvtec_lab.engine.threads import computing_with
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
-from mvtec_lab.job import FAILED, Command, check, function_of, idle, look_at_files, remove_empty, settle, to_config
+from mvtec_lab.job import (
+    FAILED,
+    Command,
+    check,
+    function_of,
+    idle,
+    look_at_data,
+    look_at_files,
+    remove_empty,
+    settle,
+    to_config,
+)
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.results import RESULT, RunResult, write_whole
 
@@ -106,6 +117,9 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
         with _of_job(job, len(jobs)):
             check(config, settle(config, given))
             look_at_files(config)
+    for job, config in zip(jobs, configs, strict=True):
+        with _of_job(job, len(jobs)):
+            look_at_data(config)
     if not jobs:
         return
     if not nearest_folder(sweep_dir).is_dir():

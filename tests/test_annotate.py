@@ -24,6 +24,8 @@ from mvtec_lab.data.annotations.export import unique_names
 from mvtec_lab.data.annotations.yolo import box_row, polygon_row
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.images import read_mask
+from mvtec_lab.data.layouts import read_folder
+from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.regions import (
     Region,
     iou,
@@ -34,7 +36,6 @@ from mvtec_lab.data.regions import (
     region_of,
     regions_of,
 )
-from mvtec_lab.data.samples import scan
 from mvtec_lab.data.targets import boxes_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.tasks.describe import _print
@@ -375,9 +376,9 @@ def test_describe_shows_the_objects_and_the_sizes_of_their_boxes(lab, product: P
 def test_a_folder_of_annotations_says_how_it_is_read(annotated) -> None:
     out = annotated("format=[masks,coco,yolo]")
     for name in ("coco", "yolo"):
-        with pytest.raises(LabError, match=f"{name} has no test/ folder: give data={name}"):
-            scan(out / name)
-    for read in (scan, read_coco, read_yolo):
+        with pytest.raises(LabError, match=f"{name} has annotations in {name.upper()}'s format: give data={name}"):
+            read_folder(out / name)
+    for read in (read_folder, read_coco, read_yolo):
         with pytest.raises(LabError, match=r"masks holds masks by class index .*: write format=coco"):
             read(out / "masks")
 

@@ -20,8 +20,9 @@ from mvtec_lab.data.annotations.coco import read_coco, region_of_annotation
 from mvtec_lab.data.annotations.yolo import read_yolo, region_of_row
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.regions import regions_of
-from mvtec_lab.data.samples import kinds_of, scan
+from mvtec_lab.data.samples import kinds_of
 from mvtec_lab.data.splits import split_samples
 from mvtec_lab.errors import LabError
 
@@ -218,8 +219,8 @@ def test_own_parts_are_used_and_missing_ones_are_drawn(tmp_path: Path) -> None:
         ("good", "test"): 6,
         ("hole", "test"): 6,
     }
-    assert "6 of 24 annotated images take no part in this split" in read_yolo(tmp_path).oddities(alone)
-    with pytest.raises(LabError, match="own is for data=coco and data=yolo"):
+    assert "6 of 24 images take no part in this split" in read_yolo(tmp_path).oddities(alone)
+    with pytest.raises(LabError, match="own is for data=coco, data=yolo and folders train/"):
         split_samples([s.__class__(s.path, s.label) for s in samples], OWN)
 
 

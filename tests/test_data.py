@@ -21,8 +21,9 @@ from mvtec_lab.data import splits
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.listing import name_left_out
-from mvtec_lab.data.samples import Sample, scan
+from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.sampling import EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import Augmentation, normalise, resize
@@ -355,7 +356,7 @@ def test_a_last_batch_of_one_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda p: shutil.rmtree(p / "test"), "has no test/ folder"),
+        (lambda p: shutil.rmtree(p / "test"), "the split has a single class, good, and a classifier"),
         (lambda p: [f.unlink() for f in (p / "test/hole").iterdir()], "hole holds no image"),
         (lambda p: (p / "ground_truth/hole/000_mask.png").unlink(), "test/hole/000.png has no mask"),
         (lambda p: Image.new("L", (5, 5)).save(p / "ground_truth/hole/000_mask.png"), "is 5 x 5 but"),

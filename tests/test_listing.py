@@ -10,11 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import write_product
 from PIL import Image
 
+from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.listing import list_images, natural
-from mvtec_lab.data.samples import scan
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import read_csv
 
@@ -169,7 +168,7 @@ def test_doubles_are_an_error(product: Path) -> None:
         ("train", "Train", "Train must be called train: rename it"),
         ("ground_truth", "Ground_Truth", "Ground_Truth must be called ground_truth: rename it"),
         ("ground_truth/hole", "ground_truth/Hole", "Hole must be called hole: rename it"),
-        ("test", "pictures/test", "has no test/ folder: give data.category=NAME for one of its products (pictures)"),
+        ("test", "pictures/test", "the split has a single class, good, and a classifier"),
         (
             "test/crack",
             "test/crack/inside",
@@ -187,31 +186,12 @@ def test_a_layout_that_is_nearly_right(lab, product: Path, capsys, old: str, new
     assert error.count("\n") == 1
 
 
-def test_class_folders_in_the_root(lab, product: Path, capsys) -> None:
-    for path in (product / "test").iterdir():
-        path.rename(product / path.name)
-    (product / "test").rmdir()
-    assert lab() == 2
-    assert f"move its class folders (crack/, good/, hole/) into {product / 'test'}" in capsys.readouterr().err
-
-
 def test_nested_images_are_left_out_by_name(product: Path, tmp_path: Path) -> None:
     put(product / "test/hole/monday/000.png")
     put(product / "test/hole/monday/deeper/001.png")
     found = scan(product)
     assert Counter(s.label for s in found.samples)["hole"] == 6
     assert [len(paths) for paths in found.left_out.values()] == [2]
-
-
-def test_a_folder_of_masks_for_each_image_is_one_line(tmp_path: Path) -> None:
-    folder = write_product(tmp_path / "loco")
-    for mask in (folder / "ground_truth/hole").iterdir():
-        inner = mask.parent / mask.stem.removesuffix("_mask")
-        inner.mkdir()
-        mask.rename(inner / "000.png")
-    (problem,) = scan(folder).mask_problems
-    assert problem.startswith("test/hole/000.png has no mask in ground_truth/hole/, but ground_truth/hole/000/: masks")
-    assert problem.endswith("(and 5 more of hole)")
 
 
 def test_describe_where_no_image_can_be_read(lab, product: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def spoil(product: Path, name: str) -> None:
         ("empty", "002.png"),
         ("text", "002.png"),
         ("enormous", "002.png"),
-        ("no test", "has no test/ folder"),
+        ("no test", "the split has a single class, good, and a classifier"),
         ("empty class", "crack holds no image"),
         ("no mask", "test/crack/002.png has no mask"),
         ("mask size", "002_mask.png is 9 x 9"),

@@ -22,13 +22,15 @@ from mvtec_lab.data.audit import audit
 from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
 from mvtec_lab.data.images import RULES, check_images, digests, each_image, too_bright, white_level
+from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste, check_sources
-from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of, scan
+from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, good_alone, split_samples, thin_out
+from mvtec_lab.data.splits import SPLITS, good_alone, has_test, pool_of, split_samples, thin_out
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.results import GOOD
 
 
 class MVTecDataModule(pl.LightningDataModule):
@@ -126,6 +128,12 @@ class MVTecDataModule(pl.LightningDataModule):
         except LabError as error:  # of several products, which one
             raise LabError(f"{self.folder}: {error}") from error
         self.warnings += listed.oddities(samples)
+        if self.split.protocol == "one_class" and not has_test(listed.samples):
+            tested = Counter(s.label == GOOD for s in samples if s.split == "test")
+            self.warnings.append(
+                f"the data set has no test images of its own: {tested[True]} good images, drawn by split.test="
+                f"{self.split.test:g}, and all {tested[False]} defects are tested"
+            )
         if imbalance is not None:
             kept = ", ".join(f"{label} {count}" for label, count in Counter(s.label for s in train).most_common())
             self.warnings.append(f"data.imbalance={imbalance:g}: training thinned out to {kept}")
@@ -135,9 +143,9 @@ class MVTecDataModule(pl.LightningDataModule):
         """Return what lies in the folder, neither checked nor split.
 
         Raises:
-            LabError: as ``scan`` of samples.py.
+            LabError: as ``read_folder``.
         """
-        return self.root if isinstance(self.root, Scan) else scan(product_folder(self.root, self.category))
+        return self.root if isinstance(self.root, Scan) else read_folder(product_folder(self.root, self.category))
 
     def setup(self, stage: str | None = None) -> None:
         """Scan the folder once; every image that takes part is decoded, now or for an earlier cache.
@@ -199,6 +207,11 @@ class MVTecDataModule(pl.LightningDataModule):
     def val_is_test(self) -> bool:
         """Return whether the test images validate as well."""
         return self.split.val_is_test
+
+    @property
+    def drawn_from_all(self) -> bool:
+        """Return whether all images may be drawn, not those for testing alone."""
+        return len(pool_of(self.listed.samples, self.split.pool)) == len(self.listed.samples)
 
     def of_split(self, split: str) -> list[Sample]:
         """Return the samples of train, val or test."""

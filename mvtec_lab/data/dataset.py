@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvtec_lab.data.images import WHITE, each_image
+from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste
 from mvtec_lab.data.regions import box_around
-from mvtec_lab.data.samples import Sample, classes_of, kinds_of, scan
+from mvtec_lab.data.samples import Sample, classes_of, kinds_of
 from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
 from mvtec_lab.errors import LabError, unknown
@@ -97,7 +98,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         targets: Sequence[str] = (),
     ) -> None:
         self.folder = Path(folder)
-        self.samples = list(scan(self.folder).samples if samples is None else samples)
+        self.samples = list(read_folder(self.folder).samples if samples is None else samples)
         self.classes = list(classes_of(self.samples) if classes is None else classes)
         self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
         self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets

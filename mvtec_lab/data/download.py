@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -33,6 +33,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from mvtec_lab.data.annotations.reading import PARTS
+from mvtec_lab.data.listing import EXTENSIONS
 from mvtec_lab.errors import LabError, disk_full, redacted
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte: more than a slow mirror needs to wake up
 _TRIES = 3  # in a row without a new byte; a connection that makes progress may drop any number of times
 _PARTS = ("train", "test", "ground_truth")  # the folders of a category; the rest of an archive is left out
+_LISTS = (".csv", ".json", ".txt", ".yaml", ".yml", ".names")  # lists and annotations beside images
 # What an archive may unpack to: its own size a few times over, as PNG and JPEG hardly shrink and plain BMP does by ten,
 # and as much as a small archive of blank images may need.
 _TIMES, _LEAST = 20, 1 << 30
@@ -66,6 +69,66 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
         LabError: the source cannot be fetched, has another digest than ``sha256``, is damaged or holds an unsafe
             member, or ``root`` cannot be written. Nothing half-unpacked is left behind.
     """
+    _fetch(source, root, sha256, lambda content: _move_categories(content, source, root))
+
+
+def fetch_product(source: str, root: Path, category: str | None, *, sha256: str | None = None) -> None:
+    """Unpack an archive of a product of any layout into ``root/category``, or into ``root`` where there is no category.
+
+    Folders that wrap the product are left out; images, lists and annotations are unpacked, and no other or hidden
+    files. Where ``root`` is missing or empty, whatever lies beside the category is unpacked as well: some data sets
+    keep their lists there. A download rests beside ``root``. Otherwise as ``fetch_archive``.
+
+    Raises:
+        LabError: as ``fetch_archive``; the archive has no such category.
+    """
+
+    def move(content: Path) -> None:
+        while not (category and (content / category).is_dir()):
+            inside = list(content.iterdir())
+            if not _wraps(inside):
+                break
+            content = inside[0]
+        if category and not (content / category).is_dir():
+            names = ", ".join(sorted(path.name for path in content.iterdir())[:8]) or "nothing"
+            raise LabError(f"{source} has no folder {category!r}: it holds {names}: correct data.category")
+        if category and root.is_dir() and any(root.iterdir()):
+            (content / category).rename(root / category)
+            return
+        if root.is_dir():
+            root.rmdir()
+        content.rename(root)
+
+    _fetch(source, root.parent, sha256, move, keep=_is_of_product)
+
+
+def _wraps(inside: Sequence[Path]) -> bool:
+    """Tell whether a single folder is all there is, with neither images in it nor the name of a part."""
+    alone = len(inside) == 1 and inside[0].is_dir() and inside[0].name.lower() not in PARTS
+    return alone and not any(path.suffix.lower() in EXTENSIONS for path in inside[0].iterdir())
+
+
+def _is_of_product(parts: Sequence[str], is_file: bool) -> bool:
+    """Tell whether a file or a folder may belong to a product's images, by the parts of its path."""
+    if any(part.startswith(".") for part in parts):
+        return False
+    return not is_file or PurePosixPath(parts[-1]).suffix.lower() in (*EXTENSIONS, *_LISTS)
+
+
+def _fetch(
+    source: str,
+    root: Path,
+    sha256: str | None,
+    move: Callable[[Path], None],
+    keep: Callable[[Sequence[str], bool], bool] = lambda parts, is_file: True,
+) -> None:
+    """Download, verify and unpack an archive beside its final place.
+
+    Args:
+        root: where a download rests, and what is unpacked before it is moved.
+        move: moves what was unpacked, a folder, to its place.
+        keep: tells whether a file or a folder is unpacked, by the parts of its path, and whether it is a file.
+    """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise LabError(f"data.sha256={sha256} is not a SHA-256 digest: give its 64 hexadecimal digits, or null")
     remote = re.match(r"https?://", source, re.IGNORECASE) is not None
@@ -85,7 +148,7 @@ def fetch_archive(source: str, root: Path, *, sha256: str | None = None) -> None
             archive = _download(source, root, progress) if remote else _local(source)
             try:
                 _verify(archive, source, sha256, progress)
-                _unpack(archive, source, root, progress)
+                _unpack(archive, source, root, progress, move, keep)
             except LabError:
                 if remote:  # it is complete but wrong: continuing it would never help
                     _discard(archive)
@@ -247,41 +310,54 @@ def _verify(archive: Path, source: str, sha256: str | None, progress: Progress) 
         )
 
 
-def _unpack(archive: Path, source: str, root: Path, progress: Progress) -> None:
+def _unpack(
+    archive: Path,
+    source: str,
+    root: Path,
+    progress: Progress,
+    move: Callable[[Path], None],
+    keep: Callable[[Sequence[str], bool], bool],
+) -> None:
     """Unpack beside the final place, then move each top-level entry there: a kill leaves no half category."""
     log.info("unpacking %s", redacted(source))
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
         content = Path(temporary)
         try:
-            _extract(archive, source, content, progress)
+            _extract(archive, source, content, progress, keep)
         except _DAMAGED as error:
             raise _damaged(source, error) from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise _damaged(source, error) from error  # gzip and bz2 call bad data an OSError, but without a number
-
-        while not _is_category(content):
-            folders = [entry for entry in content.iterdir() if entry.is_dir()]
-            if any(map(_is_category, folders)):
-                break
-            if len(folders) != 1:
-                raise LabError(f"{source} holds no category folder (one with train/ or test/): give another archive")
-            content = folders[0]
-        whole = _is_category(content)  # train/ and test/ lie at the archive's top: root itself is the product
-        for entry in sorted(content.iterdir()):
-            if not (entry.name in _PARTS if whole else _is_category(entry)) or entry.name.startswith("."):
-                log.info("%s is not a category folder and is left out", entry.name)
-            elif (root / entry.name).exists():
-                log.info("%s already exists and is kept", root / entry.name)
-            else:
-                for other in [] if whole else [path for path in entry.iterdir() if path.name not in _PARTS]:
-                    log.info("%s/%s is left out", entry.name, other.name)
-                    shutil.rmtree(other) if other.is_dir() else other.unlink()
-                entry.rename(root / entry.name)
+        move(content)
 
 
-def _extract(archive: Path, source: str, content: Path, progress: Progress) -> None:
+def _move_categories(content: Path, source: str, root: Path) -> None:
+    """Move the category folders of MVTec's layout, and nothing else."""
+    while not _is_category(content):
+        folders = [entry for entry in content.iterdir() if entry.is_dir()]
+        if any(map(_is_category, folders)):
+            break
+        if len(folders) != 1:
+            raise LabError(f"{source} holds no category folder (one with train/ or test/): give another archive")
+        content = folders[0]
+    whole = _is_category(content)  # train/ and test/ lie at the archive's top: root itself is the product
+    for entry in sorted(content.iterdir()):
+        if not (entry.name in _PARTS if whole else _is_category(entry)) or entry.name.startswith("."):
+            log.info("%s is not a category folder and is left out", entry.name)
+        elif (root / entry.name).exists():
+            log.info("%s already exists and is kept", root / entry.name)
+        else:
+            for other in [] if whole else [path for path in entry.iterdir() if path.name not in _PARTS]:
+                log.info("%s/%s is left out", entry.name, other.name)
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            entry.rename(root / entry.name)
+
+
+def _extract(
+    archive: Path, source: str, content: Path, progress: Progress, keep: Callable[[Sequence[str], bool], bool]
+) -> None:
     """Write every file of an archive below a folder; nothing that lies outside, and not without bound."""
     most, size = max(_LEAST, _TIMES * archive.stat().st_size), 0
     with progress.open(archive, "rb", description="unpacking") as file:
@@ -295,6 +371,9 @@ def _extract(archive: Path, source: str, content: Path, progress: Progress) -> N
             parts = _safe_parts(name, source)
             target = content.joinpath(*parts)
             if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
+                continue
+            if not keep(parts, stream is not None):
+                log.info("%s is left out", name)
                 continue
             if stream is None:
                 target.mkdir(parents=True, exist_ok=True)

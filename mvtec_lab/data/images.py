@@ -21,6 +21,7 @@ from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
+from mvtec_lab.data.listing import list_images
 from mvtec_lab.errors import LabError
 
 # Pixels depend on these beside the file; the version is raised when read_image or resize returns something else.
@@ -141,6 +142,8 @@ class _Mask(NamedTuple):
 
 @_remembered
 def _mask(path: Path) -> _Mask:
+    if path.is_dir():
+        return _Mask(float(read_mask(path).mean()), any(_mask(file).grey for file in files_of(path)))
     values, labels = _values(path)
     marked = _marked(values, labels)
     return _Mask(float(marked.mean()), _is_grey(values, marked, labels))
@@ -174,9 +177,19 @@ def read_mask(path: Path) -> np.ndarray:
     integers, and values that span less than ``LABELS``) are True where the label is not 0. The alpha channel is the
     mask where the colours do not vary. A mask of a single value is all True, or all False where that value is 0.
 
+    Args:
+        path: a file, or a folder with several masks of one image, which are merged.
+
     Raises:
-        LabError: the file is missing, damaged, not an image, or larger than ``MAX_PIXELS``.
+        LabError: the file is missing, damaged, not an image, or larger than ``MAX_PIXELS``; masks of one image differ
+            in size.
     """
+    if path.is_dir():
+        masks = [read_mask(file) for file in files_of(path)]
+        if len({mask.shape for mask in masks}) != 1:
+            reason = "its masks differ in size" if masks else "no mask is in it"
+            raise LabError(f"{path} cannot be read ({reason}): replace or remove it")
+        return np.logical_or.reduce(masks)
     return _marked(*_values(path))
 
 
@@ -203,10 +216,12 @@ def _marked(values: np.ndarray, labels: bool) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int, str]:
     """Return width and height (upright) in pixels and Pillow's mode, from the file's header alone.
 
+    Of a folder of masks the first one counts.
+
     Raises:
         LabError: the header is missing or damaged, or says more than ``MAX_PIXELS``.
     """
-    with _opened(path, verify=False) as image:
+    with _opened(next(iter(files_of(path)), path), verify=False) as image:
         width, height = image.size
         # If its header has no EXIF, Pillow would decode a PNG to look for it behind the pixels.
         if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
@@ -278,8 +293,16 @@ def check_image(path: Path) -> None:
     read_image(path)
 
 
+def files_of(mask: Path) -> list[Path]:
+    """Return the files of a mask: itself, or the images in a folder of several masks, in natural order."""
+    return list_images(mask).images if mask.is_dir() else [mask]
+
+
 @_remembered
 def _digest(path: Path) -> str:
+    if path.is_dir():
+        inside = "".join(f"{file.name} {_digest(file)}\n" for file in files_of(path))
+        return hashlib.blake2b(inside.encode(), digest_size=16).hexdigest()
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
@@ -300,6 +323,10 @@ def _oddity(path: Path) -> str:
 
 
 def _stamp(path: Path) -> _Stamp:
+    if path.is_dir():
+        inside = [_stamp(file) for file in files_of(path)]
+        _, sizes, modified, changed = zip(*inside, strict=True) if inside else ((), (), (0,), (0,))
+        return f"{path.absolute()} {len(inside)}", sum(sizes), max(modified), max(changed)
     stat = path.stat()
     return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime, as cp -p keeps the other
 

@@ -1,26 +1,21 @@
-"""Read one product folder in MVTec's layout into a list of samples."""
+"""Hold what lies in a product folder: samples with their class, mask and part."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.data.images import image_size, mask_share, read_mask
-from mvtec_lab.data.listing import EXTENSIONS, LeftOut, Listing, list_images, name_left_out
+from mvtec_lab.data.images import mask_share, read_mask
+from mvtec_lab.data.listing import LeftOut, name_left_out
 from mvtec_lab.data.regions import Region, merged, regions_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import GOOD
 
-PARTS = ("train", "test", "ground_truth")
-
-# Why something is left out of a product folder, beside the reasons of a listing.
-LOOSE = "image(s) in no class folder"
-NESTED = "image(s) in a folder inside a class folder"
-OTHER = f"folder(s) of train/ beside train/{GOOD}"
+# What plants and data sets call their good images.
+LIKELY_GOOD = ("ok", "io", "i.o.", "gut", "normal", "pass", "passed", "conforming", "bon", "buono", "bueno", "clean")
 
 
 @dataclass(frozen=True)
@@ -112,12 +107,23 @@ class Scan:
 
     def oddities(self, samples: Sequence[Sample]) -> list[str]:
         """Return what a reader of the figures should know of these samples, after the split, a line each."""
-        idle = sum(bool(listed.split) and not s.split for listed, s in zip(self.samples, samples, strict=True))
-        messages = [f"{idle} of {len(samples)} annotated images take no part in this split"] if idle else []
+        defects_train = any(
+            s.label != GOOD for s in self.samples if s.split != "test"
+        )  # else the rest waits, as MVTec's
+        pairs = zip(self.samples, samples, strict=True)
+        idle = sum(bool(own.split) and not s.split and (defects_train or own.split == "test") for own, s in pairs)
+        messages = [f"{idle} of {len(samples)} images take no part in this split"] if idle else []
         messages += [*self.notes, *name_left_out(self.left_out, self.folder)]
         if not any(s.label == GOOD for s in samples if s.split):
-            messages.append(f"no class is called {GOOD!r}: every image counts as a defect")
+            messages.append(f"{no_good(classes_of(samples))}: every image counts as a defect")
         return messages
+
+
+def no_good(classes: Sequence[str]) -> str:
+    """Return that no class is called good, and the setting that names it: the class that sounds like it, if any."""
+    likely = next((name for name in classes if name.strip().casefold() in LIKELY_GOOD), None)
+    named = f"give data.good=[{likely or 'NAME'}] if {likely or 'one of them'} is the class of good images"
+    return f"no class is called {GOOD!r} (there are {', '.join(classes)}): {named}"
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:
@@ -132,153 +138,3 @@ def kinds_of(samples: Sequence[Sample]) -> list[str]:
     """
     kinds = {s.label for s in samples} | {region.label for s in samples for region in s.objects}
     return sorted(kinds - {GOOD})
-
-
-def scan(folder: Path) -> Scan:
-    """List ``train/good``, ``test/<class>`` and the masks ``ground_truth/<class>/<name>_mask.*``.
-
-    Masks are read only where the folder has ``ground_truth/``; each is compared with its image's size.
-
-    Raises:
-        LabError: no ``test/``, a class folder without an image, a folder whose name differs from the layout only by
-            case, a file name that is not text, or a mask that belongs to two images.
-    """
-    _check_case(folder, PARTS)
-    if not (folder / "test").is_dir():
-        refuse_class_masks(folder)
-        raise LabError(f"{folder} has no test/ folder: {_layout(folder)}")
-    result = Scan(folder)
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            continue
-        _check_case(folder / part, [GOOD])
-        top = _list(folder / part, result)
-        if top.images:
-            result.leave_out({LOOSE: [str(path) for path in top.images]})
-        for class_folder in sorted(top.folders):
-            if part == "train" and class_folder.name != GOOD:
-                result.leave_out({OTHER: [str(class_folder)]})
-            else:
-                result.samples += _samples(class_folder, result)
-    if not result.samples:
-        raise LabError(f"{folder / 'test'} has no class folders: MVTec's layout is test/<defect type>/*.png")
-    return result
-
-
-def refuse_class_masks(folder: Path) -> None:
-    """Raise LabError for a folder of masks by class index, as ``task=annotate format=masks`` writes: none reads it."""
-    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    if names == {"classes.json", "images", "masks"}:
-        raise LabError(
-            f"{folder} holds masks by class index (format=masks), which are for other programs: write format=coco, and "
-            "read it with data=coco"
-        )
-
-
-def _check_case(folder: Path, names: Collection[str]) -> None:
-    """Refuse a folder Good where good is meant: it would be left out, or be a defect type."""
-    present = [path.name for path in folder.iterdir() if path.is_dir()]
-    meant = {name.lower(): name for name in names if name not in present}
-    for name in sorted(present):
-        if name not in names and name.strip().lower() in meant:
-            raise LabError(f"{folder / name} must be called {meant[name.strip().lower()]}: rename it")
-
-
-def _layout(folder: Path) -> str:
-    """Return how to make a folder a product, or which setting reads it, by what lies in it."""
-    annotated = {"coco": ("annotations/*.json", "*/_annotations.coco.json"), "yolo": ("data.yaml", "data.yml")}
-    for name, patterns in annotated.items():
-        if any(next(folder.glob(pattern), None) for pattern in patterns):
-            return f"give data={name} for what is annotated in that format"
-    listing = list_images(folder)
-    classes = [path.name for path in sorted(listing.folders) if list_images(path).images]
-    if classes:
-        shown = ", ".join(f"{name}/" for name in classes[:3]) + (" ..." if len(classes) > 3 else "")
-        return f"move its class folders ({shown}) into {folder / 'test'}"
-    products = [path.name for path in sorted(listing.folders) if (path / "test").is_dir()]
-    if products:
-        return f"give data.category=NAME for one of its products ({', '.join(products[:15])})"
-    return "MVTec's layout is test/<defect type>/*.png"
-
-
-def _list(folder: Path, result: Scan) -> Listing:
-    listing = list_images(folder)
-    if listing.unusable:
-        more = f" (and {len(listing.unusable) - 1} more)" if len(listing.unusable) > 1 else ""
-        raise LabError(listing.unusable[0] + more)
-    result.leave_out(listing.left_out)
-    return listing
-
-
-def _samples(class_folder: Path, result: Scan) -> list[Sample]:
-    here = Scan(result.folder)
-    listing = _list(class_folder, here)
-    for inner in (list_images(path, deep=True) for path in listing.folders):
-        here.leave_out(inner.left_out)
-        if inner.images:
-            here.leave_out({NESTED: [str(path) for path in inner.images]})
-    if not listing.images:
-        instead = "".join(f"; {line}" for line in name_left_out(here.left_out, result.folder))
-        raise LabError(f"{class_folder} holds no image ({', '.join(EXTENSIONS)}): fill it or remove it{instead}")
-    result.leave_out(here.left_out)
-    label = class_folder.name
-    masks = _masks(label, listing.images, result) if label != GOOD else {}
-    paths = ((path, path.relative_to(result.folder).as_posix()) for path in listing.images)
-    return [Sample(name, label, masks.get(path), name) for path, name in paths]
-
-
-def _masks(label: str, images: Sequence[Path], result: Scan) -> dict[Path, str]:
-    """Return the mask of each image that has one: the file with the image's name, with or without _mask."""
-    folder = result.folder / "ground_truth"
-    if not folder.is_dir():
-        return {}
-    _check_case(folder, [label])
-    listing = list_images(folder / label) if (folder / label).is_dir() else Listing()
-    by_stem = defaultdict(list)
-    for path in listing.images:
-        by_stem[path.stem].append(path)
-
-    def name(path: Path) -> str:
-        return path.relative_to(result.folder).as_posix()
-
-    masks: dict[Path, str] = {}
-    owner: dict[Path, Path] = {}
-    missing, unreadable, unfit = [], [], []
-    for image in images:
-        candidates = [mask for stem in (f"{image.stem}_mask", image.stem) for mask in by_stem[stem]]
-        if len(candidates) > 1:
-            first, second = map(name, candidates[:2])
-            raise LabError(f"{result.folder}: {name(image)} has two masks, {first} and {second}: remove one")
-        if not candidates:
-            missing.append(f"{name(image)} has no mask in ground_truth/{label}/")
-            continue
-        mask = candidates[0]
-        if mask in owner:
-            raise LabError(
-                f"{result.folder}: {name(owner[mask])} and {name(image)} share the mask {name(mask)}: give each image "
-                "a name and a mask of its own"
-            )
-        owner[mask] = image
-        try:
-            of_mask = image_size(mask)[:2]
-        except LabError as error:
-            reason = str(error).replace(str(mask), name(mask), 1)
-            unreadable.append(reason.rpartition(": ")[0])  # without its remedy: each task has its own
-            continue
-        try:
-            size = image_size(image)[:2]
-        except LabError:  # decoding the image will name it
-            size = of_mask
-        if size == of_mask:
-            masks[image] = name(mask)
-        else:
-            sizes = "{} x {}".format(*of_mask), "{} x {}".format(*size)
-            unfit.append(f"{name(mask)} is {sizes[0]} but {name(image)} is {sizes[1]}")
-    if missing and listing.folders:
-        inner = name(sorted(listing.folders)[0])
-        missing[0] += f", but {inner}/: masks are one file per image, <name>_mask.png: merge those of a folder"
-    for problems in (missing, unfit, unreadable):
-        if problems:
-            more = f" (and {len(problems) - 1} more of {label})" if len(problems) > 1 else ""
-            result.mask_problems.append(problems[0] + more)
-    return masks

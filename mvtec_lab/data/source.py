@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from mvtec_lab.config import DataConfig
 from mvtec_lab.data.catalogue import CATEGORIES, LICENSE, PAGE
+from mvtec_lab.data.layouts import ANNOTATED, MVTEC, fitting, list_of, recognise
+from mvtec_lab.data.layouts.base import subfolders
+from mvtec_lab.data.layouts.misplaced import not_a_folder, setting
 from mvtec_lab.errors import LabError, unknown
 
 log = logging.getLogger(__name__)
@@ -19,21 +23,44 @@ def product_folder(root: str | Path, category: str | None) -> Path:
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise LabError(f"data.root={root} is not a folder: give the folder that holds the category folders")
+        raise not_a_folder(root)
     folder = root / category if category else root
-    if not folder.is_dir():
+    if category and not folder.is_dir():
+        if fitting(root):
+            remedy = f"give {setting('data.root', root.absolute().parent)}" if root.name == category else ""
+            raise LabError(f"{root} is a product itself: {remedy or 'leave out data.category'}")
         present = _products(root)
         if not present:
-            raise LabError(f"data.root={root} holds no category folder (a folder with test/ in it)")
+            recognise(root)  # says what lies there
+            raise LabError(f"data.root={root} has no folder {category!r}: leave out data.category")
         raise LabError(f"{unknown('category', category, present)} in {root}")
     return folder
+
+
+def look(data: DataConfig) -> None:
+    """Refuse data whose place or layout is wrong, from the names of files and folders alone: before torch is imported.
+
+    What would have to be drawn or fetched first is left to ``locate``.
+
+    Raises:
+        LabError: no such folder, or none that can be read; the error says what lies there, and what would work.
+    """
+    assert data.root is not None
+    folder = Path(data.root).expanduser() / (data.category or "")
+    if data.name == "sample" or (data.archive and _is_vacant(folder)):
+        return
+    folder = locate(data.name, data.root, data.category)
+    if data.labels is not None:
+        list_of(data.labels, folder)
+    elif data.name not in (*MVTEC, *ANNOTATED):
+        recognise(folder, data.name, data.good)
 
 
 def locate(name: str, root: str, category: str | None, archive: str | None = None, sha256: str | None = None) -> Path:
     """Return the folder of the product that a configuration names; a missing one is drawn or fetched.
 
     Args:
-        name: ``sample``, ``mvtec`` or ``folder``.
+        name: a value of ``data.name``.
         root, category: the folder and the category folder below it.
         archive, sha256: the archive of a missing category, and the digest that it must have.
     """
@@ -49,22 +76,41 @@ def locate(name: str, root: str, category: str | None, archive: str | None = Non
     if name == "mvtec" and category not in CATEGORIES:
         raise unknown("MVTec AD category", category, CATEGORIES)
     folder = Path(root).expanduser() / (category or "")
-    if not folder.is_dir() and archive is not None:
-        from mvtec_lab.data.download import fetch_archive
+    if archive is not None and _is_vacant(folder):
+        from mvtec_lab.data.download import fetch_archive, fetch_product
 
         if "://" not in archive and not Path(archive).expanduser().is_file():
             raise LabError(f"data.archive={archive} does not exist: give an archive's file or URL")
         if name == "mvtec":
             log.warning(LICENSE)
-        fetch_archive(archive, Path(root).expanduser(), sha256=sha256)
+            fetch_archive(archive, Path(root).expanduser(), sha256=sha256)
+        else:
+            fetch_product(archive, Path(root).expanduser(), category, sha256=sha256)
     if name == "mvtec" and not folder.is_dir():
-        present = ", ".join(_products(Path(root).expanduser())) or "no category"
-        raise LabError(
-            f"{root} has no {category!r} (found: {present}): give data.root=FOLDER or MVTEC_ROOT, or "
-            f"data.archive=URL_OR_FILE of an archive from {PAGE}"
-        )
+        assert category is not None
+        raise _no_category(Path(root).expanduser(), category)
     return product_folder(root, category)
 
 
+def _no_category(root: Path, category: str) -> LabError:
+    """Return the error of a root without an MVTec category: the root that has it, or how to get it."""
+    if not root.is_dir():
+        return not_a_folder(root)
+    above = [root.absolute().parent] if root.name == category else []
+    for place in [*above, *subfolders(root)]:
+        if (place / category).is_dir() and fitting(place / category):
+            return LabError(f"{root} has no {category!r}, but {place} has it: give {setting('data.root', place)}")
+    present = ", ".join(_products(root)) or "no category"
+    return LabError(
+        f"{root} has no {category!r} (found: {present}): give data.root=FOLDER or MVTEC_ROOT, or "
+        f"data.archive=URL_OR_FILE of an archive from {PAGE}"
+    )
+
+
+def _is_vacant(folder: Path) -> bool:
+    """Tell whether a folder is missing or empty: an archive may fill it."""
+    return not folder.exists() or (folder.is_dir() and next(folder.iterdir(), None) is None)
+
+
 def _products(root: Path) -> list[str]:
-    return sorted(p.parent.name for p in root.glob("[!.]*/test"))
+    return [path.name for path in subfolders(root) if fitting(path)]

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from mvtec_lab.config import SplitConfig, validate_split
-from mvtec_lab.data.samples import Sample, classes_of
+from mvtec_lab.data.samples import Sample, classes_of, no_good
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import GOOD, read_csv
 
@@ -34,31 +34,36 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
             does not fit the samples.
     """
     validate_split(split)
-    samples = [replace(s, group=_group(s.path, split.group_by)) for s in samples]
-    if split.group_by and all(s.group == s.path for s in samples):
+    samples = [replace(s, group=_group(s, split.group_by)) for s in samples]
+    if split.group_by and all(s.group == s.path for s in samples) and split.protocol != "test_folder":
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
     if split.protocol == "own":
         result = _own(samples, split)
         _check_classes(result)
         return result
     if split.protocol == "test_folder":
-        return _test_folder(samples)
+        return [replace(s, split="test" if _is_test(s) else "") for s in _with_test(samples, split)]
     if split.protocol == "one_class":
-        return _one_class(samples, split.val, split.seed)
+        return _one_class(samples, split)
     result = _drawn(samples, split) if split.file is None else _from_file(samples, Path(split.file), split.val_is_test)
     _check_classes(result)
     return result
 
 
-def _test_folder(samples: Sequence[Sample]) -> list[Sample]:
-    if not any(map(_is_test, samples)):
-        raise LabError("there is no test folder: MVTec's layout is test/good and test/<defect type>")
-    return [replace(s, split="test" if _is_test(s) else "") for s in samples]
+def pool_of(samples: Sequence[Sample], pool: str) -> list[Sample]:
+    """Return the samples that may be drawn: the data set's test images where the others are good alone, else all.
+
+    Args:
+        pool: ``all`` takes the good images for training as well.
+    """
+    others = [s for s in samples if not _is_test(s)]
+    one_class = len(others) < len(samples) and all(s.label == GOOD for s in others)
+    return [s for s in samples if _is_test(s)] if one_class and pool == "test" else list(samples)
 
 
-def in_pool(sample: Sample, pool: str) -> bool:
-    """Tell whether a sample may be drawn: all of an annotated data set, else those of the test folder or ``all``."""
-    return bool(sample.split) or pool == "all" or sample.path.startswith("test/")
+def has_test(samples: Iterable[Sample]) -> bool:
+    """Tell whether a data set has test images of its own."""
+    return any(map(_is_test, samples))
 
 
 def _is_test(sample: Sample) -> bool:
@@ -71,7 +76,8 @@ def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     parts = {s.split for s in samples}
     if "" in parts:
         raise LabError(
-            "split.protocol=own is for data=coco and data=yolo, which have parts: give split.protocol=holdout"
+            "split.protocol=own is for data=coco, data=yolo and folders train/, val/, test/, which have parts: give "
+            "split.protocol=holdout"
         )
     if split.val_is_test and "val" in parts:
         raise LabError("the data set has validation images: leave out split.val_is_test")
@@ -92,7 +98,7 @@ def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
 
 def _drawn(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     """Return a split that is drawn class by class: holdout or kfold."""
-    pooled, seed = [s for s in samples if in_pool(s, split.pool)], split.seed
+    pooled, seed = pool_of(samples, split.pool), split.seed
     if split.per_class is not None:
         pooled = _draw_per_class(pooled, split.per_class, seed)
     units = _units(pooled)
@@ -112,15 +118,24 @@ def _drawn(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     return [replace(s, split=split_of(s)) for s in samples]
 
 
-def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]:
-    """Return a split in which a share of train/good is val, the rest of it trains, and the test folder is test.
+def _one_class(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Return a split in which a share of the good images is val, the others train, and the test images are test.
 
-    An annotated data set tests on its own test images; its other good images are train/good.
+    Good images that the data set has for validation are val instead. Without test images of its own, all defects and
+    a share of the good images are test.
     """
+    if all(s.label != GOOD for s in samples):
+        raise LabError(no_good(classes_of(samples)))
+    if has_test(samples):
+        _leave_out("test", split.test, "has test images of its own")
+    samples = _with_test(samples, split)
     learnt = [s for s in samples if not _is_test(s) and s.label == GOOD]
-    if samples[0].split and not any(map(_is_test, samples)):
-        raise LabError("the data set has no test images of its own: split.protocol=one_class tests on these")
-    chosen = _held_out(learnt, val, seed)
+    chosen = {s.group for s in learnt if s.split == "val"}
+    if chosen and any(s.split == "train" for s in learnt):
+        _leave_out("val", split.val, "has validation images of its own")
+        _check_groups([s for s in learnt if s.group in chosen], "the data set's own division")
+    else:
+        chosen = _held_out(learnt, split.val, split.seed)
     tested = {s.group: s.path for s in samples if _is_test(s)}
     if torn := [s for s in learnt if s.group in tested]:
         raise LabError(
@@ -134,6 +149,23 @@ def _one_class(samples: Sequence[Sample], val: float, seed: int) -> list[Sample]
         return "test" if _is_test(sample) else "val" if sample.group in chosen else "train"
 
     return [replace(s, split=split_of(s)) for s in samples]
+
+
+def _with_test(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+    """Return samples with test images: the data set's own, or all defects and the share ``split.test`` of the rest."""
+    if has_test(samples):
+        return list(samples)
+    tested = {s.group for s in samples if s.label != GOOD}  # of a good image's group as well
+    units = _units([s for s in samples if s.group not in tested])
+    if units:
+        tested |= _draw(units, units, split.test, split.seed, "test")
+    return [replace(s, split="test" if s.group in tested else s.split or "train") for s in samples]
+
+
+def _leave_out(key: str, share: float, why: str) -> None:
+    """Refuse a share that is drawn from nothing."""
+    if share != getattr(SplitConfig(), key):
+        raise LabError(f"split.{key}={share:g} does nothing for a data set that {why}: leave it out")
 
 
 def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: SplitConfig) -> list[Sample]:
@@ -226,9 +258,11 @@ def _tail(counts: Mapping[str, int], ratio: float) -> dict[str, int]:
     return kept
 
 
-def _group(path: str, pattern: str | None) -> str:
-    match = re.search(pattern, path) if pattern else None
-    return match.group(1) if match and match.group(1) else path
+def _group(sample: Sample, pattern: str | None) -> str:
+    """Return the group of an image by the user's pattern; without one the data set's own, or the image alone."""
+    match = re.search(pattern, sample.path) if pattern else None
+    without = sample.path if pattern else sample.group or sample.path
+    return match.group(1) if match and match.group(1) else without
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
@@ -336,4 +370,9 @@ def _check_classes(samples: Iterable[Sample]) -> None:
     if missing:
         raise LabError(f"class {min(missing)!r} has no training image: the network cannot learn it")
     if len(classes_of(used)) < 2:
+        if all(s.label == GOOD for s in used):
+            raise LabError(
+                "the split has a single class, good, and a classifier needs defects: attempt=patchcore learns good "
+                "images alone"
+            )
         raise LabError("the split has a single class: a classifier needs two or more (split.pool=all adds train/good)")

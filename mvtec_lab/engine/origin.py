@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
-    "data": ("name", "root", "category", "masks", "image_size", "white", "batch_size", "imbalance"),
+    "data": ("name", "root", "category", "good", "labels", "masks", "image_size", "white", "batch_size", "imbalance"),
     "split": tuple(Config().split.__dataclass_fields__),
     "model": ("method",),  # which goes with the split's protocol
     "threshold": ("rule",),
@@ -53,6 +53,8 @@ def origin_of(ckpt: Path) -> Config | None:
     except LabError as error:
         raise damaged(path, error) from error
     config.data.root = _root(run_dir, config)
+    if config.data.labels is not None:
+        config.data.labels = path_of_run(run_dir, "data.labels", config.data.labels)
     return config
 
 

@@ -10,10 +10,10 @@ import torch
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config
-from mvtec_lab.data.annotations import READERS
 from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.images import digests
+from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.sampling import Sampling
 from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -41,7 +41,7 @@ def data_module(
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
-        READERS[d.name](folder) if d.name in READERS else folder,
+        read_folder(folder, d.name, d.good, d.labels),
         image_size=d.image_size,
         white=d.white,
         batch_size=d.batch_size,
@@ -105,6 +105,7 @@ def absolute_paths(config: Config, of_method: Mapping[str, str | None]) -> dict[
     weights = config.model.weights
     given = {
         "data.root": config.data.root,
+        "data.labels": config.data.labels if config.data.labels and Path(config.data.labels).is_file() else None,
         "split.file": config.split.file,
         "model.weights": weights if weights and Path(weights).expanduser().is_file() else None,
         "model.sam_weights": config.model.sam_weights,

@@ -403,14 +403,15 @@ def _protocol(settings: Settings, run: RunResult) -> str | None:
                 return f"{text}, trained on train/good, {split['val']} of it held out for validation"
             text += f", validation {split['val']}"
         case "one_class":
-            return f"Trained on train/good, {split['val']} of it held out for validation; tested on the test folder"
+            held_out = sum(run.counts.get("val", {}).values())
+            return f"Trained on good images alone, {held_out} others held out for validation; tested on the test images"
         case "own":
             return f"The data set's own split; what it lacks is drawn: validation {split['val']}, test {split['test']}"
         case "file":
             return f"Split by {split['file']}"
         case _:
             text = f"Holdout, validation {split['val']}, test {split['test']}"
-    pool = "the test folder" if split["pool"] == "test" else "all images"
+    pool = "all images" if run.drawn_from_all or split["pool"] == "all" else "the test folder"
     return f"{text} of {pool}" + ("" if split["per_class"] == "null" else f", {split['per_class']} images a class")
 
 

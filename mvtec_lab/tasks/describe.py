@@ -20,7 +20,7 @@ from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
 from mvtec_lab.data.samples import Sample, Scan, classes_of
-from mvtec_lab.data.splits import SPLITS, good_alone, in_pool, split_samples
+from mvtec_lab.data.splits import SPLITS, good_alone, pool_of, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
@@ -63,7 +63,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "images_used": len(used),
         "split": vars(config.split),
         "classes_by_split": by_split,
-        "found": dict(Counter("/".join(s.path.split("/")[:2]) for s in scanned.samples)),
+        "found": dict(Counter(map(_place, scanned.samples))),
         "official": _official(folder.name) if config.data.name == "mvtec" else None,
         "imbalance_ratio": max(trained) / min(trained),
         "dimensions": _dimensions([folder / s.path for s in sound]),
@@ -83,6 +83,12 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         write_picture(run_dir / "dataset.jpg", _examples(folder, examples, classes, white))
     _print(facts, run_dir)
     return facts
+
+
+def _place(sample: Sample) -> str:
+    """Return the class of a sample, with its part in front where the data set has parts: ``test/crack``."""
+    top = sample.split or sample.path.split("/")[0]
+    return f"{top}/{sample.label}" if top in SPLITS else sample.label
 
 
 def _trained(counts: Mapping[str, int]) -> list[int]:
@@ -113,7 +119,7 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
         return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
     except LabError as error:
-        samples = [s for s in scanned.samples if in_pool(s, config.split.pool)]
+        samples = pool_of(scanned.samples, config.split.pool)
         return samples, config.data.white or white_level(files(sound)), [f"no split: {error}"]
 
 

@@ -77,6 +77,7 @@ def run_attempt(
         classes=problem.classes(data),
         counts=problem.counts(data),
         val_is_test=data.val_is_test,
+        drawn_from_all=data.drawn_from_all,
         reported=None if config.reported.accuracy is None else asdict(config.reported),
         warnings=[*data.warnings, *notes, *problem.marks(config, data)],
         versions=versions(),

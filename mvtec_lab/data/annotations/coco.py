@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 
 from mvtec_lab.data.annotations.export import Annotated, Loss, copy_images, write_text
-from mvtec_lab.data.annotations.reading import Annotations, fitted, fitted_box, part_of, size_of
+from mvtec_lab.data.annotations.reading import (
+    Annotations,
+    fitted,
+    fitted_box,
+    part_of,
+    refuse_class_masks,
+    size_of,
+)
 from mvtec_lab.data.regions import Region, Size, polygons_of, region_of_polygons, region_of_rle
-from mvtec_lab.data.samples import Scan, refuse_class_masks
+from mvtec_lab.data.samples import Scan
 from mvtec_lab.errors import LabError
 
 ROBOFLOW = "_annotations.coco.json"

@@ -112,6 +112,16 @@ class Annotations:
         return self.result
 
 
+def refuse_class_masks(folder: Path) -> None:
+    """Raise LabError for a folder of masks by class index, as ``task=annotate format=masks`` writes: none reads it."""
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if names == {"classes.json", "images", "masks"}:
+        raise LabError(
+            f"{folder} holds masks by class index (format=masks), which are for other programs: write format=coco, and "
+            "read it with data=coco"
+        )
+
+
 def size_of(image: Path) -> Size:
     """Return height and width of an image, upright."""
     width, height, _ = image_size(image)

@@ -12,10 +12,19 @@ import numpy as np
 import yaml
 
 from mvtec_lab.data.annotations.export import Annotated, Loss, copy_images, require_outlines, write_text
-from mvtec_lab.data.annotations.reading import PARTS, SLACK, Annotations, fitted, fitted_box, part_of, size_of
+from mvtec_lab.data.annotations.reading import (
+    PARTS,
+    SLACK,
+    Annotations,
+    fitted,
+    fitted_box,
+    part_of,
+    refuse_class_masks,
+    size_of,
+)
 from mvtec_lab.data.listing import list_images
 from mvtec_lab.data.regions import Region, Size, joined, polygons_of, region_of_polygons
-from mvtec_lab.data.samples import Scan, refuse_class_masks
+from mvtec_lab.data.samples import Scan
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import read_yaml
 

@@ -58,7 +58,8 @@ class Anomaly(Problem):
         return two_classes(data.counts())
 
     def to_judge(self, config: Config, model: Model) -> Config:
-        split = SplitConfig(protocol="test_folder", seed=config.split.seed)
+        s = config.split
+        split = SplitConfig(protocol="test_folder", seed=s.seed, test=s.test, group_by=s.group_by)
         return replace(config, split=split, data=replace(config.data, masks="optional"))
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:

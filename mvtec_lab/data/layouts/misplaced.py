@@ -1,0 +1,152 @@
+"""Say in one line what lies in a folder that cannot be read, and the setting that would work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+from mvtec_lab.data.annotations.reading import refuse_class_masks
+from mvtec_lab.data.layouts.base import MASKS, class_folders, images_in, parts_in, subfolders
+from mvtec_lab.data.listing import EXTENSIONS
+from mvtec_lab.errors import LabError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+DEEP = 3  # folders down to where a product is looked for: <root>/<download>/<data set>/<product>
+WIDE = 200  # folders looked at on each level; a data set of more products names its first ones
+# Files that only these formats have.
+_ANNOTATED = {
+    "coco": ("annotations/instances_*.json", "*/_annotations.coco.json", "_annotations.coco.json"),
+    "yolo": ("data.yaml", "data.yml", "obj.names", "labels/*.txt", "labels/*/*.txt"),
+}
+
+
+def misplaced(folder: Path, layout: str | None, wanted: str, fitting: Callable[[Path], str | None]) -> LabError | None:
+    """Return why a folder is not to be read as it is; None where a layout fits it and it is none of an other one.
+
+    Args:
+        layout: the name of the layout that fits it; None: none does.
+        wanted: what is looked for.
+        fitting: returns the name of the layout that fits a folder.
+
+    Raises:
+        LabError: it holds masks by class index.
+    """
+    if layout not in (None, "classes", "parts"):
+        return None
+    refuse_class_masks(folder)
+    for name, patterns in _ANNOTATED.items():
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
+            return LabError(f"{folder} has annotations in {name.upper()}'s format: give data={name}")
+    above = folder.absolute().parent
+    if folder.name in {MASKS, *(path.name for path in parts_in(above))} and fitting(above):
+        return LabError(f"{folder} is a part of the product {above}: give {setting('data.root', above)}")
+    if layout is not None:
+        return None
+    if any(images_in(folder)) and not any(map(fitting, subfolders(folder)[:WIDE])):
+        return _flat(folder, fitting)
+    return _elsewhere(folder, wanted, fitting)
+
+
+def setting(key: str, value: str | Path) -> str:
+    """Return ``key=value`` as it is typed: in quotes where a shell would part or expand it.
+
+    >>> setting("data.root", "/data/my product [1]")
+    '"data.root=/data/my product [1]"'
+    """
+    words = f"{key}={value}"
+    return words if re.fullmatch(r"[\w./:=~+,@%-]+", words) else f'"{words}"'
+
+
+def not_a_folder(root: Path) -> LabError:
+    """Return the error of a ``data.root`` that is no folder, with what it may have been meant to be."""
+    given = f"data.root={root}"
+    if root.is_file():
+        name = root.name.lower()
+        if name.endswith(ARCHIVES):
+            target = root.parent / re.sub(r"(\.tar)?\.\w+$", "", root.name)
+            return LabError(
+                f"{given} is an archive: give {setting('data.archive', root)} {setting('data.root', target)}, the "
+                "folder that it is unpacked into"
+            )
+        if name.endswith(EXTENSIONS):
+            return LabError(
+                f"{given} is an image: give the folder around its class folder; task=predict ckpt=FILE "
+                f"{setting('source', root)} judges it"
+            )
+        if name.endswith((".csv", ".json")):
+            lists = f"{setting('data.labels', root)} {setting('data.root', root.parent)}"
+            return LabError(f"{given} is a list: give {lists}, or whatever folder holds the images")
+        return LabError(f"{given} is a file, not a folder: give the folder that holds the images")
+    if re.match(r"[A-Za-z]:", str(root)) or "\\" in str(root):
+        return _windows(str(root))
+    parent = next(path for path in root.absolute().parents if path.is_dir())
+    inside = [path.name for path in subfolders(parent)]
+    if parent == root.absolute().parent and (near := get_close_matches(root.name, inside, n=1)):
+        return LabError(f"{given} is not a folder: did you mean {setting('data.root', parent / near[0])}?")
+    shown = f"{', '.join(inside[:8])}{' ...' if len(inside) > 8 else ''}" if inside else "no folder"
+    return LabError(f"{given} is not a folder: {parent} holds {shown}")
+
+
+def _windows(path: str) -> LabError:
+    given = f"data.root={path}"
+    if "\\" not in path and "/" not in path:  # C:Usersmepictures
+        return LabError(f"{given} has lost its backslashes to the shell: give it in single quotes, 'data.root=C:\\...'")
+    drive, rest = (path[0].lower(), path[2:]) if path[1:2] == ":" else ("", path)
+    mounted = Path(f"/mnt/{drive}{rest.replace(chr(92), '/')}") if drive else None
+    if mounted is not None and mounted.is_dir():  # the Windows Subsystem for Linux
+        return LabError(f"{given} is called {mounted} here: give {setting('data.root', mounted)}")
+    return LabError(f"{given} is a Windows path, and no folder here: give the path that this system has for it")
+
+
+def _flat(folder: Path, fitting: Callable[[Path], str | None]) -> LabError:
+    """Return the error of a folder that has images of its own and no class folders."""
+    count = sum(1 for _ in islice(images_in(folder), 100_000))
+    part = folder.absolute().parent
+    above = part.parent if part in parts_in(part.parent) else part
+    if (layout := fitting(above)) and layout != "classes":
+        return LabError(f"{folder} is a class folder of {above}: give {setting('data.root', above)}")
+    beside = [path.name for path in class_folders(above) if layout and path.name != folder.name]
+    itself = f"give {setting('data.root', above)} if it is one itself, beside {beside[0]}/; else " if beside else ""
+    return LabError(
+        f"{folder} holds {count} image(s) but no class folders: {itself}move them into {folder / '<class>'}, all good "
+        f"ones into {folder / 'train/good'}; or name their classes in a list: data.labels=FILE.csv (columns path,label)"
+    )
+
+
+def _elsewhere(folder: Path, wanted: str, fitting: Callable[[Path], str | None]) -> LabError:
+    """Return the error of a folder without images of its own: what lies below it, or that nothing does."""
+    level = [folder]
+    for depth in range(DEEP):
+        level = [path for above in level for path in subfolders(above)[:WIDE]][:WIDE]
+        if not (products := [path for path in level if fitting(path) and path.name.lower() not in _NO_PRODUCT]):
+            continue
+        first, names = products[0], [path.name for path in products]
+        if depth == 0:
+            more = " ..." if len(names) > 15 else ""
+            return LabError(
+                f"{folder} holds {len(names)} product(s): give data.category=NAME for one of its products "
+                f"({', '.join(names[:15])}{more}): {setting('data.category', first.name)}"
+            )
+        beside = [path for path in products if path.parent == first.parent]
+        if len(beside) == 1:
+            return LabError(f"{folder} does not hold {wanted}, but {first} does: give {setting('data.root', first)}")
+        return LabError(
+            f"{folder} does not hold {wanted}, but {first.parent} holds products ({', '.join(names[:3])} ...): give "
+            f"{setting('data.root', first.parent)} {setting('data.category', first.name)}"
+        )
+    archives = [path.name for path in sorted(folder.iterdir()) if path.name.lower().endswith(ARCHIVES)]
+    if archives:
+        return LabError(
+            f"{folder} holds no image but the archive {archives[0]}: give "
+            f"{setting('data.archive', folder / archives[0])} {setting('data.root', folder / 'unpacked')}"
+        )
+    inside = [path.name for path in sorted(folder.iterdir())[:5]]
+    return LabError(
+        f"{folder} does not hold {wanted} ({', '.join(EXTENSIONS)}): it holds {', '.join(inside) or 'nothing'}"
+    )
+
+
+_NO_PRODUCT = {"images", "labels", "ground_truth"}

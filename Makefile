@@ -4,6 +4,7 @@
 # make test   install the test extras as well and run the whole suite
 # make fast   the same without what takes more than a few seconds
 # make lint   ruff, mypy and the import rules
+# make docs   the pages of docs/ as docs/build/index.html, with every key and every Python name
 # make bench  the benchmarks; their tables go into benchmarks/README.md
 # make clean  remove .venv; outputs/ stays
 PYTHON ?= python3
@@ -32,7 +33,7 @@ define install
 	$(PIP) $$more -c constraints.txt -e '.$(1)'; }
 endef
 
-.PHONY: install demo shell test fast lint bench clean
+.PHONY: install demo shell test fast lint docs bench clean
 
 install: .venv/installed
 	$(NEXT)
@@ -58,6 +59,10 @@ fast: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/build
+	@echo docs/build/index.html
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -72,5 +77,9 @@ bench: .venv/installed
 	$(call install,[test])
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(call install,[docs])
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/build docs/generated

@@ -74,54 +74,54 @@ class RunResult:
 
     attempt: str
     seed: int
-    data: str  # sample, mvtec or folder
+    data: str  #: sample, mvtec or folder
     category: str
     backbone: str
     run_dir: str
-    started: str = ""  # ISO 8601, UTC
-    status: str = "failed"  # or "completed"; "running" where it is read while a process works on it
+    started: str = ""  #: ISO 8601, UTC
+    status: str = "failed"  #: or "completed"; "running" where it is read while a process works on it
     fold: int | None = None
-    weights: str | None = None  # the weights really used: "IMAGENET1K_V1", a file, "random"
+    weights: str | None = None  #: the weights really used: "IMAGENET1K_V1", a file, "random"
     classes: list[str] = field(default_factory=list)
     metrics: Annotated[dict[str, dict[str, Any]], dict[str, Values]] = field(default_factory=dict)
-    # test accuracy of always naming training's most frequent class
+    #: test accuracy of always naming training's most frequent class
     majority_baseline: Annotated[float | None, Share | None] = None
-    # of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
-    # the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
+    #: of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
+    #: the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
     explained: Annotated[dict[str, Any] | None, Explained | None] = field(default_factory=dict)
-    # a picture's file -> what the report says of it: a title, and a sentence; without that picture: why there is none
+    #: a picture's file -> what the report says of it: a title, and a sentence; without that picture: why there is none
     captions: Annotated[dict[str, list[str]], dict[str, list[str]]] = field(default_factory=dict)
-    # split -> class -> images
+    #: split -> class -> images
     counts: Annotated[dict[str, dict[str, int]], dict[str, dict[str, Count]]] = field(default_factory=dict)
-    parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  # total and trained
-    features: list[str] = field(default_factory=list)  # splits whose frozen stages were computed once, not each epoch
+    parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  #: total and trained
+    features: list[str] = field(default_factory=list)  #: splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False
-    drawn_from_all: bool = False  # a holdout or folds are of all images, not of those for testing alone
-    # a published figure of this attempt: accuracy, and the split it is of
+    drawn_from_all: bool = False  #: a holdout or folds are of all images, not of those for testing alone
+    #: a published figure of this attempt: accuracy, and the split it is of
     reported: Annotated[dict[str, Any] | None, Reported | None] = None
-    epochs: Annotated[int, Count] = 0  # epochs trained
-    best_epoch: int | None = None  # whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
-    resumed: int = 0  # how often it was interrupted and resumed
-    seconds: Annotated[float, Size] = 0.0  # training and validation epochs
-    luck: bool = True  # whether another seed gives another model
-    problem: str = ""  # what was learnt
-    method: str = ""  # how
-    # of anomaly scores: value, rule, and map, the threshold of a map's pixel
+    epochs: Annotated[int, Count] = 0  #: epochs trained
+    best_epoch: int | None = None  #: whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
+    resumed: int = 0  #: how often it was interrupted and resumed
+    seconds: Annotated[float, Size] = 0.0  #: training and validation epochs
+    luck: bool = True  #: whether another seed gives another model
+    problem: str = ""  #: what was learnt
+    method: str = ""  #: how
+    #: of anomaly scores: value, rule, and map, the threshold of a map's pixel
     threshold: Annotated[dict[str, Any] | None, Threshold | None] = None
-    fit_seconds: float | None = None  # training, or whatever else learns; not of classifiers
-    seconds_per_image: float | None = None  # to score one image
-    peak_mib: float | None = None  # memory of the process while it fitted and scored; on a GPU, of the device
-    startup_seconds: float = 0.0  # everything before training or fitting
+    fit_seconds: float | None = None  #: training, or whatever else learns; not of classifiers
+    seconds_per_image: float | None = None  #: to score one image
+    peak_mib: float | None = None  #: memory of the process while it fitted and scored; on a GPU, of the device
+    startup_seconds: float = 0.0  #: everything before training or fitting
     device: str | None = None
     precision: str | None = None
-    threads: Annotated[int | None, Count | None] = None  # of the processor: with others, sums round differently
+    threads: Annotated[int | None, Count | None] = None  #: of the processor: with others, sums round differently
     error: str | None = None
-    exit_status: int = 0  # of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
+    exit_status: int = 0  #: of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
-    paths: dict[str, str] = field(default_factory=dict)  # absolute, by the key that config.yaml has as it was typed
-    digests: dict[str, str] = field(default_factory=dict)  # of those files that the model begins with
+    paths: dict[str, str] = field(default_factory=dict)  #: absolute, by the key that config.yaml has as it was typed
+    digests: dict[str, str] = field(default_factory=dict)  #: of those files that the model begins with
 
     @property
     def completed(self) -> bool:

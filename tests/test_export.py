@@ -25,7 +25,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.problem import PROBLEM
 from mvtec_lab.results import read_csv
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+DEPLOYMENT = Path(__file__).resolve().parents[1] / "docs/deployment.md"
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def test_a_library_that_is_not_installed_is_named(
 
 
 def recipe(path: str, then: str) -> dict[str, Any]:
-    """What the README's recipe gives of an image: its first block, and the one that reads these outputs."""
-    blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")]
+    """What the page's recipe gives of an image: its first block, and the one that reads these outputs."""
+    blocks = [block.split("```")[0] for block in DEPLOYMENT.read_text().split("```python\n")]
     (first,) = (block for block in blocks if "InferenceSession" in block)
     (second,) = (block for block in blocks if then in block)
     names: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def new_images(product: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_readme_s_recipe_gives_the_masks_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
+def test_the_page_s_recipe_gives_the_masks_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
     layers = "model.options.layers=[features.relu1,features.relu2]"
     settings = [layers, "model.options.channels=8", "trainer.max_epochs=12", "optimizer.lr=0.02", "data.batch_size=4"]
     assert lab("attempt=segment/fpn", *settings, "hydra.run.dir=run") == 0
@@ -178,7 +178,7 @@ def test_an_image_that_is_called_good_has_an_empty_mask_everywhere(lab, new_imag
 
 
 @pytest.mark.slow
-def test_the_readme_s_recipe_gives_the_boxes_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
+def test_the_page_s_recipe_gives_the_boxes_of_predict(lab, new_images: Path, tmp_path: Path) -> None:
     small = ["model.unfreeze=0", "model.options.finest=4", "model.options.channels=32", "data.image_size=64"]
     assert lab("attempt=detect/fcos", *small, "optimizer.lr=3e-3", "trainer.max_epochs=8", "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
@@ -197,7 +197,7 @@ def test_the_readme_s_recipe_gives_the_boxes_of_predict(lab, new_images: Path, t
     assert some
 
 
-def test_the_readme_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_export, tmp_path: Path) -> None:
+def test_the_page_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_export, tmp_path: Path) -> None:
     """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
     _, ckpt = tiny_export("patchcore")
     source = tmp_path / "new"

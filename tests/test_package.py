@@ -170,7 +170,7 @@ def test_a_wheel_trains(checkout: Path, elsewhere: Path, tmp_path: Path) -> None
     run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "-w", tmp_path, checkout, cwd=elsewhere)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"mvtec_lab/conf/config.yaml", "mvtec_lab/reporting/report.html.j2"} < {*names}
+    assert {"mvtec_lab/conf/config.yaml", "mvtec_lab/reporting/report.html.j2", "mvtec_lab/py.typed"} < {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mvtec_lab"}  # no tests, no conf of its own
 
     site = tmp_path / "site"
@@ -252,11 +252,3 @@ def test_configurations_hold_names_and_numbers_alone() -> None:
     files = list((REPOSITORY / "conf").rglob("*.yaml"))
     assert files
     assert [file for file in files if "_target_" in file.read_text(encoding="utf-8")] == []
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_the_make_targets_that_are_named_exist(name: str) -> None:
-    named = set(re.findall(r"(?:^ {4}|`)make (\w+)", (REPOSITORY / name).read_text(encoding="utf-8"), re.MULTILINE))
-    targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert named
-    assert named <= targets

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mvtec_lab.errors import is_text, printable
 
-HEIC = (".heic", ".heif")  # of phones; they are read with the extra heic
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HEIC)
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a warning
 
 # Why something is left out; a number stands before it.

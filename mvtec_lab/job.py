@@ -131,7 +131,7 @@ class Command:
         self.mistake = error
         return complain(error, self.full_error)
 
-    def prepare(self, task: str, here: bool = True) -> int | None:
+    def prepare(self, task: str, here: bool = True, jobs: int = 0) -> int | None:
         """Return the number of threads for the jobs of this process, None for the libraries' own; say it once.
 
         PyTorch takes seconds to import, so that is said as well.
@@ -139,19 +139,21 @@ class Command:
         Args:
             task: what the jobs do.
             here: whether they run in this process.
+            jobs: how many are checked before the first one runs.
         """
         if not TASKS[task].torch:
             return None
         process, importing = os.getpid(), "torch" not in sys.modules
+        begins = f"importing PyTorch{f', then checking {jobs} jobs' if jobs > 1 else ''} ..."
         if not here:
             if importing:
-                log.info("importing PyTorch ...")
+                log.info(begins)
             return None
         if self.threads is None or self.threads[0] != process:
             self.threads = process, choose(self.began if process == self.process else usage())
             said = f"threads: {self.threads[1].reason}"
             if importing:
-                log.info("importing PyTorch ...   %s", said)
+                log.info("%s   %s", begins, said)
             elif self.threads[1].number is not None:
                 log.info(said)
         return self.threads[1].number
@@ -330,7 +332,8 @@ def look_at_data(config: Config) -> None:
     Raises:
         LabError: what ``look`` of data.source says.
     """
-    if TASKS[config.task].takes("data.root") and not config.resume:  # what is completed needs no data any more
+    task = TASKS[config.task]
+    if task.torch and task.takes("data.root") and not config.resume:  # what is completed needs no data any more
         from mvtec_lab.data.source import look  # and with it NumPy and OpenCV, which other mistakes need not pay for
 
         look(config.data)
@@ -370,9 +373,17 @@ def searches(hydra: Any) -> bool:
 
 
 def function_of(task: str) -> Callable[..., Any]:
-    """Import and return a task's function."""
+    """Import and return a task's function.
+
+    Raises:
+        LabError: a library that it needs is missing or broken.
+    """
     module, name = TASKS[task].function.split(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, OSError, RuntimeError) as error:  # as a library of the system that is missing
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise LabError(f"task={task} cannot be imported ({reason}): task=doctor says what is lacking") from error
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -45,7 +45,7 @@ class Entry:
         key: its dotted name, ``data.sampler_beta``.
         kind: text, whole number, number, true or false, list, keys (of its own), value (of several kinds); ``or null``.
         default: as it is typed, ``0.99``; ``null`` is none.
-        elsewhere: the defaults of groups' files that are others, ``224 with data=coco, folder, mvtec, yolo``.
+        elsewhere: the defaults of groups' files that are others, ``224 with data=folder, mvtec``.
         about: what it means, and the reason for its default.
         takes: its range or its choices; empty where its kind says all.
         needs: the settings that it needs to have an effect, each as it is read: ``data.sampler=effective``.
@@ -176,26 +176,26 @@ def _options() -> Iterator[Entry]:
 
 def _elsewhere(key: str, default: str) -> tuple[str, ...]:
     """Return the values that the groups' files give a key, where they are not its default."""
-    values: dict[str, list[str]] = {}
+    values: dict[tuple[str, str], list[str]] = {}
     if key in GROUPS.values():  # which choice it is
         return ()
-    for choice, file_values in _files_of_groups().items():
+    for (group, choice), file_values in _files_of_groups().items():
         value = file_values.get(key, default)
         if value != default:
-            values.setdefault(value, []).append(choice)
-    return tuple(f"{value} with {', '.join(names)}" for value, names in values.items())
+            values.setdefault((value, group), []).append(choice)
+    return tuple(f"{value} with {group}={', '.join(names)}" for (value, group), names in values.items())
 
 
 @cache
-def _files_of_groups() -> dict[str, dict[str, str]]:
-    """Return the values in the files of the lab's own groups, ``data=mvtec``, by key."""
-    of_choices: dict[str, dict[str, str]] = {}
+def _files_of_groups() -> dict[tuple[str, str], dict[str, str]]:
+    """Return the values in the files of the lab's own groups by key; a file by group and name."""
+    of_choices: dict[tuple[str, str], dict[str, str]] = {}
     for group in (*GROUPS, "augment"):
         for file in sorted(Path(CONF, group).glob("*.yaml")):
             written = file.read_text(encoding="utf-8")
             values = OmegaConf.to_container(OmegaConf.create(written), resolve=False)
             inner = values if "@package _global_" in written else {group: values}
-            of_choices[f"{group}={file.stem}"] = {key: _typed(value) for key, value in _flat(inner).items()}
+            of_choices[group, file.stem] = {key: _typed(value) for key, value in _flat(inner).items()}
     return of_choices
 
 

@@ -125,7 +125,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     if not nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
     here = launcher_of(jobs[0]) == "BasicLauncher"  # others share the cores out, or have other ones
-    with computing_with(command.prepare(configs[0].task, here)):
+    with computing_with(command.prepare(configs[0].task, here, len(jobs))):
         _check_in_full(jobs, configs, command)
 
 

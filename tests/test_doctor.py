@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def lines(said: str) -> dict[str, str]:
     return {line.split()[1]: line for line in said.splitlines()}
 
 
-def test_every_line_says_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_every_line_says_what_there_is(product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert main(["task=doctor"]) == 0
@@ -36,14 +38,14 @@ def test_every_line_says_what_there_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert said["weights"].startswith("note  weights   resnet18-f37072fd.pth of resnet18 is not there, no file in ")
     assert f"put it into {folder}, or give model.weights=FILE" in said["weights"]
     assert "GB free for runs in" in said["disk"]
-    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+    assert not list(Path().iterdir())  # it leaves nothing behind
 
     folder.mkdir(parents=True)
     (folder / "resnet18-f37072fd.pth").touch()
-    assert main(["task=doctor", "data=folder", f"data.root={tmp_path}", "cache.dir=null"]) == 0
+    assert main(["task=doctor", "data=folder", f"data.root={product}", "cache.dir=null"]) == 0
     said = lines(capsys.readouterr().out)
     assert said["weights"] == f"ok    weights   resnet18-f37072fd.pth of resnet18, 1 file in {folder}"
-    assert said["data"].startswith(f"ok    data      {tmp_path}; task=describe")
+    assert said["data"].startswith(f"ok    data      {product}; task=describe")
     assert said["cache"].startswith("note")
 
 
@@ -51,6 +53,8 @@ def test_what_stops_every_training_is_an_exit_status(tmp_path: Path, capsys) -> 
     with pytest.raises(IncompleteError, match="nothing trains here before this is put right: data"):
         examine(compose("task=doctor", "data=folder", f"data.root={tmp_path / 'missing'}"), tmp_path)
     assert "LACKS data" in capsys.readouterr().out
+    assert main(["task=doctor", "data=folder", f"data.root={tmp_path / 'missing'}"]) == 1
+    assert list(lines(capsys.readouterr().out)) == NAMES
 
 
 def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -70,13 +74,39 @@ def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pyte
     assert said["disk"].startswith("note")
 
 
-def test_it_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line where PyTorch is broken, in an empty folder."""
     for name in ("torch", "torchvision"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object')")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "mvtec_lab", "task=doctor"]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open it')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    environment.pop("OMP_NUM_THREADS", None)
+    (tmp_path / "here").mkdir()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mvtec_lab", *words]
+        return subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_what_takes_seconds_is_said_first(broken: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    for words, begins in [
+        ((), "importing PyTorch ..."),
+        (("-m", "seed=0,1"), "importing PyTorch, then checking 2 job"),
+    ]:
+        process = broken(*words)
+        first, answer = process.stderr.splitlines()
+        assert process.returncode == 2
+        assert first.startswith(begins)
+        assert "   threads: " in first
+        assert answer.startswith("error: task=train cannot be imported (OSError: libcudart.so.12: cannot open it)")
+        assert answer.endswith(": task=doctor says what is lacking")
+
+
+def test_it_works_where_torch_cannot_be_imported(broken: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    process = broken("task=doctor")
     assert process.returncode == 1
     said = lines(process.stdout)
     assert list(said) == NAMES

@@ -36,7 +36,9 @@ def test_an_entry_says_what_a_key_takes_and_when_it_has_an_effect() -> None:
     assert (beta.kind, beta.default, beta.takes) == ("number", "0.99", "in [0, 1)")
     assert beta.needs == ("data.sampler=effective",)
     assert beta.tasks == ("train", "describe", "evaluate", "annotate")
-    assert by_key["data.image_size"].elsewhere == ("224 with data=coco, data=folder, data=mvtec, data=yolo",)
+    (elsewhere,) = by_key["data.image_size"].elsewhere
+    assert elsewhere.startswith("224 with data=")
+    assert {"folder", "mvtec"} < {*elsewhere.removeprefix("224 with data=").split(", ")}
     assert by_key["data.root"].elsewhere[-1] == "$MVTEC_ROOT with data=mvtec"
     assert (by_key["data.white"].kind, by_key["data.white"].takes) == ("whole number or null", "1 to 65535")
     assert by_key["data.sampler"].takes == "none, inverse, sqrt, effective"
@@ -75,7 +77,7 @@ def test_help_with_a_group_prints_its_choices_and_keys(tmp_path: Path, capsys) -
     assert "attempt=longtail/focal" in said
     assert page("study").startswith("+study=bottle ")
     assert page("data").startswith("data: Choose the images")
-    assert "data=mvtec   MVTec AD" in page("data")
+    assert "\ndata=mvtec  " in page("data")
     assert "task=compare      compares runs" in page("task")
     assert "launcher=parallel" not in page("data")
 

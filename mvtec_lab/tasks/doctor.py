@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config, validate
 from mvtec_lab.engine.threads import Usage, choose, usage
-from mvtec_lab.errors import IncompleteError
+from mvtec_lab.errors import IncompleteError, LabError
 
 INSTALL = "make, or pip install -c constraints.txt -e ."
 ROOM = 2e9  # bytes: an epoch's checkpoints, pictures and the cache of a thousand images need less
@@ -159,8 +159,15 @@ def _data(config: Config) -> Finding:
             return Finding("data", f"{mvtec}, which is no folder", "set it to the folder that holds bottle, cable ...")
         return Finding("data", f"the built-in sample; {mvtec}")
     folder = Path(d.root or "", d.category or "").expanduser()
-    if not folder.is_dir():
-        return Finding("data", f"{folder} is no folder", "give data.root=FOLDER", stops=d.archive is None)
+    try:
+        from mvtec_lab.data.source import look
+
+        look(d)
+    except LabError as error:
+        what, _, remedy = str(error).partition(": ")
+        return Finding("data", what, remedy or "give data.root=FOLDER", stops=True)
+    except ImportError as error:  # a package is missing, which has a line of its own
+        return Finding("data", f"{folder}, not looked at ({error})")
     return Finding("data", f"{folder}; task=describe looks into it")
 
 

@@ -21,7 +21,7 @@ from mvtec_lab.config import MIXES, AugmentConfig, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
-from mvtec_lab.data.images import RULES, check_images, digests, each_image, too_bright, white_level
+from mvtec_lab.data.images import check_images, digests, each_image, rules_of, too_bright, white_level
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
@@ -188,8 +188,9 @@ class MVTecDataModule(pl.LightningDataModule):
 
     def content(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what the pixels of these samples depend on: a part of a cache's key."""
-        rules = {**RULES, "white": self.white}
-        return {"images": digests([self.folder / s.path for s in samples]), "size": self.image_size, "rules": rules}
+        paths = [self.folder / s.path for s in samples]
+        rules = {**rules_of(paths), "white": self.white}
+        return {"images": digests(paths), "size": self.image_size, "rules": rules}
 
     def contents(self) -> dict[str, str]:
         """Return the digest of every image and mask that takes part, by path; an empty text for the others."""

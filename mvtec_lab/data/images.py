@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
-from mvtec_lab.data.listing import list_images
+from mvtec_lab.data.listing import HEIC, list_images
 from mvtec_lab.errors import LabError
 
 # Pixels depend on these beside the file; the version is raised when read_image or resize returns something else.
@@ -344,7 +345,7 @@ def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
             with _limit_lock:  # Pillow's limit warns first and refuses only at twice the size: MAX_PIXELS replaces it
                 limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
                 try:
-                    image = Image.open(file)
+                    image = _heic(path, file) if path.suffix.lower() in HEIC else Image.open(file)
                 finally:
                     Image.MAX_IMAGE_PIXELS = limit
             if image.width * image.height > MAX_PIXELS:
@@ -358,6 +359,32 @@ def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # damaged files make decoders raise many kinds: SyntaxError, KeyError, struct.error
         raise _unreadable(path, error) from error
+
+
+def _heic(path: Path, file: IO[bytes]) -> Image.Image:
+    """Decode an HEIC file as 8-bit RGB, upright. Pillow's own list of formats is left as it is.
+
+    Raises:
+        LabError: the extra that decodes it is not installed, or it is too large.
+        ValueError: it is damaged.
+    """
+    try:
+        import pi_heif
+    except ImportError as error:
+        raise LabError(
+            f'{path} cannot be read (an HEIC file needs an extra): pip install "mvtec_lab[heic]", or save it as JPEG'
+        ) from error
+    image = pi_heif.open_heif(file)
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        raise LabError(f"{path} has more than {MAX_PIXELS:,} pixels: scale it down or remove it")
+    return image.to_pillow()
+
+
+def rules_of(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return what the pixels of files depend on beside the files: RULES, and the decoder of HEIC where one needs it."""
+    if all(path.suffix.lower() not in HEIC for path in paths):
+        return RULES
+    return {**RULES, "heic": metadata.version("pi-heif")}
 
 
 def _unreadable(path: Path, error: Exception) -> LabError:

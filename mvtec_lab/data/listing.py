@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mvtec_lab.errors import is_text, printable
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+HEIC = (".heic", ".heif")  # of phones; they are read with the extra heic
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HEIC)
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a warning
 
 # Why something is left out; a number stands before it.

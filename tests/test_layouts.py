@@ -191,13 +191,14 @@ def _wrong(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "above": ([f"data.root={root}"], "for one of its products (widget): data.category=widget"),
         "part": ([f"data.root={product / 'test'}"], f"is a part of the product {product}: give data.root={product}"),
         "masks": ([f"data.root={product / 'ground_truth'}"], f"give data.root={product}"),
+        "masks of a class": ([f"data.root={product / 'ground_truth/crack'}"], f"is a class folder of {product}: give"),
         "class": ([f"data.root={product / 'test/crack'}"], f"is a class folder of {product}: give data.root={product}"),
         "category twice": (
             [f"data.root={product}", "data.category=widget"],
             f"{product} is a product itself: give data.root={root}",
         ),
         "flat": ([f"data.root={tmp_path / 'flat'}"], "holds 4 image(s) but no class folders: give"),
-        "nothing": ([f"data.root={tmp_path / 'nothing'}"], ".webp): it holds readme.txt"),
+        "nothing": ([f"data.root={tmp_path / 'nothing'}"], ".heif): it holds readme.txt"),
         "typo": ([f"data.root={root / 'wigdet'}"], f"is not a folder: did you mean data.root={product}?"),
         "photo beside": ([f"data.root={tmp_path / 'beside'}"], "for one of its products (widget)"),
         "a list": ([f"data.root={tmp_path / 'beside/labels.csv'}"], f"is a list: give data.labels={tmp_path}"),
@@ -215,7 +216,7 @@ def _wrong(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 
 
 WRONG = (
-    "above", "part", "masks", "class", "category twice", "flat", "nothing", "missing", "typo",
+    "above", "part", "masks", "masks of a class", "class", "category twice", "flat", "nothing", "missing", "typo",
     "photo beside", "a list", "archive", "archive inside",
     "image", "annotations", "windows", "backslashes", "blank", "list", "mvtec",
 )  # fmt: skip
@@ -231,6 +232,20 @@ def test_a_wrong_place_is_one_line_with_what_would_work(lab, product: Path, tmp_
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_one_class_folder_alone_is_asked_about(widget: Path, tmp_path: Path) -> None:
+    for name in ("crack", "hole", "ground_truth"):
+        shutil.rmtree(widget / name)
+    assert recognise(widget) == "classes"  # good images alone
+    (widget / "good").rename(widget / "OK")
+    with pytest.raises(LabError, match=r"has one class folder alone, OK: give data.good=\[OK\] if its images"):
+        recognise(widget)
+    assert {s.label for s in read_folder(widget, good=["OK"]).samples} == {"good"}
+    fill(tmp_path / "data/pictures")  # beside the folder of the products
+    shutil.copytree(widget, tmp_path / "data/products/widget/test")
+    with pytest.raises(LabError, match=r"does not hold class folders of images, but .*/products/widget does: give"):
+        recognise(tmp_path / "data")
 
 
 def test_a_flat_folder_is_told_what_it_may_be(widget: Path, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ EMPTY = "folder(s) that hold no image of their own"
 
 
 def fits(folder: Path, good: Collection[str]) -> bool:
-    """Tell whether a folder has class folders of images, none of them called train, val or test."""
-    return bool(class_folders(folder)) and not parts_in(folder)
+    """Tell whether a folder has several class folders of images, or good images, and none called train, val or test."""
+    names = [path.name for path in class_folders(folder)]
+    enough = len(names) > 1 or any(label_of(name, [GOOD, *good]) == GOOD for name in names)
+    return enough and not parts_in(folder)
 
 
 def read(folder: Path, good: Collection[str]) -> Scan:

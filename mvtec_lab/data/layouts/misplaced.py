@@ -11,6 +11,7 @@ from pathlib import Path
 from mvtec_lab.data.annotations.reading import refuse_class_masks
 from mvtec_lab.data.layouts.base import MASKS, class_folders, images_in, parts_in, subfolders
 from mvtec_lab.data.listing import EXTENSIONS
+from mvtec_lab.data.samples import LIKELY_GOOD
 from mvtec_lab.errors import LabError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
@@ -105,8 +106,8 @@ def _flat(folder: Path, fitting: Callable[[Path], str | None]) -> LabError:
     """Return the error of a folder that has images of its own and no class folders."""
     count = sum(1 for _ in islice(images_in(folder), 100_000))
     part = folder.absolute().parent
-    above = part.parent if part in parts_in(part.parent) else part
-    if (layout := fitting(above)) and layout != "classes":
+    above = part.parent if part.name == MASKS or part in parts_in(part.parent) else part
+    if (layout := fitting(above)) and (layout != "classes" or above != part):
         return LabError(f"{folder} is a class folder of {above}: give {setting('data.root', above)}")
     beside = [path.name for path in class_folders(above) if layout and path.name != folder.name]
     itself = f"give {setting('data.root', above)} if it is one itself, beside {beside[0]}/; else " if beside else ""
@@ -118,8 +119,9 @@ def _flat(folder: Path, fitting: Callable[[Path], str | None]) -> LabError:
 
 def _elsewhere(folder: Path, wanted: str, fitting: Callable[[Path], str | None]) -> LabError:
     """Return the error of a folder without images of its own: what lies below it, or that nothing does."""
-    level = [folder]
-    for depth in range(DEEP):
+    level, classes = [folder], [path.name for path in class_folders(folder)]
+    deep = 1 if any(name.strip().casefold() in LIKELY_GOOD for name in classes) else DEEP
+    for depth in range(deep):
         level = [path for above in level for path in subfolders(above)[:WIDE]][:WIDE]
         if not (products := [path for path in level if fitting(path) and path.name.lower() not in _NO_PRODUCT]):
             continue
@@ -136,6 +138,11 @@ def _elsewhere(folder: Path, wanted: str, fitting: Callable[[Path], str | None])
         return LabError(
             f"{folder} does not hold {wanted}, but {first.parent} holds products ({', '.join(names[:3])} ...): give "
             f"{setting('data.root', first.parent)} {setting('data.category', first.name)}"
+        )
+    if classes:
+        return LabError(
+            f"{folder} has one class folder alone, {classes[0]}: give data.good=[{classes[0]}] if its images are good, "
+            "or put a folder for each other class beside it"
         )
     archives = [path.name for path in sorted(folder.iterdir()) if path.name.lower().endswith(ARCHIVES)]
     if archives:

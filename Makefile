@@ -44,10 +44,10 @@ demo: .venv/installed
 # bash reads its own settings first, which may set PATH
 shell: .venv/installed
 	@echo 'a shell of .venv: exit leaves it'
-	@echo '[ -f ~/.bashrc ] && . ~/.bashrc; . $(CURDIR)/$(BIN)/activate' >.venv/bashrc
+	@echo '[ -f ~/.bashrc ] && . ~/.bashrc; . "$(CURDIR)/$(BIN)/activate"' >.venv/bashrc
 	@case "$$SHELL" in \
 	*bash) "$$SHELL" --rcfile .venv/bashrc -i ;; \
-	*) VIRTUAL_ENV=$(CURDIR)/.venv PATH="$(CURDIR)/$(BIN):$$PATH" "$${SHELL:-sh}" -i ;; \
+	*) VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH" "$${SHELL:-sh}" -i ;; \
 	esac
 
 test: .venv/installed-test

@@ -29,7 +29,7 @@ from mvtec_lab.complaints import explain
 from mvtec_lab.config import Config
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.errors import LabError
-from mvtec_lab.job import Command, Job, check, to_config
+from mvtec_lab.job import TASKS, Command, Job, check, to_config
 from mvtec_lab.logs import logging_restored
 from mvtec_lab.own import CONF, own_files
 from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
@@ -131,6 +131,8 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
         if "--version" in options:
             print(f"mvtec_lab {__version__}")
             return 0
+        for word in {*options} & TASKS.keys():
+            raise LabError(f"{word} is a task: write task={word}")
         with _apart(), command_line_settings(), own_files(command.own), _hydra_sees(options, command):
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(Job(command))()
     except Stop as stop:

@@ -539,6 +539,7 @@ def validate(config: Config) -> None:
     if config.resume and config.task != "train":
         raise LabError(f"resume=true resumes a training: leave it out of task={config.task}")
     _check_bins(config.loss.bins)
+    _check_devices(config.trainer.devices)
     validate_split(config.split)
     if d.root is None:
         remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
@@ -602,6 +603,12 @@ def _check_pattern(group_by: str) -> None:
         raise LabError(f"split.group_by={group_by!r} is no regular expression: {error}") from error
     if groups < 1:
         raise LabError(f"split.group_by={group_by!r} has no group: put the part that identifies it in (brackets)")
+
+
+def _check_devices(value: Any) -> None:
+    numbers = value if isinstance(value, list | tuple) else str(value).split(",")
+    if value != "auto" and not all(re.fullmatch(r"-?\d+", str(number).strip()) for number in numbers):
+        raise LabError(f"trainer.devices={value} is no number of devices: give a number, a list as [0,1], or auto")
 
 
 def _check_bins(value: Any) -> None:

@@ -25,6 +25,7 @@ from mvtec_lab import problems
 from mvtec_lab.arguments import OPTIONS, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
+from mvtec_lab.data.names import look as look_at_transforms
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
@@ -305,7 +306,7 @@ def check(config: Config, typed: Mapping[str, str]) -> None:
 
 
 def look_at_files(config: Config) -> None:
-    """Refuse a backbone that does not exist and a file that is not there, before the task imports PyTorch.
+    """Refuse a backbone or transform that does not exist and a file that is not there, before PyTorch is imported.
 
     Raises:
         LabError: the first one, with the key and what it takes.
@@ -315,6 +316,8 @@ def look_at_files(config: Config) -> None:
         return
     if task.takes("model.weights"):
         look_at_names(m.backbone if problems.METHODS[m.method].backbone else None, m.weights)
+    if task.takes("augment.transforms"):
+        look_at_transforms(config.augment.transforms)
     files = {
         "split.file": (config.split.file, "a CSV with columns path,split"),
         "model.sam_weights": (m.sam_weights, "a file of SAM's weights"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mvtec_lab.errors import LabError, unknown
@@ -113,6 +116,20 @@ class Registry(Generic[T]):
                 points[point.name] = point
             self._packages = points
         return self._packages
+
+
+def written(package: str, files: str, pattern: re.Pattern[str]) -> list[Any]:
+    """Return what a pattern finds in a package's source, as ``findall`` does; importing it would take seconds.
+
+    Args:
+        package: an installed package; without it, nothing is found.
+        files: a glob below its folder.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    sources = (file.read_text(encoding="utf-8") for file in sorted(Path(spec.origin).parent.glob(files)))
+    return [match for source in sources for match in pattern.findall(source)]
 
 
 def _same(one: Any, other: Any) -> bool:

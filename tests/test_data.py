@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import albumentations as A
 import cv2
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.listing import name_left_out
+from mvtec_lab.data.names import class_names
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.sampling import EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import locate
@@ -300,6 +302,12 @@ def test_augmentation_is_its_seed() -> None:
 def test_a_wrong_transform_is_refused(transforms: dict, said: str) -> None:
     with pytest.raises(LabError, match=said):
         Augmentation(transforms, SIZE)
+
+
+def test_the_names_of_transforms_are_known_without_albumentations() -> None:
+    transforms = {n for n, t in vars(A).items() if isinstance(t, type) and issubclass(t, A.BasicTransform)}
+    assert len(transforms) > 100
+    assert transforms <= class_names()
 
 
 def test_a_later_transform_may_restore_the_image() -> None:

@@ -101,6 +101,8 @@ def test_make_says_what_it_does_and_takes_uv_where_there_is_one(tmp_path: Path, 
 def test_make_shell_finds_the_programs_of_the_environment(tmp_path: Path, shell: str) -> None:
     if not Path(shell).exists():
         pytest.skip(f"there is no {shell}")
+    home, tmp_path = tmp_path, tmp_path / "my lab"
+    tmp_path.mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
     programs = tmp_path / ".venv/bin"
@@ -110,8 +112,8 @@ def test_make_shell_finds_the_programs_of_the_environment(tmp_path: Path, shell:
     (programs / "tensorboard").write_text("#!/bin/sh\necho this one\n")
     (programs / "tensorboard").chmod(0o755)
     (tmp_path / ".venv/installed").touch()
-    (tmp_path / ".bashrc").write_text("PATH=/usr/bin:/bin\n")
-    environment = {**os.environ, "SHELL": shell, "HOME": str(tmp_path)}
+    (home / ".bashrc").write_text("PATH=/usr/bin:/bin\n")
+    environment = {**os.environ, "SHELL": shell, "HOME": str(home)}
     process = subprocess.run(
         ["make", "shell"], cwd=tmp_path, env=environment, input="tensorboard\nexit\n", capture_output=True, text=True
     )

@@ -71,6 +71,8 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("model.weights=no/such.pth", 2),
         ("attempt=segment/sam model.sam_weights=none.pt", 2),
         ("split.protocol=file split.file=none.csv", 2),
+        ("+augment.transforms.Rotat.p=1", 2),
+        ("trainer.devices=abc", 2),
         ("task=evaluate", 2),
         ("task=predict ckpt=none.ckpt source=x", 2),
         ("task=export ckpt=.", 2),  # a folder without a run

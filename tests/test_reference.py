@@ -89,6 +89,7 @@ def test_help_with_a_group_prints_its_choices_and_keys(tmp_path: Path, capsys) -
         (["--help", "seed", "data=mvtec"], "--help with a key takes no settings: leave out data="),
         (["--vers"], "unknown option '--vers': did you mean --version?"),  # Hydra would print its own
         (["attempt=base", "--sweep=3"], "unknown option '--sweep'"),
+        (["doctor"], "doctor is a task: write task=doctor"),
         (["--config-dir"], "argument --config-dir/-cd: expected one argument: --help lists the options"),
     ],
 )

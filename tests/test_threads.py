@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,16 @@ def test_a_resumed_run_computes_as_it_was_begun(lab, tmp_path: Path, monkeypatch
     result = json.loads((tmp_path / "run" / RESULT).read_text())
     assert result["threads"] == 1
     (tmp_path / "run" / RESULT).write_text(json.dumps({**result, "threads": 2}))  # the machine was less busy then
+    shutil.copytree(tmp_path / "run", tmp_path / "given")
     try:
         assert lab("hydra.run.dir=run", "resume=true") == 0
         resumed = RunResult.load(tmp_path / "run")
         assert (resumed.resumed, resumed.threads) == (1, 2)
         assert not any("no exact repetition" in warning for warning in resumed.warnings)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # whoever gives a number gets it, and is told what it means
+        torch.set_num_threads(1)
+        assert lab("hydra.run.dir=given", "resume=true") == 0
+        warnings = RunResult.load(tmp_path / "given").warnings
+        assert "resumed with 1 CPU thread(s), begun with 2: no exact repetition" in warnings
     finally:
         torch.set_num_threads(before)

@@ -6,10 +6,10 @@ import re
 import sys
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.registry import written
 
 # What TorchVision writes above the builder of each model.
 _BUILDER = re.compile(r"^@register_model\((?:name=)?(?:[\"'](\w+)[\"'])?\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
@@ -18,12 +18,8 @@ _BUILDER = re.compile(r"^@register_model\((?:name=)?(?:[\"'](\w+)[\"'])?\)\n(?:@
 @cache
 def torchvision_names() -> frozenset[str]:
     """Return the names of TorchVision's classification models, read from its source; empty where that is unfamiliar."""
-    spec = find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return frozenset()
-    files = Path(spec.origin).parent.joinpath("models").glob("*.py")  # other tasks have folders of their own
-    found = [match for file in files for match in _BUILDER.findall(file.read_text(encoding="utf-8"))]
-    names = frozenset(name or function for name, function in found)
+    builders = written("torchvision", "models/*.py", _BUILDER)  # other tasks have folders of their own
+    names = frozenset(name or function for name, function in builders)
     return names if "resnet18" in names else frozenset()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
     from mvtec_lab.data.images import read_image as read_image
     from mvtec_lab.data.images import read_mask as read_mask
+    from mvtec_lab.data.layouts import read_folder as read_folder
     from mvtec_lab.data.sampling import Sampling as Sampling
     from mvtec_lab.data.source import locate as locate
     from mvtec_lab.data.transforms import normalise as normalise
@@ -84,6 +85,7 @@ _HOMES = {
     "print_table": "reporting.summary",
     "read_coco": "data.annotations",
     "read_csv": "results",
+    "read_folder": "data.layouts",
     "read_image": "data.images",
     "read_mask": "data.images",
     "read_yolo": "data.annotations",

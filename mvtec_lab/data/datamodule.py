@@ -290,6 +290,7 @@ class MVTecDataModule(pl.LightningDataModule):
         return 1 if 1 in (self.batch_size, len(self.of_split("train"))) else 2
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return batches of training images as ``val_dataloader`` does, drawn and augmented for each epoch by the seed."""
         sampler = self.train_sampler()
         if self.trainer is not None:  # Lightning asks for the first batches of a resumed run before it calls set_epoch
             sampler.set_epoch(self.trainer.current_epoch)
@@ -298,9 +299,11 @@ class MVTecDataModule(pl.LightningDataModule):
         return self._loader("train", EpochBatches(sampler, self.batch_size, leftover == 1 and len(sampler) > 1))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return batches of validation images in their order: ``{"image": [N, 3, S, S], "label": [N], ...}``."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return batches of test images in their order, as ``val_dataloader`` does."""
         return self._loader("test")
 
     def _loader(self, split: str, batches: EpochBatches | None = None) -> DataLoader[dict[str, Any]]:

@@ -187,6 +187,7 @@ class DefectClassifier(pl.LightningModule):
         return self._generated.summary(self.classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the class logits [N, C] of normalised images [N, 3, S, S]."""
         return self.logits({"image": images})
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:

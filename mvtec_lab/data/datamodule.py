@@ -290,7 +290,7 @@ class MVTecDataModule(pl.LightningDataModule):
         return 1 if 1 in (self.batch_size, len(self.of_split("train"))) else 2
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Return batches of training images as ``val_dataloader`` does, drawn and augmented for each epoch by the seed."""
+        """Return batches as ``val_dataloader`` does, of training images, drawn and augmented by seed and epoch."""
         sampler = self.train_sampler()
         if self.trainer is not None:  # Lightning asks for the first batches of a resumed run before it calls set_epoch
             sampler.set_epoch(self.trainer.current_epoch)

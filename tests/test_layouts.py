@@ -270,7 +270,12 @@ def test_a_product_far_below_is_named_in_quotes(product: Path, tmp_path: Path) -
 
 
 def test_the_place_is_checked_before_torch_is_imported(product: Path, tmp_path: Path) -> None:
-    for words in ([f"data.root={product / 'test'}"], ["-m", "attempt=base,cosine", f"data.root={product.parent}"]):
+    (product / "labels.csv").write_text("name,colour\n1,2\n")
+    for words in (
+        [f"data.root={product / 'test'}"],
+        ["-m", "attempt=base,cosine", f"data.root={product.parent}"],
+        [f"data.root={product}", "data.labels=labels.csv"],
+    ):
         code = (
             "import sys; from mvtec_lab.cli import main; status = main(sys.argv[1:]); "
             "sys.exit(status if 'torch' not in sys.modules else 99)"
@@ -298,6 +303,10 @@ def test_good_images_alone(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert result["threshold"]["rule"] == "quantile"
     (drawn,) = [line for line in result["warnings"] if "no test images of its own" in line]
     assert drawn.endswith("3 good images, drawn by split.test=0.3, and all 0 defects are tested")
+    assert lab("task=describe", "attempt=patchcore", "split.test=0.3", "hydra.run.dir=d") == 0
+    facts = json.loads((tmp_path / "d/dataset.json").read_text())
+    assert drawn in facts["warnings"]
+    assert facts["found"] == {"good": 10}
     capsys.readouterr()
     assert main(["task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged"]) == 0
     judged = json.loads((tmp_path / "judged/metrics.json").read_text())
@@ -418,7 +427,7 @@ def as_csv(table: list[dict[str, str]], delimiter: str = ",") -> str:
     ("name", "content"),
     [
         ("labels.csv", as_csv(rows())),
-        ("labels.csv", "\ufeff" + as_csv(rows(), ";").replace("path;label", "Filename;Class")),
+        ("labels.csv", "\ufeff" + as_csv(rows(), ";").replace("path;label", "Datei;Klasse")),
         ("labels.csv", as_csv(rows(), "\t").replace("/", "\\")),
         ("labels.json", json.dumps(rows())),
         ("labels.json", json.dumps({row["path"]: row["label"] for row in rows()})),

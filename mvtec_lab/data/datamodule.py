@@ -27,10 +27,9 @@ from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, good_alone, has_test, pool_of, split_samples, thin_out
+from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples, thin_out
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.results import GOOD
 
 
 class MVTecDataModule(pl.LightningDataModule):
@@ -128,12 +127,7 @@ class MVTecDataModule(pl.LightningDataModule):
         except LabError as error:  # of several products, which one
             raise LabError(f"{self.folder}: {error}") from error
         self.warnings += listed.oddities(samples)
-        if self.split.protocol == "one_class" and not has_test(listed.samples):
-            tested = Counter(s.label == GOOD for s in samples if s.split == "test")
-            self.warnings.append(
-                f"the data set has no test images of its own: {tested[True]} good images, drawn by split.test="
-                f"{self.split.test:g}, and all {tested[False]} defects are tested"
-            )
+        self.warnings += drawn_test(listed.samples, samples, self.split)
         if imbalance is not None:
             kept = ", ".join(f"{label} {count}" for label, count in Counter(s.label for s in train).most_common())
             self.warnings.append(f"data.imbalance={imbalance:g}: training thinned out to {kept}")

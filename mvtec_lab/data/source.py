@@ -10,6 +10,7 @@ from mvtec_lab.data.catalogue import CATEGORIES, LICENSE, PAGE
 from mvtec_lab.data.layouts import ANNOTATED, MVTEC, fitting, list_of, recognise
 from mvtec_lab.data.layouts.base import subfolders
 from mvtec_lab.data.layouts.misplaced import not_a_folder, setting
+from mvtec_lab.data.layouts.table import check_columns
 from mvtec_lab.errors import LabError, unknown
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def look(data: DataConfig) -> None:
         return
     folder = locate(data.name, data.root, data.category)
     if data.labels is not None:
-        list_of(data.labels, folder)
+        check_columns(list_of(data.labels, folder))
     elif data.name not in (*MVTEC, *ANNOTATED):
         recognise(folder, data.name, data.good)
 

@@ -162,6 +162,22 @@ def _with_test(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
     return [replace(s, split="test" if s.group in tested else s.split or "train") for s in samples]
 
 
+def drawn_test(listed: Sequence[Sample], samples: Sequence[Sample], split: SplitConfig) -> list[str]:
+    """Return a line in a list where one_class tests images that the data set does not set apart, else an empty list.
+
+    Args:
+        listed: the samples before the split, with the data set's own division.
+        samples: the same after it.
+    """
+    if split.protocol != "one_class" or has_test(listed):
+        return []
+    tested = Counter(s.label == GOOD for s in samples if s.split == "test")
+    return [
+        f"the data set has no test images of its own: {tested[True]} good images, drawn by split.test={split.test:g}, "
+        f"and all {tested[False]} defects are tested"
+    ]
+
+
 def _leave_out(key: str, share: float, why: str) -> None:
     """Refuse a share that is drawn from nothing."""
     if share != getattr(SplitConfig(), key):

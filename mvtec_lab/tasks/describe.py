@@ -20,7 +20,7 @@ from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
 from mvtec_lab.data.samples import Sample, Scan, classes_of
-from mvtec_lab.data.splits import SPLITS, good_alone, pool_of, split_samples
+from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples
 from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.engine.pictures import sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
@@ -63,7 +63,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "images_used": len(used),
         "split": vars(config.split),
         "classes_by_split": by_split,
-        "found": dict(Counter(map(_place, scanned.samples))),
+        "found": _found(scanned.samples),
         "official": _official(folder.name) if config.data.name == "mvtec" else None,
         "imbalance_ratio": max(trained) / min(trained),
         "dimensions": _dimensions([folder / s.path for s in sound]),
@@ -85,10 +85,12 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return facts
 
 
-def _place(sample: Sample) -> str:
-    """Return the class of a sample, with its part in front where the data set has parts: ``test/crack``."""
-    top = sample.split or sample.path.split("/")[0]
-    return f"{top}/{sample.label}" if top in SPLITS else sample.label
+def _found(samples: list[Sample]) -> dict[str, int]:
+    """Return the number of images by class, with its part in front where the data set has parts: ``test/crack``."""
+    parts = [s.split or s.path.split("/")[0] for s in samples]
+    divided = any(not s.split for s in samples) or len({*parts}) > 1
+    pairs = zip(parts, samples, strict=True)
+    return dict(Counter(f"{part}/{s.label}" if divided and part in SPLITS else s.label for part, s in pairs))
 
 
 def _trained(counts: Mapping[str, int]) -> list[int]:
@@ -117,7 +119,8 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
         findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
-        return samples, white, [*scanned.oddities(samples), *too_bright(files(used), white), *findings]
+        said = [*scanned.oddities(samples), *drawn_test(scanned.samples, samples, config.split)]
+        return samples, white, [*said, *too_bright(files(used), white), *findings]
     except LabError as error:
         samples = pool_of(scanned.samples, config.split.pool)
         return samples, config.data.white or white_level(files(sound)), [f"no split: {error}"]

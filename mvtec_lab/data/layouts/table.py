@@ -18,8 +18,8 @@ from mvtec_lab.results import GOOD, read_csv
 
 # The columns, each with other names that it may have; case does not count.
 COLUMNS = {
-    "path": ("image", "file", "filename", "file_name", "image_path"),
-    "label": ("class", "category", "defect", "type"),
+    "path": ("image", "file", "filename", "file_name", "image_path", "datei", "pfad", "bild"),
+    "label": ("class", "category", "defect", "type", "klasse", "fehler"),
     "mask": ("mask_path",),
     "split": ("part", "set", "subset"),
     "group": ("serial",),
@@ -59,6 +59,15 @@ def read_table(file: Path, folder: Path, good: Collection[str]) -> Scan:
         result.samples = [replace(s, split="train") for s in result.samples]
     say_divided(result)
     return result
+
+
+def check_columns(file: Path) -> None:
+    """Refuse a list that cannot be read or has no path or no label, without a look at its images.
+
+    Raises:
+        LabError: as ``read_table``.
+    """
+    next(_values(file), None)
 
 
 def collect(result: Scan, rows: Iterable[Row]) -> None:

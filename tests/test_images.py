@@ -248,6 +248,29 @@ def test_grey_is_named_where_it_is_not_an_edge(tmp_path: Path) -> None:
     assert line.startswith(f"3 mask(s), {paths[0]} first, ")
 
 
+@pytest.mark.parametrize(
+    "numbers", [(1, 255), (1, 2, 255), (60, 255), (200, 255), (192, 255), (63, 127, 255), (40, 80, 120, 160, 200)]
+)
+def test_values_that_a_mask_drops_or_merges_are_named(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    """Label numbers beside 255, as VOC's void: only the brightest half is learnt from."""
+    mask = np.zeros((200, 64), np.uint8)
+    for place, number in enumerate(numbers):
+        mask[10 + 35 * place : 30 + 35 * place, 20:50] = number
+    assert len(grey_masks([saved(tmp_path / "a.png", mask)])) == 1
+
+
+@pytest.mark.parametrize("quality", [10, 20, 40, 62, 75, 90])
+def test_the_ringing_of_jpeg_is_no_grey(tmp_path: Path, quality: int) -> None:
+    disc = (255 * (np.hypot(*np.mgrid[-64:64, -64:64]) < 30)).astype(np.uint8)
+    block = np.zeros((64, 64), np.uint8)
+    block[13:37, 21:50] = 255
+    for name, mask in {"disc": disc, "block": block}.items():
+        jpeg = read_image(saved(tmp_path / f"{name}.jpg", mask, quality=quality))[..., 0]
+        assert grey_masks([tmp_path / f"{name}.jpg", saved(tmp_path / f"{name}.png", jpeg)]) == []
+    disc[10:30, 10:30] = 60  # an area, whose defects the middle leaves out
+    assert len(grey_masks([saved(tmp_path / "area.jpg", disc, quality=quality)])) == 1
+
+
 def test_image_size_reads_the_header_alone(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:200])

@@ -24,6 +24,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.problem import PROBLEM
 from mvtec_lab.results import read_csv
+from mvtec_lab.tasks import export
 
 DEPLOYMENT = Path(__file__).resolve().parents[1] / "docs/deployment.md"
 
@@ -244,6 +245,10 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(
     monkeypatch.setattr(onnx.Normalised, "forward", lambda self, images: self.network(images - self.mean))
     assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 2
     assert re.search(r"cannot be exported: score of noise image \d differs by \S+ of its", capsys.readouterr().err)
+    worst = onnx.Difference(np.inf, 0, 3, (1, 2), [])
+    monkeypatch.setattr(export, "difference", lambda *_: worst)
+    assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out") == 2
+    assert "score of noise image 3 has 1 row(s), the checkpoint's has 2: use" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -282,14 +287,17 @@ BOXES, SCORES = torch.tensor([[1.0, 2, 8, 9], [30, 4, 40, 9]]), torch.tensor([0.
     [
         ((BOXES.flip(0), SCORES.flip(0)), 0, 1e-6),  # rows of nearly equal score may change places
         ((BOXES.flip(0) + 1, SCORES.flip(0)), 0.01, 0.1),
-        ((BOXES[:1], SCORES[:1]), 0.5, 1),  # a box is lost
-        ((BOXES[[0, 0]], SCORES), 0.5, 1),  # and there is another one in its place
-        ((BOXES[[0, 1, 1]] + torch.tensor([[0.0], [0], [9]]), SCORES[[0, 1, 1]]), 0.1, 1),  # one too many
-        ((BOXES[:0], SCORES[:0]), 1, 1),
+        ((BOXES[[0, 0]], SCORES), 0.5, 1),  # a box is lost, and another one is there twice
+        ((BOXES[:1], SCORES[:1]), np.inf, np.inf),
+        ((BOXES[[0, 1, 1]], SCORES[[0, 1, 1]]), np.inf, np.inf),  # one box twice
+        ((BOXES[:0], SCORES[:0]), np.inf, np.inf),
     ],
 )
-def test_boxes_are_compared_with_the_nearest(given: tuple[Tensor, ...], least: float, most: float) -> None:
-    assert least <= apart((BOXES, SCORES), given, single=True).share <= most
+def test_boxes_are_compared_one_to_one(given: tuple[Tensor, ...], least: float, most: float) -> None:
+    worst = apart((BOXES, SCORES), given, single=True)
+    assert least <= worst.share <= most
+    assert worst.rows == (len(given[0]), 2)
+    assert apart((BOXES[:0], SCORES[:0]), given, single=True).share == (np.inf if len(given[0]) else 0)
 
 
 def test_what_rounding_moves_across_a_cut_is_no_difference() -> None:
@@ -310,6 +318,9 @@ def test_what_rounding_moves_across_a_cut_is_no_difference() -> None:
     assert share([1.5, 2, 8, 9], firm) > 0.01  # neither place
     assert share([2.0, 2, 8, 9], [30.0, 4, 41, 9], firm) > 0.01
     assert share([2.0, 2, 8, 9], [30.0, 4, 40, 9]) > 0.05  # no noise loses this one
+    assert share([1.0, 2, 8, 9], [2.0, 2, 8, 9], firm) > 0.5  # both places at once
+    assert share(firm) == np.inf  # neither is there
+    assert share([1.0, 2, 8, 9], firm, firm) > 0.5
     image = torch.full((1, 3, 4, 4), 1e-3)  # farther from the cut than rounding
     assert share([2.0, 2, 8, 9], [30.0, 4, 40, 9], firm) == 0
     assert share([1.0, 2, 8, 9], [30.0, 4, 40, 9], firm) > 0.01

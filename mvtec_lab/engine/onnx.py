@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mvtec_lab.engine.process import without_hints
@@ -166,12 +166,15 @@ def write(model: bytes | Any, path: Path) -> None:
 class Difference(NamedTuple):
     """Hold where a file is least like its network: by which share of the largest value of which output, of which image.
 
-    ``at_cuts``: the images in which rounding moves a value of the network's own across a cut.
+    The share is infinite where the file gives another number of rows, NaN where it gives one. ``rows``: how many rows
+    the file and the network give of this image. ``at_cuts``: the images in which rounding moves a value of the
+    network's own across a cut.
     """
 
     share: float
     output: int
     image: int
+    rows: tuple[int, int]
     at_cuts: list[int]
 
 
@@ -179,12 +182,11 @@ class Difference(NamedTuple):
 def difference(
     network: Run, seen: Tensor, run: Run, images: Tensor, batches: Sequence[int], allowed: float, single: bool = False
 ) -> Difference:
-    """Return the largest difference of a file's outputs from its network's; its share is NaN where a value is.
+    """Return the largest difference of a file's outputs from its network's.
 
     Rounding of the last digit may move a box across a cut: its corner to the next whole pixel, at which its mask is
     drawn, or its score below another's, which then is the one that is kept. Where an image differs by more than
-    ``allowed``, the file therefore has to give what the network gives of that image with noise of this size: each of
-    its rows has to be one of the network's, and it has to have every row that no noise moves.
+    ``allowed``, the file therefore has to give all that the network gives of that image with one noise of this size.
 
     Args:
         network: normalised images to outputs.
@@ -206,20 +208,23 @@ def difference(
     looks = []
     for batch in batches:
         for image, given in enumerate(_of_each(run, images, batch, single)):
-            looks.append((_worst(_apart(given, wanted[image], tops), _apart(wanted[image], given, tops)), image, given))
+            looks.append((_apart(given, wanted[image], tops), image, given))
     # The worst first, NaN as the worst of all: one that cannot be explained ends the search.
     looks.sort(key=lambda look: -float(look[0].max().nan_to_num(nan=float("inf"))))
     at_cuts: list[int] = []
-    share, output, image = 0.0, 0, 0
-    for shares, place, given in looks:
+    worst = Difference(0.0, 0, 0, (0, 0), at_cuts)
+    for shares, image, given in looks:
         if not float(shares.max()) <= allowed:
-            again = _with_noise(network, seen[place : place + 1], wanted[place], given, tops, allowed)
-            if not float(again.max()) <= allowed:
-                return Difference(float(again.max()), int(again.argmax()), place, at_cuts)
-            shares, at_cuts = again, sorted({*at_cuts, place})
-        if float(shares.max()) >= share:
-            share, output, image = float(shares.max()), int(shares.argmax()), place
-    return Difference(share, output, image, at_cuts)
+            shares = _with_noise(network, seen[image : image + 1], given, shares, tops, allowed)
+            if float(shares.max()) <= allowed and image not in at_cuts:
+                at_cuts.append(image)
+        if not float(shares.max()) < worst.share:
+            rows = len(given[0]), len(wanted[image][0])
+            worst = Difference(float(shares.max()), int(shares.argmax()), image, rows, at_cuts)
+            if not worst.share <= allowed:
+                break
+    at_cuts.sort()
+    return worst
 
 
 def _of_each(network: Run, images: Tensor, batch: int, single: bool) -> list[Outputs]:
@@ -231,41 +236,34 @@ def _of_each(network: Run, images: Tensor, batch: int, single: bool) -> list[Out
 
 
 def _with_noise(
-    network: Run, image: Tensor, wanted: Outputs, given: Outputs, tops: Sequence[float], allowed: float
+    network: Run, image: Tensor, given: Outputs, shares: Tensor, tops: Sequence[float], allowed: float
 ) -> Tensor:
-    """Return the shares [outputs] by which given rows differ from all that a network gives of an image with noise."""
+    """Return the least shares, as of ``_apart``, of what is given and what a network gives of an image with noise."""
     generator = torch.Generator().manual_seed(0)
-    extra, lacking = _apart(given, wanted, tops), _apart(wanted, given, tops)
     for _ in range(TRIES):
         (noisy,) = _of_each(network, image + NOISE * torch.randn(image.shape, generator=generator), 1, True)
-        apart = _apart(given, noisy, tops)
-        nearer = apart.amax(1) < extra.amax(1)
-        extra[nearer] = apart[nearer]
-        lacking[_apart(wanted, noisy, tops).amax(1) > allowed] = 0.0
-        if float(_worst(extra, lacking).max()) <= allowed:
+        shares = min(shares, _apart(given, noisy, tops), key=lambda of: float(of.max()))
+        if float(shares.max()) <= allowed:
             break
-    return _worst(extra, lacking)
+    return shares
 
 
-def _worst(*shares: Tensor) -> Tensor:
-    """Return the largest share of each output, [outputs], of rows [K, outputs]; 0 where there is no row."""
-    return torch.cat([shares[0].new_zeros(1, shares[0].shape[1]), *shares]).amax(0)
+def _apart(given: Outputs, wanted: Outputs, tops: Sequence[float]) -> Tensor:
+    """Return by how much rows differ from wanted ones, one to one, as shares of each output's largest value.
 
-
-def _apart(rows: Outputs, others: Outputs, tops: Sequence[float]) -> Tensor:
-    """Return by how much each row differs from the nearest one of others, as shares of each output's largest value.
+    Each row is compared with the one that is nearest where all are taken together.
 
     Returns:
-        [K, outputs], float64; where there are no others, by how much it differs from zeros.
+        [outputs], float64; infinite where the numbers or the shapes of rows differ, NaN where a value is.
     """
+    if [v.shape for v in given] != [v.shape for v in wanted]:
+        return torch.full((len(tops),), float("inf"), dtype=torch.float64)
+    if not len(given[0]):
+        return torch.zeros(len(tops), dtype=torch.float64)
     ours, theirs = (
-        [(v.double() / top).reshape(len(v), prod(v.shape[1:])) for v, top in zip(of, tops, strict=True)]
-        for of in (rows, others)
+        [v.double().reshape(len(v), -1) / top for v, top in zip(of, tops, strict=True)] for of in (given, wanted)
     )
-    if [v.shape[1] for v in ours] != [v.shape[1] for v in theirs]:
-        return ours[0].new_full((len(ours[0]), len(ours)), float("inf"))
-    if not len(theirs[0]):
-        return torch.stack([v.abs().amax(1) for v in ours], dim=1)
     first, second = (torch.cat([v[:, :4] for v in of], dim=1) for of in (ours, theirs))
-    nearest = torch.cdist(first, second, p=float("inf")).argmin(1)
-    return torch.stack([(a - b[nearest]).abs().amax(1) for a, b in zip(ours, theirs, strict=True)], dim=1)
+    far = torch.cdist(first, second, p=float("inf")).nan_to_num(nan=1e30, posinf=1e30)
+    _, order = linear_sum_assignment(far.numpy())
+    return torch.stack([(a - b[order]).abs().max() for a, b in zip(ours, theirs, strict=True)])

@@ -87,10 +87,12 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
     found = difference(network, seen, run, images, batches, LARGEST, single)
     if not found.share <= LARGEST:  # NaN as well
-        raise LabError(
-            f"{ckpt} cannot be exported: {names[found.output]} of {shown[found.image]} differs by {found.share:.2g} of "
-            f"its largest value from the checkpoint's, more than {LARGEST:g}: use task=predict"
-        )
+        given, wanted_rows = found.rows
+        where = f"{names[found.output]} of {shown[found.image]}"
+        what = f"{where} differs by {found.share:.2g} of its largest value from the checkpoint's, more than {LARGEST:g}"
+        if given != wanted_rows:
+            what = f"{where} has {given} row(s), the checkpoint's has {wanted_rows}"
+        raise LabError(f"{ckpt} cannot be exported: {what}: use task=predict")
     check = {"images": len(images), "of": source, "batches": batches, "difference": found.share, "allowed": LARGEST}
     check["at_cuts"] = [shown[i] for i in found.at_cuts]
     report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}

@@ -161,7 +161,8 @@ def test_the_page_s_recipe_gives_the_masks_of_predict(lab, new_images: Path, tmp
         written = np.array(Image.open(f"{found}.png")) > 0
         assert (names["mask"] != written).mean() < 1e-3  # a pixel may lie at the threshold
         assert names["kind"] == (row["found_type"] if names["defect"] else None)
-        assert written.any() == (float(row["mask_share"]) > 0) == names["defect"]
+        assert row["mask_share"] == f"{written.mean():.6g}"
+        assert written.any() == names["defect"]
 
 
 def test_an_image_that_is_called_good_has_an_empty_mask_everywhere(lab, new_images: Path, tmp_path: Path) -> None:

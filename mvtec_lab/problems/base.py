@@ -136,6 +136,8 @@ class Prediction:
             their names: pictures, uint8 [H, W, 3] or [H, W], or text. ``.jpg`` is also shown on the sheet.
         boxes: [K, 5], x0, y0, x1, y1 in pixels of the square image and a score, the highest first, on the scale of the
             model's threshold; None: the method finds none.
+        sized: given the image's own size (H, W), returns the prediction whose row and caption tell of its files; None:
+            they say the same of every size.
 
     ``heat`` and ``boxes`` say where a defect is: either makes the model's runs prompts for a method that takes some.
     Beside ``heat`` the row has the image's ``score``.
@@ -146,6 +148,7 @@ class Prediction:
     heat: np.ndarray | None = None
     files: Callable[[np.ndarray], Mapping[str, np.ndarray | str]] | None = None
     boxes: np.ndarray | None = None
+    sized: Callable[[tuple[int, int]], Prediction] | None = None
 
 
 def check_supervised(config: Config) -> None:

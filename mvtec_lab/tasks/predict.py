@@ -132,16 +132,19 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     with bar() as progress:
         predictions = _predictions(problem, model, pictures, config.data.batch_size)
         for path, picture, prediction in progress.track(predictions, len(source.images), description="predicting"):
+            files: Mapping[str, np.ndarray | str] = {}
+            if prediction.files is not None:  # written as they come: a day's production does not fit into memory
+                image = read_image(path, model.white)
+                files = prediction.files(image)
+                _write_files(run_dir / FOUND / source.name(path), files)
+                prediction = prediction.sized(image.shape[:2]) if prediction.sized else prediction
             rows.append({"path": str(path), **prediction.row})
             shown = {prediction.caption: picture}
-            if prediction.heat is not None:  # written as they come: a day's production does not fit into memory
+            if prediction.heat is not None:
                 drawn = _write_map(run_dir / MAPS / source.name(path), path, prediction.heat, model)
                 shown[f"map, outlined where above {model.map_threshold:.3g}"] = drawn
-            if prediction.files is not None:
-                files = prediction.files(read_image(path, model.white))
-                _write_files(run_dir / FOUND / source.name(path), files)
-                if isinstance(drawing := files.get(".jpg"), np.ndarray):
-                    shown["found"] = drawing
+            if isinstance(drawing := files.get(".jpg"), np.ndarray):
+                shown["found"] = drawing
             if len(tiles) < SHOWN:
                 tiles += shown.values()
                 captions += shown

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -52,28 +54,9 @@ class Segmentation(Problem):
         return two_classes(data.counts())
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        value, map_threshold = model.threshold, model.map_threshold
-        assert value is not None
-        assert map_threshold is not None
-        predictions = []
         maps, types = model.module.probabilities({"image": images})
-        for score_map, of_types in zip(maps.numpy(), types, strict=True):
-            score, size = image_score(score_map), (model.image_size, model.image_size)
-            # An image that is called good has an empty mask: what is written of it says the same everywhere.
-            name, begins = (CLASSES[1], map_threshold) if score > value else (CLASSES[0], float("inf"))
-            share = float((spread(score_map, size) > begins).mean())
-            row = {
-                "prediction": name,
-                "score": f"{score:.9g}",
-                "threshold": f"{value:.9g}",
-                "mask_share": f"{share:.6g}",
-                "found_type": found_type(model.module.kinds, of_types, name),
-            }
-            label = row["found_type"] or name
-            predictions.append(
-                Prediction(row, f"{label} ({score:.3g}; mask {share:.1%})", files=files(score_map, begins))
-            )
-        return predictions
+        square = model.image_size, model.image_size
+        return [_prediction(model, *found, square) for found in zip(maps.numpy(), types, strict=True)]
 
     def exported(self, model: Model) -> nn.Module:
         require_onnx(model)
@@ -81,6 +64,26 @@ class Segmentation(Problem):
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return [called(rows, model.threshold)]
+
+
+def _prediction(model: Model, score_map: np.ndarray, types: Tensor, size: tuple[int, int]) -> Prediction:
+    """Return what the probabilities of an image say, of a defect [h, w] and of its types [K]; its mask is of size."""
+    assert model.threshold is not None
+    assert model.map_threshold is not None
+    score = image_score(score_map)
+    # An image that is called good has an empty mask: what is written of it says the same everywhere.
+    name, begins = (CLASSES[1], model.map_threshold) if score > model.threshold else (CLASSES[0], float("inf"))
+    share = float((spread(score_map, size) > begins).mean())
+    row = {
+        "prediction": name,
+        "score": f"{score:.9g}",
+        "threshold": f"{model.threshold:.9g}",
+        "mask_share": f"{share:.6g}",
+        "found_type": found_type(model.module.kinds, types, name),
+    }
+    caption = f"{row['found_type'] or name} ({score:.3g}; mask {share:.1%})"
+    sized = partial(_prediction, model, score_map, types)
+    return Prediction(row, caption, files=files(score_map, begins), sized=sized)
 
 
 class DefectMap(nn.Module):

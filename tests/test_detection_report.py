@@ -277,6 +277,7 @@ def test_table_and_csv(tmp_path: Path) -> None:
         assert "threshold chosen on the test images, defects included" in out
         assert "peak" in out
         assert "F1" in out.partition("Left out")[0]
+        assert "AP" in out.split()  # of pixels: a heading of two lines
 
 
 @pytest.mark.parametrize("width", [30, 40, 200])

@@ -166,6 +166,7 @@ def test_the_report_says_of_each_picture_what_its_method_drew(sweep: Path) -> No
     assert "Blue: true boxes" in mine["detect/ssdlite"]
     tables = html.split("<h2>Results")[1].split("<h2>")[0]
     assert "IoU and Dice are means over the defect images." in tables  # IoU judges, so it has no column of its own
+    assert "pixel\nAP" in tables
     assert "pooled" not in tables  # nor has what counts all pixels
     for name in ("segment/fpn", "detect/ssdlite"):
         assert "few good images reach" not in mine[name]

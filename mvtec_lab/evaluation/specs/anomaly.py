@@ -91,7 +91,8 @@ METRICS = (
     _deciding_anomaly(
         "pixel_ap",
         title="pixel AP",
-        words=Words(by_type="pixel_ap"),
+        heading="pixel\nAP",
+        words=Words(by_type="pixel_ap", wide=True),
         inference=_pixels("pixel_ap", "pixel AP", single="give verdict.metric=pixel_aupro"),
     ),
     _deciding_anomaly(

@@ -89,7 +89,7 @@ class RunResult:
     #: of the test images with a mask: their number, the number of class-activation maps with their peak inside it, and
     #: the masks' mean share of the image (chance); both numbers of the mistakes; None: the backbone has no such map
     explained: Annotated[dict[str, Any] | None, Explained | None] = field(default_factory=dict)
-    #: a picture's file -> what the report says of it: a title, and a sentence; without that picture: why there is none
+    #: a picture's file -> what the report says of it: a title and a sentence; without a title: why it cannot be drawn
     captions: Annotated[dict[str, list[str]], dict[str, list[str]]] = field(default_factory=dict)
     #: split -> class -> images
     counts: Annotated[dict[str, dict[str, int]], dict[str, dict[str, Count]]] = field(default_factory=dict)

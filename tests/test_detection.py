@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,10 +19,11 @@ from mvtec_lab.data.targets import boxes_of
 from mvtec_lab.data.transforms import read_picture
 from mvtec_lab.engine import features
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.detection import from_text
+from mvtec_lab.evaluation.detection import Box, from_text
 from mvtec_lab.evaluation.segmentation import ious
 from mvtec_lab.models.maps import of_each
 from mvtec_lab.models.views import view, viewed_boxes
+from mvtec_lab.problems.detection import judging
 from mvtec_lab.problems.detection.base import DetectionModel, instances
 from mvtec_lab.problems.detection.build import class_of
 from mvtec_lab.problems.detection.pyramid import Pyramid
@@ -129,6 +132,25 @@ def test_boxes_of_all_views_are_fused() -> None:
     assert merged([nothing] * 8, 20)["boxes"].shape == (0, 4)
 
 
+def test_a_wrong_type_is_a_mistake_on_the_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had a green frame, and stood behind good images that nothing was found in."""
+    kinds = ["good", "good", "crack", "crack", "crack"]
+    found = [[], [Box("hole", 0.9, 0, 0, 4, 4)], [], [Box("hole", 0.8, 0, 0, 4, 4)], [Box("crack", 0.7, 0, 0, 4, 4)]]
+    dataset: Any = SimpleNamespace(
+        samples=[SimpleNamespace(label=kind) for kind in kinds], picture=lambda i: np.zeros((8, 8, 3), np.uint8)
+    )
+    judged = judging.Judged(dataset, found, [])
+    judged.__dict__["truth"] = [[Box(kind, 1, 0, 0, 4, 4)] * (kind != "good") for kind in kinds]
+    assert judged.mistakes(0.5) == ["", "false reject", "escape", "taken for hole", ""]
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(judging, "sheet", lambda tiles, captions, marks: shown.update(captions=captions, marks=marks))
+    judged.page(0.5)
+    assert [text.split("\n")[0] for text in shown["captions"][::2]] == [
+        "escape: crack", "false reject: good", "taken for hole: crack", "crack", "good",
+    ]  # fmt: skip
+    assert shown["marks"][::2] == [False, False, False, True, True]
+
+
 def test_a_flat_box_is_one_line_that_names_its_file(lab, product: Path, tmp_path: Path, capsys) -> None:
     yolo = tmp_path / "yolo"
     (yolo / "images/train").mkdir(parents=True)
@@ -138,7 +160,9 @@ def test_a_flat_box_is_one_line_that_names_its_file(lab, product: Path, tmp_path
         shutil.copy(path, yolo / f"images/train/{place}.png")
         (yolo / f"labels/train/{place}.txt").write_text("1 .5 .5 0 .5\n" if place == 3 else "1 .5 .5 .2 .5\n")
     assert lab("attempt=detect/fcos", *SMALL, "data=yolo", f"data.root={yolo}") == 2
-    assert "labels/train/3.txt line 1 is a box without width or height" in " ".join(capsys.readouterr().err.split())
+    assert "labels/train/3.txt line 1 ('1 .5 .5 0 .5') is a box without width or height" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_backbone_without_maps_is_one_line(tiny_net: str) -> None:

@@ -21,7 +21,7 @@ from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseli
 from mvtec_lab.reporting import figures, report, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, PREDICTIONS, RunResult, read_csv, write_csv
 
 CLASSES = ["good", "broken_large", "broken_small", "contamination"]
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
@@ -449,6 +449,29 @@ def test_curves_of_two_problems_show_a_metric_of_each() -> None:
     assert metrics({"masks": masks}) == ["validation IoU"]
     three = figures.curves_figure({"masks": masks}).axes[:3]
     assert [ax.xaxis.get_tick_params()["labelbottom"] for ax in three if ax.get_xlabel()] == [True, True]
+
+
+def test_a_picture_that_is_missing_is_not_explained(tmp_path: Path) -> None:
+    """Its legend was printed as the reason why there is none; other keys than those of pictures were read as files."""
+    legend = {"explanations.jpg": ["Where", "Orange: found."], "result.json": ["", "no picture"]}
+    fabricate(tmp_path / "0", "base")  # of a version that said nothing
+    fabricate(tmp_path / "1", "base", seed=1, captions=legend)
+    text = text_of(page(tmp_path))
+    assert "The pictures “Where” were not left." in text
+    assert "Orange" not in text
+    assert "no picture" not in text
+    Image.new("RGB", (40, 40)).save(tmp_path / "0" / EXPLANATIONS)
+    text = text_of(page(tmp_path))
+    assert "Where, of the first run Orange: found." in " ".join(text.split())
+
+
+def test_a_long_name_of_a_box_keeps_its_score() -> None:
+    font, box = pictures._font(20), SimpleNamespace(kind="cut_outer_insulation_of_the_cable", score=0.9)
+    name = pictures._name(box, font, 300)
+    assert name.startswith("cut_outer")
+    assert name.endswith("… 0.90")
+    assert 250 < font.getlength(name) <= 300
+    assert pictures._name(SimpleNamespace(kind="hole", score=0.9), font, 300) == "hole 0.90"
 
 
 def test_names_of_boxes_lie_beside_each_other() -> None:

@@ -100,12 +100,23 @@ def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.n
     font = _font(max(20, max(tile.size) // 32))  # 20: a sheet shows the tile at half its size
     taken: list[tuple[float, ...]] = []
     for box, corners in placed[len(truth) :]:
-        name = f"{box.kind} {box.score:.2f}"
-        area = _free(draw.textbbox((0, 0), name, font, stroke_width=2), corners, tile.size, taken)
+        name = _name(box, font, tile.width - 4)
+        extent = draw.textbbox((0, 0), name, font, anchor="lt", stroke_width=2)
+        area = _free(extent, corners, tile.size, taken)
         if area is not None:
             taken.append(area)
-            draw.text(area[:2], name, PALETTE[4], font, anchor="lt", stroke_width=2, stroke_fill=INK)
+            place = area[0] - extent[0], area[1] - extent[1]  # the stroke begins left of and above the text
+            draw.text(place, name, PALETTE[4], font, anchor="lt", stroke_width=2, stroke_fill=INK)
     return np.asarray(tile)
+
+
+def _name(box: Any, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return a box's type and score, the type cut where both are wider than ``width`` pixels."""
+    name, kept = f"{box.kind} {box.score:.2f}", len(box.kind)
+    while kept and font.getlength(name) > width:
+        kept -= 1
+        name = f"{box.kind[:kept]}… {box.score:.2f}"
+    return name
 
 
 def _free(

@@ -273,9 +273,14 @@ def _explanation(attempt: Attempt) -> Part | None:
 def _sheet(attempt: Attempt, name: str, more: str | None = None) -> Part | None:
     """Return a picture of the first run, with what the run says of it and a further sentence; None: it left none."""
     first = attempt.done[0]
-    source, (title, about) = _picture(first, name), first.captions.get(name, ("", ""))
+    source, (title, about) = _picture(first, name), _caption(attempt, name)
     title = (title or TITLES[name]) + _of_first(attempt, ", ")
     return Part(title, source, " ".join(filter(None, (about, more)))) if source else None
+
+
+def _caption(attempt: Attempt, name: str) -> Sequence[str]:
+    """Return the title and the sentence of a picture, of the first run that says any: older ones do not."""
+    return next((run.captions[name] for run in attempt.done if name in run.captions), ("", ""))
 
 
 def _missing(attempt: Attempt) -> list[str]:
@@ -285,8 +290,10 @@ def _missing(attempt: Attempt) -> list[str]:
         "No test predictions were left: there is no confusion matrix.": not attempt.tests,
         "No picture sheet was left.": _mistakes(attempt) is None,
     }
-    said = [about for name, (_, about) in first.captions.items() if _picture(first, name) is None]
-    return [*(text for text, applies in missing.items() if applies), *said]
+    title, about = _caption(attempt, EXPLANATIONS)
+    if _picture(first, EXPLANATIONS) is None and about:
+        missing[f"The pictures “{title}” were not left." if title else about] = True
+    return [text for text, applies in missing.items() if applies]
 
 
 def _of_first(attempt: Attempt, joint: str = " ") -> str:

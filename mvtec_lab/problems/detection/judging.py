@@ -28,8 +28,8 @@ CUT = 0.5  # a box's mask is where it is more likely than not: Mask R-CNN's rule
 SHOWN = 12  # images on a sheet, each without and with the boxes that were found
 CAPTION = [
     "Test images, worst mistakes first",
-    "Escapes, false rejects, then the nearest to one. Blue: true boxes; orange, in the picture beside: the boxes above "
-    "the threshold, each with its type and score.",
+    "Escapes and false rejects, then wrong types, then the nearest to a mistake. Blue: true boxes; orange, in the "
+    "picture beside: the boxes above the threshold, each with its type and score.",
 ]
 
 
@@ -113,21 +113,32 @@ class Judged:
             )
         ]
 
+    def mistakes(self, threshold: float) -> list[str]:
+        """Return what is wrong about each image's verdict, or about the type that it names; nothing: ``""``."""
+        texts = []
+        for boxes, truth, score, defect in zip(self.found, self.truth, self.scores, self.defect, strict=True):
+            kind = named(boxes, threshold)
+            if (score > threshold) != defect:
+                texts.append("escape" if defect else "false reject")
+            else:
+                texts.append(f"taken for {kind}" if defect and kind not in {box.kind for box in truth} else "")
+        return texts
+
     def page(self, threshold: float) -> np.ndarray:
-        """Draw the worst escapes and false rejects first, each beside what was found."""
-        right = (self.scores > threshold) == self.defect
+        """Draw the worst escapes and false rejects first, then wrong types, each beside what was found."""
+        mistakes, wrong = self.mistakes(threshold), (self.scores > threshold) != self.defect
         margin = np.where(self.defect, self.scores - threshold, threshold - self.scores)
+        order = np.lexsort((margin, np.array([not text for text in mistakes]), ~wrong))
         tiles, captions, marks = [], [], []
-        for i in np.argsort(margin, kind="stable")[:SHOWN]:
+        for i in order[:SHOWN]:
             picture = self.dataset.picture(int(i))
             above = [box for box in self.found[i] if box.score > threshold]
-            mistake = "" if right[i] else "escape: " if self.defect[i] else "false reject: "
             tiles += [boxed(picture, self.truth[i], []), boxed(picture, [], above)]
             captions += [
-                f"{mistake}{self.labels[i]}\ntrue boxes: {len(self.truth[i])}",
+                f"{mistakes[i]}{': ' * bool(mistakes[i])}{self.labels[i]}\ntrue boxes: {len(self.truth[i])}",
                 f"best box {self.scores[i]:.2f}, threshold {threshold:.2f}",
             ]
-            marks += [bool(right[i]), None]
+            marks += [not mistakes[i], None]
         return sheet(tiles, captions, marks)
 
 
@@ -153,7 +164,7 @@ def judge(run: Run) -> Judgement:
         metrics["val"] = metrics["test"]
     result.majority_baseline = float((~test.defect).mean())
     rows = [row for name, part in judged.items() for row in part.rows(name, value)]
-    result.captions = {MISTAKES: CAPTION}
+    result.captions = {MISTAKES: [*CAPTION]}
     pages = {name: part.page(value) for name, part in judged.items()}
     board = {f"pictures/{name}_mistakes_first": page for name, page in pages.items()}
     return Judgement(metrics, rows, {MISTAKES: pages["test"]}, board, _summary(run, test, metrics["test"], value))

@@ -62,7 +62,7 @@ def judge(run: Run) -> Judgement:
     if (oracle := _oracle_iou(data, model.module, test, map_threshold)) is not None:
         metrics["test"]["oracle_iou"] = oracle
     pages = sheets(test, rows["test"], value, map_threshold)
-    result.captions = CAPTIONS
+    result.captions = {name: [*CAPTIONS[name]] for name in pages}
     board = {TAGS[name]: page for name, page in pages.items()}
     in_order = [row for split in ("val", "test") if split in rows for row in rows[split]]
     return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, map_threshold))

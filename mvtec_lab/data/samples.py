@@ -101,7 +101,8 @@ class Scan:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             remedy = "correct it, or give data.masks=optional"
             if learnt:
-                remedy = "this method learns from masks: correct it, or give attempt=head, which needs none"
+                needless = "attempt=head data.masks=optional"  # data=mvtec requires them for any method
+                remedy = f"this method learns from masks: correct it, or give {needless}, which needs none"
             raise LabError(f"{self.folder}: {problems[0]}{more}: {remedy}")
         return [f"mask: {problem}" for problem in problems]
 

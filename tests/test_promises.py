@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import OPTIMIZERS, Config
-from mvtec_lab.data import datamodule
+from mvtec_lab.data import images
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.checkpoints import Checkpoints
 from mvtec_lab.engine.setup import training_seed
@@ -105,7 +105,7 @@ def test_other_rules_of_decoding_are_another_key_of_the_cache(
 
     assert (kept(), kept()) == (1, 1)
     for number, (rule, value) in enumerate({"version": -1, "opencv": "0", "pillow": "0"}.items(), start=2):
-        monkeypatch.setattr(datamodule, "RULES", {**datamodule.RULES, rule: value})
+        monkeypatch.setattr(images, "RULES", {**images.RULES, rule: value})
         assert kept() == number
 
 

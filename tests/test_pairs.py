@@ -318,11 +318,12 @@ def test_one_fold_of_several_judges_nobody(tmp_path: Path, done: int) -> None:
     assert (pair.p, pair.difference, pair.different) == (None, None, False)
     assert (pair.test_sets, pair.images) == (done, 12 * done)
     assert pair.refused is not None
-    assert f"{done} of 5 test sets" in pair.refused
+    assert f"{done} of 5 folds" in pair.refused
     assert f"a and b: {pair.refused}." in said(comparison)
     assert "shown to be better than" not in said(comparison)
     assert "each pair is compared on" not in said(comparison)
     assert comparison.best == "a"  # by all of its folds; on the first one alone b is far ahead
+    assert f"b ({done} of 5)" in comparison.verdict[1]
 
 
 def test_folds_that_nobody_has_begun_are_missing_too(tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ def test_folds_that_nobody_has_begun_are_missing_too(tmp_path: Path) -> None:
     of_a_sweep(tmp_path, folds=5, repeats=2)
     (pair,) = compare(load_runs(tmp_path)).pairs
     assert pair.refused is not None
-    assert "1 of 10 test sets" in pair.refused
+    assert "1 of 10 folds" in pair.refused
 
 
 def test_a_fold_that_failed_is_missing(tmp_path: Path) -> None:
@@ -343,7 +344,7 @@ def test_a_fold_that_failed_is_missing(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace('"fold": null', '"fold": 1'))
     (pair,) = compare(load_runs(tmp_path)).pairs
     assert pair.refused is not None
-    assert "1 of 2 test sets" in pair.refused
+    assert "1 of 2 folds" in pair.refused
 
 
 def test_a_whole_cross_validation_is_judged_as_ever(tmp_path: Path) -> None:
@@ -353,6 +354,79 @@ def test_a_whole_cross_validation_is_judged_as_ever(tmp_path: Path) -> None:
     after = compare(load_runs(tmp_path))
     assert (after.verdict, after.pairs) == (before.verdict, before.pairs)
     assert after.pairs[0].different
+
+
+def of_folds(folder: Path, attempt: str, right: dict[int, int]) -> None:
+    """Write the runs of some folds, with so many right images each."""
+    for i, count in right.items():
+        fold(folder / f"{attempt}-{i}", attempt, i, count)
+
+
+@pytest.mark.parametrize("names", ["abc", "bca"])
+def test_no_attempt_is_best_by_a_fold_that_all_happen_to_share(tmp_path: Path, names: str) -> None:
+    """Each of the short ones shares three folds with the whole one, but only one with the other."""
+    whole, short, lucky = names
+    of_folds(tmp_path, whole, dict.fromkeys(range(FOLDS), 8))
+    of_folds(tmp_path, short, dict.fromkeys((0, 1, 2), 7))
+    of_folds(tmp_path, lucky, {2: 12, 3: 0, 4: 0})
+    of_a_sweep(tmp_path, folds=5, repeats=1)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == whole
+    unranked = ", ".join(f"{name} (3 of 5)" for name in sorted((short, lucky)))
+    assert comparison.verdict[1].endswith(f"in common: {unranked}.")
+    assert f"Cannot be told from it: {short}" in said(comparison)  # the pairs that share enough are judged as ever
+
+
+def test_of_attempts_that_are_left_out_the_better_one_is_not_validations_error(tmp_path: Path) -> None:
+    of_folds(tmp_path, "a", dict.fromkeys(range(FOLDS), 4))
+    of_folds(tmp_path, "b", dict.fromkeys((0, 1, 2), 12))
+    of_folds(tmp_path, "c", dict.fromkeys((2, 3, 4), 12))
+    comparison = compare(load_runs(tmp_path))
+    assert "Shown to be worse on test than" in said(comparison)
+    assert "validation chose the wrong one" not in said(comparison)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [({0: 6}, {0: 12}), ({0: 6, 1: 6, 2: 6}, {2: 12, 3: 12, 4: 12})])
+def test_nobody_is_best_where_all_share_too_few_folds(
+    tmp_path: Path, ours: dict[int, int], theirs: dict[int, int]
+) -> None:
+    of_folds(tmp_path, "a", ours)
+    of_folds(tmp_path, "b", theirs)
+    of_a_sweep(tmp_path, folds=5, repeats=1)
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best is None
+    assert "Nothing ranks these 2 attempts: only 1 of 5 folds is done by all of them." in said(comparison)
+    assert "Best on validation" not in said(comparison)
+
+
+def test_a_reference_that_is_not_ranked_is_named(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[6] * FOLDS, b=[12], c=[8] * FOLDS)
+    comparison = compare(load_runs(tmp_path), VerdictConfig(reference="b"))
+    assert comparison.best == "c"
+    assert "It was not compared with b." in comparison.verdict[0]
+    assert "b (1 of 5)" in comparison.verdict[1]
+
+
+def test_of_splits_that_are_drawn_a_single_common_one_is_enough(tmp_path: Path) -> None:
+    """No cross-validation is incomplete where one attempt has more seeds: split.seed is the seed by default."""
+    of_folds(tmp_path, "a", {0: 6, 1: 6})
+    of_folds(tmp_path, "b", {0: 12})
+    for path in tmp_path.glob(f"*/{RESULT}"):  # what was a fold is a split of its own seed
+        path.write_text(re.sub(r'"fold": \d+', '"fold": null', path.read_text()))
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert (pair.refused, pair.models, pair.different) == (None, True, True)
+    assert comparison.best == "b"
+
+
+def test_a_split_that_is_no_fold_needs_no_further_folds(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "a", right=6)
+    fabricate(tmp_path / "b", "b", right=19)
+    of_folds(tmp_path, "a", dict.fromkeys(range(FOLDS), 8))
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert (pair.refused, pair.test_sets, pair.images) == (None, 1, 20)
+    assert comparison.best == "b"
 
 
 def test_the_table_of_pairs_has_no_zero_images(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class Attempt:
         metric: the key of the metric that it is judged by; None, or one that they do not state: the default.
 
     Attributes:
-        planned: the test sets that it is to have: those of its whole cross-validation, whether they are done or not.
+        folds: those of its test sets that are part of a cross-validation.
+        planned: the folds of its whole cross-validation, whether they are done or not; 0 where it is part of none.
 
     Raises:
         LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
@@ -69,8 +70,9 @@ class Attempt:
         self.tests: dict[TestSet, list[Tested]] = defaultdict(list)
         for (images, *_), t in latest.items():
             self.tests[images].append(t)
-        folds = {(self._split[run.run_dir], run.fold) for run in runs if run.fold is not None}
-        self.planned = max(len(self.tests), len(folds), *(_folds(settings[run.run_dir]) for run in runs))
+        self.folds = {images for images, *_ in latest if any(t.run.fold is not None for t in self.tests[images])}
+        begun = {(self._split[run.run_dir], run.fold) for run in runs if run.fold is not None}
+        self.planned = max(len(begun), *(_folds(settings[run.run_dir]) for run in runs))
 
     def _states(self, metric: Metric) -> bool:
         """Tell whether the runs have a metric: one of another problem is not stated by every method of this one."""
@@ -241,6 +243,25 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are known; None where none is."""
     known = [value for value in values if value is not None]
     return st.fmean(known) if known else None
+
+
+def shared(attempts: Sequence[Attempt]) -> list[TestSet]:
+    """Return the test sets that all of some attempts have, in the order of the first."""
+    first, *others = attempts
+    return [images for images in first.tests if all(images in other.tests for other in others)]
+
+
+def too_few(attempts: Sequence[Attempt]) -> str | None:
+    """Return how many folds attempts share where these are too few to judge by; None where they are enough.
+
+    One fold of several says less than the missing ones. A test set that is no fold stands for itself, and may be the
+    only one.
+    """
+    common, planned = shared(attempts), max(attempt.planned for attempt in attempts)
+    folds = sum(any(images in attempt.folds for attempt in attempts) for images in common)
+    if not folds or len(common) >= min(LEAST_RUNS, planned):
+        return None
+    return f"only {folds} of {planned} folds {'is' if folds == 1 else 'are'} done by"
 
 
 def _folds(settings: Settings) -> int:

@@ -21,7 +21,7 @@ from mvtec_lab.evaluation import differences, statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS, Difference
 from mvtec_lab.evaluation.specs import METRICS, NotComparableError
 from mvtec_lab.evaluation.tested import TestSet
-from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.attempts import Attempt, Estimate, shared, too_few
 from mvtec_lab.reporting.runs import Settings
 from mvtec_lab.results import write_whole
 
@@ -128,7 +128,7 @@ Finds = Callable[[float], float | None]
 def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
     metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key), ""
-    common = [images for images in a.tests if images in b.tests]
+    common = shared((a, b))
     pair.test_sets, pair.images = len(common), len({image for images in common for image in images})
     pair.refused = _refused(a, b, common)
     if pair.refused:
@@ -166,9 +166,8 @@ def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
         return f"they are not judged by the same metric: {' and '.join(sorted((a.metric.title, b.metric.title)))}"
     if not common:
         return "they were tested on different images: give both the same data, split.seed and split settings"
-    if len(common) < min(LEAST_RUNS, planned := max(a.planned, b.planned)):
-        n = f"{len(common)} of {planned} test sets {'is' if len(common) == 1 else 'are'}"
-        return f"only {n} done by both, too few to judge by: run the others as well (resume=true continues a sweep)"
+    if few := too_few((a, b)):
+        return f"{few} both, too few to judge by: run the others as well (resume=true continues a sweep)"
     if 1 < len(common) < LEAST_RUNS:
         return f"{len(common)} test sets have no spread to go by: give {LEAST_RUNS} or more, as cv.folds=5 does"
     if len(common) == 1 and a.metric.inference.single:

@@ -9,7 +9,8 @@ from math import inf, isfinite
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
-from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.evaluation.tested import TestSet
+from mvtec_lab.reporting.attempts import Attempt, shared, too_few
 from mvtec_lab.reporting.pairs import Comparison, Pair
 
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
@@ -22,8 +23,8 @@ def sentences(comparison: Comparison) -> list[str]:
     if not done:
         return ["No run was completed: there is nothing to compare."]
     groups = _groups(done)
-    if len(groups) == 1:
-        best, value = _chosen(_ranked(done))
+    if len(groups) == 1 and (ranked := _ranked(done)):
+        best, value = _chosen(ranked)
         comparison.best = best.name if value is not None or len(done) == 1 else None
     lines = [line for group in groups for line in _of_group(group, comparison, len(groups) > 1)]
     if reference is not None:
@@ -39,20 +40,39 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -> list[str]:
     """Name the best of the attempts that compare with each other, and say what it is better than."""
-    group = _ranked(group)
-    best, value = _chosen(group)
-    line = _nothing_learnt(group) + _stated(best, value, len(group), several)
+    ranked, line = _ranked(group), _nothing_learnt(group)
     names = {attempt.name for attempt in group}
-    if comparison.reference in names and len(comparison.done) > 1:
-        return [line + _beside(best.name, comparison.reference, comparison.pairs)]
+    reference = comparison.reference if comparison.reference in names and len(comparison.done) > 1 else None
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
-    return [line, *(_against(best, within) if len(group) > 1 else ())]
+    if not ranked:
+        few = too_few(group) or "no test set is done by"
+        line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
+        return [line, *(_among(within) if reference is None else ())]
+    best, value = _chosen(ranked)
+    line += _stated(best, value, len(ranked), several)
+    if reference is not None:
+        return [line + _beside(best.name, reference, comparison.pairs), *_unranked(group, ranked)]
+    return [line, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
 
 
-def _ranked(group: Sequence[Attempt]) -> Sequence[Attempt]:
-    """Return the attempts with enough of the group's test sets to be ranked, as pairs are judged; all if none has."""
-    least = min(LEAST_RUNS, max(attempt.planned for attempt in group))
-    return [attempt for attempt in group if len(attempt.tests) >= least] or group
+def _ranked(group: Sequence[Attempt]) -> list[Attempt]:
+    """Return the attempts that share enough test sets to be ranked by them, as pairs are judged; maybe none.
+
+    As long as they share too few, those with the fewest test sets are left out, all of them: their order decides
+    nothing.
+    """
+    ranked = list(group)
+    while len(group) > 1 and ranked and (not shared(ranked) or too_few(ranked)):
+        fewest = min(len(attempt.tests) for attempt in ranked)
+        ranked = [attempt for attempt in ranked if len(attempt.tests) > fewest]
+    return ranked
+
+
+def _unranked(group: Sequence[Attempt], ranked: Sequence[Attempt]) -> list[str]:
+    """Name the attempts of a group that are not ranked beside others, and the test sets that they have."""
+    of = max(max(attempt.planned, len(attempt.tests)) for attempt in group)
+    names = [f"{attempt.name} ({len(attempt.tests)} of {of})" for attempt in group if attempt not in ranked]
+    return [f"Not ranked, with too few test sets in common: {', '.join(names)}."] if names else []
 
 
 def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
@@ -60,13 +80,13 @@ def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
 
     Attempts of several problems have none in common where different metrics choose among them.
     """
-    common = set.intersection(*(set(attempt.tests) for attempt in group))
+    common = shared(group)
     scores = {attempt.name: attempt.score(common) for attempt in group}
     best = max(group, key=lambda attempt: scores[attempt.name])
     choosers = {choosing(attempt.problem).key for attempt in group}
     if len(choosers) == 1 and all(isfinite(value) for _, value, _ in scores.values()):
         return best, choosing(best.problem).sign * scores[best.name][1]
-    return max(group, key=_on_test), None
+    return max(group, key=lambda attempt: _on_test(attempt, common)), None
 
 
 def _tests(pairs: Sequence[Pair]) -> list[str]:
@@ -76,9 +96,12 @@ def _tests(pairs: Sequence[Pair]) -> list[str]:
     return [f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}."] if judged else []
 
 
-def _on_test(attempt: Attempt) -> float:
-    estimate = attempt.estimate()
-    return -inf if estimate is None else attempt.metric.sign * estimate.value
+def _on_test(attempt: Attempt, test_sets: Sequence[TestSet]) -> float:
+    """Return the metric on some test sets, or on all where the attempt has none of them; the higher the better."""
+    values, estimate = attempt.values(test_sets, attempt.metric), attempt.estimate()
+    if not len(values) and estimate is None:
+        return -inf
+    return attempt.metric.sign * (float(values.mean()) if estimate is None or len(values) else estimate.value)
 
 
 def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
@@ -177,8 +200,8 @@ def _in_full(side: Side) -> str:
     return f"{text})"
 
 
-def _against(best: Attempt, pairs: Sequence[Pair]) -> list[str]:
-    """Compare the best by validation with each other attempt, and the others among themselves."""
+def _against(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) -> list[str]:
+    """Compare the best by validation with each other attempt; only among those that are ranked was it chosen."""
     sides, of = _sides(best.name, pairs), best.metric.phrase
     lost, level, beaten = _sorted_out(sides)
 
@@ -195,16 +218,24 @@ def _against(best: Attempt, pairs: Sequence[Pair]) -> list[str]:
     lines = claims(beaten, f"shown to be better{of}")
     if level:
         lines.append(f"Cannot be told from it{of}: {listed(level)}.")
-    lines += claims(lost, f"shown to be worse on test{of}", ": validation chose the wrong one.")
-    others = [pair for pair in pairs if best.name not in (pair.first, pair.second)]
-    different = [pair for pair in others if pair.different]
+    wrong = [side for side in lost if side[0] in {attempt.name for attempt in ranked}]
+    lines += claims(wrong, f"shown to be worse on test{of}", ": validation chose the wrong one.")
+    return lines + claims([side for side in lost if side not in wrong], f"shown to be worse on test{of}")
+
+
+def _among(pairs: Sequence[Pair], best: str | None = None) -> list[str]:
+    """Name the pairs of a group that differ, beside those of the best; and say where none of all pairs does."""
+    others = [pair for pair in pairs if best not in (pair.first, pair.second)]
+    lines, different = [], [pair for pair in others if pair.different]
+    of = METRICS[pairs[0].metric].phrase if pairs else ""
     for pair in different if len(different) <= FEW else ():
         high, low = (pair.first, pair.second) if pair.lead > 0 else (pair.second, pair.first)
         subject, other = (f"The {high} model", f"that of {low}") if pair.models else (high, low)
-        ahead = f"({best.metric.difference_of(abs(pair.lead))}, p {_p(pair.p_holm)})"
+        ahead = f"({METRICS[pair.metric].difference_of(abs(pair.lead))}, p {_p(pair.p_holm)})"
         lines.append(f"{subject} is shown to be better{of} than {other} {ahead}.")
     if len(different) > FEW:
-        lines.append(f"Of the {len(others)} pairs of the others, {len(different)} are shown to differ{of}.")
+        whose = f"the {len(others)} pairs of the others" if best else f"{len(others)} pairs"
+        lines.append(f"Of {whose}, {len(different)} are shown to differ{of}.")
     judged = [pair for pair in pairs if pair.p is not None]
     if judged and not any(pair.different for pair in judged):
         what = "No model trained here" if all(pair.models for pair in judged) else "No attempt"

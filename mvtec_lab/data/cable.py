@@ -21,12 +21,11 @@ import cv2
 import numpy as np
 
 from mvtec_lab.data.catalogue import CATEGORIES
+from mvtec_lab.data.strokes import CIRCLE, WHITE, Rng, any_angle, at, band, bevel, cloud, fill, wobbly
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import GOOD, write_whole
 
 log = logging.getLogger(__name__)
-
-Rng = np.random.Generator
 
 COUNTS, TRAIN_GOOD = CATEGORIES["cable"].test, CATEGORIES["cable"].train  # as many as MVTec's own
 VERSION = 1  # raised whenever the drawing changes: an older sample on disk is then drawn again
@@ -38,15 +37,7 @@ COPPER = np.array([208, 146, 104], float)
 # relative radius, relative shift towards the light, brightness: from the shaded edge to the gleam
 COPPER_LAYERS = ((1.0, 0.0, 0.5), (0.85, 0.06, 0.85), (0.62, 0.14, 1.02), (0.34, 0.24, 1.2))
 JACKET = np.array([132, 132, 130], float)
-WHITE = np.full(3, 255.0)
 HOLLOW = np.array([30, 29, 30], float)  # what lies deep: between the conductors, in a cut, where a cable is missing
-
-
-def _at(angle: Any) -> np.ndarray:
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-
-
-CIRCLE = _at(np.linspace(0, 2 * np.pi, 32, endpoint=False))
 
 
 @dataclass(eq=False)  # eq: arrays do not compare to one truth value
@@ -84,32 +75,13 @@ class _Cable:
         return self.conductors[self.intact.pop(rng.integers(len(self.intact)))]
 
 
-def _angle(rng: Rng) -> float:
-    return rng.uniform(0, 2 * np.pi)
-
-
-def _round(rng: Rng, centre: np.ndarray, radius: float, wobble: float) -> np.ndarray:
-    """Return the outline of something nearly round; ``wobble`` is the relative size of its three harmonics."""
-    t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    waves = np.sum([rng.normal(0, wobble / k) * np.cos(k * t + _angle(rng)) for k in (2, 3, 5)], axis=0)
-    return centre + (radius * (1 + waves))[:, None] * _at(t)
-
-
 def _notch(rng: Rng, centre: np.ndarray, rim: float, depth: float, angle: float, width: float) -> np.ndarray:
     """Return the outline of a ragged notch in a disc of radius ``rim``, ``width`` wide at its mouth."""
     radii = np.linspace(1.01 * rim, rim - depth, 6)
     half = width / 2 * np.linspace(1, rng.uniform(0.4, 0.8), 6)
     lean = np.linspace(0, rng.normal(0, 0.15) * width, 6) + rng.normal(0, 0.04 * width, (2, 6))
     left, right = angle + (lean + np.stack([-half, half])) / radii
-    return centre + np.concatenate([radii, radii[::-1]])[:, None] * _at(np.concatenate([left, right[::-1]]))
-
-
-def _band(path: np.ndarray, radius: float) -> np.ndarray:
-    """Return the outline of a wire along ``path``, pointed a little at both ends."""
-    along = np.gradient(path, axis=0)
-    across = radius * np.stack([-along[:, 1], along[:, 0]], -1) / np.hypot(*along.T)[:, None]
-    across[[0, -1]] *= 0.6
-    return np.concatenate([path + across, (path - across)[::-1]])
+    return centre + np.concatenate([radii, radii[::-1]])[:, None] * at(np.concatenate([left, right[::-1]]))
 
 
 def _dye(rng: Rng, kind: int) -> np.ndarray:
@@ -123,11 +95,11 @@ def _conductor(rng: Rng, centre: np.ndarray, radius: float, kind: int) -> _Condu
     grid = np.stack([column + row / 2, row * np.sqrt(3) / 2], -1) + rng.uniform(-0.5, 0.5, 2)  # the densest packing
     grid = grid[np.argsort(np.hypot(*grid.T))[:count]] + rng.normal(0, 0.06, (count, 2))
     pitch = bundle / (np.hypot(*grid.T).max() + 0.5)
-    cos, sin = _at(_angle(rng))
+    cos, sin = at(any_angle(rng))
     places = centre + pitch * grid @ [[cos, sin], [-sin, cos]]
     radii = pitch * rng.uniform(0.45, 0.55, count)
     strands = np.column_stack([places, radii, rng.normal(1, 0.13, count).clip(0.65, 1.25)])
-    return _Conductor(centre, radius, _round(rng, centre, radius, 0.012), bundle, _dye(rng, kind), strands)
+    return _Conductor(centre, radius, wobbly(rng, centre, radius, 0.012), bundle, _dye(rng, kind), strands)
 
 
 def _cable(rng: Rng) -> _Cable:
@@ -138,9 +110,9 @@ def _cable(rng: Rng) -> _Cable:
     turn = rng.normal(0, 0.06) - np.pi / 2
     conductors = []
     for kind in range(3):
-        place = _at(turn + kind * 2 * np.pi / 3 + rng.normal(0, 0.03)) * (inner - small * rng.uniform(1.0, 1.03))
+        place = at(turn + kind * 2 * np.pi / 3 + rng.normal(0, 0.03)) * (inner - small * rng.uniform(1.0, 1.03))
         conductors.append(_conductor(rng, centre + place, small * rng.uniform(0.95, 0.995), kind))
-    return _Cable(centre, radius, _round(rng, centre, radius, 0.006), conductors, _at(_angle(rng)))
+    return _Cable(centre, radius, wobbly(rng, centre, radius, 0.006), conductors, at(any_angle(rng)))
 
 
 # A defect changes the cable and returns the outlines of its mask.
@@ -148,16 +120,16 @@ def _cable(rng: Rng) -> _Cable:
 
 def _bent_wire(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
-    heading = _angle(rng)
+    heading = any_angle(rng)
     marks = []
     for x, y, r, tone in c.take(c.strands[rng.integers(len(c.strands)), :2], int(rng.integers(3, 7))):
         t, turn = np.linspace(0, 1, 12), heading + rng.normal(0, 0.2)
         length, bend = c.bundle * rng.uniform(1.0, 1.6), rng.normal(0, 0.6)
-        path = [x, y] + length * (np.outer(t, _at(turn)) + np.outer(bend * t * (1 - t), _at(turn + np.pi / 2)))
+        path = [x, y] + length * (np.outer(t, at(turn)) + np.outer(bend * t * (1 - t), at(turn + np.pi / 2)))
         for scale, shift, bright in COPPER_LAYERS:
-            wire = _band(path + shift * r * cable.light, 0.85 * scale * r)
+            wire = band(path + shift * r * cable.light, 0.85 * scale * r)
             cable.over.append((wire, COPPER * tone * bright))
-        marks += [_band(path, 0.9 * r), [x, y] + 1.1 * r * CIRCLE]
+        marks += [band(path, 0.9 * r), [x, y] + 1.1 * r * CIRCLE]
     return marks
 
 
@@ -177,7 +149,7 @@ def _open(cable: _Cable, outline: np.ndarray, wall: np.ndarray) -> list[np.ndarr
 def _cut_inner_insulation(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
     depth = (c.radius - c.bundle) * rng.uniform(0.8, 1.0)
-    outline = _notch(rng, c.centre, c.radius, depth, _angle(rng), rng.uniform(0.10, 0.17))
+    outline = _notch(rng, c.centre, c.radius, depth, any_angle(rng), rng.uniform(0.10, 0.17))
     return _open(cable, outline, 0.35 * c.colour)
 
 
@@ -196,14 +168,14 @@ def _missing_cable(cable: _Cable, rng: Rng) -> list[np.ndarray]:
 
 def _missing_wire(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
-    middle = c.centre + c.bundle * rng.uniform(0, 0.8) * _at(_angle(rng))
+    middle = c.centre + c.bundle * rng.uniform(0, 0.8) * at(any_angle(rng))
     return [[x, y] + 1.1 * r * CIRCLE for x, y, r, _ in c.take(middle, int(rng.integers(7, 14)))]
 
 
 def _poke_insulation(cable: _Cable, rng: Rng) -> list[np.ndarray]:
     c = cable.pick(rng)
-    place = c.centre + ((c.radius + c.bundle) / 2 + rng.normal(0, 0.004)) * _at(_angle(rng))
-    outline = _round(rng, place, rng.uniform(0.030, 0.040), 0.12)
+    place = c.centre + ((c.radius + c.bundle) / 2 + rng.normal(0, 0.004)) * at(any_angle(rng))
+    outline = wobbly(rng, place, rng.uniform(0.030, 0.040), 0.12)
     return _open(cable, outline, 1.35 * c.colour)  # a needle raises a pale lip around its hole
 
 
@@ -217,40 +189,23 @@ SINGLE += [_cut_outer_insulation, _missing_cable, _missing_wire, _poke_insulatio
 DEFECTS = {change.__name__[1:]: change for change in [*SINGLE, _combined]}
 
 
-def _fill(canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray) -> None:
-    points = np.rint((outline * len(canvas) - 0.5) * 16).astype(np.int32)  # 16: four fractional bits
-    cv2.fillPoly(canvas, [points], colour.tolist(), cv2.LINE_AA, shift=4)
-
-
-def _bevel(canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray, depth: float, shift: np.ndarray) -> None:
-    """Fill an outline: darker at the rim, the lightest part moved by ``shift``."""
-    middle = outline.mean(axis=0)
-    for t in np.linspace(0, 1, 7):
-        _fill(canvas, middle + (outline - middle) * (1 - depth * t) + shift * t, colour * (0.68 + 0.32 * t))
-
-
 def _paint(canvas: np.ndarray, cable: _Cable) -> None:
     """Paint the cable over the background."""
-    _bevel(canvas, cable.outline, JACKET, 0.07, 0.004 * cable.light)
+    bevel(canvas, cable.outline, JACKET, 0.07, 0.004 * cable.light)
     # the jacket is moulded around the conductors: three round beds that open to each other in the middle
     for bed, colour in ((1.09, 0.7 * JACKET), (1.06, HOLLOW)):
-        _fill(canvas, np.array([c.centre for c in cable.conductors]), colour)
+        fill(canvas, np.array([c.centre for c in cable.conductors]), colour)
         for c in cable.conductors:
-            _fill(canvas, c.centre + bed * c.radius * CIRCLE, colour)
+            fill(canvas, c.centre + bed * c.radius * CIRCLE, colour)
     for c in filter(lambda c: c.present, cable.conductors):
-        _bevel(canvas, c.outline, c.colour, 0.16, 0.004 * cable.light)
-        _fill(canvas, c.centre + 1.05 * c.bundle * CIRCLE, 0.55 * c.colour)
-        _fill(canvas, c.centre + 1.01 * c.bundle * CIRCLE, 0.7 * HOLLOW + 0.1 * COPPER)  # copper glows a little
+        bevel(canvas, c.outline, c.colour, 0.16, 0.004 * cable.light)
+        fill(canvas, c.centre + 1.05 * c.bundle * CIRCLE, 0.55 * c.colour)
+        fill(canvas, c.centre + 1.01 * c.bundle * CIRCLE, 0.7 * HOLLOW + 0.1 * COPPER)  # copper glows a little
         for x, y, r, tone in c.strands:
             for scale, shift, bright in COPPER_LAYERS:
-                _fill(canvas, [x, y] + shift * r * cable.light + scale * r * CIRCLE, COPPER * tone * bright)
+                fill(canvas, [x, y] + shift * r * cable.light + scale * r * CIRCLE, COPPER * tone * bright)
     for outline, colour in cable.over:
-        _fill(canvas, outline, colour)
-
-
-def _cloud(rng: Rng, nodes: int, side: int) -> np.ndarray:
-    """Return smooth noise, [side, side], of unit variance at its ``nodes`` x ``nodes`` nodes."""
-    return cv2.resize(rng.standard_normal((nodes, nodes), np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+        fill(canvas, outline, colour)
 
 
 def draw(defect: str, rng: Rng, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -270,16 +225,16 @@ def draw(defect: str, rng: Rng, size: int = 256) -> tuple[np.ndarray, np.ndarray
     marks = DEFECTS[defect](cable, place) if defect != GOOD else []
 
     shadow, marked = np.zeros((2, side, side), np.uint8)
-    _fill(shadow, cable.outline - 0.015 * cable.light, WHITE)
+    fill(shadow, cable.outline - 0.015 * cable.light, WHITE)
     shade = 1 - cv2.GaussianBlur(shadow, (0, 0), 0.015 * side) / 510
-    cloth = (92 + 4 * _cloud(nuisance, 12, side) + 6 * _cloud(nuisance, 96, side)) * shade
+    cloth = (92 + 4 * cloud(nuisance, 12, side) + 6 * cloud(nuisance, 96, side)) * shade
     canvas = cv2.cvtColor(cloth.clip(0, 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     _paint(canvas, cable)
     for outline in marks:
-        _fill(marked, outline, WHITE)
+        fill(marked, outline, WHITE)
 
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    image *= 1 + 0.04 * _cloud(nuisance, 4, size)[..., None] + 0.03 * _cloud(nuisance, size // 2, size)[..., None]
+    image *= 1 + 0.04 * cloud(nuisance, 4, size)[..., None] + 0.03 * cloud(nuisance, size // 2, size)[..., None]
     image *= (nuisance.uniform(0.9, 1.12) * nuisance.normal(1, 0.012, 3)).astype(np.float32)  # exposure, white balance
     image = cv2.GaussianBlur(image, (0, 0), size / 256 * nuisance.uniform(0.3, 0.7))
     image += nuisance.uniform(2, 4) * nuisance.standard_normal(image.shape, np.float32)

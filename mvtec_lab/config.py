@@ -31,6 +31,8 @@ FORMATS = {
     "annotate": ("coco", "coco_polygons", "yolo", "yolo_seg", "masks"),
 }
 PUBLIC = ("visa", "loco", "mvtec_ad2", "btad", "real_iad")  # data sets whose layouts data/layouts reads
+# The sample's own weights, pretrained by mvtec_lab/pretrain.py on invented products, and the backbone that they are of.
+SAMPLE_BACKBONE, SAMPLE_WEIGHTS = "shufflenet_v2_x1_0", "SAMPLE_V1"
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
@@ -295,7 +297,8 @@ class ModelConfig:
     options: dict[str, Any] = knob(dict, "the method's own settings; its folder declares them")
     backbone: str = knob("resnet18", "by its TorchVision name: task=backbones lists them")
     weights: str | None = knob(
-        "DEFAULT", "DEFAULT, a TorchVision entry (IMAGENET1K_V2), a file, or null for random ones"
+        "DEFAULT",
+        "DEFAULT, a TorchVision entry (IMAGENET1K_V2), SAMPLE_V1 (the sample's own), a file, or null for random ones",
     )
     unfreeze: Any = knob(0, 'how many of the last stages train beside the head, "all", or a list of stage names')
     sam_weights: str | None = knob(

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mvtec_lab import problems
 from mvtec_lab.arguments import OPTIONS, typed_keys
 from mvtec_lab.complaints import complain, explain
-from mvtec_lab.config import Config
+from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS, Config, ModelConfig
 from mvtec_lab.data.names import look as look_at_transforms
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
@@ -275,12 +275,24 @@ def to_config(cfg: DictConfig, hydra: Any) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     if config.model.method in problems.METHODS:
-        typed, untouched = typed_keys(hydra.overrides.task), deepcopy(config)
+        typed = typed_keys(hydra.overrides.task)
+        _limit_sample_weights(config, typed)
+        untouched = deepcopy(config)
         for key in typed.keys() - {"model.method"}:
             _reset(untouched, key)
         for key in problems.idle(config).keys() - problems.idle(untouched).keys() - typed.keys():
             _reset(config, key)
     return config
+
+
+def _limit_sample_weights(config: Config, typed: Mapping[str, str]) -> None:
+    """Leave what conf/data/sample.yaml chooses to methods with a backbone, and its weights to their own backbone."""
+    m, default = config.model, ModelConfig()
+    chosen = "model.backbone" not in typed and m.backbone == SAMPLE_BACKBONE
+    if chosen and not problems.METHODS[m.method].backbone:
+        m.backbone = default.backbone
+    if "model.weights" not in typed and m.weights == SAMPLE_WEIGHTS and m.backbone != SAMPLE_BACKBONE:
+        m.weights = default.weights
 
 
 def _reset(config: Config, key: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ONE_CLASS_METHODS
 
 from mvtec_lab.cli import compose
-from mvtec_lab.config import OPTIMIZERS, SCHEDULERS, Config, validate
+from mvtec_lab.config import OPTIMIZERS, SAMPLE_BACKBONE, SAMPLE_WEIGHTS, SCHEDULERS, Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import optim
 from mvtec_lab.own import CONF
@@ -109,7 +109,8 @@ def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str, base: st
 
 @pytest.mark.parametrize(("attempt", "method"), ONE_CLASS.items())
 def test_a_one_class_attempt_claims_its_method(attempt: str, method: str) -> None:
-    before, composed = composed_once("base"), flat(asdict(compose(f"attempt={attempt}")))
+    folder = "data=mvtec", "data.root=somewhere"  # the sample has a backbone of its own for methods with one
+    before, composed = (flat(asdict(compose(f"attempt={name}", *folder))) for name in ("base", attempt))
     differing = {k: v for k, v in composed.items() if before.get(k) != v and not k.startswith(LEARNING)}
     assert differing.pop("attempt") == attempt
     assert differing.pop("model.options.reconstruction", "l2") == ("ssim" if attempt.endswith("ssim") else "l2")
@@ -121,7 +122,33 @@ def test_the_command_line_beats_the_attempt() -> None:
 
 
 def test_the_defaults_are_those_of_the_classes() -> None:
-    assert compose() == Config()
+    """All but what the sample chooses for itself."""
+    config = compose()
+    config.model.backbone, config.model.weights = "resnet18", "DEFAULT"
+    assert config == Config()
+
+
+@pytest.mark.parametrize(
+    ("words", "backbone", "weights"),
+    [
+        ("", SAMPLE_BACKBONE, SAMPLE_WEIGHTS),
+        ("attempt=finetune", SAMPLE_BACKBONE, SAMPLE_WEIGHTS),
+        ("attempt=patchcore", SAMPLE_BACKBONE, SAMPLE_WEIGHTS),
+        ("data=folder data.root=x", "resnet18", "DEFAULT"),
+        ("data=mvtec data.root=x attempt=finetune", "resnet18", "DEFAULT"),
+        ("data=folder data.root=x model.weights=SAMPLE_V1", "resnet18", SAMPLE_WEIGHTS),  # asked for; refused later
+        ("model.backbone=mobilenet_v2", "mobilenet_v2", "DEFAULT"),
+        ("model.backbone=mobilenet_v2 model.weights=SAMPLE_V1", "mobilenet_v2", SAMPLE_WEIGHTS),
+        ("model.weights=DEFAULT", SAMPLE_BACKBONE, "DEFAULT"),
+        ("model.weights=null", SAMPLE_BACKBONE, None),
+        ("attempt=segment/fpn", "mobilenet_v2", "DEFAULT"),  # which its file names
+        ("attempt=bottle/attempt1 data=sample", "resnet18", "DEFAULT"),
+        ("attempt=vae", "resnet18", "DEFAULT"),  # it has no backbone
+    ],
+)
+def test_the_sample_has_a_backbone_and_weights_of_its_own(words: str, backbone: str, weights: str | None) -> None:
+    model = compose(*words.split()).model
+    assert (model.backbone, model.weights) == (backbone, weights)
 
 
 def test_yaml_names_no_code() -> None:

@@ -35,14 +35,20 @@ def test_every_line_says_what_there_is(product: Path, tmp_path: Path, monkeypatc
     assert sys.executable in said["Python"]
     assert said["threads"].endswith("OMP_NUM_THREADS=3")
     folder = tmp_path / "torch/hub/checkpoints"
-    assert said["weights"].startswith("note  weights   resnet18-f37072fd.pth of resnet18 is not there, no file in ")
-    assert f"put it into {folder}, or give model.weights=FILE" in said["weights"]
+    own = "SAMPLE_V1 of shufflenet_v2_x1_0 for the sample, part of the lab"
+    assert said["weights"] == f"ok    weights   {own}; no file in {folder}"
     assert "GB free for runs in" in said["disk"]
     assert not list(Path().iterdir())  # it leaves nothing behind
 
+    real = ["task=doctor", "data=folder", f"data.root={product}", "cache.dir=null"]
+    assert main(real) == 0
+    said = lines(capsys.readouterr().out)
+    assert said["weights"].startswith("note  weights   resnet18-f37072fd.pth of resnet18 is not there, no file in ")
+    assert f"put it into {folder}, or give model.weights=FILE" in said["weights"]
+
     folder.mkdir(parents=True)
     (folder / "resnet18-f37072fd.pth").touch()
-    assert main(["task=doctor", "data=folder", f"data.root={product}", "cache.dir=null"]) == 0
+    assert main(real) == 0
     said = lines(capsys.readouterr().out)
     assert said["weights"] == f"ok    weights   resnet18-f37072fd.pth of resnet18, 1 file in {folder}"
     assert said["data"].startswith(f"ok    data      {product}; task=describe")

@@ -171,12 +171,14 @@ def test_marks_name_their_attempts(tmp_path: Path) -> None:
     runs = [
         fabricate(tmp_path / "0", "base", data="sample", category="cable", warnings=["7 images have no mask"]),
         fabricate(tmp_path / "1", "full", data="sample", category="cable", val_is_test=True, weights="random"),
+        fabricate(tmp_path / "drawn", "head", data="sample", category="cable", weights="SAMPLE_V1"),
     ]
     rows = summarise(runs)
     assert summary.remarks(rows, "marks") == [
         "sample data: procedural, not MVTec (every attempt)",
         "random weights (full)",
         "validation = test (full)",
+        "pretrained on drawn images (head)",
     ]
     assert summary.remarks(rows, "warnings") == ["7 images have no mask (base)"]
     assert summary.remarks(rows[:1], "warnings") == ["7 images have no mask"]

@@ -21,10 +21,18 @@ from torchvision import models
 from torchvision.models import _api
 from torchvision.transforms._presets import ImageClassification
 
+from mvtec_lab.config import SAMPLE_BACKBONE
 from mvtec_lab.engine import process
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import backbones
-from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD, WeightsUnavailable, load_file, load_weights
+from mvtec_lab.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SAMPLE_FILE,
+    WeightsUnavailable,
+    load_file,
+    load_weights,
+)
 
 build: Any = backbones.build  # children by name are no news to a type checker
 HALF = (0.5, 0.5, 0.5)
@@ -143,6 +151,25 @@ def test_a_damaged_file_in_torch_home(checkpoints: Path) -> None:
     with pytest.raises(LabError, match=f"{PUBLISHED} is damaged") as caught:
         load_weights("squeezenet1_1", "DEFAULT")
     assert not isinstance(caught.value, WeightsUnavailable)
+
+
+def test_the_samples_own_come_with_the_package(checkpoints: Path) -> None:
+    assert SAMPLE_FILE.stat().st_size < 6e6
+    for name in ("SAMPLE_V1", "sample_v1"):
+        loaded = load_weights(SAMPLE_BACKBONE, name)
+        assert (loaded.name, loaded.mean, loaded.std) == ("SAMPLE_V1", IMAGENET_MEAN, IMAGENET_STD)
+        assert "drawn pictures of invented products" in (loaded.note or "")
+        assert loaded.state_dict is not None
+        assert {value.dtype for value in loaded.state_dict.values()} == {torch.float32, torch.int64}
+        model = build(SAMPLE_BACKBONE, 3, weights=loaded.state_dict)
+        assert torch.equal(next(model.parameters()), next(iter(loaded.state_dict.values())))
+    assert list(checkpoints.iterdir()) == []
+    with pytest.raises(LabError, match=rf"SAMPLE_V1 is for {SAMPLE_BACKBONE}, not for resnet18: give model.backbone"):
+        load_weights("resnet18", "SAMPLE_V1")
+    with pytest.raises(LabError, match=r"unknown weights of .*known are IMAGENET1K_V1, SAMPLE_V1"):
+        load_weights(SAMPLE_BACKBONE, "SIMPLE")
+    with pytest.raises(LabError, match=r"known are IMAGENET1K_V1$"):
+        load_weights("resnet18", "SIMPLE")
 
 
 def test_unknown_names() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
+from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.backbones import builder, check_weights
@@ -27,7 +28,9 @@ from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
 
+SAMPLE_NOTE = f"{SAMPLE_WEIGHTS}: weights pretrained on drawn pictures of invented products, not on photographs"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLE_FILE = Path(__file__).with_name("sample_v1.pth")  # made by ``python -m mvtec_lab.pretrain``, in half precision
 # Why URLs failed in this process: a sweep does not wait again for each run. They are texts, as an error that is raised
 # again holds every frame that it passes through, and with them the images and features of all runs.
 _unreachable: dict[str, str] = {}
@@ -41,11 +44,11 @@ class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, 
 class Weights:
     """Hold weights and the normalisation that they expect: mean and std of RGB in [0, 1]."""
 
-    name: str  # IMAGENET1K_V1, file:NAME or random
+    name: str  # IMAGENET1K_V1, SAMPLE_V1, file:NAME or random
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     state_dict: Mapping[str, Tensor] | None = None
-    note: str | None = None  # how they differ from those asked for
+    note: str | None = None  # what has to be said of them, such as how they differ from those asked for
 
 
 def normalisation(backbone: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -67,13 +70,19 @@ def _normalisation(backbone: str, entry: WeightsEnum | None) -> tuple[tuple[floa
     return tuple(getattr(transforms, "mean", IMAGENET_MEAN)), tuple(getattr(transforms, "std", IMAGENET_STD))
 
 
+def weights_names(backbone: str) -> list[str]:
+    """Return the names of weights that a backbone has, ``DEFAULT`` apart: TorchVision's entries, and the sample's."""
+    own = [SAMPLE_WEIGHTS] if backbone == SAMPLE_BACKBONE else []
+    return [*(name for name in _entries(backbone) if name != "DEFAULT"), *own]
+
+
 def load_weights(backbone: str, weights: str | None) -> Weights:
     """Return the weights asked for; TorchVision's loader fetches them into ``TORCH_HOME`` where they are not cached.
 
     Args:
         backbone: a backbone's name.
-        weights: ``DEFAULT``, the name of a TorchVision entry in any case, a file with a state dict, None or ``null``.
-            Where DEFAULT cannot be fetched, another cached entry of the backbone replaces it, with a note.
+        weights: ``DEFAULT``, the name of a TorchVision entry in any case, ``SAMPLE_V1``, a file with a state dict, None
+            or ``null``. Where DEFAULT cannot be fetched, another cached entry of the backbone replaces it, with a note.
 
     Raises:
         WeightsUnavailable: nothing is published for this backbone, or it cannot be fetched.
@@ -82,6 +91,8 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     builder(backbone)
     if weights is None or weights == "null":
         return Weights("random")
+    if weights.upper() == SAMPLE_WEIGHTS:
+        return _of_sample(backbone)
     entries = _entries(backbone)
     source = f"model.weights={weights}"
     entry, path, note = entries.get(weights.upper()), Path(weights).expanduser(), None
@@ -94,7 +105,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
     elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
         name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path, source)
     elif entries:
-        raise unknown(f"weights of {backbone}", weights, entries)
+        raise unknown(f"weights of {backbone}", weights, weights_names(backbone))
     else:
         remedy = "give model.weights=FILE, or model.weights=null for random weights"
         raise WeightsUnavailable(f"there are no weights for {backbone}, so no {weights}: {remedy}")
@@ -105,6 +116,19 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         raise LabError(f"{source} holds NaN or infinity in {key}: choose other weights")
     mean, std = _normalisation(backbone, entry)
     return Weights(name, mean, std, state_dict, note)  # type: ignore[arg-type] # three values each
+
+
+def _of_sample(backbone: str) -> Weights:
+    """Return the weights that the package brings along, pretrained on drawn pictures of invented products."""
+    if backbone != SAMPLE_BACKBONE:
+        raise LabError(
+            f"{SAMPLE_WEIGHTS} is for {SAMPLE_BACKBONE}, not for {backbone}: give model.backbone={SAMPLE_BACKBONE}, or "
+            "other model.weights"
+        )
+    stored = load_file(SAMPLE_FILE)
+    state_dict = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
+    check_weights(backbone, state_dict, str(SAMPLE_FILE))
+    return Weights(SAMPLE_WEIGHTS, state_dict=state_dict, note=SAMPLE_NOTE)
 
 
 def load_file(path: str | os.PathLike[str], source: str | None = None) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from mvtec_lab.config import SAMPLE_WEIGHTS
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
@@ -194,6 +195,7 @@ def _marks(attempt: Attempt) -> list[str]:
     marks = {
         "sample data: procedural, not MVTec": any(run.data == "sample" for run in runs),
         "random weights": any(run.weights == "random" and run.backbone != "none" for run in runs),
+        "pretrained on drawn images": any(run.weights == SAMPLE_WEIGHTS for run in runs),
         "validation = test": any(run.val_is_test for run in runs),
         **{text: rule in _rules(attempt) for rule, text in RULES.items()},
         # A fallback in some of them: everything else that differs makes a row of its own.

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torchvision.models import get_model_weights
 
 from mvtec_lab.config import Config
 from mvtec_lab.models.backbones import build, input_size, names, stages
+from mvtec_lab.models.weights import weights_names
 
 
 def list_backbones(config: Config, run_dir: str | Path) -> list[str]:
@@ -25,16 +25,12 @@ def list_backbones(config: Config, run_dir: str | Path) -> list[str]:
         with torch.device("meta"):  # shapes without memory
             model = build(name, 2)
         parts = stages(model)
-        try:
-            weights = ", ".join(entry.name for entry in get_model_weights(name))
-        except ValueError:  # a user's own model need not have any
-            weights = ""
         table.add_row(
             name,
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
             str(input_size(model) or "any"),
             ", ".join(parts) if len(parts) <= 7 else f"{parts[0]}, {parts[1]} ... {parts[-1]}",
-            weights,
+            ", ".join(weights_names(name)),
         )
     Console().print(table)
     return names()

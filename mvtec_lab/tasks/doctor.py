@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from mvtec_lab.cache import ArrayCache
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import SAMPLE_WEIGHTS, Config, validate
 from mvtec_lab.engine.threads import Usage, choose, usage
 from mvtec_lab.errors import IncompleteError, LabError
 
@@ -178,6 +178,8 @@ def _weights(config: Config) -> Finding:
     listed = f"{len(files)} file{'s' * (len(files) > 1)} in {folder}" if files else f"no file in {folder}"
     if wanted is None or Path(wanted).expanduser().is_file():
         return Finding("weights", f"model.weights={wanted or 'null'}; {listed}")
+    if wanted.upper() == SAMPLE_WEIGHTS:
+        return Finding("weights", f"{SAMPLE_WEIGHTS} of {backbone} for the sample, part of the lab; {listed}")
     name = _file_of(backbone, wanted)
     if name is None:  # PyTorch is missing, or somebody else's backbone
         return Finding("weights", listed)

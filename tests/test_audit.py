@@ -191,7 +191,7 @@ def test_thin_splits(folder: Path) -> None:
     dropped = {f"test/scratch/{i:02}.png" for i in range(6, 16)} - {"test/scratch/06.png"}
     write_csv(folder / "split.csv", [row for row in rows if row["path"] not in dropped], ["path", "split"])
     assert findings(folder) == [
-        "val has 6 image(s): what is chosen rests on them",
+        "val has 6 image(s): what a training chooses rests on them",
         "class 'scratch' has a single image in val: its figures rest on that one",
         "class 'scratch' has no image in test",
     ]
@@ -202,7 +202,7 @@ def test_thin_splits(folder: Path) -> None:
     [
         ("base", "the choice of the epoch by val/balanced_accuracy"),
         ("base trainer.monitor=val/loss", "the choice of the epoch by val/loss"),
-        ("base model.head=knn", "what is chosen"),
+        ("base model.head=knn", "the choice among attempts"),
         ("segment/fpn", "the choice of the epoch by val/loss and of the thresholds"),
         ("segment/sam_zero model.options.prompts=runs", "the choice of the thresholds"),
         ("detect/fcos", "the choice of the epoch by val/loss and of the threshold"),

@@ -190,8 +190,8 @@ def test_evaluate_repeats_the_run_and_predict_takes_new_images(lab, product: Pat
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=again") == 0
     metrics = json.loads((tmp_path / "again/metrics.json").read_text())
     assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
-    chosen = "the choice of the epoch by val/balanced_accuracy"  # which a checkpoint does not say
-    begun = [line.replace(chosen, "what is chosen") for line in RunResult.load(tmp_path / "run").warnings]
+    chosen = "the choice of the epoch by val/balanced_accuracy"  # evaluate chooses nothing
+    begun = [line.replace(chosen, "every figure of it") for line in RunResult.load(tmp_path / "run").warnings]
     assert metrics["warnings"] == begun[:-1]  # all but the random weights
     assert (tmp_path / "again/predictions.csv").read_text() == (tmp_path / "run/predictions.csv").read_text()
 

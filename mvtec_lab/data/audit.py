@@ -27,7 +27,7 @@ Pairs = list[tuple[int, int]]  # places of two samples
 _known: dict[tuple[object, ...], Copies] = {}  # the jobs of a sweep mostly audit the same pictures
 
 
-def audit(dataset: MVTecDataset, chosen: str = "what is chosen") -> list[str]:
+def audit(dataset: MVTecDataset, chosen: str) -> list[str]:
     """Return the findings on these images and their splits, one line each, copies first.
 
     Args:

@@ -190,7 +190,7 @@ class MVTecDataModule(pl.LightningDataModule):
         """Return the digest of every image and mask that takes part, by path; an empty text for the others."""
         return contents_of(self.folder, self.samples, self._pool)
 
-    def findings(self, chosen: str = "what is chosen") -> list[str]:
+    def findings(self, chosen: str = "what a training chooses") -> list[str]:
         """Return what ``audit`` says of the images that take part, after ``setup``; not among ``warnings``.
 
         Args:

@@ -131,16 +131,16 @@ def digests_of(paths: Mapping[str, str]) -> dict[str, str]:
 def set_up(
     config: Config,
     data: MVTecDataModule,
+    findings: Sequence[str],
+    chosen: str,
     checked: Mapping[str, Contents] | None = None,
-    findings: Sequence[str] = (),
-    chosen: str = "what is chosen",
 ) -> None:
     """Decode the images and audit them: what is found joins the warnings.
 
     Args:
-        checked: the files that a sweep's check read, by product folder.
         findings: of the configuration itself, which join those of the images.
         chosen: what rests on the validation images, in words.
+        checked: the files that a sweep's check read, by product folder.
 
     Raises:
         LabError: a broken image, other files than the check read, or with ``audit=strict`` a finding.

@@ -231,7 +231,7 @@ class Problem:
 
     def chosen_on_val(self, config: Config) -> str:
         """Return what a run chooses by its validation images, and by which of their metrics, in words."""
-        return "what is chosen"
+        return "the choice among attempts"
 
     def chosen_on_test(self, config: Config) -> list[str]:
         """Return a warning for what a training run chooses on its test images, beside ``val_is_test``."""

@@ -43,5 +43,5 @@ def check_job(config: Config, here: bool = True) -> MVTecDataModule:
                 raise
         _checked.add(network)
     # last: it takes longest
-    set_up(config, data, findings=problem.findings(config), chosen=problem.chosen_on_val(config))
+    set_up(config, data, problem.findings(config), problem.chosen_on_val(config))
     return data

@@ -60,7 +60,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
             f"{ckpt} knows the classes {', '.join(model.classes)}, but {data.folder} has {', '.join(classes)}: give "
             "the data= and split= settings that it was trained with"
         )
-    set_up(config, data, findings=problem.findings(config))
+    set_up(config, data, problem.findings(config), chosen="every figure of it")  # nothing is chosen here
     judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
     place, d = str(claim(run_dir, METRICS)), config.data

@@ -62,7 +62,7 @@ def run_attempt(
     data = build_data(config)
     pl.seed_everything(training_seed(config), verbose=False)
     model, notes = build_model(config, data)
-    set_up(config, data, checked, problem.findings(config), problem.chosen_on_val(config))
+    set_up(config, data, problem.findings(config), problem.chosen_on_val(config), checked)
     paths = absolute_paths(config, files_of(config))
     result = RunResult(
         attempt=config.attempt,

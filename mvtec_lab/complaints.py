@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.errors import MissingConfigException
@@ -73,8 +75,27 @@ def _missing(cause: MissingConfigException, own: str | None, where: str) -> LabE
     if group in ("hydra/launcher", "hydra/sweeper") and name in _EXTRAS:
         kind = group.rpartition("/")[2]
         return LabError(f'Hydra\'s {name} {kind} is not installed: pip install "mvtec_lab[{_EXTRAS[name]}]"')
-    known = cause.options or [p.stem for root in (CONF, own or CONF) for p in Path(root, group).glob("*.yaml")]
-    return LabError(where + str(unknown(group or "config", name, known)))
+    top, _, choice = str(cause.missing_cfg_file).lstrip("/").partition("/")
+    roots = [Path(root, top) for root in (CONF, own or CONF)]
+    names = {file.relative_to(root).with_suffix("").as_posix() for root in roots for file in root.rglob("*.yaml")}
+    if top == "hydra" or not names:
+        return LabError(where + str(unknown(group or "config", name, cause.options or [])))
+    return LabError(where + str(_no_such_choice(top, choice, sorted(names))))
+
+
+def _no_such_choice(group: str, choice: str, known: Sequence[str]) -> LabError:
+    """Return the error of a name that a group lacks, with the names in other folders that may be meant."""
+    folder, _, last = choice.rpartition("/")
+    beside, elsewhere = dict[str, str](), []
+    for name in known:
+        home, _, end = name.rpartition("/")
+        if home == folder:
+            beside[end] = name
+        if end == last or home == choice:
+            elsewhere.append(name)
+    if near := elsewhere or [beside[end] for end in get_close_matches(last.lower(), beside)]:
+        return LabError(f"unknown {group} {choice!r}: did you mean {', '.join(near)}?")
+    return unknown(group, choice, beside.values() or known)
 
 
 def _no_such_key(key: str, where: str) -> LabError:

@@ -168,6 +168,11 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
     ("override", "said"),
     [
         ("attempt=finetun", "unknown attempt 'finetun': did you mean finetune?"),
+        ("attempt=segment/fnp", "unknown attempt 'segment/fnp': did you mean segment/fpn"),
+        ("attempt=segmnt/fpn", "unknown attempt 'segmnt/fpn': did you mean segment/fpn?"),
+        ("attempt=sam", "unknown attempt 'sam': did you mean segment/sam?"),
+        ("attempt=segment", "unknown attempt 'segment': did you mean segment/deeplab, segment/fcn, segment/fpn, "),
+        ("attempt=zzz", "unknown attempt 'zzz': known are all_of_them, augment, "),
         ("data=mvtek", "unknown data 'mvtek': did you mean mvtec?"),
         ("audit=strickt", "unknown audit 'strickt': did you mean strict?"),
         ("optimizer=adm", "unknown optimizer 'adm': did you mean adam, adamw?"),

@@ -245,6 +245,21 @@ def test_classifiers_and_methods_have_tables_of_their_own(tmp_path: Path) -> Non
     assert "AUPRO" in out
 
 
+def test_figures_of_two_metrics_name_their_attempts(tmp_path: Path) -> None:
+    names = {"classifier": ["base", "head"], "patchcore": ["patchcore", "padim", "spade"]}
+    for name in names["classifier"]:
+        fabricate(tmp_path / name, name)
+    for name in names["patchcore"]:
+        detect(tmp_path / name, name)
+    lines = compare(load_runs(tmp_path)).verdict
+    for who, title in (("The 2 attempts", "accuracy"), ("The 3 attempts", "image AUROC")):
+        (line,) = (line for line in lines if line.startswith(f"{who} judged by {title}: "))
+        assert "in eight of ten cases" in line
+    assert not any(line.startswith(("Defects found", "Accuracy on all")) for line in lines)
+    (refused,) = (line for line in lines if line.startswith("Not compared: "))
+    assert "each of base, head with each of padim, patchcore, spade: they are not judged by the same" in refused
+
+
 def test_a_metric_that_applies_to_nobody_is_said(tmp_path: Path) -> None:
     detect(tmp_path / "1", "patchcore")
     comparison = compare(load_runs(tmp_path), VerdictConfig("macro_f1"))

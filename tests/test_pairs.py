@@ -429,6 +429,17 @@ def test_a_split_that_is_no_fold_needs_no_further_folds(tmp_path: Path) -> None:
     assert comparison.best == "b"
 
 
+def test_many_pairs_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[6] * FOLDS, b=[6] * FOLDS, c=[7] * FOLDS, d=[8] * FOLDS, e=[12])
+    assert "Not compared: e with each of a, b, c, d: only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
+
+
+def test_pairs_without_two_sides_are_named_by_all_attempts(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[6], b=[6], c=[7], d=[8])
+    of_a_sweep(tmp_path, folds=5, repeats=1)
+    assert "Not compared: 6 pairs of a, b, c, d: only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
+
+
 def test_the_table_of_pairs_has_no_zero_images(tmp_path: Path) -> None:
     cross_validated(tmp_path, a=[11, 12, 11], b=[6, 7, 5], c=[9])
     fabricate(tmp_path / "d", "d")

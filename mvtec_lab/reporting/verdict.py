@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics as st
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from math import inf, isfinite
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
@@ -32,9 +33,14 @@ def sentences(comparison: Comparison) -> list[str]:
     lines += _models(comparison.pairs) + _tests(comparison.pairs)
     for key in comparison.metrics:
         mine = [attempt for attempt in done if attempt.metric.key == key]
-        lines += _limits(mine, [pair for pair in comparison.pairs if pair.metric == key], METRICS[key])
-        lines += _baselines(mine, METRICS[key])
-        lines += _asides(mine)
+        figures = _limits(mine, [pair for pair in comparison.pairs if pair.metric == key], METRICS[key])
+        figures += _baselines(mine, METRICS[key])
+        figures += _asides(mine)
+        if figures and len(comparison.metrics) > 1:  # they would read alike for each metric
+            who = f"The {len(mine)} attempts" if len(mine) > 1 else mine[0].name
+            text = " ".join(figures)
+            figures = [f"{who} judged by {METRICS[key].title}: {text[0].lower()}{text[1:]}"]
+        lines += figures
     return lines + _runs(comparison)
 
 
@@ -321,13 +327,12 @@ def _asides(done: Sequence[Attempt]) -> list[str]:
 def _runs(comparison: Comparison) -> list[str]:
     """Say what was left out, and why."""
     lines = []
-    refused: dict[str, list[str]] = defaultdict(list)
+    refused: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in comparison.pairs:
         if pair.refused:
-            refused[pair.refused].append(f"{pair.first} and {pair.second}")
+            refused[pair.refused].append((pair.first, pair.second))
     for why, pairs in refused.items():
-        named = "; ".join(pairs) if len(pairs) <= 3 else f"{len(pairs)} pairs"  # the report's table has them all
-        lines.append(f"Not compared: {named}: {why}.")
+        lines.append(f"Not compared: {_named(pairs)}: {why}.")
     sets = {attempt.name: len(attempt.tests) for attempt in comparison.attempts if attempt.tests}
     if any(not p.refused and p.test_sets < max(sets[p.first], sets[p.second]) for p in comparison.pairs):
         counts = ", ".join(f"{name} {n}" for name, n in sets.items())
@@ -338,6 +343,20 @@ def _runs(comparison: Comparison) -> list[str]:
         if a.copies
     ]
     return lines
+
+
+def _named(pairs: Sequence[tuple[str, str]]) -> str:
+    """Name a few pairs each; of many the attempts on either side, or all of them where there are no two sides."""
+    if len(pairs) <= 3:
+        return "; ".join(f"{first} and {second}" for first, second in pairs)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    partners = {name for pair in pairs if names[0] in pair for name in pair} - {names[0]}
+    sides = [name for name in names if name not in partners], [name for name in names if name in partners]
+    if {frozenset(pair) for pair in pairs} != {frozenset(pair) for pair in product(*sides)}:
+        return f"{len(pairs)} pairs of {', '.join(names)}"
+    one, many = sorted(sides, key=len)
+    first = one[0] if len(one) == 1 else f"each of {', '.join(one)}"
+    return f"{first} with each of {', '.join(many)}"
 
 
 def _p(value: float | None) -> str:

@@ -25,10 +25,32 @@ def test_seconds_and_memory_are_shown_at_every_width(tmp_path: Path, width: int)
     row = next(line for line in tables[0] if line.startswith("finetune"))
     assert row.split()[-3:] == ["12.3", "0.045", "1234"]
     assert ("0.700" in row) == (width == 200)  # beside the accuracy
+    assert "Left out" not in out
+    assert (" tail" in tables[0][1]) == (width != 80)  # at 60 beside the seconds, where there is room, at 80 above them
+
+
+def test_what_has_room_nowhere_is_named(tmp_path: Path) -> None:
+    for name, right in (("finetune", 14), ("augment", 12)):
+        fabricate(tmp_path / name, name, right=right, per_class=[10, 5, 3, 2], train_counts=[50, 20, 10, 8], **MEASURED)
     said = "Left out for lack of room: tail recall. summary.csv has every column."
-    assert (said in " ".join(out.split())) == (width == 60)
-    assert ("Left out" in out) == (width == 60)
-    assert (" tail" in out.partition("Left out")[0]) == (width != 60)
+    assert said in " ".join(printed(tmp_path, 26).split())
+
+
+@pytest.mark.parametrize("width", [20, 24, 30])
+def test_no_figure_is_cut_in_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    for name, right in (("augment", 12), ("finetune_of_the_last_stage", 14)):
+        fabricate(tmp_path / name, name, right=right)
+    monkeypatch.setenv("COLUMNS", str(width))
+    test = {**FIGURES, "images": 17, "intervals": {"map50": [0.203, 0.702]}}
+    evaluate._print("best.ckpt", "detection", {"test": test})
+    for out, bounds in (
+        (printed(tmp_path, width), ("[0.48,", "0.85]")),
+        (capsys.readouterr().out, ("[0.203,", "0.702]")),
+    ):
+        assert max(map(len, out.splitlines())) <= width
+        assert all(bound in out for bound in bounds)
 
 
 FIGURES = {"iou": None, "map50": 0.5, "map": 0.25, "box_recall": 0.75, "image_auroc": 0.9, "recall": 1.0}

@@ -318,10 +318,12 @@ def _print_results(console: Console, rows: Sequence[Row]) -> None:
     begin = [[row["attempt"].removeprefix(folder), counted(row), judged(row)] for row in rows]
     headers = ["attempt" + (f"\n{folder}..." if folder else ""), "runs", f"test {metric}"]
     room = console.width - min(width_of([headers[0], *(cells[0] for cells in begin)]), LONGEST)
-    room -= sum(width_of([headers[i], *(cells[i] for cells in begin)]) for i in (1, 2))
+    beside_runs = room - sum(width_of([headers[i], *(cells[i] for cells in begin)]) for i in (1, 2))
     further = [column for column in shown(rows) if column.heading]
-    apart = [] if _needed(further, rows) <= room else [column for column in further if column.cost]
-    beside = _fitting([column for column in further if column not in apart], rows, room)
+    apart = [] if _needed(further, rows) <= beside_runs else [column for column in further if column.cost]
+    beside = _fitting([column for column in further if column not in apart], rows, beside_runs)
+    if apart:  # which may have room for what has none beside the metric
+        apart = _fitting([column for column in further if column not in beside], rows, room)
     bad = [bool(row["failed"]) and not row["completed"] for row in rows]
     for first, columns in ((3, beside), (1, apart)):
         cells = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -27,14 +28,17 @@ def print_columns(
             left, all others right.
         rows: a name and its cells.
         bad: for each row, whether it is red; empty: none is.
-        name: letters that a name has at least before it is folded.
+        name: letters that a name has at least before it is folded, as far as the widest column leaves them.
     """
     for columns in _with_room(console.width - name, headers, rows):
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column(headers[0], overflow="fold", min_width=name)
+        left = console.width - sum(width_of([headers[column], *(row[column] for row in rows)]) for column in columns)
+        # A single column that leaves no room for the least of a name is folded too: it would be cut.
+        width = max(console.width - NAME - 1, 1) if left < min(name, NAME) else None
+        table.add_column(headers[0], overflow="fold", min_width=min(name, NAME if width else left))
         for header in (headers[column] for column in columns):
-            left = header.startswith(("test ", "measured "))
-            table.add_column(header, justify="left" if left else "right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if header.startswith(("test ", "measured ")) else "right"
+            table.add_column(header, justify=justify, no_wrap=width is None, width=width, overflow="fold")
         for row, red in zip(rows, bad or [False] * len(rows), strict=True):
             shown = [row[0], *(row[column] for column in columns)]
             table.add_row(*map(Text, shown), style="red" if red else None)  # Text: names are no markup

@@ -93,6 +93,16 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LabError:
     return LabError(f"unknown {what} {str(name)!r}: known are {shown}")
 
 
+def setting(key: str, value: str | Path) -> str:
+    """Return ``key=value`` as it is typed: in quotes where a shell would part or expand it.
+
+    >>> setting("data.root", "/data/my product [1]")
+    '"data.root=/data/my product [1]"'
+    """
+    words = f"{key}={value}"
+    return words if re.fullmatch(r"[\w./:=~+,@%-]+", words) else f'"{words}"'
+
+
 def is_text(text: str) -> bool:
     """Tell whether a name can be written into a file as UTF-8: on Linux file names may be any bytes."""
     try:

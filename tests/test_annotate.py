@@ -381,6 +381,22 @@ def test_a_folder_of_annotations_says_how_it_is_read(annotated) -> None:
     for read in (read_folder, read_coco, read_yolo):
         with pytest.raises(LabError, match=r"masks holds masks by class index .*: write format=coco"):
             read(out / "masks")
+    (out / "masks/README.txt").write_text("of ours")
+    with pytest.raises(LabError, match="masks holds masks by class index"):
+        read_folder(out / "masks")
+
+
+def test_the_folder_around_the_formats_says_which_one_is_read(annotated, capsys) -> None:
+    out = annotated("format=[masks,coco,yolo]")
+    advice = {name: f"give data={name} data.root={out / name}" for name in ("coco", "yolo")}
+    assert advice["coco"] in capsys.readouterr().out.splitlines()[-1]
+    for read, name in ((read_coco, "coco"), (read_yolo, "yolo"), (read_folder, "coco")):
+        with pytest.raises(LabError) as error:  # annotations.json, which lies there, is the lab's own
+            read(out)
+        assert str(error.value).endswith(advice[name])
+    for read, name in ((read_coco, "yolo"), (read_yolo, "coco")):
+        with pytest.raises(LabError, match=f": give data={name}$"):
+            read(out / name)
 
 
 def test_describe_of_boxes_alone_fits_a_terminal(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

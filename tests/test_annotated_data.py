@@ -20,6 +20,7 @@ from mvtec_lab.data.annotations.coco import read_coco, region_of_annotation
 from mvtec_lab.data.annotations.yolo import read_yolo, region_of_row
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.regions import regions_of
 from mvtec_lab.data.samples import kinds_of
@@ -349,6 +350,30 @@ def test_a_bad_coco_file_is_refused(tmp_path: Path, changes: dict, message: str)
     with pytest.raises(LabError) as error:
         read_coco(tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("_annotations.coco.json", "coco"),
+        ("classes.txt", "yolo"),
+        ("obj.names", "yolo"),
+        ("annotations/notes.json", ""),
+    ],
+)
+def test_flat_annotations_are_recognised_by_their_files(tmp_path: Path, file: str, name: str) -> None:
+    picture(tmp_path / "a.png")
+    text(tmp_path / file, "hole\n")
+    with pytest.raises(LabError, match=f"give data={name}$" if name else "but no class folders") as error:
+        read_folder(tmp_path)
+    assert ("give data=" in str(error.value)) is bool(name)
+
+
+def test_a_list_of_classes_beside_class_folders_is_no_annotation(tmp_path: Path) -> None:
+    for label in ("good", "hole"):
+        picture(tmp_path / label / "a.png")
+    text(tmp_path / "classes.txt", "good\nhole\n")
+    assert len(read_folder(tmp_path).samples) == 2
 
 
 def test_a_json_of_another_kind_is_refused(tmp_path: Path) -> None:

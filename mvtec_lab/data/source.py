@@ -9,9 +9,9 @@ from mvtec_lab.config import DataConfig
 from mvtec_lab.data.catalogue import CATEGORIES, LICENSE, PAGE
 from mvtec_lab.data.layouts import ANNOTATED, MVTEC, fitting, list_of, recognise
 from mvtec_lab.data.layouts.base import subfolders
-from mvtec_lab.data.layouts.misplaced import not_a_folder, setting
+from mvtec_lab.data.layouts.misplaced import not_a_folder
 from mvtec_lab.data.layouts.table import check_columns
-from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.errors import LabError, setting, unknown
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 from mvtec_lab.config import Config, formats_of, validate
 from mvtec_lab.data.annotations import WRITERS
 from mvtec_lab.data.annotations.export import Annotated, unique_names
+from mvtec_lab.data.annotations.reading import inner_format
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.images import check_images, grey_masks, image_size
 from mvtec_lab.data.regions import Region
@@ -109,3 +110,5 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     for name, line in facts["formats"].items():
         print(f"{name:<14}{line}")
     print(f"{'written':<14}{run_dir} (images are copies)")
+    if advice := inner_format(run_dir):
+        print(f"{'read again':<14}task=train: {advice}")

@@ -15,6 +15,7 @@ from mvtec_lab.data.annotations.reading import (
     Annotations,
     fitted,
     fitted_box,
+    other_format,
     part_of,
     refuse_class_masks,
     size_of,
@@ -107,7 +108,8 @@ def read_coco(folder: str | Path) -> Scan:
     refuse_class_masks(folder)
     files = next((found for pattern in PLACES if (found := sorted(folder.glob(pattern)))), None)
     if files is None:
-        raise LabError(f"{folder} has no COCO json ({', '.join(PLACES)}): give data.root=FOLDER of a data set with one")
+        advice = other_format(folder, "coco", "give data.root=FOLDER of a data set with one")
+        raise LabError(f"{folder} has no COCO json ({', '.join(PLACES)}): {advice}")
     annotations, crowds = Annotations(folder), list[str]()
     for file in files:
         _read_file(folder, file, annotations, crowds)
@@ -150,7 +152,7 @@ def region_of_annotation(entry: Mapping[str, Any], label: str, size: Size, where
 
 
 def _read_file(folder: Path, file: Path, annotations: Annotations, crowds: list[str]) -> None:
-    content = _content(file)
+    content = _content(folder, file)
     categories = {key: str(entry["name"]) for key, entry in _by_id(file, content, "categories", "name").items()}
     images = _by_id(file, content, "images", "file_name")
     entries = _by_id(file, content, "annotations", "image_id", "category_id")
@@ -174,13 +176,14 @@ def _read_file(folder: Path, file: Path, annotations: Annotations, crowds: list[
         annotations.add(files[key], part_of([part]), file, regions)
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(folder: Path, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LabError(f"{file} cannot be read ({_reason(error)}): export it again") from error
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
-        raise LabError(f"{file} is no COCO json (images, annotations, categories): remove it, or export it again")
+        advice = other_format(folder, "coco", "remove it, or export it again")
+        raise LabError(f"{file} is no COCO json (images, annotations, categories): {advice}")
     return content
 
 

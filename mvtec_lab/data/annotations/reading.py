@@ -12,7 +12,7 @@ from mvtec_lab.data.images import image_size
 from mvtec_lab.data.listing import list_images, natural
 from mvtec_lab.data.regions import Box, Region, Size
 from mvtec_lab.data.samples import Sample, Scan
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, setting
 from mvtec_lab.results import GOOD
 
 # The names that programs give to the three parts, in lower case.
@@ -27,6 +27,11 @@ PARTS = {
     "test": "test",
     "testing": "test",
     "test2017": "test",
+}
+# Files that only these formats have, by data.name.
+FORMATS = {
+    "coco": ("annotations/instances_*.json", "*/_annotations.coco.json", "_annotations.coco.json"),
+    "yolo": ("data.yaml", "data.yml", "obj.names", "labels/*.txt", "labels/*/*.txt"),
 }
 UNNAMED = "image(s) that no annotation file names"
 # Share of a side by which a coordinate may leave the image: programs round, and write a drag beyond the border.
@@ -112,10 +117,47 @@ class Annotations:
         return self.result
 
 
+def format_of(folder: Path, guess: bool = False) -> str | None:
+    """Return the format of a folder's annotations by the names of its files, a key of FORMATS; None: it has none.
+
+    Args:
+        guess: a list of classes alone says YOLO as well.
+    """
+    for name, patterns in FORMATS.items():
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
+            return name
+    return "yolo" if guess and (folder / "classes.txt").is_file() else None
+
+
+def inner_format(folder: Path, wanted: str | None = None) -> str:
+    """Return the setting that reads a folder inside this one, as ``task=annotate`` writes one for each format.
+
+    Args:
+        wanted: the format that is looked for first.
+
+    Returns:
+        the advice, empty where no folder inside has annotations.
+    """
+    formats = {path: format_of(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    known = sorted((name != wanted, path, name) for path, name in formats.items() if name)
+    return f"give data={known[0][2]} {setting('data.root', known[0][1])}" if known else ""
+
+
+def other_format(folder: Path, name: str, otherwise: str) -> str:
+    """Return the advice for a folder without annotations in the format ``name``: what reads those that it has.
+
+    Args:
+        otherwise: the advice where it has none.
+    """
+    other = format_of(folder, guess=True)
+    return f"give data={other}" if other and other != name else inner_format(folder, name) or otherwise
+
+
 def refuse_class_masks(folder: Path) -> None:
     """Raise LabError for a folder of masks by class index, as ``task=annotate format=masks`` writes: none reads it."""
     names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    if names == {"classes.json", "images", "masks"}:
+    others = [name for name in names if name.endswith(".json") and name != "classes.json"]
+    if {"classes.json", "images", "masks"} <= names and not others and not format_of(folder):
         raise LabError(
             f"{folder} holds masks by class index (format=masks), which are for other programs: write format=coco, and "
             "read it with data=coco"

@@ -18,6 +18,7 @@ from mvtec_lab.data.annotations.reading import (
     Annotations,
     fitted,
     fitted_box,
+    other_format,
     part_of,
     refuse_class_masks,
     size_of,
@@ -216,7 +217,8 @@ def _data_yaml(folder: Path) -> tuple[dict[int, str], dict[str, list[Path]] | No
         if (file := folder / name).is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
             return dict(enumerate(line.strip() for line in lines if line.strip())), None, file
-    raise LabError(f"{folder} has no data.yaml with names, no classes.txt and no obj.names: the classes have no names")
+    advice = other_format(folder, "yolo", "the classes have no names: add one")
+    raise LabError(f"{folder} has no data.yaml with names, no classes.txt and no obj.names: {advice}")
 
 
 def _names(file: Path, names: Any) -> dict[int, str]:

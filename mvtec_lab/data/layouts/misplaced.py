@@ -8,20 +8,15 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from mvtec_lab.data.annotations.reading import refuse_class_masks
+from mvtec_lab.data.annotations.reading import format_of, inner_format, refuse_class_masks
 from mvtec_lab.data.layouts.base import MASKS, class_folders, images_in, parts_in, subfolders
 from mvtec_lab.data.listing import EXTENSIONS
 from mvtec_lab.data.samples import LIKELY_GOOD
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, setting
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 DEEP = 3  # folders down to where a product is looked for: <root>/<download>/<data set>/<product>
 WIDE = 200  # folders looked at on each level; a data set of more products names its first ones
-# Files that only these formats have.
-_ANNOTATED = {
-    "coco": ("annotations/instances_*.json", "*/_annotations.coco.json", "_annotations.coco.json"),
-    "yolo": ("data.yaml", "data.yml", "obj.names", "labels/*.txt", "labels/*/*.txt"),
-}
 
 
 def misplaced(folder: Path, layout: str | None, wanted: str, fitting: Callable[[Path], str | None]) -> LabError | None:
@@ -38,27 +33,19 @@ def misplaced(folder: Path, layout: str | None, wanted: str, fitting: Callable[[
     if layout not in (None, "classes", "parts"):
         return None
     refuse_class_masks(folder)
-    for name, patterns in _ANNOTATED.items():
-        if any(next(folder.glob(pattern), None) for pattern in patterns):
-            return LabError(f"{folder} has annotations in {name.upper()}'s format: give data={name}")
+    if name := format_of(folder, guess=layout is None):
+        return LabError(f"{folder} has annotations in {name.upper()}'s format: give data={name}")
     above = folder.absolute().parent
     if folder.name in {MASKS, *(path.name for path in parts_in(above))} and fitting(above):
         return LabError(f"{folder} is a part of the product {above}: give {setting('data.root', above)}")
     if layout is not None:
         return None
-    if any(images_in(folder)) and not any(map(fitting, subfolders(folder)[:WIDE])):
-        return _flat(folder, fitting)
+    if not any(map(fitting, subfolders(folder)[:WIDE])):
+        if any(images_in(folder)):
+            return _flat(folder, fitting)
+        if advice := inner_format(folder):
+            return LabError(f"{folder} holds folders of annotations, no images of its own: {advice}")
     return _elsewhere(folder, wanted, fitting)
-
-
-def setting(key: str, value: str | Path) -> str:
-    """Return ``key=value`` as it is typed: in quotes where a shell would part or expand it.
-
-    >>> setting("data.root", "/data/my product [1]")
-    '"data.root=/data/my product [1]"'
-    """
-    words = f"{key}={value}"
-    return words if re.fullmatch(r"[\w./:=~+,@%-]+", words) else f'"{words}"'
 
 
 def not_a_folder(root: Path) -> LabError:

@@ -389,7 +389,8 @@ def test_a_folder_of_annotations_says_how_it_is_read(annotated) -> None:
 def test_the_folder_around_the_formats_says_which_one_is_read(annotated, capsys) -> None:
     out = annotated("format=[masks,coco,yolo]")
     advice = {name: f"give data={name} data.root={out / name}" for name in ("coco", "yolo")}
-    assert advice["coco"] in capsys.readouterr().out.splitlines()[-1]
+    command = f"python -m mvtec_lab task=describe {advice['coco'].removeprefix('give ')}"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(command)
     for read, name in ((read_coco, "coco"), (read_yolo, "yolo"), (read_folder, "coco")):
         with pytest.raises(LabError) as error:  # annotations.json, which lies there, is the lab's own
             read(out)

@@ -111,4 +111,4 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
         print(f"{name:<14}{line}")
     print(f"{'written':<14}{run_dir} (images are copies)")
     if advice := inner_format(run_dir):
-        print(f"{'read again':<14}task=train: {advice}")
+        print(f"{'read it with':<14}python -m mvtec_lab task=describe {advice.removeprefix('give ')}")

@@ -369,6 +369,12 @@ def test_flat_annotations_are_recognised_by_their_files(tmp_path: Path, file: st
     assert ("give data=" in str(error.value)) is bool(name)
 
 
+def test_a_missing_folder_is_one_line_for_every_reader(tmp_path: Path) -> None:
+    for read in (read_coco, read_yolo, read_folder):
+        with pytest.raises(LabError, match="none"):
+            read(tmp_path / "none")
+
+
 def test_a_list_of_classes_beside_class_folders_is_no_annotation(tmp_path: Path) -> None:
     for label in ("good", "hole"):
         picture(tmp_path / label / "a.png")

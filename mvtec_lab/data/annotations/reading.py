@@ -138,7 +138,7 @@ def inner_format(folder: Path, wanted: str | None = None) -> str:
     Returns:
         the advice, empty where no folder inside has annotations.
     """
-    formats = {path: format_of(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    formats = {path: format_of(path) for path in sorted(folder.glob("*")) if path.is_dir()}
     known = sorted((name != wanted, path, name) for path, name in formats.items() if name)
     return f"give data={known[0][2]} {setting('data.root', known[0][1])}" if known else ""
 

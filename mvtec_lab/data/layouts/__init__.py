@@ -12,7 +12,7 @@ from pathlib import Path
 from mvtec_lab.data.annotations import READERS as ANNOTATED
 from mvtec_lab.data.layouts import btad, classes, loco, mvtec, mvtec_ad2, parts, real_iad, visa
 from mvtec_lab.data.layouts.base import Layout
-from mvtec_lab.data.layouts.misplaced import misplaced
+from mvtec_lab.data.layouts.misplaced import misplaced, not_a_folder
 from mvtec_lab.data.layouts.table import read_table
 from mvtec_lab.data.samples import Scan, classes_of
 from mvtec_lab.errors import LabError
@@ -72,6 +72,8 @@ def read_folder(
             finds wrong.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise not_a_folder(folder)
     scan = read_table(list_of(labels, folder), folder, good) if labels else _read(folder, name, good)
     if good and all(s.label != GOOD for s in scan.samples):
         raise LabError(

@@ -284,7 +284,7 @@ def test_a_sweep_that_would_fail_for_its_files_is_refused_before_it_begins(
         other = f"model.options.prompts={weights}"
         assert f"{other} is no checkpoint of a run" in refused(into, *words, other)
         wrong = f"model.sam_weights={tmp_path}/none.pt"
-        assert f"{wrong} cannot be read" in refused(into, *words, wrong)
+        assert f"{wrong} does not exist" in refused(into, *words, wrong)
     # Prompts that have seen an image of the last fold's test part alone: the folds before are sound.
     rows = read_csv(one_class.parent / SAMPLES)
     last = MVTecDataModule(product, split=SplitConfig(protocol="kfold", folds=3, fold=2))

@@ -36,7 +36,7 @@ def look(backbone: str | None, weights: str | None) -> None:
     Raises:
         LabError: as above.
     """
-    if weights is not None and _is_file_name(weights) and not Path(weights).expanduser().exists():
+    if weights is not None and is_file_name(weights) and not Path(weights).expanduser().exists():
         raise LabError(
             f"model.weights={weights} does not exist: give a file, DEFAULT, a name as IMAGENET1K_V1, or null"
         )
@@ -48,5 +48,6 @@ def look(backbone: str | None, weights: str | None) -> None:
         raise unknown("backbone", backbone, known | registered)
 
 
-def _is_file_name(weights: str) -> bool:
+def is_file_name(weights: str) -> bool:
+    """Tell whether a value of ``model.weights`` names a file, there or not, and no published entry."""
     return Path(weights).suffix in (".pth", ".pt", ".ckpt") or len(Path(weights).parts) > 1

@@ -24,6 +24,7 @@ from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.backbones import builder, check_weights
 from mvtec_lab.models.finite import not_finite
+from mvtec_lab.models.names import is_file_name
 from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         name, state_dict = entry.name, _fetch(backbone, entry)
     elif backbone.startswith(timm_backbones.PREFIX) and weights.upper() == "DEFAULT":
         name, state_dict = timm_backbones.tag(backbone), _fetch_timm(backbone)
-    elif path.exists() or path.suffix in (".pth", ".pt", ".ckpt") or len(path.parts) > 1:
+    elif path.exists() or is_file_name(weights):
         name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path, source)
     elif entries:
         raise unknown(f"weights of {backbone}", weights, weights_names(backbone))

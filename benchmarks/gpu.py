@@ -1,7 +1,7 @@
-"""A GPU's figures: images per second beside a plain loop and the limit, torch.compile, one-class models, four runs.
+"""A GPU's figures: images per second beside a plain loop and the limit, torch.compile, methods, four runs.
 
     python -m benchmarks.gpu --data-root DIR                  # all of it; needs a GPU
-    python -m benchmarks.gpu --data-root DIR throughput       # a part: throughput, steps, anomaly or grid
+    python -m benchmarks.gpu --data-root DIR throughput       # a part: throughput, steps, anomaly, where or grid
 
 Throughput is that of generated images; no weights are fetched for it, as speed does not depend on them.
 """
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +31,14 @@ GOALS = {False: 0.9, True: 0.6}  # of the limit, without augmentation and with i
 WORKERS = 8  # of the plain loop; as many as the lab's
 ANOMALY = ("padim", "patchcore", "stfpm")
 SIZES = (224, 448)
+WHERE = {  # attempts that learn masks or boxes, and the metric shown of each
+    "segment/fpn": "iou",
+    "segment/deeplab": "iou",
+    "segment/sam": "iou",
+    "detect/fcos": "map50",
+    "detect/fasterrcnn": "map50",
+    "detect/maskrcnn": "map50",
+}
 
 
 def settings(folder: str, backbone: str, attempt: str, batch: int, epochs: int) -> list[str]:
@@ -105,7 +114,8 @@ def rates(folder: str, epochs: int, generated: int) -> None:
     header = ["backbone", "attempt", "batch", "augmentation", "lab, images/s", "plain loop", "limit"]
     header += ["lab / plain loop", "lab / limit"]
     described = speed.prepare(settings(folder, *RUNS[0], epochs))
-    images, rows = len(described["splits"]["train"]), []
+    images = len(described["splits"]["train"])
+    rows: list[list[str | float]] = []
     for backbone, attempt, batch in RUNS:
         ours = settings(folder, backbone, attempt, batch, epochs)
         most = rate(images, bare(ours, epochs))
@@ -170,27 +180,36 @@ def steps(folder: str, epochs: int, **_: Any) -> None:
     common.show("gpu_parts", notes, ["part", "times", "median, ms"], common.fresh(profiled, folder, epochs).value)
 
 
-def one_class(data: list[str], accelerator: str, rows: list[list[Any]]) -> list[list[Any]]:
-    """Return and show rows of one-class runs, fitted and scored on a device, behind those of another."""
+def method(attempt: str, data: list[str], accelerator: str, folder: str) -> tuple[list[float], dict[str, Any]]:
+    """Return the fit's seconds, milliseconds per image and peak MiB of a run in a new folder, and its test metrics."""
     from mvtec_lab import compose, run_attempt
 
     weights = common.weights_at_hand("mobilenet_v2")
-    notes = [
-        f"{data[-1]}; mobilenet_v2 {weights or 'random'}, the methods' own layers and epochs",
-        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory; a run before each size warms up",
+    ours = [*data, f"attempt={attempt}", "model.backbone=mobilenet_v2", f"model.weights={weights or 'null'}"]
+    ours += [f"trainer.accelerator={accelerator}", f"cache.dir={folder}/cache"]
+    result = run_attempt(compose(*ours), tempfile.mkdtemp(dir=folder))
+    cells = [result.fit_seconds or 0, (result.seconds_per_image or 0) * 1e3, result.peak_mib or 0]
+    return cells, result.metrics["test"]
+
+
+def method_notes(data: list[str]) -> list[str]:
+    weights = common.weights_at_hand("mobilenet_v2") or "random"
+    return [
+        f"{data[-1]}; mobilenet_v2 {weights}; layers and epochs of the attempts",
+        "peak: GPU memory that PyTorch held at once, or the CPU's resident memory; a run before them warms up",
     ]
+
+
+def one_class(data: list[str], accelerator: str, rows: list[list[Any]]) -> list[list[Any]]:
+    """Return and show rows of one-class runs, fitted and scored on a device, behind those of another."""
     header = ["method", "pixels", "device", "fit, s", "ms per image", "peak MiB", "image AUROC", "pixel AUROC"]
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
-            for number, method in enumerate((ANOMALY[0], *ANOMALY)):
-                ours = [*data, "model.backbone=mobilenet_v2", f"model.weights={weights or 'null'}", f"attempt={method}"]
-                ours += [f"data.image_size={size}", f"trainer.accelerator={accelerator}", f"cache.dir={folder}/cache"]
-                result = run_attempt(compose(*ours), f"{folder}/{size}-{number}")
-                metrics = result.metrics["test"]
-                cells = [result.fit_seconds, (result.seconds_per_image or 0) * 1e3, result.peak_mib]
+            for number, name in enumerate((ANOMALY[0], *ANOMALY)):
+                cells, metrics = method(name, [*data, f"data.image_size={size}"], accelerator, folder)
                 if number:
-                    rows.append([method, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]])
-                    common.show("gpu_anomaly", notes, header, rows)
+                    rows.append([name, size, accelerator, *cells, metrics["image_auroc"], metrics["pixel_auroc"]])
+                    common.show("gpu_anomaly", method_notes(data), header, rows)
     return rows
 
 
@@ -198,6 +217,26 @@ def anomaly(data: list[str], **_: Any) -> None:
     rows: list[list[Any]] = []
     for accelerator in ("gpu", "cpu"):
         rows = common.fresh(one_class, data, accelerator, rows).value
+
+
+def located(data: list[str], sam_weights: str | None) -> None:
+    """Show rows of attempts that learn where a defect is, on the first of five folds."""
+    header = ["attempt", "fit, s", "ms per image", "peak MiB", "metric", "value"]
+    rows: list[list[str | float]] = []
+    fold = ["split.protocol=kfold", "split.folds=5", "split.fold=0"]
+    attempts = [name for name in WHERE if sam_weights or name != "segment/sam"]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate((attempts[0], *attempts)):
+            more = [f"model.sam_weights={sam_weights}"] if name == "segment/sam" else []
+            cells, metrics = method(name, [*data, *fold, *more], "gpu", folder)
+            if number:
+                rows.append([name, *cells, WHERE[name], metrics[WHERE[name]]])
+                notes = [*method_notes(data), "the test images of the first of five folds, one seed"]
+                common.show("gpu_where", notes, header, rows)
+
+
+def where(data: list[str], sam_weights: str | None, **_: Any) -> None:
+    common.fresh(located, data, sam_weights)
 
 
 def sweep(data: list[str], folder: str, *more: str) -> float:
@@ -212,7 +251,7 @@ def sweep(data: list[str], folder: str, *more: str) -> float:
 
 
 def grid(data: list[str], **_: Any) -> None:
-    rows = []
+    rows: list[list[str | float]] = []
     at_once = ["hydra/launcher=parallel", f"hydra.launcher.n_jobs={len(speed.GRID)}"]
     for name, more in {"one after the other": [], "four at once": at_once}.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -226,11 +265,18 @@ def grid(data: list[str], **_: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    every = {"throughput": throughput, "steps": steps, "anomaly": anomaly, "grid": grid}
+    every: dict[str, Callable[..., None]] = {
+        "throughput": throughput,
+        "steps": steps,
+        "anomaly": anomaly,
+        "where": where,
+        "grid": grid,
+    }
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(every)}; default: all")
     parser.add_argument("--data-root", default=os.environ.get("MVTEC_ROOT"), help="holds bottle/; else the sample")
     parser.add_argument("--epochs", type=int, default=4, help="of a timed run")
     parser.add_argument("--images", type=int, default=2500, help="that are generated")
+    parser.add_argument("--sam-weights", help="MobileSAM's file, for segment/sam; left out without it")
     parser.add_argument("--folder", help="keeps the generated images and their cache for another call")
     args = parser.parse_args()
     if unknown := set(args.parts) - every.keys():
@@ -241,7 +287,7 @@ def main() -> None:
             common.fresh(growth.generate, Path(folder) / "images", args.images)
         data = common.data_overrides(args.data_root)
         for name in args.parts or every:
-            every[name](folder=folder, data=data, epochs=args.epochs, images=args.images)
+            every[name](folder=folder, data=data, epochs=args.epochs, images=args.images, sam_weights=args.sam_weights)
 
 
 if __name__ == "__main__":

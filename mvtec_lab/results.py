@@ -100,7 +100,8 @@ class RunResult:
     #: a published figure of this attempt: accuracy, and the split it is of
     reported: Annotated[dict[str, Any] | None, Reported | None] = None
     epochs: Annotated[int, Count] = 0  #: epochs trained
-    best_epoch: int | None = None  #: whose weights best.ckpt holds; from 0, as in history.csv: tables count from 1
+    best_epoch: Annotated[int | None, Count | None] = None  #: whose weights best.ckpt holds, counted from 1
+    first_epoch: Annotated[int, Count] = 1  #: that ``best_epoch`` and history.csv count from; older files lack it: 0
     resumed: int = 0  #: how often it was interrupted and resumed
     seconds: Annotated[float, Size] = 0.0  #: training and validation epochs
     luck: bool = True  #: whether another seed gives another model
@@ -189,11 +190,13 @@ class RunResult:
         raw = read_json(path)
         try:
             known = {f.name for f in fields(cls)}
-            run = cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir)})
+            run = cls(**{k: v for k, v in raw.items() if k in known} | {"run_dir": str(run_dir), "first_epoch": 1})
             if wrong := misfit(raw, cls) or _impossible(run):
                 raise TypeError(wrong)
         except (TypeError, AttributeError) as error:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
+        if run.best_epoch is not None:  # older files count from 0
+            run.best_epoch += 1 - raw.get("first_epoch", 0)
         if not run.completed and in_use(path.parent):
             run.status = "running"
         return run
@@ -219,6 +222,12 @@ def _impossible(run: RunResult) -> str | None:
     if run.explained and (unsaid := Explained.__annotations__.keys() - run.explained.keys()):
         return f"explained has no {min(unsaid)}"
     return None
+
+
+def from_one(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a history.csv with epochs counted from 1; older files count from 0."""
+    late = int(bool(history) and int(history[0]["epoch"]) == 0)
+    return [{**row, "epoch": int(row["epoch"]) + late} for row in history]
 
 
 def one_line(error: BaseException) -> str:

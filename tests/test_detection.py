@@ -276,7 +276,7 @@ def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: 
     assert len(timed) == min(features.TIMED, sum(images.values()))
 
 
-@pytest.mark.parametrize(("monitor", "best", "epochs"), [("val/map", 1, 4), ("val/loss", 4, 5)])
+@pytest.mark.parametrize(("monitor", "best", "epochs"), [("val/map", 2, 4), ("val/loss", 5, 5)])
 def test_a_detector_stops_early_by_what_chooses_its_epoch(
     lab, tmp_path: Path, monkeypatch, monitor: str, best: int, epochs: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from mvtec_lab.config import OPTIMIZERS, Config
 from mvtec_lab.data import images
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.checkpoints import Checkpoints
+from mvtec_lab.engine.history import History
 from mvtec_lab.engine.setup import training_seed
 from mvtec_lab.models.optim import build_optimizer, build_scheduler
-from mvtec_lab.results import read_csv
+from mvtec_lab.results import RunResult, read_csv
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,22 @@ def test_every_step_has_its_own_point_on_the_curves(lab, tmp_path: Path) -> None
     rows = read_csv(tmp_path / "run/history.csv")
     means = [sum(value for _, value in norms[start : start + 4]) / 4 for start in (0, 4)]
     assert [float(row["grad_norm"]) for row in rows] == pytest.approx(means, rel=1e-5)
+
+
+def test_epochs_are_counted_from_one_in_every_file(lab, tmp_path: Path) -> None:
+    """result.json, history.csv and TensorBoard said 13 of the epoch that was 14 in the terminal and the report."""
+    assert lab("attempt=finetune", "trainer.max_epochs=3", "trainer.monitor=val/loss", "hydra.run.dir=run") == 0
+    log = (tmp_path / "run/run.log").read_text()
+    (said,) = re.findall(r"best epoch (\d) of 3", log)
+    rows = read_csv(tmp_path / "run/history.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] == re.findall(r"epoch (\d)/3 ", log)
+    assert {event.value for event in EventAccumulator("run").Reload().Scalars("epoch")} == {1, 2, 3}
+    run = RunResult.load(tmp_path / "run")
+    losses = [float(row["val/loss"]) for row in rows]
+    assert run.best_epoch == int(said) == losses.index(min(losses)) + 1
+    history = History(tmp_path / "history.csv")
+    history.load_state_dict({"rows": [{"epoch": 0, "seconds": 1.0}]})  # of a run that an older version began
+    assert [row["epoch"] for row in history.rows] == [1]
 
 
 def test_the_curves_of_an_epoch_that_diverged_are_kept(lab) -> None:

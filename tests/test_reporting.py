@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseli
 from mvtec_lab.reporting import figures, report, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, PREDICTIONS, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
 
 CLASSES = ["good", "broken_large", "broken_small", "contamination"]
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
@@ -70,7 +71,7 @@ def fabricate(
             "counts": {"train": {"good": 40}, "test": {"good": images}},
             "parameters": {"total": 11_178_564, "trained": 2052},
             "epochs": epochs,
-            "best_epoch": epochs - 1,
+            "best_epoch": epochs,
             "seconds": 12.5,
             "versions": {"torch": "2.6.0"},
             "git_revision": "0123abc",
@@ -84,7 +85,9 @@ def fabricate(
         for i in range(images)
     ]
     write_csv(run_dir / PREDICTIONS, rows, ["split", "path", "label", "prediction"])
-    history: list[dict[str, Any]] = [{"epoch": e, **dict.fromkeys(PANELS, 1 / (e + 1.5 + seed))} for e in range(epochs)]
+    history: list[dict[str, Any]] = [
+        {"epoch": e, **dict.fromkeys(PANELS, 1 / (e + 0.5 + seed))} for e in range(1, epochs + 1)
+    ]
     history[0]["val/loss"] = None
     write_csv(run_dir / HISTORY, history, ["epoch", *PANELS])
     config = {
@@ -363,7 +366,7 @@ def test_sheet_has_a_frame_and_a_cell_for_every_image() -> None:
 
 
 def test_curves_share_a_colour_within_an_attempt_and_scale_to_twelve() -> None:
-    history = [{"epoch": str(e), "train/loss": str(1 / (e + 1)), "val/loss": ""} for e in range(4)]
+    history = [{"epoch": str(e), "train/loss": str(1 / e), "val/loss": ""} for e in range(1, 5)]
     figure = figures.curves_figure(
         {"several": [history, history[:2]], "gone": [], **{f"a{i}": [history] for i in range(10)}}
     )
@@ -392,7 +395,7 @@ def test_many_classes_are_a_table_and_every_figure_is_bounded(tmp_path: Path) ->
     assert figure.axes[0].get_xlabel() == "test accuracy, the best 30 of 80 attempts"
     figure = figures.scores_figure({"good": [0.0], **{f"d{i}": [i] for i in range(99)}}, 1.0, ["good"])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][-1] == "69 further types (69)"
-    history = [{"epoch": "0", "train/loss": "1", "val/loss": "1"}]
+    history = [{"epoch": "1", "train/loss": "1", "val/loss": "1"}]
     figure = figures.curves_figure({f"a{i}": [history] for i in range(80)})
     assert len(figure.axes[0].lines) == figures.MOST
     assert all(max(f.get_size_inches()) < 16 for f in (figure, figures.confusion_figure(np.eye(30), classes[:30])))
@@ -411,17 +414,34 @@ def test_a_defect_type_that_begins_like_good_has_a_defects_colour() -> None:
     assert good.get_color() != missing.get_color()
 
 
-def test_epochs_are_counted_from_one_for_people(tmp_path: Path) -> None:
-    """The terminal said 14 of 30 of the epoch that the report called 13."""
-    fabricate(tmp_path / "0", "base", epochs=30, best_epoch=13)
+def test_epochs_are_counted_from_one_and_older_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal and the report said 14 of 30 of the epoch that result.json and history.csv called 13."""
+    drawn: list[list[int]] = []
+    whole = figures.curves_figure
+
+    def curves_figure(histories: Any, *args: Any) -> Any:
+        drawn.append([row["epoch"] for row in histories["base"][0]])
+        return whole(histories, *args)
+
+    monkeypatch.setattr(figures, "curves_figure", curves_figure)
+    run = fabricate(tmp_path / "0", "base", epochs=30, best_epoch=14)
     assert "best epoch 14 of 30" in text_of(page(tmp_path))
-    history = [{"epoch": str(e), "train/loss": "1", "val/loss": "1"} for e in range(4)]
-    assert list(figures.curves_figure({"base": [history]}).axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
+    history, record = Path(run.run_dir, HISTORY), Path(run.run_dir, RESULT)
+    rows = read_csv(history)
+    write_csv(history, [row | {"epoch": int(row["epoch"]) - 1} for row in rows], list(rows[0]))
+    older = json.loads(record.read_text()) | {"best_epoch": 13}
+    del older["first_epoch"]
+    record.write_text(json.dumps(older))
+    assert "best epoch 14 of 30" in text_of(page(tmp_path))
+    assert drawn == [list(range(1, 31))] * 2
+    again = RunResult.load(run.run_dir)
+    again.save()
+    assert RunResult.load(run.run_dir).best_epoch == again.best_epoch == 14
 
 
 @pytest.mark.parametrize(("losses", "scale"), [("1 0.7", "linear"), ("9 0.001", "symlog"), ("-1 2", "symlog")])
 def test_axes_of_curves_have_ticks_to_read(losses: str, scale: str) -> None:
-    history = [{"epoch": str(e), "train/loss": loss, "val/loss": loss} for e, loss in enumerate(losses.split())]
+    history = [{"epoch": str(e), "train/loss": loss, "val/loss": loss} for e, loss in enumerate(losses.split(), 1)]
     ax = figures.curves_figure({"base": [history]}).axes[0]
     assert ax.get_yscale() == scale
     low, high = ax.get_ylim()
@@ -429,7 +449,7 @@ def test_axes_of_curves_have_ticks_to_read(losses: str, scale: str) -> None:
 
 
 def test_a_single_epoch_has_a_whole_number() -> None:
-    history = [{"epoch": "0", "train/loss": "1", "val/loss": "1"}]
+    history = [{"epoch": "1", "train/loss": "1", "val/loss": "1"}]
     ax = figures.curves_figure({"base": [history]}).axes[1]
     low, high = ax.get_xlim()
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
@@ -440,7 +460,7 @@ def test_curves_of_two_problems_show_a_metric_of_each() -> None:
 
     def run(**metrics: str) -> list[list[dict[str, str]]]:
         values = {f"val/{name}": value for name, value in metrics.items()}
-        return [[{"epoch": str(e), "train/loss": "1", "val/loss": "1", **values} for e in range(2)]]
+        return [[{"epoch": str(e), "train/loss": "1", "val/loss": "1", **values} for e in (1, 2)]]
 
     def metrics(histories: dict[str, Any]) -> list[str]:
         return [title for ax in figures.curves_figure(histories).axes[2:] if (title := ax.get_title())]

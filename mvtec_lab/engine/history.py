@@ -12,14 +12,14 @@ import pytorch_lightning as pl
 import torch
 from torch import optim
 
-from mvtec_lab.results import write_csv
+from mvtec_lab.results import from_one, write_csv
 
 log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """Keep one row per epoch: its losses, metrics, learning rate, gradient norm and seconds (validation included), in
-    history.csv and on one log line.
+    """Keep one row per epoch, counted from 1: its losses, metrics, learning rate, gradient norm and seconds (validation
+    included), in history.csv and on one log line.
 
     Args:
         path: of history.csv, rewritten after every epoch.
@@ -35,7 +35,7 @@ class History(pl.Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.rows = from_one(state_dict["rows"])
         self.earlier_seconds = sum(row["seconds"] for row in self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +62,7 @@ class History(pl.Callback):
         Args:
             values: ``train/loss`` and ``val/loss``, other metrics by such names, ``lr`` and ``seconds``.
         """
-        epoch = len(self.rows)
+        epoch = len(self.rows) + 1
         self.rows.append({"epoch": epoch, **values})
         if trainer.is_global_zero:
             write_csv(self.path, self.rows, list(self.rows[-1]))
@@ -70,7 +70,7 @@ class History(pl.Callback):
                 logging.DEBUG if trainer.progress_bar_callback else logging.INFO,  # a bar shows them already
                 "epoch %*d/%d   %s",
                 len(str(trainer.max_epochs)),
-                epoch + 1,
+                epoch,
                 trainer.max_epochs,
                 "   ".join(_line(values, part) for part in ("train", "val")),
             )

@@ -170,10 +170,10 @@ class Run:
         finally:
             self.result.seconds = self.history.earlier_seconds + time.perf_counter() - started
             self.result.epochs = len(self.history.rows)
-        self.result.best_epoch = self.result.epochs - 1
+        self.result.best_epoch = self.result.epochs
         if self.checkpoints is not None:
             module.load_state_dict(self.checkpoints.best["state_dict"])
-            self.result.best_epoch = self.checkpoints.best["epoch"]
+            self.result.best_epoch = self.checkpoints.best["epoch"] + 1  # Lightning counts from 0
         module.to(self.trainer.strategy.root_device)  # from which Lightning takes it at the end
 
     def keep(self) -> None:
@@ -337,6 +337,11 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 class RunLogger(TensorBoardLogger):
     """TensorBoard's events alone: config.yaml says more than hparams.yaml."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; Lightning's count of epochs, which begins with 0, becomes that of the lab."""
+        counted = {"epoch": metrics["epoch"] + 1} if "epoch" in metrics else {}
+        super().log_metrics({**metrics, **counted}, step)
 
     def save(self) -> None:
         """Write the events that are still in memory."""

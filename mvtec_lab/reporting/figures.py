@@ -68,8 +68,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     Args:
         histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
             runs are thin lines beside their mean, which ends with the shortest of them. An attempt without runs is left
-            out but keeps its colour. Of more than MOST attempts the first ones are drawn. Epochs are counted from 1
-            here, from 0 in the file.
+            out but keeps its colour. Of more than MOST attempts the first ones are drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -246,8 +245,8 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Return one column of a history by epoch, counted from 1, without its empty cells."""
-    return {int(row["epoch"]) + 1: float(row[key]) for row in rows if row.get(key) not in (None, "")}
+    """Return one column of a history by epoch, without its empty cells."""
+    return {int(row["epoch"]): float(row[key]) for row in rows if row.get(key) not in (None, "")}
 
 
 def wrap(text: str, width: int, most: int | None = None) -> list[str]:

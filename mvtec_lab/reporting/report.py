@@ -34,6 +34,7 @@ from mvtec_lab.results import (
     RESULT,
     ROWS,
     RunResult,
+    from_one,
     remove_leftovers,
     table_of,
     write_whole,
@@ -381,7 +382,7 @@ def _history(run: RunResult) -> list[dict[str, str]]:
                 raise ValueError(f"epoch {row['epoch']}")
     except (TypeError, ValueError) as error:
         raise damaged(Path(run.run_dir, HISTORY), error) from error
-    return rows
+    return from_one(rows)
 
 
 def _differences(comparison: Comparison) -> list[tuple[str, list[str]]]:

@@ -46,7 +46,7 @@ def judge(run: Run) -> Judgement:
     figures = ", ".join(f"{title} {value:.3f}" for title, value in values if value is not None)
     summary = (
         f"test {figures} (majority baseline {result.majority_baseline:.3f}), on {test.metrics['images']} images; best "
-        f"epoch {(result.best_epoch or 0) + 1} of {result.epochs}"
+        f"epoch {result.best_epoch} of {result.epochs}"
     )
     metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
     rows = [row for outcome in outcomes.values() for row in outcome.rows()]

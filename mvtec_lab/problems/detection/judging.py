@@ -226,5 +226,5 @@ def _summary(run: Run, test: Judged, metrics: dict[str, Any], value: float) -> s
     return (
         f"test {figures}, escapes {(~called & test.defect).sum()} of {test.defect.sum()}, false rejects "
         f"{(called & ~test.defect).sum()} of {(~test.defect).sum()} (threshold {value:.3g}); best epoch "
-        f"{(run.result.best_epoch or 0) + 1} of {run.result.epochs}"
+        f"{run.result.best_epoch} of {run.result.epochs}"
     )

@@ -51,7 +51,7 @@ def fine_tune(run: Run, network: nn.Module) -> None:
         }
         history.add({**values, "seconds": round(now - began, 4)}, trainer)
         for logger in trainer.loggers:
-            logger.log_metrics(values, len(history.rows) - 1)
+            logger.log_metrics(values, len(history.rows))
         began = now
         return in_vain([row["val/map"] for row in history.rows], patience)
 
@@ -69,7 +69,7 @@ def fine_tune(run: Run, network: nn.Module) -> None:
             if hasattr(network, name):
                 delattr(network, name)
     network.load_state_dict(loop.best_state)
-    run.result.best_epoch = loop.best_epoch
+    run.result.best_epoch = loop.best_epoch + 1  # ultralytics counts from 0
     module.to(device).eval()
 
 

@@ -31,7 +31,7 @@ def prepare(data: list[str]) -> dict[str, Any]:
         name: [(str(built.folder / s.path), index[s.label]) for s in built.of_split(name)]
         for name in ("train", "val", "test")
     }
-    return {"splits": splits, "classes": len(index), "size": built.image_size}
+    return {"splits": splits, "classes": len(index), "size": built.frame.size}
 
 
 def run_plain(*attempts: str, **kwargs: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mvtec_lab.data.annotations import read_yolo as read_yolo
     from mvtec_lab.data.datamodule import MVTecDataModule as MVTecDataModule
     from mvtec_lab.data.dataset import MVTecDataset as MVTecDataset
+    from mvtec_lab.data.frame import Frame as Frame
     from mvtec_lab.data.images import read_image as read_image
     from mvtec_lab.data.images import read_mask as read_mask
     from mvtec_lab.data.layouts import read_folder as read_folder
@@ -60,6 +61,7 @@ _HOMES = {
     "Comparison": "reporting.pairs",
     "Config": "config",
     "DefectClassifier": "problems.classification.classifier",
+    "Frame": "data.frame",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.dataset",

@@ -36,7 +36,7 @@ def audit(dataset: MVTecDataset, chosen: str) -> list[str]:
     samples = dataset.samples
     paths = [dataset.folder / s.path for s in samples]
     files = digests(paths)
-    key = (dataset.image_size, *files)
+    key = (dataset.frame, *files)
     if key not in _known:
         place = {path: k for k, path in enumerate(paths)}
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))

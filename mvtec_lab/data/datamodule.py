@@ -21,6 +21,7 @@ from mvtec_lab.config import MIXES, AugmentConfig, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import check_images, digests, each_image, rules_of, too_bright, white_level
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste, check_sources
@@ -39,7 +40,8 @@ class MVTecDataModule(pl.LightningDataModule):
         root: the folder that holds the category folders, or the product folder itself (``category=None``), or what
             lies in a folder of another layout: ``read_yolo(FOLDER)``, ``read_coco(FOLDER)``.
         category: the product, ``bottle``.
-        image_size, white, batch_size: as in DataConfig.
+        image_size: pixels a side of the square pictures, or a ``Frame``.
+        white, batch_size: as in DataConfig.
         num_workers: processes that decode and augment; None: none, but up to eight where a GPU waits for them.
         masks: ``required``: a defect image without a fitting mask is an error; ``optional``: a warning.
         split: which images train, choose and judge; None: the defaults of SplitConfig.
@@ -63,7 +65,7 @@ class MVTecDataModule(pl.LightningDataModule):
         root: str | Path | Scan,
         category: str | None = None,
         *,
-        image_size: int = 224,
+        image_size: int | Frame = 224,
         white: int | None = None,
         batch_size: int = 32,
         num_workers: int | None = None,
@@ -79,7 +81,7 @@ class MVTecDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.root, self.category, self.masks = root, category, masks
-        self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
+        self.frame, self.batch_size, self.num_workers = Frame.of(image_size), batch_size, num_workers
         self.split, self.sampling, self.seed = split or SplitConfig(), sampling, seed
         self.augment = augment = augment or AugmentConfig()
         self.cache, self.mean, self.std, self.targets = cache, mean, std, tuple(targets)
@@ -91,7 +93,7 @@ class MVTecDataModule(pl.LightningDataModule):
             )
         if augment.mix != "none" and targets:
             raise LabError(f"augment.mix={augment.mix} mixes class labels, not {targets[0]}: give augment.mix=none")
-        self.augmentation = Augmentation(augment.transforms, image_size) if augment.transforms else None
+        self.augmentation = Augmentation(augment.transforms, self.frame.size) if augment.transforms else None
         self.warnings: list[str] = []
         self.samples: list[Sample] = []
         self._features: dict[str, FeatureDataset] = {}
@@ -153,16 +155,16 @@ class MVTecDataModule(pl.LightningDataModule):
         if self._row:
             return
         if self.augment.paste:
-            self._paste = Paste(self.augment.paste, self.folder, self.of_split("train"), self.image_size)
+            self._paste = Paste(self.augment.paste, self.folder, self.of_split("train"), self.frame)
         paths = [self.folder / s.path for s in self._pool]
         self.warnings += too_bright(paths, self.white)
         if self.cache is not None:
-            read = partial(read_picture, size=self.image_size, white=self.white)
+            read = partial(read_picture, frame=self.frame, white=self.white)
 
             def blocks() -> Iterator[np.ndarray]:
                 return (picture[None] for picture in each_image(paths, read))
 
-            name = f"{self.folder.name} images at {self.image_size}"
+            name = f"{self.folder.name} images at {self.frame}"
             pictures = self.cache.get(name, self.content(self._pool), len(paths), "|u1", blocks)
             self._pictures = None if pictures is None else torch.from_numpy(pictures)
         if self._pictures is None:
@@ -184,7 +186,7 @@ class MVTecDataModule(pl.LightningDataModule):
         """Return what the pixels of these samples depend on: a part of a cache's key."""
         paths = [self.folder / s.path for s in samples]
         rules = {**rules_of(paths), "white": self.white}
-        return {"images": digests(paths), "size": self.image_size, "rules": rules}
+        return {"images": digests(paths), "size": self.frame.size, "rules": rules}
 
     def contents(self) -> dict[str, str]:
         """Return the digest of every image and mask that takes part, by path; an empty text for the others."""
@@ -233,7 +235,7 @@ class MVTecDataModule(pl.LightningDataModule):
             samples,
             classes=self.classes,
             kinds=self.kinds,
-            image_size=self.image_size,
+            image_size=self.frame,
             white=self.white,
             mean=self.mean,
             std=self.std,

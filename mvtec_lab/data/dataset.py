@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import WHITE, each_image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste
@@ -69,7 +70,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         samples: which of its images; None: all of them.
         classes: the class names in the order of their index; None: those of ``samples``, good first.
         kinds: the defect types in the order of ``labels``; None: those of ``samples``.
-        image_size: S, pixels.
+        image_size: S, pixels, or the frame of a model or data module.
         white: the value of 16-bit files that becomes 255.
         augmentation: random transforms, or None.
         paste: replaces defect images at random, before they are augmented; None: never.
@@ -88,7 +89,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         *,
         classes: Sequence[str] | None = None,
         kinds: Sequence[str] | None = None,
-        image_size: int = 224,
+        image_size: int | Frame = 224,
         white: int = WHITE,
         augmentation: Augmentation | None = None,
         paste: Paste | None = None,
@@ -100,7 +101,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.folder = Path(folder)
         self.samples = list(read_folder(self.folder).samples if samples is None else samples)
         self.classes = list(classes_of(self.samples) if classes is None else classes)
-        self.image_size, self.augmentation, self.mean, self.std = image_size, augmentation, mean, std
+        self.frame, self.augmentation, self.mean, self.std = Frame.of(image_size), augmentation, mean, std
         self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets
         self._small: dict[int, np.ndarray] = {}
         index = {name: i for i, name in enumerate(self.classes)}
@@ -140,7 +141,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         """Return the image itself, resized: [S, S, 3] uint8."""
         if self.pictures is not None:
             return self.pictures[[place]][0].cpu().numpy()
-        return read_picture(self.folder / self.samples[place].path, self.image_size, self.white)
+        return read_picture(self.folder / self.samples[place].path, self.frame, self.white)
 
     def mask(self, place: int) -> np.ndarray | None:
         """Return the image's mask in its file's size, [H, W] bool, to draw or to measure.
@@ -182,7 +183,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
             images = self.pictures[places]
         else:
             paths = [self.folder / self.samples[place].path for place in places]
-            read = partial(read_picture, size=self.image_size, white=self.white)
+            read = partial(read_picture, frame=self.frame, white=self.white)
             images = torch.from_numpy(np.stack(list(each_image(paths, read))))
         item: dict[str, Any] = {
             "image": normalise(images, self.mean, self.std),
@@ -232,11 +233,11 @@ class MVTecDataset(Dataset[dict[str, Any]]):
     def _read_small(self, place: int) -> np.ndarray:
         sample = self.samples[place]
         if sample.objects:
-            return np.stack([resize_mask(r.mask(), self.image_size) for r in sample.objects], axis=2)
+            return np.stack([resize_mask(r.mask(), self.frame) for r in sample.objects], axis=2)
         mask = sample.read_mask(self.folder)
         if mask is None:
-            return np.zeros((self.image_size, self.image_size), np.uint8)
-        return resize_mask(mask, self.image_size)
+            return np.zeros((self.frame.size, self.frame.size), np.uint8)
+        return resize_mask(mask, self.frame)
 
 
 def _joined(mask: np.ndarray) -> np.ndarray:

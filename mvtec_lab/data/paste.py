@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.errors import LabError
@@ -35,19 +36,19 @@ class Paste:
         chance: that a defect image is replaced, in [0, 1].
         folder: the product folder.
         samples: the training images, in the order of their places.
-        size: S, pixels of a picture.
+        frame: of the pictures.
 
     Raises:
         LabError: as ``check_sources``; a mask that cannot be read or marks nothing.
     """
 
-    def __init__(self, chance: float, folder: Path, samples: Sequence[Sample], size: int) -> None:
+    def __init__(self, chance: float, folder: Path, samples: Sequence[Sample], frame: Frame) -> None:
         check_sources(samples)
-        self.chance, self.size = chance, size
+        self.chance, self.size = chance, frame.size
         self.good = [place for place, s in enumerate(samples) if s.label == GOOD]
         defects = {place: folder / s.mask for place, s in enumerate(samples) if s.label != GOOD and s.mask}
         owners = {folder / samples[place].path: samples[place] for place in defects}
-        regions = each_image(list(owners), lambda path: _region(folder, owners[path], size))
+        regions = each_image(list(owners), lambda path: _region(folder, owners[path], frame))
         self.regions = dict(zip(defects, regions, strict=True))
         # its pictures depend on this, beside the images and the seed: a part of a cache's key
         self.key: list[Any] = [VERSION, cv2.__version__, chance, self.good, digests(list(defects.values()))]
@@ -124,14 +125,14 @@ def feathered(region: np.ndarray, width: float) -> np.ndarray:
     return ramp * ramp * (3 - 2 * ramp)  # smoothstep: a straight ramp shows where it begins
 
 
-def _region(folder: Path, sample: Sample, size: int) -> _Region:
+def _region(folder: Path, sample: Sample, frame: Frame) -> _Region:
     # Every pixel of which the mask covers a part: a scratch of one pixel survives.
     mask = sample.read_mask(folder)
     assert mask is not None  # as check_sources saw to it
     assert sample.mask is not None
     if not sample.objects and (odd := odd_masks([folder / sample.mask])):
         raise LabError(f"augment.paste cuts defects out by their masks, but {odd[0]}; or give augment.paste=0")
-    part = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0
+    part = cv2.resize(mask.astype(np.float32), (frame.size, frame.size), interpolation=cv2.INTER_AREA) > 0
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return top, left, part[top : rows[-1] + 1, left : columns[-1] + 1].copy()

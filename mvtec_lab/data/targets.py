@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvtec_lab.data.frame import Frame
+
 TARGETS = ("mask", "boxes")  # what a data set can give beside image and label
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Return a mask [H, W] bool as [size, size] uint8, 1 in pixels of which it covers more than half.
+def resize_mask(mask: np.ndarray, frame: int | Frame) -> np.ndarray:
+    """Return a mask [H, W] bool as [S, S] uint8, 1 in pixels of which it covers more than half.
 
     A mask that covers half of no pixel, as a scratch in a large image, is 1 in all pixels that it touches.
     """
+    size = Frame.of(frame).size
     shape = min(mask.shape[1], size), min(mask.shape[0], size)  # area averaging needs an axis that shrinks
     cover = cv2.resize(mask.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
     cover = cv2.resize(cover, (size, size), interpolation=cv2.INTER_LINEAR)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import WHITE, read_image
 from mvtec_lab.errors import LabError, unknown
 
@@ -26,11 +27,15 @@ if _asked is None:
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Squeeze an [H, W, ...] uint8 image into [size, size, ...], each axis on its own.
+def resize(image: np.ndarray, frame: int | Frame) -> np.ndarray:
+    """Squeeze an [H, W, ...] uint8 image into [S, S, ...], each axis on its own.
 
     Area averaging along an axis that shrinks keeps fine defects; an axis that grows is interpolated (cubic).
+
+    Args:
+        frame: S, pixels, or that of a model or data set.
     """
+    size = Frame.of(frame).size
     if image.shape[:2] == (size, size):
         return image
     smaller = min(image.shape[1], size), min(image.shape[0], size)
@@ -38,9 +43,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def read_picture(path: Path, size: int, white: int = WHITE) -> np.ndarray:
-    """Return an image file as data sets give it: [size, size, 3] uint8; ``white`` as in ``read_image``."""
-    return resize(read_image(path, white), size)
+def read_picture(path: Path, frame: int | Frame, white: int = WHITE) -> np.ndarray:
+    """Return an image file as data sets give it: [S, S, 3] uint8; ``white`` as in ``read_image``."""
+    return resize(read_image(path, white), frame)
 
 
 class Augmentation:

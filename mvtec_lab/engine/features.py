@@ -76,7 +76,7 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
             yield of_views(part, image, range(views)).cpu().numpy()
 
     parts = list(network.parts) if isinstance(network, Joined) else [network]
-    title, rows, further = f"{data.folder.name} {name} at {data.image_size}", len(images) * views, {"views": views}
+    title, rows, further = f"{data.folder.name} {name} at {data.frame}", len(images) * views, {"views": views}
     network.eval()  # for good: it never trains
     kept_parts = [kept(title, part, data, images, rows, further, run.trainer, partial(blocks, part)) for part in parts]
     arrays = [array for array in kept_parts if array is not None]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
@@ -41,6 +42,11 @@ class Model:
     weights: str | None = None
     threshold: float | None = None
     map_threshold: float | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """Return the square that images are brought into, as ``resize`` takes it."""
+        return Frame(self.image_size)
 
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""

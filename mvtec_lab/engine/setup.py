@@ -12,6 +12,7 @@ from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.sampling import Sampling
@@ -42,7 +43,7 @@ def data_module(
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
         read_folder(folder, d.name, d.good, d.labels),
-        image_size=d.image_size,
+        image_size=Frame(d.image_size),
         white=d.white,
         batch_size=d.batch_size,
         num_workers=d.num_workers,

@@ -197,7 +197,7 @@ def _examples(folder: Path, samples: list[Sample], classes: list[str], white: in
     for place in range(len(shown)):
         picture, mask = dataset.picture(place).copy(), dataset.mask(place)
         if mask is not None:
-            rims, _ = cv2.findContours(resize_mask(mask, TILE), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            rims, _ = cv2.findContours(resize_mask(mask, dataset.frame), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, rims, -1, (255, 0, 0), 1)
         pictures.append(picture)
     return sheet(pictures, shown, [None] * len(shown), columns=min(5, len(shown)), tile=TILE)

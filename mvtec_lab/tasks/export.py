@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mvtec_lab.config import Config, formats_of, validate
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.transforms import normalise, read_picture
 from mvtec_lab.engine.onnx import (
@@ -57,7 +58,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     ckpt = checkpoint_of(config)
     model = load_model(ckpt)
     size, network = model.image_size, cast(Any, problem_of(model.method).exported(model).eval())
-    pictures, shown, source = _pictures(Path(ckpt), size, model.white)
+    pictures, shown, source = _pictures(Path(ckpt), model.frame, model.white)
     seen = normalise(pictures, model.mean, model.std)
     wanted = network(seen[:1])
     names = network.outputs[: len(wanted)]
@@ -115,7 +116,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return report
 
 
-def _pictures(ckpt: Path, size: int, white: int) -> tuple[np.ndarray, list[str], str]:
+def _pictures(ckpt: Path, frame: Frame, white: int) -> tuple[np.ndarray, list[str], str]:
     """Return images [N, S, S, 3] uint8 to check with, their names, and what they show."""
     run = run_of(ckpt)
     rows = [row for row in run[1] if row["split"] == "test"] if run else []
@@ -124,9 +125,9 @@ def _pictures(ckpt: Path, size: int, white: int) -> tuple[np.ndarray, list[str],
         shown = [run[0] / row["path"] for row in taken] if run else []
         same = all(row["digest"] == digest for row, digest in zip(taken, digests(shown), strict=True))
         if shown and same:
-            pictures = np.stack(list(each_image(shown, lambda path: read_picture(path, size, white))))
+            pictures = np.stack(list(each_image(shown, lambda path: read_picture(path, frame, white))))
             return pictures, [row["path"] for row in taken], "the run's test images"
     except LabError as error:
         log.info("checked without the run's images: %s", error)
-    noise = np.random.default_rng(0).integers(0, 256, (CHECKED, size, size, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (CHECKED, frame.size, frame.size, 3), np.uint8)
     return noise, [f"noise image {i}" for i in range(CHECKED)], "noise, the run's are missing"

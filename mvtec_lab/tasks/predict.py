@@ -123,7 +123,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     validate(config)
     model = load_model(checkpoint_of(config))
     problem, source = problem_of(model.method), Source(config.source)
-    pictures = source.pictures(partial(read_picture, size=model.image_size, white=model.white))
+    pictures = source.pictures(partial(read_picture, frame=model.frame, white=model.white))
     run_dir = claim(run_dir, PREDICTIONS)
     rows: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []

@@ -108,7 +108,7 @@ def with_pasted_patches(dataset: MVTecDataset, seed: int) -> MVTecDataset:
     return MVTecDataset(
         dataset.folder,
         [replace(sample, label=SYNTHETIC) for sample in dataset.samples],
-        image_size=dataset.image_size,
+        image_size=dataset.frame,
         white=dataset.white,
         mean=dataset.mean,
         std=dataset.std,

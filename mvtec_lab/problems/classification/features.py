@@ -64,7 +64,7 @@ class _Cached:
     def __init__(self, data: MVTecDataModule, classifier: DefectClassifier, trainer: pl.Trainer) -> None:
         self.data, self.classifier, self.trainer = data, classifier, trainer
         prefix = classifier.model.prefix
-        self.name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.image_size}"
+        self.name = f"{data.folder.name} {classifier.hparams['backbone']} up to {prefix[-1]} at {data.frame}"
         self.network = classifier.model[: len(prefix)]
 
     def __call__(self, dataset: MVTecDataset, keys: Sequence[Any], views: Any) -> torch.Tensor | None:

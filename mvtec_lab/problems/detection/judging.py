@@ -182,7 +182,7 @@ def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
             (boxes,) = module.found(source[keys], module.views)
             found.append(module.boxes(boxes))
             if "masks" in boxes:
-                heats.append(heat_of(boxes, dataset.image_size))
+                heats.append(heat_of(boxes, dataset.frame.size))
     return Judged(dataset, found, heats)
 
 
@@ -196,7 +196,7 @@ def heat_of(found: Found, size: int) -> np.ndarray:
 
 def true_boxes(dataset: MVTecDataset, place: int) -> list[Box]:
     """Return the true boxes of an image, in pixels of the square image."""
-    sample, size = dataset.samples[place], dataset.image_size
+    sample, size = dataset.samples[place], dataset.frame.size
     if sample.objects:
         return [
             Box(r.label, 1.0, *np.round(np.array(r.box) * size / np.array([*r.size[::-1]] * 2), 2).tolist())

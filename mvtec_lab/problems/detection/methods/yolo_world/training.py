@@ -115,7 +115,7 @@ def write_split(folder: Path, data: MVTecDataModule) -> dict[str, int]:
     images = []
     for split in ("train", "val"):
         dataset = data.images(data.of_split(split))
-        size = (dataset.image_size, dataset.image_size)
+        size = (dataset.frame.size, dataset.frame.size)
         for place in range(len(dataset)):
             source = pictures / f"{split}{place:05}.png"  # PNG keeps every pixel
             Image.fromarray(dataset.picture(place)).save(source)

@@ -1,0 +1,24 @@
+"""The square that images of any size are brought into: what networks see, and what masks, boxes and maps refer to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Say how an image of any size becomes a square picture.
+
+    Args:
+        size: S, pixels a side of the square.
+    """
+
+    size: int = 224
+
+    @classmethod
+    def of(cls, size: int | Frame) -> Frame:
+        """Return a frame of this size, or the frame itself."""
+        return size if isinstance(size, Frame) else cls(size)
+
+    def __str__(self) -> str:  # names entries of the cache
+        return str(self.size)

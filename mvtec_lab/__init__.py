@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from mvtec_lab.reporting.summary import summarise as summarise
     from mvtec_lab.results import RunResult as RunResult
     from mvtec_lab.results import read_csv as read_csv
+    from mvtec_lab.tasks.describe import Description as Description
+    from mvtec_lab.tasks.describe import describe as describe
     from mvtec_lab.tasks.train import run_attempt as run_attempt
 
 __version__ = "0.1.0"
@@ -61,6 +63,7 @@ _HOMES = {
     "Comparison": "reporting.pairs",
     "Config": "config",
     "DefectClassifier": "problems.classification.classifier",
+    "Description": "tasks.describe",
     "Frame": "data.frame",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
@@ -80,6 +83,7 @@ _HOMES = {
     "compose": "cli",
     "confusion": "evaluation.metrics",
     "confusion_figure": "reporting.figures",
+    "describe": "tasks.describe",
     "load_model": "problems.model",
     "load_runs": "reporting.runs",
     "locate": "data.source",

@@ -66,7 +66,7 @@ TASKS = {
         ignores=("ckpt", "format", "min_area", "source", "dirs"),
     ),
     "describe": Task(
-        "mvtec_lab.tasks.describe:describe",
+        "mvtec_lab.tasks.describe:write_description",
         "says what is in a data set: classes, splits, sizes, what the audit finds",
         (*_DATA, "augment.", "loss.", "model."),
     ),

@@ -409,6 +409,7 @@ def test_describe_of_boxes_alone_fits_a_terminal(tmp_path: Path, capsys, monkeyp
         "num_classes": 2,
         "classes": ["good", "contamination"],
         "images_used": 2,
+        "counts": {"good": 1, "contamination": 1},
         "classes_by_split": {part: {"good": 1, "contamination": 1} for part in ("train", "val", "test")},
         "split": {"val_is_test": False},
         "found": {},

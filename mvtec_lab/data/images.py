@@ -247,6 +247,25 @@ def image_size(path: Path) -> tuple[int, int, str]:
         return width, height, image.mode
 
 
+class Format(NamedTuple):
+    """Say how a file holds its pixels: ``PNG``, the number of values of each pixel, and the bits of each value."""
+
+    name: str
+    channels: int
+    bits: int
+
+
+def image_format(path: Path) -> Format:
+    """Return the format, channels and bit depth of an image, from the file's header alone.
+
+    Raises:
+        LabError: as ``image_size``.
+    """
+    with _opened(path, verify=False) as image:
+        bits = 16 if _is_deep(image) else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
+        return Format(image.format or path.suffix[1:].upper(), len(image.getbands()), bits)
+
+
 def check_images(paths: Sequence[Path]) -> None:
     """Decode every file once; a file that could be decoded before, and is unchanged, is not decoded again.
 

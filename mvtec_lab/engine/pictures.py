@@ -63,13 +63,15 @@ def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarra
     """Draw outlines over an image: of its mask in blue, of what was found in orange; what is missing is left out.
 
     Args:
-        image: uint8 RGB [S, S, 3].
-        mask, found: bool, of any size.
+        image: uint8 RGB [H, W, 3].
+        mask, found: bool, of any size, of the image's proportions.
 
     Returns:
-        uint8 RGB [H, W, 3], as large as ``heat_over``'s.
+        uint8 RGB [H, W, 3], of the image's proportions, SIDE pixels on its longer side.
     """
-    tile = Image.fromarray(image).resize((SIDE, SIDE))
+    height, width, _ = image.shape
+    scale = SIDE / max(height, width)
+    tile = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
     for area, colour in ((mask, PALETTE[5]), (found, PALETTE[4])):
         if area is not None:
             _outline(tile, area, colour)

@@ -199,6 +199,33 @@ def _finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> 
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
 
 
+def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Draw the images of each class as a bar of its splits; of more than MOST classes the most frequent.
+
+    Args:
+        by_split: split -> class -> images; every split has the same classes.
+    """
+    from matplotlib.figure import Figure
+
+    classes = [*next(iter(by_split.values()))]
+    totals = {name: sum(counts[name] for counts in by_split.values()) for name in classes}
+    most = {*sorted(classes, key=lambda name: -totals[name])[:MOST]}
+    shown = [name for name in classes if name in most]
+    figure = Figure(figsize=(5.6, 0.9 + 0.34 * len(shown)), layout="constrained")
+    ax = figure.add_subplot()
+    left = np.zeros(len(shown))
+    for index, (split, counts) in enumerate(by_split.items()):
+        widths = np.array([counts[name] for name in shown])
+        ax.barh(range(len(shown)), widths, 0.66, left, color=PALETTE[index], label=split)
+        left += widths
+    for y, name in enumerate(shown):
+        ax.annotate(str(totals[name]), (left[y], y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.margins(x=0.08)
+    what = "images" if len(shown) == len(classes) else f"images, the {MOST} most frequent of {len(classes)} classes"
+    _finish_rows(figure, ax, [_label(name, 30) for name in shown], what)
+    return figure
+
+
 def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
     """Draw the scores of images, one dot per image, in a row for each kind of image; dashed is the threshold.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -18,29 +18,112 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.data.images import attempts, check_image, image_size, peaks, too_bright, white_level
+from mvtec_lab.data.images import (
+    attempts,
+    check_image,
+    image_format,
+    image_size,
+    peaks,
+    read_image,
+    too_bright,
+    white_level,
+)
 from mvtec_lab.data.samples import Sample, Scan, classes_of
 from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples
-from mvtec_lab.data.targets import resize_mask
-from mvtec_lab.engine.pictures import sheet, write_picture
+from mvtec_lab.engine.pictures import boxed, outlined, sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.detection import Box
 from mvtec_lab.problems import check, problem_of
 from mvtec_lab.progress import bar
+from mvtec_lab.reporting.figures import counts_figure
 from mvtec_lab.results import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DATASET = "dataset.json"
 WARNINGS = 30  # in the terminal, where broken files would push the table out of sight; all are in dataset.json
 TILE = 224  # pixels of an example on dataset.jpg
 
 
-def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
-    """Describe the data set and the split of a configuration: a table, dataset.json and dataset.jpg in ``run_dir``.
+@dataclass(frozen=True)
+class Description:
+    """Hold what is in a data set, and how a configuration splits it.
+
+    Args:
+        facts: what dataset.json says: ``classes`` (good first), ``classes_by_split`` (split -> class -> images),
+            ``found`` (folder -> images), ``dimensions`` and ``formats`` of the files, ``mask_coverage`` and ``objects``
+            by class, ``warnings``, and more.
+        folder: the product folder.
+        samples: its images that can be read, of the classes in ``facts``.
+        white: the value of 16-bit files that becomes 255.
+    """
+
+    facts: dict[str, Any]
+    folder: Path
+    samples: Sequence[Sample]
+    white: int
+
+    def chart(self) -> Figure:
+        """Draw the images of each class, by split where there is one."""
+        by_split = self.facts["classes_by_split"]
+        parts = {split: by_split[split] for split in _once(self.facts)}
+        return counts_figure(parts or {"images": self.facts["counts"]})
+
+    def examples(self, each: int = 1) -> dict[str, dict[str, np.ndarray]]:
+        """Return images of each class, spread over its files, with outlines or boxes of what is marked in them.
+
+        Args:
+            each: how many of a class at most.
+
+        Returns:
+            class -> path -> uint8 RGB [H, W, 3], 320 pixels on its longer side.
+
+        Raises:
+            LabError: a file that cannot be read any more.
+        """
+        drawn: dict[str, dict[str, np.ndarray]] = {}
+        for name in self.facts["classes"]:
+            of_class = [s for s in self.samples if s.label == name]
+            places = {round(place) for place in np.linspace(0, len(of_class) - 1, min(each, len(of_class)))}
+            if of_class:
+                drawn[name] = {s.path: self._drawn(s) for s in (of_class[place] for place in sorted(places))}
+        return drawn
+
+    def sheet(self) -> np.ndarray:
+        """Lay one image of each class out on a picture, uint8 RGB [H, W, 3]: dataset.jpg.
+
+        Raises:
+            ValueError: no image can be read.
+        """
+        drawn = self.examples()
+        tiles = [tile for of_class in drawn.values() for tile in of_class.values()]
+        return sheet(tiles, [*drawn], [None] * len(tiles), columns=5, tile=TILE)
+
+    def _drawn(self, sample: Sample) -> np.ndarray:
+        image = read_image(self.folder / sample.path, self.white)
+        try:
+            mask = sample.read_mask(self.folder)
+        except LabError:  # it stands among the warnings
+            mask = None
+        tile = outlined(image, mask)
+        if sample.outlined or not sample.objects:
+            return tile
+        scale = max(tile.shape) / max(image.shape)
+        return boxed(tile, [Box(o.label, 1.0, *(scale * edge for edge in o.box)) for o in sample.objects], [])
+
+
+def describe(config: Config) -> Description:
+    """Describe the data set and the split of a configuration; nothing is written but a data set that is fetched.
 
     Mask coverage is the share of an image's pixels that its mask marks; an object is an 8-connected component of it, or
     what annotations say. The imbalance ratio is the training images of the most frequent class over those of the rarest
     one that trains. What would stop a training, a broken file or a class with too few images for the split, stands
-    among the warnings. No image that can be read: no dataset.jpg.
+    among the warnings.
+
+    Raises:
+        LabError: there is no such data set, or no image in it.
     """
     check(config)
     data = data_module(config)
@@ -48,6 +131,7 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
     folder = scanned.folder
     broken = _broken([folder / s.path for s in scanned.samples])
     sound = [s for s in scanned.samples if folder / s.path not in broken]
+    files = [folder / s.path for s in sound]
     samples, white, findings = _divided(config, scanned, sound)
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
@@ -61,13 +145,15 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "classes": classes,
         "images_found": len(scanned.samples),
         "images_used": len(used),
-        "split": vars(config.split),
+        "split": dict(vars(config.split)),
+        "counts": _counts(used, classes),
         "classes_by_split": by_split,
         "found": _found(scanned.samples),
         "official": _official(folder.name) if config.data.name == "mvtec" else None,
         "imbalance_ratio": max(trained) / min(trained),
-        "dimensions": _dimensions([folder / s.path for s in sound]),
-        "white": white if any(peaks([folder / s.path for s in sound])) else None,
+        "dimensions": _dimensions(files),
+        "formats": [{**f._asdict(), "images": n} for f, n in Counter(map(image_format, files)).most_common()],
+        "white": white if any(peaks(files)) else None,
         "mask_coverage": _coverage(folder, sound, classes),
         "objects": _objects(folder, [s for s in sound if s.label in classes]),
         "warnings": [
@@ -77,12 +163,24 @@ def describe(config: Config, run_dir: str | Path) -> dict[str, Any]:
             *findings,
         ],
     }
+    return Description(facts, folder, [s for s in sound if s.label in classes], white)
+
+
+def write_description(config: Config, run_dir: str | Path) -> dict[str, Any]:
+    """Describe a data set: a table, dataset.json and dataset.jpg in ``run_dir``.
+
+    No image that can be read: no dataset.jpg.
+
+    Raises:
+        LabError: as ``describe``; or the directory holds another run, or cannot be written.
+    """
+    description = describe(config)
     run_dir = claim(run_dir, DATASET)
-    write_whole(run_dir / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    if examples := [s for s in sound if s.label in classes]:
-        write_picture(run_dir / "dataset.jpg", _examples(folder, examples, classes, white))
-    _print(facts, run_dir)
-    return facts
+    write_whole(run_dir / DATASET, json.dumps(description.facts, indent=2, ensure_ascii=False) + "\n")
+    if description.samples:
+        write_picture(run_dir / "dataset.jpg", description.sheet())
+    _print(description.facts, run_dir)
+    return description.facts
 
 
 def _found(samples: list[Sample]) -> dict[str, int]:
@@ -138,6 +236,11 @@ def _by_split(used: list[Sample], classes: list[str], val_is_test: bool) -> dict
     return {split: _counts(part, classes) for split, part in parts.items() if part}
 
 
+def _once(facts: dict[str, Any]) -> list[str]:
+    """Return the splits in which an image stands once: without val, where it is test."""
+    return [split for split in facts["classes_by_split"] if not (split == "val" and facts["split"]["val_is_test"])]
+
+
 def _official(category: str) -> dict[str, int] | None:
     """Return MVTec AD's own number of images by folder; None for a category that it does not have."""
     official = CATEGORIES.get(category)
@@ -188,21 +291,6 @@ def _broken(paths: list[Path]) -> dict[Path, str]:
         return {path: str(error) for path, error in zip(paths, results, strict=True) if isinstance(error, LabError)}
 
 
-def _examples(folder: Path, samples: list[Sample], classes: list[str], white: int) -> Any:
-    """Draw an example of each class, with the outline of its defect where there is a mask."""
-    pictures = []
-    examples = {s.label: s for s in reversed(samples)}  # the first of each class
-    shown = [name for name in classes if name in examples]  # not a class of broken files alone
-    dataset = MVTecDataset(folder, [examples[name] for name in shown], image_size=TILE, white=white)
-    for place in range(len(shown)):
-        picture, mask = dataset.picture(place).copy(), dataset.mask(place)
-        if mask is not None:
-            rims, _ = cv2.findContours(resize_mask(mask, dataset.frame), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, rims, -1, (255, 0, 0), 1)
-        pictures.append(picture)
-    return sheet(pictures, shown, [None] * len(shown), columns=min(5, len(shown)), tile=TILE)
-
-
 def _print(facts: dict[str, Any], run_dir: Path) -> None:
     used, by_split = facts["images_used"], facts["classes_by_split"]
     title = f"{facts['data']}/{facts['category']}: {facts['num_classes']} classes, {used} images used"
@@ -211,9 +299,8 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
     covered = ["mask coverage"] if facts["mask_coverage"] else []  # boxes alone cover nothing
     for column in (*by_split, "used", "share", *covered):
         table.add_column(column, justify="right")
-    once = [s for s in by_split if not (s == "val" and facts["split"]["val_is_test"])]
     for name in facts["classes"]:
-        total = sum(by_split[split][name] for split in once) or facts["found"].get(f"test/{name}", 0)
+        total = facts["counts"][name]
         cover = facts["mask_coverage"].get(name)
         coverage = f"{cover['mean']:.1%} ({cover['min']:.1%} to {cover['max']:.1%})" if cover else ""
         table.add_row(

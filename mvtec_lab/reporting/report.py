@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -20,10 +19,11 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
+from mvtec_lab.reporting.attempts import Attempt, mean
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pages import protocol, write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
-from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
+from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, predictions_of
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
@@ -37,7 +37,6 @@ from mvtec_lab.results import (
     from_one,
     remove_leftovers,
     table_of,
-    write_whole,
 )
 
 REPORT = "report.html"
@@ -103,17 +102,11 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
 
     The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # class names, paths and error texts come from files
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = summary.number
-    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
-    html = environment.get_template("report.html.j2").render(
+    path = directory / REPORT
+    write_page(
+        path,
+        "report.html.j2",
         **_origin(comparison, runs),
         **_curves(comparison.attempts),
         rows=rows,
@@ -134,14 +127,14 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
         logdir=shlex.quote(common_folder(directory, runs)),
     )
-    path = directory / REPORT
-    write_whole(path, html)
     return path
 
 
 def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]:
     """Return what the page says of the images, backbones, seeds and software of the runs."""
-    protocols = distinct(text for run in runs if (text := _protocol(comparison.settings[run.run_dir], run)))
+    protocols = distinct(
+        text for run in runs if (text := protocol(comparison.settings[run.run_dir], run.counts, run.drawn_from_all))
+    )
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
     return {
         "protocols": protocols,
@@ -396,31 +389,6 @@ def _differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
     return table
-
-
-def _protocol(settings: Settings, run: RunResult) -> str | None:
-    """Return how a run's images were split, in words; None where its config is missing."""
-    train = run.counts.get("train", {})
-    split = {key.removeprefix("split."): value for key, value in settings.items() if key.startswith("split.")}
-    match split.get("protocol"):
-        case None:
-            return None
-        case "kfold":
-            text = f"{split['folds']}-fold cross-validation"
-            if train.get(GOOD) and train[GOOD] == sum(train.values()):  # a one-class method
-                return f"{text}, trained on train/good, {split['val']} of it held out for validation"
-            text += f", validation {split['val']}"
-        case "one_class":
-            held_out = sum(run.counts.get("val", {}).values())
-            return f"Trained on good images alone, {held_out} others held out for validation; tested on the test images"
-        case "own":
-            return f"The data set's own split; what it lacks is drawn: validation {split['val']}, test {split['test']}"
-        case "file":
-            return f"Split by {split['file']}"
-        case _:
-            text = f"Holdout, validation {split['val']}, test {split['test']}"
-    pool = "all images" if run.drawn_from_all or split["pool"] == "all" else "the test folder"
-    return f"{text} of {pool}" + ("" if split["per_class"] == "null" else f", {split['per_class']} images a class")
 
 
 def _sizes(runs: Sequence[RunResult]) -> str:

@@ -26,6 +26,7 @@ from mvtec_lab.arguments import OPTIONS, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS, Config, ModelConfig
 from mvtec_lab.data.names import look as look_at_transforms
+from mvtec_lab.engine.hardware import look as look_at_devices
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
@@ -317,8 +318,11 @@ def check(config: Config, typed: Mapping[str, str]) -> None:
     problems.check(config, typed)
 
 
-def look_at_files(config: Config) -> None:
-    """Refuse a backbone or transform that does not exist and a file that is not there, before PyTorch is imported.
+def look_at_files(config: Config, here: bool = True) -> None:
+    """Refuse names and devices that do not exist and a file that is not there, before PyTorch is imported.
+
+    Args:
+        here: whether this machine runs the job; another one has devices of its own.
 
     Raises:
         LabError: the first one, with the key and what it takes.
@@ -327,7 +331,9 @@ def look_at_files(config: Config) -> None:
     if not task.torch or config.resume:  # what is completed needs no file any more
         return
     if task.takes("model.weights"):
-        look_at_names(m.backbone if problems.METHODS[m.method].backbone else None, m.weights)
+        look_at_names(m.backbone if problems.METHODS[m.method].backbone else None, m.weights, m.unfreeze)
+    if task.takes("trainer.accelerator"):
+        look_at_devices(config.trainer, here)
     if task.takes("augment.transforms"):
         look_at_transforms(config.augment.transforms)
     files = {
@@ -341,17 +347,22 @@ def look_at_files(config: Config) -> None:
             raise LabError(f"{key}={file} does not exist: give {wanted}")
 
 
-def look_at_data(config: Config) -> None:
-    """Refuse data whose place or layout is wrong, before the task imports torch.
+def look_at_data(config: Config, scans: dict[str, Any] | None = None) -> None:
+    """Refuse data whose place, layout or split is wrong, before the task imports torch.
+
+    Args:
+        scans: what was read for other jobs of a sweep, as ``look_at_split`` of data.source keeps it.
 
     Raises:
-        LabError: what ``look`` of data.source says.
+        LabError: what ``look`` and ``look_at_split`` say.
     """
     task = TASKS[config.task]
     if task.torch and task.takes("data.root") and not config.resume:  # what is completed needs no data any more
-        from mvtec_lab.data.source import look  # and with it NumPy and OpenCV, which other mistakes need not pay for
+        from mvtec_lab.data import source  # and with it NumPy and OpenCV, which other mistakes need not pay for
 
-        look(config.data)
+        folder = source.look(config.data)
+        if folder is not None and config.task == "train":  # task=describe describes what has no split
+            source.look_at_split(folder, config.data, config.split, {} if scans is None else scans)
 
 
 def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:

@@ -116,10 +116,11 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
         with _of_job(job, len(jobs)):
             check(config, settle(config, given))
-            look_at_files(config)
+            look_at_files(config, launcher_of(job) in _HERE)
+    scans: dict[str, Any] = {}
     for job, config in zip(jobs, configs, strict=True):
         with _of_job(job, len(jobs)):
-            look_at_data(config)
+            look_at_data(config, scans)
     if not jobs:
         return
     if not nearest_folder(sweep_dir).is_dir():

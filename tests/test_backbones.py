@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import others_slow
 from torch import nn
 from torchvision import models
 from torchvision.models import _api
@@ -14,7 +15,7 @@ from torchvision.models import _api
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import backbones
 from mvtec_lab.models.backbones import check_image_size, input_size, names, stages, trainable_stages
-from mvtec_lab.models.names import torchvision_names
+from mvtec_lab.models.names import look, torchvision_names
 
 # The smallest member of each family and a small image; VGG takes seconds to initialise and is with the slow ones.
 FAMILIES = {
@@ -47,6 +48,22 @@ def test_the_names_of_torchvision_are_known_without_it() -> None:
     own = {name for name in names() if models.get_model_builder(name).__module__.startswith("torchvision.")}
     assert len(own) > 70
     assert torchvision_names() == own
+
+
+@pytest.mark.parametrize(
+    "name", others_slow(sorted(torchvision_names()), "resnet18", "squeezenet1_1", "mobilenet_v3_small", "vit_b_32")
+)
+def test_stages_are_known_without_the_network(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name, 3)
+    count = len(stages(model))
+    look(name, None, "all")
+    look(name, None, stages(model))
+    look(name, None, count)
+    with pytest.raises(LabError, match=f"does not fit a backbone of {count} stages"):
+        look(name, None, count + 1)
+    with pytest.raises(LabError, match=r"unknown stage in model.unfreeze 'trunk'"):
+        look(name, None, ["trunk"])
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +205,7 @@ def test_trainable_stages(unfreeze: int | str | list[str], expected: list[str]) 
         (-1, "model.unfreeze=-1 .* give 0 to 5"),
         (True, "model.unfreeze=True"),
         (None, "model.unfreeze=None"),
-        (["layer3", "layr4"], "unknown stage in model.unfreeze 'layr4': did you mean layer4"),
+        (["layer3", "layr4"], "unknown stage in model.unfreeze 'layr4': this backbone has stem, layer1, .* layer4"),
         ("al", "unknown stage in model.unfreeze 'al'"),
     ],
 )

@@ -275,6 +275,8 @@ def test_the_place_is_checked_before_torch_is_imported(product: Path, tmp_path: 
         [f"data.root={product / 'test'}"],
         ["-m", "attempt=base,cosine", f"data.root={product.parent}"],
         [f"data.root={product}", "data.labels=labels.csv"],
+        ["-m", f"data.root={product}", "cv.folds=8"],
+        [f"data.root={product}", "split.group_by=(serial)"],
     ):
         code = (
             "import sys; from mvtec_lab.cli import main; status = main(sys.argv[1:]); "

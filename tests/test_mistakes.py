@@ -15,6 +15,8 @@ import torch
 from conftest import write_product
 from PIL import Image
 
+from mvtec_lab.models.files import check_file
+
 
 def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Name -> what is typed, after the trap is set, and what is answered."""
@@ -189,6 +191,31 @@ def test_a_spoilt_data_set_is_one_line_and_leaves_nothing(
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path("exploded"),))
+
+
+def test_a_file_that_is_no_checkpoint_is_answered_before_it_is_read(lab, tmp_path: Path, capsys, monkeypatch) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    torch.save({"state_dict": {}}, tmp_path / "legacy.ckpt", _use_new_zipfile_serialization=False)
+    for name, content, said in (
+        ("cut", whole[:-30], "ckpt=cut.ckpt is incomplete, its end is missing"),
+        (
+            "noise",
+            b"<html>404</html>",
+            "ckpt=noise.ckpt is damaged or was not written by PyTorch (it begins otherwise)",
+        ),
+        ("empty", b"", "ckpt=empty.ckpt is damaged or was not written by PyTorch (it is empty)"),
+        ("legacy", (tmp_path / "legacy.ckpt").read_bytes(), "ckpt=legacy.ckpt is damaged or was not written"),
+    ):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr("mvtec_lab.job.function_of", lambda task: pytest.fail(f"{task} was imported"))
+            refused(lab, tmp_path, capsys, ["task=evaluate", f"ckpt={name}.ckpt"], said)
+    (tmp_path / "noise.pth").write_text("<html>404</html>")
+    check_file(tmp_path / "legacy.ckpt", "model.weights")  # which PyTorch reads
+    with monkeypatch.context() as patch:
+        patch.setattr("mvtec_lab.job.function_of", lambda task: pytest.fail(f"{task} was imported"))
+        refused(lab, tmp_path, capsys, ["model.weights=noise.pth"], "model.weights=noise.pth is damaged or was not")
 
 
 @pytest.mark.slow

@@ -73,6 +73,12 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("split.protocol=file split.file=none.csv", 2),
         ("+augment.transforms.Rotat.p=1", 2),
         ("trainer.devices=abc", 2),
+        ("trainer.accelerator=gpux", 2),
+        ("trainer.strategy=dpp", 2),
+        ("trainer.accelerator=cpu trainer.precision=16-mixed", 2),
+        ("model.unfreeze=[stage9]", 2),
+        ("model.unfreeze=9 model.backbone=mobilenet_v2", 2),
+        ("model.backbone=timm/resnet81", 2),
         ("task=evaluate", 2),
         ("task=predict ckpt=none.ckpt source=x", 2),
         ("task=export ckpt=.", 2),  # a folder without a run

@@ -9,11 +9,13 @@ import pytest
 import timm
 import torch
 from conftest import others_slow
+from timm.models._registry import _model_entrypoints
 from torch import nn
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import weights
 from mvtec_lab.models.backbones import build, check_image_size, stages
+from mvtec_lab.models.names import look, timm_names
 from mvtec_lab.models.weights import IMAGENET_MEAN, WeightsUnavailable, load_weights, normalisation
 from mvtec_lab.results import RunResult
 
@@ -42,6 +44,20 @@ def test_a_network_is_the_same_function_in_stages(name: str) -> None:
         torch.testing.assert_close(values, original(images), rtol=1e-4, atol=1e-5)
     counts = [sum(p.numel() for p in network.parameters()) for network in (model, original)]
     assert counts[0] == counts[1]
+
+
+def test_names_are_known_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timm_names() == frozenset(_model_entrypoints)
+    for name in ("timm/resnet18", "timm/resnet50.a1_in1k", "timm/tv_resnext50_32x4d"):
+        look(name, "DEFAULT", 99)  # how many stages it has, timm alone knows
+    with pytest.raises(LabError, match="unknown backbone 'timm/resnet81': did you mean timm/resnet18"):
+        look("timm/resnet81", "DEFAULT")
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.setattr("mvtec_lab.models.names.find_spec", lambda _: None)
+    with pytest.raises(
+        LabError, match=r'timm/resnet18 needs timm, which is not installed: pip install "mvtec_lab\[timm'
+    ):
+        look("timm/resnet18", "DEFAULT")
 
 
 def test_normalisation_and_size_are_those_of_timm() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mvtec_lab.config import DataConfig
+from mvtec_lab.config import DataConfig, SplitConfig
 from mvtec_lab.data.catalogue import CATEGORIES, LICENSE, PAGE
-from mvtec_lab.data.layouts import ANNOTATED, MVTEC, fitting, list_of, recognise
+from mvtec_lab.data.layouts import ANNOTATED, MVTEC, fitting, list_of, read_folder, recognise
 from mvtec_lab.data.layouts.base import subfolders
 from mvtec_lab.data.layouts.misplaced import not_a_folder
 from mvtec_lab.data.layouts.table import check_columns
+from mvtec_lab.data.samples import Scan
+from mvtec_lab.data.splits import split_samples
 from mvtec_lab.errors import LabError, setting, unknown
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,11 @@ def product_folder(root: str | Path, category: str | None) -> Path:
     return folder
 
 
-def look(data: DataConfig) -> None:
+def look(data: DataConfig) -> Path | None:
     """Refuse data whose place or layout is wrong, from the names of files and folders alone: before torch is imported.
 
-    What would have to be drawn or fetched first is left to ``locate``.
+    Returns:
+        The product's folder; None where it would have to be drawn or fetched first, which is left to ``locate``.
 
     Raises:
         LabError: no such folder, or none that can be read; the error says what lies there, and what would work.
@@ -49,12 +52,32 @@ def look(data: DataConfig) -> None:
     assert data.root is not None
     folder = Path(data.root).expanduser() / (data.category or "")
     if data.name == "sample" or (data.archive and _is_vacant(folder)):
-        return
+        return None
     folder = locate(data.name, data.root, data.category)
     if data.labels is not None:
         check_columns(list_of(data.labels, folder))
     elif data.name not in (*MVTEC, *ANNOTATED):
         recognise(folder, data.name, data.good)
+    return folder
+
+
+def look_at_split(folder: Path, data: DataConfig, split: SplitConfig, scans: dict[str, Scan]) -> None:
+    """Refuse a split that the images of a folder do not allow, before torch is imported.
+
+    Args:
+        folder: the product's, of ``look``.
+        scans: what was read for other splits of the same data; what is read here joins it.
+
+    Raises:
+        LabError: whatever is wrong with the folder or the split, as a training would say it.
+    """
+    key = repr((data.name, folder, data.good, data.labels))
+    if key not in scans:
+        scans[key] = read_folder(folder, data.name, data.good, data.labels)
+    try:
+        split_samples(scans[key].samples, split)
+    except LabError as error:
+        raise LabError(f"{folder}: {error}") from error
 
 
 def locate(name: str, root: str, category: str | None, archive: str | None = None, sha256: str | None = None) -> Path:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 from mvtec_lab.config import SplitConfig, validate_split
 from mvtec_lab.data.samples import Sample, classes_of, no_good
@@ -326,6 +325,8 @@ def _fold(units: Units, folds: int, fold: int, seed: int) -> set[str]:
     for label, groups in units.items():
         if len(groups) < folds:
             raise _too_few(label, len(groups), f"{folds} folds", folds)
+    from sklearn.model_selection import StratifiedKFold  # and with it SciPy: other splits do without, and mistakes
+
     groups = [group for label in units for group in units[label]]
     labels = [label for label in units for _ in units[label]]
     pairs = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(groups, labels)

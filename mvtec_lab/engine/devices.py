@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mvtec_lab.config import Config
+from mvtec_lab.engine.hardware import no_precision
 from mvtec_lab.engine.process import without_hints
 from mvtec_lab.errors import LabError
 
@@ -49,7 +50,7 @@ def precision(config: Config) -> str:
     if wanted == "auto":
         return "bf16-mixed" if bf16 else "16-mixed" if gpu else "32"
     if (wanted.startswith("16") and not gpu) or (wanted.startswith("bf16") and gpu and not bf16):
-        raise LabError(f"this device does not have trainer.precision={wanted}: give auto or 32")
+        raise no_precision(wanted)
     return wanted
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from mvtec_lab.config import Config, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
+from mvtec_lab.models.files import check_file
 from mvtec_lab.results import BEST, CONFIG, SAMPLES, path_of_run
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def checkpoint_of(config: Config) -> str:
     of its best run by validation, which is logged.
 
     Raises:
-        LabError: none is given, there is none, or validation cannot choose among the runs of a sweep.
+        LabError: none is given, there is none, its file is damaged, or validation cannot choose among the runs of a
+            sweep.
     """
     if config.ckpt is None:
         raise LabError(f"task={config.task} needs ckpt=FILE: a run's {BEST}, its directory or a sweep's")
@@ -71,8 +73,10 @@ def checkpoint_of(config: Config) -> str:
     if not given.exists():
         raise LabError(f"ckpt={config.ckpt} does not exist: give a run's {BEST}, its directory or a sweep's")
     if not given.is_dir():
+        check_file(given, f"ckpt={config.ckpt}", archive=True)
         return str(given)
     if (given / BEST).is_file():
+        check_file(given / BEST, str(given / BEST), archive=True)
         return str(given / BEST)
     from mvtec_lab.reporting.best import best_run  # and with it SciPy, which a file does without
 

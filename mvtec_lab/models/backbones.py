@@ -25,6 +25,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.layouts import Tokens, ending, layout, learns, no_layout, place_of_last, usual_ending
+from mvtec_lab.models.names import TIMM, chosen_stages
 from mvtec_lab.registry import Registry
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -77,7 +78,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
     Raises:
         LabError: the name is unknown, or its package cannot be imported.
     """
-    if name.startswith(timm_backbones.PREFIX):
+    if name.startswith(TIMM):
         return timm_backbones.builder(name)
     if name in BACKBONES:
         return BACKBONES[name]
@@ -165,23 +166,12 @@ def trainable_stages(model: nn.Sequential, unfreeze: int | str | Sequence[str]) 
 
     Args:
         model: a backbone from ``build``.
-        unfreeze: how many of the last stages train, ``"all"``, or the names of stages.
+        unfreeze: as in ``chosen_stages``.
 
     Raises:
         LabError: the model has fewer stages, or no stage of that name.
     """
-    known = stages(model)
-    if unfreeze == "all":
-        return known
-    if type(unfreeze) is int and 0 <= unfreeze <= len(known):
-        return known[len(known) - unfreeze :]
-    chosen = [unfreeze] if isinstance(unfreeze, str) else unfreeze
-    if not isinstance(chosen, Sequence):
-        remedy = f"give 0 to {len(known)}, all, or some of {', '.join(known)}"
-        raise LabError(f"model.unfreeze={unfreeze} does not fit a backbone of {len(known)} stages: {remedy}")
-    if strangers := [name for name in chosen if name not in known]:
-        raise unknown("stage in model.unfreeze", strangers[0], known)
-    return [name for name in known if name in chosen]
+    return chosen_stages(stages(model), unfreeze)
 
 
 def stage_modules(name: str, network: nn.Module, unfreeze: int | str | Sequence[str]) -> list[nn.Module]:
@@ -236,7 +226,7 @@ def _not_in_order(name: str) -> LabError:
 
 def _parts(name: str, network: nn.Module) -> dict[str, Any]:
     """Return a backbone's parts: by the stages that its builder declares, or by ``layout``."""
-    if name.startswith(timm_backbones.PREFIX):
+    if name.startswith(TIMM):
         try:
             stages, last = timm_backbones.parts(network)
             return stages | ending(*last)
@@ -314,7 +304,7 @@ def _check_order(name: str, network: nn.Module, flat: nn.Sequential) -> None:
         same = False
     flat.train()
     if not same:
-        raise _not_in_order(name) if name.startswith(timm_backbones.PREFIX) else no_layout(network)
+        raise _not_in_order(name) if name.startswith(TIMM) else no_layout(network)
 
 
 def _accepts(network: nn.Module, size: int) -> bool:

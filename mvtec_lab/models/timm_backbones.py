@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.models.names import TIMM
 
-PREFIX = "timm/"
 _OF_TOKENS = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
 
 
@@ -26,16 +26,16 @@ def builder(name: str) -> Callable[..., nn.Module]:
         timm: Any = import_module("timm")
     except ImportError as error:
         raise LabError(f'{name} needs timm ({error}): pip install "mvtec_lab[timm]"') from error
-    model = name.removeprefix(PREFIX)
+    model = name.removeprefix(TIMM)
     if not timm.is_model(model):
-        raise unknown("backbone", name, [PREFIX + known for known in timm.list_models()])
+        raise unknown("backbone", name, [TIMM + known for known in timm.list_models()])
     return partial(timm.create_model, model)
 
 
 def published(name: str) -> dict[str, Any]:
     """Return what timm says about the published weights of ``timm/NAME``: mean, std, input_size and others."""
     timm: Any = import_module("timm.models")
-    pretrained = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    pretrained = timm.get_pretrained_cfg(name.removeprefix(TIMM))
     return pretrained.to_dict() if pretrained else {}
 
 

@@ -23,8 +23,9 @@ from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.backbones import builder, check_weights
+from mvtec_lab.models.files import check_file, damaged
 from mvtec_lab.models.finite import not_finite
-from mvtec_lab.models.names import is_file_name
+from mvtec_lab.models.names import TIMM, is_file_name
 from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def normalisation(backbone: str, weights: str | None) -> tuple[tuple[float, ...]
 
 
 def _normalisation(backbone: str, entry: WeightsEnum | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if backbone.startswith(timm_backbones.PREFIX):
+    if backbone.startswith(TIMM):
         says = timm_backbones.published(backbone)
         return tuple(says.get("mean") or IMAGENET_MEAN), tuple(says.get("std") or IMAGENET_STD)
     transforms = entry.transforms() if entry else None
@@ -101,7 +102,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         if weights.upper() == "DEFAULT" and not _cached(entry).is_file():
             entry, note = _default(backbone, entry, entries)
         name, state_dict = entry.name, _fetch(backbone, entry)
-    elif backbone.startswith(timm_backbones.PREFIX) and weights.upper() == "DEFAULT":
+    elif backbone.startswith(TIMM) and weights.upper() == "DEFAULT":
         name, state_dict = timm_backbones.tag(backbone), _fetch_timm(backbone)
     elif path.exists() or is_file_name(weights):
         name, entry, state_dict = f"file:{path.name}", entries.get("DEFAULT"), load_file(path, source)
@@ -144,8 +145,8 @@ def load_file(path: str | os.PathLike[str], source: str | None = None) -> Any:
         LabError: the file is missing, damaged, not written by PyTorch, or holds more than tensors and plain values.
     """
     source = source or str(path)
-    if Path(path).exists() and not Path(path).is_file():  # reading a pipe might never end
-        raise LabError(f"{source} is a folder, a pipe or another special file: give a checkpoint or a file of weights")
+    if Path(path).exists():
+        check_file(Path(path), source)
     try:
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -213,14 +214,7 @@ def _unreadable(path: str | os.PathLike[str], source: str, error: Exception) -> 
         return LabError(
             f"{source} was refused, it would run {code}: save tensors alone, torch.save(model.state_dict())"
         )
-    with Path(path).open("rb") as file:
-        cut = file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)  # an archive's end says what is in it
-    if cut:
-        return LabError(f"{source} is incomplete, its end is missing: copy or fetch it again")
-    reason = error if isinstance(error, zipfile.BadZipFile) else type(error).__name__
-    return LabError(
-        f"{source} is damaged or was not written by PyTorch ({reason}): copy or fetch it again, or train that run again"
-    )
+    return damaged(source, error if isinstance(error, zipfile.BadZipFile) else type(error).__name__)
 
 
 def _entries(backbone: str) -> dict[str, WeightsEnum]:
@@ -248,6 +242,8 @@ def _default(backbone: str, default: WeightsEnum, entries: Mapping[str, WeightsE
 
 def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
     path = _cached(entry)
+    if path.is_file():
+        check_file(path, str(path))
     try:
         if path.is_file():
             _verify(path)

@@ -187,6 +187,7 @@ class RunResult:
         path = file_of(run_dir, RESULT)
         if path is None:
             raise LabError(f"{Path(run_dir, RESULT)} is missing or damaged: run that attempt again or remove it")
+        used = in_use(path.parent)  # before it is read as well: the run may end in between
         raw = read_json(path)
         try:
             known = {f.name for f in fields(cls)}
@@ -197,7 +198,7 @@ class RunResult:
             raise LabError(f"{path} is missing or damaged ({error}): run that attempt again or remove it") from error
         if run.best_epoch is not None:  # older files count from 0
             run.best_epoch += 1 - raw.get("first_epoch", 0)
-        if not run.completed and in_use(path.parent):
+        if not run.completed and (used or in_use(path.parent)):
             run.status = "running"
         return run
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import write_product
 
-from mvtec_lab import locks
+from mvtec_lab import locks, results
+from mvtec_lab.errors import LabError
 from mvtec_lab.job import Command
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.sweep import sum_up
@@ -26,16 +32,88 @@ def test_a_lock_is_seen_while_it_is_held(tmp_path: Path) -> None:
 
 @locking
 def test_a_look_at_a_run_does_not_stop_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[int] = []
+    tries: list[bool] = []
     whole = locks._locked
 
-    def looked_at(descriptor: int, kind: int) -> bool:
-        tries.append(kind)
-        return len(tries) > 1 and whole(descriptor, kind)
+    def looked_at(descriptor: int | None, exclusive: bool) -> bool | None:
+        tries.append(exclusive)
+        return whole(descriptor, exclusive) if len(tries) > 1 else False
 
     monkeypatch.setattr(locks, "_locked", looked_at)
     with locks.held(tmp_path / "run"):
         assert len(tries) == 2
+
+
+def sign_of(run_dir: Path, **changes: object) -> Path:
+    """A sign in a directory as a process leaves it that works there, elsewhere as ``changes`` say."""
+    with locks.held(run_dir):
+        sign = json.loads((run_dir / locks.SIGN).read_text())
+    assert not (run_dir / locks.SIGN).exists()
+    path = run_dir / locks.SIGN
+    path.write_text(json.dumps(sign | {"host": "node7", "pid": 4242} | changes))
+    return path
+
+
+def test_a_run_on_another_machine_is_seen_by_its_sign(tmp_path: Path) -> None:
+    """Locks of another machine are not seen: its run was called ended, and a second one could start beside it."""
+    sign = sign_of(tmp_path / "run", system="another kernel")
+    assert locks.in_use(tmp_path / "run")
+    why = r"in use by another process \(4242 on node7; if it has ended, it is free after 150 s\)"
+    with pytest.raises(LabError, match=why), locks.held(tmp_path / "run"):
+        pass
+    age = sign.stat().st_mtime - locks.GONE - 1
+    os.utime(sign, (age, age))
+    assert not locks.in_use(tmp_path / "run")
+    with locks.held(tmp_path / "run"):
+        assert json.loads(sign.read_text())["pid"] == os.getpid()
+    sign.write_text("{")
+    assert not locks.in_use(tmp_path / "run")
+
+
+@pytest.mark.parametrize("locked", [pytest.param(True, marks=locking), False])
+def test_a_sign_of_this_machine_ends_with_its_process(
+    locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed can be resumed at once, where locks tell that it has ended and where they do not."""
+    monkeypatch.setattr(locks, "_locked", (lambda *args, **kinds: True) if locked else (lambda *args, **kinds: None))
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    signs: list[tuple[dict[str, object], bool]] = [
+        ({"pid": os.getpid()}, True),
+        ({"pids": "another container"}, True),
+        ({"pid": process.pid}, False),
+    ]
+    for number, (changes, works) in enumerate(signs):
+        sign_of(tmp_path / str(number), **{"locked": locked, **changes})
+        assert locks.in_use(tmp_path / str(number)) == (works and not locked)
+
+
+def test_a_sign_is_touched_while_its_process_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched = threading.Event()
+    monkeypatch.setattr(locks, "BEAT", 0.001)
+    monkeypatch.setattr(locks.os, "utime", lambda path: touched.set() if path.name == locks.SIGN else None)
+    with locks.held(tmp_path / "run"):
+        assert touched.wait(60)
+    assert "sign of life" not in {thread.name for thread in threading.enumerate()}
+
+
+@locking
+def test_a_run_that_ends_while_it_is_read_was_running(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result.json was read as it was before, and its lock was looked at when it was free."""
+    assert lab("trainer.max_epochs=1", "hydra.run.dir=run") == 0
+    record = tmp_path / "run/result.json"
+    whole, unfinished = results.read_json, json.loads(record.read_text()) | {"status": "failed", "metrics": {}}
+    holder = ExitStack()
+    holder.enter_context(locks.held(record.parent))
+
+    def read_json(path: Path) -> object:
+        read = whole(path)
+        holder.close()
+        return read
+
+    record.write_text(json.dumps(unfinished))
+    monkeypatch.setattr(results, "read_json", read_json)
+    assert RunResult.load(record.parent).running
 
 
 @locking

@@ -16,7 +16,6 @@ from mvtec_lab.evaluation.specs import choosing, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
 from mvtec_lab.knobs import changing
-from mvtec_lab.locks import fcntl
 from mvtec_lab.reporting.recount import require_own_metrics
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, table_of
 
@@ -165,5 +164,4 @@ def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
 
 def failure(run: RunResult) -> str:
     """Return the reason of a failure, on one line."""
-    ended = "ended from outside" if fcntl else "ended from outside, or is still running"
-    return " ".join((run.error or f"no reason recorded: the process was {ended}").split())
+    return " ".join((run.error or "no reason recorded: the process was ended from outside").split())

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from mvtec_lab.reporting.best import best_run as best_run
     from mvtec_lab.reporting.comparison import compare as compare
     from mvtec_lab.reporting.figures import confusion_figure as confusion_figure
+    from mvtec_lab.reporting.figures import curves_figure as curves_figure
+    from mvtec_lab.reporting.figures import scores_figure as scores_figure
+    from mvtec_lab.reporting.figures import verdict_figure as verdict_figure
     from mvtec_lab.reporting.pairs import Comparison as Comparison
     from mvtec_lab.reporting.runs import load_runs as load_runs
     from mvtec_lab.reporting.summary import print_table as print_table
@@ -83,6 +86,7 @@ _HOMES = {
     "compose": "cli",
     "confusion": "evaluation.metrics",
     "confusion_figure": "reporting.figures",
+    "curves_figure": "reporting.figures",
     "describe": "tasks.describe",
     "load_model": "problems.model",
     "load_runs": "reporting.runs",
@@ -103,8 +107,10 @@ _HOMES = {
     "run_attempt": "tasks.train",
     "run_sweep": "cli",
     "run_task": "cli",
+    "scores_figure": "reporting.figures",
     "sheet": "engine.pictures",
     "summarise": "reporting.summary",
+    "verdict_figure": "reporting.figures",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -5,6 +5,7 @@
 # make fast   the same without what takes more than a few seconds
 # make lint   ruff, mypy and the import rules
 # make docs   the pages of docs/ as docs/build/index.html, with every key and every Python name
+# make notebooks  execute the notebooks on the sample and save their outputs; ARGS=FILE: one of them
 # make bench  the benchmarks; their tables go into benchmarks/README.md
 # make clean  remove .venv; outputs/ stays
 PYTHON ?= python3
@@ -33,7 +34,7 @@ define install
 	$(PIP) $$more -c constraints.txt -e '.$(1)'; }
 endef
 
-.PHONY: install demo shell test fast lint docs bench clean
+.PHONY: install demo shell test fast lint docs notebooks bench clean
 
 install: .venv/installed
 	$(NEXT)
@@ -62,6 +63,9 @@ lint: .venv/installed-test
 docs: .venv/installed-docs
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/build
 	@echo docs/build/index.html
+
+notebooks: .venv/installed-test
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)

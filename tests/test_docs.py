@@ -188,7 +188,7 @@ def test_every_other_command_has_what_it_names() -> None:
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), (page, command)
         else:
-            assert words[0] in ("make", "tensorboard"), (page, command)
+            assert words[0] in ("make", "tensorboard", "jupyter"), (page, command)
 
 
 @pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)

@@ -6,7 +6,6 @@ import ast
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from conftest import SIZE
@@ -118,14 +117,3 @@ def test_every_exported_name_is_documented_and_typed() -> None:
     source = ast.parse((ROOT / "mvtec_lab/__init__.py").read_text())
     checked = {alias.name for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert {*lab.__all__} - {"__version__"} <= checked  # a type checker sees them as well
-
-
-def test_notebooks_use_what_is_exported_alone() -> None:
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code":
-                lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
-                for node in ast.walk(ast.parse("\n".join(lines))):
-                    if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mvtec_lab"):
-                        assert node.module == "mvtec_lab", f"{path.name}: {node.module}"
-                        assert {alias.name for alias in node.names} <= {*lab.__all__}

@@ -88,6 +88,12 @@ class DataConfig:
         "pixels; images are squeezed into this square, never cropped: a defect may lie at the rim",
         least=8,
     )
+    tile: int | None = knob(
+        None,
+        "side of the tiles that a large image is cut into, in its own pixels; each is brought to image_size and seen "
+        "alone, and the image is judged by all of them; null: images are not cut",
+        least=16,
+    )
     white: int | None = knob(
         None,
         "the value of 16-bit files that becomes 255; null: the largest of the bit depth that the training images use",

@@ -148,9 +148,9 @@ def test_pasted_defects_are_drawn_by_their_seed_and_leave_torch_as_it_was(widget
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = with_pasted_patches(good, 0)
+    first, _ = with_pasted_patches(good, 0)
     assert torch.equal(torch.rand(3), expected)
-    second, other = with_pasted_patches(good, 0), with_pasted_patches(good, 1)
+    second, other = (with_pasted_patches(good, seed)[0] for seed in (0, 1))
     assert {s.label for s in first.samples} == {SYNTHETIC}
     for i in range(3):
         assert np.array_equal(first.picture(i), second.picture(i))

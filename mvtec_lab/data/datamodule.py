@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,24 @@ from mvtec_lab.data.audit import audit
 from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
 from mvtec_lab.data.frame import Frame
-from mvtec_lab.data.images import check_images, digests, each_image, rules_of, too_bright, white_level
+from mvtec_lab.data.images import (
+    check_images,
+    digests,
+    each_image,
+    image_size,
+    read_image,
+    rules_of,
+    too_bright,
+    white_level,
+)
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples, thin_out
-from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture
+from mvtec_lab.data.tiles import OVERLAP, Window, windows
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, pictures_of, read_picture
 from mvtec_lab.errors import LabError, unknown
 
 
@@ -100,8 +111,11 @@ class MVTecDataModule(pl.LightningDataModule):
         self._white = white
         self._pool: list[Sample] = []  # those that take part, or did before some were left out of training
         self._paste: Paste | None = None
-        self._row: dict[str, int] = {}  # path -> place among the images that take part
+        self._windows: dict[str, list[Window]] = {}  # path -> its tiles
+        # Place among the images that take part, or among their tiles.
+        self._row: dict[tuple[str, Window | None], int] = {}
         self._pictures: Tensor | None = None  # those images, if cached: [N, S, S, 3] uint8
+        self._tiles: Tensor | None = None  # their tiles, likewise
 
     def scan(self) -> None:
         """List, check and split the folder's files without decoding any: the fast part of ``setup``.
@@ -169,7 +183,40 @@ class MVTecDataModule(pl.LightningDataModule):
             self._pictures = None if pictures is None else torch.from_numpy(pictures)
         if self._pictures is None:
             check_images(paths)
-        self._row = {s.path: row for row, s in enumerate(self._pool)}
+        self._row = {(s.path, None): row for row, s in enumerate(self._pool)}
+        if self.frame.tile is not None:
+            tiles = self.tiles(self._pool)
+            self._tiles = None if self.cache is None else self._cached_tiles(self.cache, paths, tiles)
+            self._row |= {(s.path, s.window): row for row, s in enumerate(tiles)}
+
+    def _cached_tiles(self, cache: ArrayCache, paths: Sequence[Path], tiles: Sequence[Sample]) -> Tensor | None:
+        """Return the pictures of all tiles; None where they cannot be kept."""
+
+        of_file = {self.folder / s.path: self._windows[s.path] for s in tiles}
+
+        def cut(path: Path) -> np.ndarray:
+            return pictures_of(read_image(path, self.white), of_file[path], self.frame)
+
+        def blocks() -> Iterator[np.ndarray]:
+            return each_image(paths, cut, waiting=8)  # 63 tiles of 224 pixels take 9.5 MB
+
+        name = f"{self.folder.name} tiles of {self.frame.tile} at {self.frame}"
+        pictures = cache.get(name, self.content(tiles), len(tiles), "|u1", blocks)
+        return None if pictures is None else torch.from_numpy(pictures)
+
+    def tiles(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the tiles of images, those of an image one after another; without ``tile``, the images themselves.
+
+        Raises:
+            LabError: a file that cannot be read.
+        """
+        if self.frame.tile is None:
+            return list(samples)
+        for s in samples:
+            if s.path not in self._windows:
+                width, height, _ = image_size(self.folder / s.path)
+                self._windows[s.path] = windows(height, width, self.frame.tile)
+        return [replace(s, window=window) for s in samples for window in self._windows[s.path]]
 
     @property
     def white(self) -> int:
@@ -184,8 +231,10 @@ class MVTecDataModule(pl.LightningDataModule):
 
     def content(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what the pixels of these samples depend on: a part of a cache's key."""
-        paths = [self.folder / s.path for s in samples]
+        paths = [self.folder / path for path in dict.fromkeys(s.path for s in samples)]
         rules = {**rules_of(paths), "white": self.white}
+        if any(s.window for s in samples):
+            rules["tile"] = [self.frame.tile, OVERLAP]
         return {"images": digests(paths), "size": self.frame.size, "rules": rules}
 
     def contents(self) -> dict[str, str]:
@@ -220,16 +269,20 @@ class MVTecDataModule(pl.LightningDataModule):
         return {split: {name: counter[name] for name in self.classes} for split, counter in counters.items()}
 
     def dataset(self, split: str) -> MVTecDataset:
-        """Return the images of train, val or test, training ones pasted and augmented."""
+        """Return what the network sees of train, val or test: the images, or with ``tile`` their tiles.
+
+        Training ones are pasted and augmented.
+        """
         changes = {"augmentation": self.augmentation, "paste": self._paste} if split == "train" else {}
-        return self.images(self.of_split(split), **changes)
+        return self.images(self.tiles(self.of_split(split)), **changes)
 
     def images(self, samples: Sequence[Sample], **changes: Any) -> MVTecDataset:
-        """Return the images of some of the samples that take part.
+        """Return the images of some of the samples that take part, or tiles of these.
 
         Args:
             changes: ``augmentation`` and ``paste`` of MVTecDataset.
         """
+        array = self._tiles if any(s.window for s in samples) else self._pictures
         return MVTecDataset(
             self.folder,
             samples,
@@ -239,7 +292,7 @@ class MVTecDataModule(pl.LightningDataModule):
             white=self.white,
             mean=self.mean,
             std=self.std,
-            pictures=None if self._pictures is None else Rows(self._pictures, [self._row[s.path] for s in samples]),
+            pictures=None if array is None else Rows(array, [self._row[s.path, s.window] for s in samples]),
             targets=self.targets,
             **changes,
         )
@@ -271,19 +324,22 @@ class MVTecDataModule(pl.LightningDataModule):
         return {**batch, "image": mixed[0], "target": mixed[1]}
 
     def train_sampler(self) -> EpochSampler:
-        """Return the draws of every epoch: which training image, and the seed of its augmentation."""
-        samples, weights = self.of_split("train"), None
+        """Return the draws of every epoch: which training image or tile, and the seed of its augmentation.
+
+        A class weighs by its number of images, or with ``tile`` of tiles.
+        """
+        samples, weights = self.tiles(self.of_split("train")), None
         if self.sampling.rule != "none":
-            counts = self.counts()["train"]
-            values = class_weights(list(counts.values()), self.sampling.rule, self.sampling.beta)
-            by_class = dict(zip(counts, values.tolist(), strict=True))
+            counts = Counter(s.label for s in samples)
+            values = class_weights([counts[name] for name in self.classes], self.sampling.rule, self.sampling.beta)
+            by_class = dict(zip(self.classes, values.tolist(), strict=True))
             weights = [by_class[s.label] for s in samples]
         return EpochSampler(len(samples), weights, self.seed, self.augment.views)
 
     @property
     def smallest_batch(self) -> int:
-        """Return 1 where training sees a batch of a single image, 2 where all are larger."""
-        return 1 if 1 in (self.batch_size, len(self.of_split("train"))) else 2
+        """Return 1 where training sees a batch of a single image or tile, 2 where all are larger."""
+        return 1 if 1 in (self.batch_size, len(self.tiles(self.of_split("train")))) else 2
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return batches as ``val_dataloader`` does, of training images, drawn and augmented by seed and epoch."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvtec_lab.data.frame import Frame
-from mvtec_lab.data.images import WHITE, each_image
+from mvtec_lab.data.images import WHITE, each_image, read_image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste
 from mvtec_lab.data.regions import box_around
 from mvtec_lab.data.samples import Sample, classes_of, kinds_of
 from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
-from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_picture
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, pictures_of
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import GOOD
 
@@ -67,7 +66,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
     Args:
         folder: the product folder, ``.../bottle``.
-        samples: which of its images; None: all of them.
+        samples: which of its images, or tiles of them (``MVTecDataModule.tiles``); None: all images.
         classes: the class names in the order of their index; None: those of ``samples``, good first.
         kinds: the defect types in the order of ``labels``; None: those of ``samples``.
         image_size: S, pixels, or the frame of a model or data module.
@@ -139,9 +138,23 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
     def picture(self, place: int) -> np.ndarray:
         """Return the image itself, resized: [S, S, 3] uint8."""
+        return self.pictures_at([place])[0]
+
+    def pictures_at(self, places: list[int]) -> np.ndarray:
+        """Return the pictures of several places: [N, S, S, 3] uint8. A file is read once, of however many tiles."""
         if self.pictures is not None:
-            return self.pictures[[place]][0].cpu().numpy()
-        return read_picture(self.folder / self.samples[place].path, self.frame, self.white)
+            return self.pictures[places].cpu().numpy()
+        of_file: dict[Path, list[int]] = {}
+        for row, place in enumerate(places):
+            of_file.setdefault(self.folder / self.samples[place].path, []).append(row)
+
+        def read(path: Path) -> np.ndarray:
+            windows = [self.samples[places[row]].window for row in of_file[path]]
+            return pictures_of(read_image(path, self.white), windows, self.frame)
+
+        pictures = np.concatenate(list(each_image(list(of_file), read)))
+        rows = [row for of_one in of_file.values() for row in of_one]
+        return pictures[np.argsort(rows)]
 
     def mask(self, place: int) -> np.ndarray | None:
         """Return the image's mask in its file's size, [H, W] bool, to draw or to measure.
@@ -182,9 +195,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         elif self.pictures is not None:
             images = self.pictures[places]
         else:
-            paths = [self.folder / self.samples[place].path for place in places]
-            read = partial(read_picture, frame=self.frame, white=self.white)
-            images = torch.from_numpy(np.stack(list(each_image(paths, read))))
+            images = torch.from_numpy(self.pictures_at(places))
         item: dict[str, Any] = {
             "image": normalise(images, self.mean, self.std),
             "label": self.labels[index],

@@ -11,9 +11,11 @@ class Frame:
 
     Args:
         size: S, pixels a side of the square.
+        tile: pixels a side of the tiles that a large image is cut into, each a picture of its own; None: it is not cut.
     """
 
     size: int = 224
+    tile: int | None = None
 
     @classmethod
     def of(cls, size: int | Frame) -> Frame:

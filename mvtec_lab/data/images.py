@@ -286,14 +286,17 @@ def digests(paths: Sequence[Path]) -> list[str]:
     return list(each_image(paths, _digest))
 
 
-def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
-    """Yield what ``work`` makes of each file, in order, several at a time; memory holds a few dozen results.
+def each_image(paths: Sequence[Path], work: Callable[[Path], T], waiting: int = 64) -> Iterator[T]:
+    """Yield what ``work`` makes of each file, in order, several at a time.
+
+    Args:
+        waiting: results that memory may hold: of 64 pictures of 224 pixels, 10 MB.
 
     Raises:
         LabError: after the last file, for the first file whose ``work`` raised it; it says how many more did.
     """
     errors: list[LabError] = []
-    for result in attempts(paths, work):
+    for result in attempts(paths, work, waiting):
         if isinstance(result, LabError):
             errors.append(result)
         elif not errors:
@@ -304,7 +307,7 @@ def each_image(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T]:
         raise errors[0]
 
 
-def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | LabError]:
+def attempts(paths: Sequence[Path], work: Callable[[Path], T], waiting: int = 64) -> Iterator[T | LabError]:
     """Yield for each file, in order, what ``work`` makes of it, or its error; otherwise as ``each_image``."""
 
     def attempt(path: Path) -> T | LabError:
@@ -316,8 +319,8 @@ def attempts(paths: Sequence[Path], work: Callable[[Path], T]) -> Iterator[T | L
             return error
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for start in range(0, len(paths), 64):  # 64 results may wait: 10 MB at 224 x 224
-            yield from pool.map(attempt, paths[start : start + 64])
+        for start in range(0, len(paths), waiting):
+            yield from pool.map(attempt, paths[start : start + waiting])
 
 
 @_remembered

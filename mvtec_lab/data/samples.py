@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from mvtec_lab.data.images import mask_share, read_mask
 from mvtec_lab.data.listing import LeftOut, name_left_out
 from mvtec_lab.data.regions import Region, merged, regions_of
+from mvtec_lab.data.tiles import Window
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import GOOD
 
@@ -20,7 +22,7 @@ LIKELY_GOOD = ("ok", "io", "i.o.", "gut", "normal", "pass", "passed", "conformin
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one image. Paths are relative to the product folder, with forward slashes."""
+    """Hold one image, or a tile of it. Paths are relative to the product folder, with forward slashes."""
 
     path: str
     label: str  # the class: good, or the defect type
@@ -28,6 +30,7 @@ class Sample:
     group: str = ""  # images of one group stay in one split; the path itself where images are independent
     split: str = ""  # train, val, test, or empty: not used
     objects: tuple[Region, ...] = ()  # its defects, where annotations say them one by one
+    window: Window | None = None  # the tile of the image that it is; None: the image as a whole
 
     @property
     def outlined(self) -> bool:
@@ -125,6 +128,11 @@ def no_good(classes: Sequence[str]) -> str:
     likely = next((name for name in classes if name.strip().casefold() in LIKELY_GOOD), None)
     named = f"give data.good=[{likely or 'NAME'}] if {likely or 'one of them'} is the class of good images"
     return f"no class is called {GOOD!r} (there are {', '.join(classes)}): {named}"
+
+
+def by_image(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Return the tiles of each image, which lie one after another; an image that is not cut is a list of its own."""
+    return [list(tiles) for _, tiles in groupby(samples, key=lambda s: s.path)]
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:

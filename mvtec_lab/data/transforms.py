@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import WHITE, read_image
+from mvtec_lab.data.tiles import Window, windows
 from mvtec_lab.errors import LabError, unknown
 
 _asked = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
@@ -46,6 +47,28 @@ def resize(image: np.ndarray, frame: int | Frame) -> np.ndarray:
 def read_picture(path: Path, frame: int | Frame, white: int = WHITE) -> np.ndarray:
     """Return an image file as data sets give it: [S, S, 3] uint8; ``white`` as in ``read_image``."""
     return resize(read_image(path, white), frame)
+
+
+class Cut(NamedTuple):
+    """Hold an image file as a network sees it: as a whole, and in tiles if the frame has some."""
+
+    picture: np.ndarray  # [S, S, 3] uint8, of the whole image
+    tiles: np.ndarray | None  # [T, S, S, 3] uint8
+    windows: list[Window]  # where they lie
+
+
+def read_cut(path: Path, frame: Frame, white: int = WHITE) -> Cut:
+    """Return an image file as ``read_picture`` does, and the pictures of its tiles if the frame has some."""
+    image = read_image(path, white)
+    if frame.tile is None:
+        return Cut(resize(image, frame), None, [])
+    places = windows(image.shape[0], image.shape[1], frame.tile)
+    return Cut(resize(image, frame), pictures_of(image, places, frame), places)
+
+
+def pictures_of(image: np.ndarray, windows: Sequence[Window | None], frame: Frame) -> np.ndarray:
+    """Return pictures [N, S, S, 3] uint8 of windows of an image [H, W, 3]; None: of the whole image."""
+    return np.stack([resize(image if window is None else window.of(image), frame) for window in windows])
 
 
 class Augmentation:

@@ -14,6 +14,7 @@ from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
 
 ABOUT = "about"  # where a checkpoint keeps what is not weights
+_LATER = {"tile": None}  # what older checkpoints do not say
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Model:
         weights: what the backbone started from: IMAGENET1K_V1, a file, random.
         threshold: the score above which an image is a defect; None where classes are predicted.
         map_threshold: the same of a pixel's score; None without maps.
+        tile: pixels a side of the tiles that it sees of an image; None: it sees the image as a whole.
     """
 
     module: Any  # a LightningModule: Any, as each problem calls its own's methods
@@ -42,11 +44,12 @@ class Model:
     weights: str | None = None
     threshold: float | None = None
     map_threshold: float | None = None
+    tile: int | None = None
 
     @property
     def frame(self) -> Frame:
         """Return the square that images are brought into, as ``resize`` takes it."""
-        return Frame(self.image_size)
+        return Frame(self.image_size, self.tile)
 
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""
@@ -80,8 +83,8 @@ def read_checkpoint(path: str | os.PathLike[str], source: str | None = None) -> 
     names = {f.name for f in fields(Model)} - {"module"}
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", ABOUT} <= content.keys():
         raise LabError(f"{source} is no checkpoint of a run: give a run's best.ckpt or last.ckpt")
-    about = content[ABOUT]
-    if not isinstance(about, dict) or about.keys() != names:
+    about = content[ABOUT] = {**_LATER, **content[ABOUT]} if isinstance(content[ABOUT], dict) else {}
+    if about.keys() != names:
         raise LabError(f"{source} is no checkpoint of this version: train that run again")
     if key := not_finite(content["state_dict"]):
         raise LabError(f"{source} holds NaN or infinity in {key}: train that run again")

@@ -19,7 +19,19 @@ log = logging.getLogger(__name__)
 
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
-    "data": ("name", "root", "category", "good", "labels", "masks", "image_size", "white", "batch_size", "imbalance"),
+    "data": (
+        "name",
+        "root",
+        "category",
+        "good",
+        "labels",
+        "masks",
+        "image_size",
+        "tile",
+        "white",
+        "batch_size",
+        "imbalance",
+    ),
     "split": tuple(Config().split.__dataclass_fields__),
     "model": ("method",),  # which goes with the split's protocol
     "threshold": ("rule",),

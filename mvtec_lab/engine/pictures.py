@@ -9,8 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from mvtec_lab.reporting.figures import FIELD, INK, PALETTE, PAPER, wrap
@@ -168,6 +170,16 @@ def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np
     for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
     return np.asarray(tile)
+
+
+def map_at(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map [h, w] as float32 [H, W] of a size (H, W), to be drawn: interpolated along a side that grows.
+
+    Where it shrinks, the highest value of each pixel is kept: a defect in a large image may be smaller than a pixel.
+    """
+    small = min(score_map.shape[0], size[0]), min(score_map.shape[1], size[1])
+    highest = functional.adaptive_max_pool2d(torch.from_numpy(np.ascontiguousarray(score_map))[None], small)[0].numpy()
+    return cv2.resize(highest, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _outline(tile: Image.Image, area: np.ndarray, colour: str) -> None:

@@ -121,7 +121,10 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
     for reason in idle(config, typed).values():
         raise LabError(reason)
     checked_options(method, config.model.options)
-    _rules_of(method).check(config)
+    rules = _rules_of(method)
+    if config.data.tile is not None and rules.untiled:
+        raise LabError(f"data.tile={config.data.tile} and model.method={method.name}: {rules.untiled}")
+    rules.check(config)
     if method.rules is not None:
         method.rules(config)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch is paid for by runs, not by --help
 
     from mvtec_lab.config import Config
     from mvtec_lab.data.datamodule import MVTecDataModule
+    from mvtec_lab.data.tiles import Window
     from mvtec_lab.engine.model import Model
     from mvtec_lab.engine.run import Judgement, Run
 
@@ -187,12 +188,14 @@ class Rules:
         effective: returns the keys that have an effect although their conditions in config.py are not met.
         deciding: returns the key of the validation metric by which a search ranks its runs; raises LabError if the
             settings give no such metric.
+        untiled: why it cannot judge an image by tiles of it (``data.tile``), and what to do; empty where it can.
     """
 
     check: Callable[[Config], None] = lambda config: None
     without_effect: Callable[[Method], Mapping[str, str]] = lambda method: {}
     effective: Callable[[Config], Collection[str]] = lambda config: ()
     deciding: Callable[[Config], str] = lambda config: config.trainer.monitor.rpartition("/")[2]
+    untiled: str = "it judges images as a whole: leave it out"
 
 
 def require_onnx(model: Model) -> None:
@@ -298,6 +301,15 @@ class Problem:
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         """Judge new images [N, 3, S, S], normalised."""
+        raise NotImplementedError
+
+    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
+        """Judge a new image by its tiles, in a problem whose ``Rules`` are not ``untiled``.
+
+        Args:
+            tiles: in batches [n, 3, S, S], normalised.
+            windows: where they lie, one after another.
+        """
         raise NotImplementedError
 
     def exported(self, model: Model) -> nn.Module:

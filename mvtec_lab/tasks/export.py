@@ -13,7 +13,8 @@ import torch
 from mvtec_lab.config import Config, formats_of, validate
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image
-from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.data.tiles import OVERLAP
+from mvtec_lab.data.transforms import Cut, normalise, read_cut
 from mvtec_lab.engine.onnx import (
     FILES,
     Normalised,
@@ -37,6 +38,12 @@ log = logging.getLogger(__name__)
 EXPORT = "export.json"
 CHECKED = 8  # images that the file is compared on
 BATCHES = (1, 3, CHECKED)  # numbers of images that the file is given at once
+# How an image of any size is judged by a file that sees tiles, for its metadata.
+TILES = (
+    f"cut an image evenly into squares of tile pixels, which overlap by {OVERLAP:g} of a tile or more; a side that is "
+    "no longer is not cut; each is one of images; the image's score is the highest of its tiles', its map theirs, and "
+    "their mean where they overlap, weighted by the distance from a tile's border"
+)
 LARGEST = 1e-4  # difference, as a share of the largest value; rounding gave up to 6e-6
 
 
@@ -70,6 +77,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "method": model.method,
         "classes": model.classes,
         "image_size": size,
+        **({} if model.tile is None else {"tile": model.tile, "tiles": TILES}),
         "input": f"images: float32 [{1 if single else 'N'}, 3, {size}, {size}], RGB in [0, 1]",
         # Another rule moves scores across the threshold: OpenCV's default gave 7 false alarms in 20 good bottles.
         "resize": "to the square: cv2.INTER_AREA along a side that shrinks, then cv2.INTER_CUBIC along one that grows",
@@ -116,6 +124,11 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return report
 
 
+def _seen(cut: Cut) -> np.ndarray:
+    """Return what the network sees of an image: its picture, or its middle tile."""
+    return cut.picture if cut.tiles is None else cut.tiles[len(cut.tiles) // 2]
+
+
 def _pictures(ckpt: Path, frame: Frame, white: int) -> tuple[np.ndarray, list[str], str]:
     """Return images [N, S, S, 3] uint8 to check with, their names, and what they show."""
     run = run_of(ckpt)
@@ -125,7 +138,7 @@ def _pictures(ckpt: Path, frame: Frame, white: int) -> tuple[np.ndarray, list[st
         shown = [run[0] / row["path"] for row in taken] if run else []
         same = all(row["digest"] == digest for row, digest in zip(taken, digests(shown), strict=True))
         if shown and same:
-            pictures = np.stack(list(each_image(shown, lambda path: read_picture(path, frame, white))))
+            pictures = np.stack(list(each_image(shown, lambda path: _seen(read_cut(path, frame, white)))))
             return pictures, [row["path"] for row in taken], "the run's test images"
     except LabError as error:
         log.info("checked without the run's images: %s", error)

@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from mvtec_lab.config import Config, validate
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
-from mvtec_lab.data.transforms import normalise, read_picture
+from mvtec_lab.data.transforms import Cut, normalise, read_cut
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of
-from mvtec_lab.engine.pictures import SHOWN, sheet, write_picture
+from mvtec_lab.engine.pictures import SHOWN, map_at, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import problem_of
@@ -64,21 +65,21 @@ class Source:
             what = "is a pipe or another special file" if self.path.exists() else "does not exist"
             raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
 
-    def pictures(self, read: Callable[[Path], np.ndarray]) -> Iterator[tuple[Path, np.ndarray]]:
-        """Read every image that can be read, one after another.
+    def pictures(self, frame: Frame, white: int) -> Iterator[tuple[Path, Cut]]:
+        """Read every image that can be read, one after another, as a model of this frame sees it.
 
         Raises:
             LabError: none can be read; raised at once.
         """
-        pictures = self._readable(read)
+        pictures = self._readable(partial(read_cut, frame=frame, white=white), 64 if frame.tile is None else 4)
         first = next(pictures, None)
         if first is None:
             more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""
             raise LabError(f"source={self.path} has no image that can be read: {self.broken[0]}{more}")
         return chain([first], pictures)
 
-    def _readable(self, read: Callable[[Path], np.ndarray]) -> Iterator[tuple[Path, np.ndarray]]:
-        for path, result in zip(self.images, attempts(self.images, read), strict=True):
+    def _readable(self, read: Callable[[Path], Cut], waiting: int) -> Iterator[tuple[Path, Cut]]:
+        for path, result in zip(self.images, attempts(self.images, read, waiting), strict=True):
             if isinstance(result, LabError):
                 self.broken.append(str(result))
             else:
@@ -123,7 +124,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     validate(config)
     model = load_model(checkpoint_of(config))
     problem, source = problem_of(model.method), Source(config.source)
-    pictures = source.pictures(partial(read_picture, frame=model.frame, white=model.white))
+    pictures = source.pictures(model.frame, model.white)
     run_dir = claim(run_dir, PREDICTIONS)
     rows: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []
@@ -161,13 +162,20 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _predictions(
-    problem: Problem, model: Model, pictures: Iterator[tuple[Path, np.ndarray]], batch_size: int
+    problem: Problem, model: Model, pictures: Iterator[tuple[Path, Cut]], batch_size: int
 ) -> Iterator[tuple[Path, np.ndarray, Prediction]]:
-    """Yield for each image its path, how the model sees it, and what the model says of it."""
+    """Yield for each image its path, its picture as a whole, and what the model says of it."""
+    if model.tile is not None:
+        for path, (picture, tiles, windows) in pictures:
+            assert tiles is not None
+            batches = (tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size))
+            normalised = (normalise(batch, model.mean, model.std) for batch in batches)
+            yield path, picture, problem.predict_tiles(model, normalised, windows)
+        return
     while batch := list(islice(pictures, batch_size)):
-        images = normalise(np.stack([picture for _, picture in batch]), model.mean, model.std)
-        for (path, picture), prediction in zip(batch, problem.predict(model, images), strict=True):
-            yield path, picture, prediction
+        images = normalise(np.stack([cut.picture for _, cut in batch]), model.mean, model.std)
+        for (path, cut), prediction in zip(batch, problem.predict(model, images), strict=True):
+            yield path, cut.picture, prediction
 
 
 def _write_map(target: Path, path: Path, heat: np.ndarray, model: Model) -> np.ndarray:
@@ -211,7 +219,7 @@ def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
     longest = max(image.shape[:2])
     side = min(max(longest, SMALL), LARGE)
     size = max(1, round(image.shape[1] * side / longest)), max(1, round(image.shape[0] * side / longest))
-    share = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR) / max(limit, 1e-12)
+    share = map_at(heat, size[::-1]) / max(limit, 1e-12)
     grey = Image.fromarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)).convert("L").convert("RGB")
     opaque = np.clip((share - COOL) / (HOT - COOL), 0, 1) * 215  # of 255: the image stays to be seen
     tile = Image.composite(Image.new("RGB", size, PALETTE[4]), grey, Image.fromarray(opaque.astype(np.uint8)))

@@ -37,6 +37,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
         data.mean,
         data.std,
         module.weights_name,
+        tile=config.data.tile,
     )
 
 
@@ -78,7 +79,7 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
     with isolate_rng(), torch.no_grad():
         with torch.device("meta"):
             model = build_anomaly_model(name, **settings)
-            model.plan(len(data.of_split("train")), torch.device("cuda" if on_gpu(config) else "cpu"))
+            model.plan(len(data.tiles(data.of_split("train"))), torch.device("cuda" if on_gpu(config) else "cpu"))
         if data.smallest_batch == 1 and METHODS[name].trains:
             rehearse_batch(config, data, build_anomaly_model(name, **settings).train().loss)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.data.dataset import MVTecDataset, Rows
+from mvtec_lab.data.samples import Sample, by_image
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quantile_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
@@ -32,11 +34,15 @@ NO_MAP = ("", "This method scores whole images: it has no map.")
 def judge(run: Run) -> Judgement:
     """Score all images, choose the threshold where the model has none yet, and write best.ckpt then."""
     data, result, model, device = run.data, run.result, run.model, run.model.module.device
-    parts = {split: data.images(data.of_split(split)) for split in ("val", "test") if data.of_split(split)}
+    samples = {split: data.of_split(split) for split in ("val", "test") if data.of_split(split)}
+    parts = {split: data.images(of_split) for split, of_split in samples.items()}
+    seen = {split: data.dataset(split) for split in samples}  # the same images, or their tiles
     if model.threshold is None and run.config.threshold.rule == "synthetic":
-        parts[SYNTHETIC] = with_pasted_patches(parts["val"], run.config.seed)
+        parts[SYNTHETIC], seen[SYNTHETIC] = with_pasted_patches(seen["val"], run.config.seed)
     started = time.perf_counter()
-    scored = {name: Scored(part, *score(model.module, part, data.batch_size, device)) for name, part in parts.items()}
+    scored = {
+        name: Scored(part, *score(model.module, seen[name], data.batch_size, device)) for name, part in parts.items()
+    }
     result.seconds_per_image = (time.perf_counter() - started) / sum(len(part) for part in parts.values())
     result.peak_mib = run.peak_mib()
     test = scored["test"]
@@ -92,25 +98,62 @@ def _summary(run: Run, test: Scored, metrics: dict, value: float) -> str:
     )
 
 
-def with_pasted_patches(dataset: MVTecDataset, seed: int) -> MVTecDataset:
+def with_pasted_patches(dataset: MVTecDataset, seed: int) -> tuple[MVTecDataset, MVTecDataset]:
     """Return copies of good images with a patch pasted as CutPaste does: defects to choose a threshold on.
 
-    Torch's random generators are left as they are.
-    """
+    Of an image in tiles, one tile has the patch. Torch's random generators are left as they are.
 
-    def pasted(picture: np.ndarray) -> torch.Tensor:
-        image = paste_patch(torch.from_numpy(picture).movedim(2, 0) / 255)
+    Args:
+        dataset: the images, or all of their tiles.
+
+    Returns:
+        The pictures with a patch, one of each image, and the images or all of their tiles.
+    """
+    images = by_image(dataset.samples)
+    first = np.cumsum([0, *(len(tiles) for tiles in images)])
+
+    def pasted(place: int) -> torch.Tensor:
+        image = paste_patch(torch.from_numpy(dataset.picture(place)).movedim(2, 0) / 255)
         return image.movedim(0, 2).mul(255).round().to(torch.uint8)
 
     with isolate_rng():
         torch.manual_seed(seed)
-        pictures = torch.stack([pasted(dataset.picture(i)) for i in range(len(dataset))])
-    return MVTecDataset(
-        dataset.folder,
-        [replace(sample, label=SYNTHETIC) for sample in dataset.samples],
-        image_size=dataset.frame,
-        white=dataset.white,
-        mean=dataset.mean,
-        std=dataset.std,
-        pictures=Rows(pictures, range(len(pictures))),
-    )
+        # No draw where there is no choice: whole images are pasted as they were before there were tiles.
+        chosen = [
+            int(start) + (int(torch.randint(len(tiles), ())) if len(tiles) > 1 else 0)
+            for start, tiles in zip(first, images, strict=False)
+        ]
+        pictures = torch.stack([pasted(place) for place in chosen])
+
+    def changed(samples: Sequence[Sample], rows: Rows) -> MVTecDataset:
+        return MVTecDataset(
+            dataset.folder,
+            [replace(sample, label=SYNTHETIC) for sample in samples],
+            image_size=dataset.frame,
+            white=dataset.white,
+            mean=dataset.mean,
+            std=dataset.std,
+            pictures=rows,
+        )
+
+    whole = changed([replace(tiles[0], window=None) for tiles in images], Rows(pictures, range(len(pictures))))
+    if len(dataset) == len(images):
+        return whole, whole
+    return whole, changed(dataset.samples, _Exchanged(dataset, dict(zip(chosen, pictures, strict=True))))
+
+
+class _Exchanged(Rows):
+    """Give the pictures of a data set, but others in some places."""
+
+    def __init__(self, dataset: MVTecDataset, others: Mapping[int, torch.Tensor]) -> None:
+        self.dataset, self.others = dataset, others
+
+    def __getitem__(self, places: list[int]) -> torch.Tensor:
+        pictures = torch.from_numpy(self.dataset.pictures_at(places))
+        for row, place in enumerate(places):
+            if place in self.others:
+                pictures[row] = self.others[place]
+        return pictures
+
+    def near(self, device: torch.device) -> Rows:
+        return self

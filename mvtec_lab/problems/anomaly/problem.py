@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config, SplitConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.tiles import Window
 from mvtec_lab.engine.model import Model
 from mvtec_lab.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.problems import METHODS
@@ -17,7 +19,7 @@ from mvtec_lab.problems.anomaly.build import build, marks, rehearse
 from mvtec_lab.problems.anomaly.exported import ScoreAndMap
 from mvtec_lab.problems.anomaly.judging import judge
 from mvtec_lab.problems.anomaly.models import restore
-from mvtec_lab.problems.anomaly.scores import scores_of
+from mvtec_lab.problems.anomaly.scores import of_image, scores_of
 from mvtec_lab.problems.anomaly.training import fit
 from mvtec_lab.problems.base import Prediction, Problem
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
@@ -63,13 +65,11 @@ class Anomaly(Problem):
         return replace(config, split=split, data=replace(config.data, masks="optional"))
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        predictions, threshold = [], model.threshold
-        assert threshold is not None
-        for score, score_map in scores_of(model.module, images):
-            name = CLASSES[int(score > threshold)]
-            row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}"}
-            predictions.append(Prediction(row, f"{name} ({score:.3g}; threshold {threshold:.3g})", score_map))
-        return predictions
+        return [_prediction(model, *pair) for pair in scores_of(model.module, images)]
+
+    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
+        pairs = [pair for batch in tiles for pair in scores_of(model.module, batch)]
+        return _prediction(model, *of_image(pairs, windows))
 
     def exported(self, model: Model) -> nn.Module:
         return ScoreAndMap(model.module)
@@ -77,6 +77,13 @@ class Anomaly(Problem):
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines = [called(rows, model.threshold)]
         return lines if model.map_threshold is not None else [*lines, f"{model.method} does not localise: no maps"]
+
+
+def _prediction(model: Model, score: np.float32, score_map: np.ndarray | None) -> Prediction:
+    assert model.threshold is not None
+    name = CLASSES[int(score > model.threshold)]
+    row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{model.threshold:.9g}"}
+    return Prediction(row, f"{name} ({score:.3g}; threshold {model.threshold:.3g})", score_map)
 
 
 PROBLEM = Anomaly()

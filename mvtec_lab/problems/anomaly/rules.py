@@ -46,4 +46,4 @@ def deciding(config: Config) -> str:
     return "image_auroc"
 
 
-RULES = Rules(check, without_effect, deciding=deciding)
+RULES = Rules(check, without_effect, deciding=deciding, untiled="")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, repeat
 
 import numpy as np
 import torch
 
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.engine.pictures import SIDE, heat_over, outlined, sheet
+from mvtec_lab.data.samples import by_image
+from mvtec_lab.data.tiles import Window, stitch
+from mvtec_lab.engine.pictures import SIDE, heat_over, map_at, outlined, sheet
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.frozen import bar
 from mvtec_lab.problems.scored import Scored
@@ -39,19 +41,40 @@ class Reading:
 def score(
     model: AnomalyModel, dataset: MVTecDataset, batch_size: int, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-    """Return the raw scores [N] of all images, and their maps; None where the method does not localise."""
+    """Return the raw scores [N] of all images, and their maps; None where the method does not localise.
+
+    Args:
+        dataset: the images, or all of their tiles.
+    """
     model.to(device).eval()
-    scores: list[np.ndarray] = []
-    maps: list[np.ndarray] | None = []
-    with bar() as progress, torch.no_grad():
-        for images in progress.track(Reading(dataset, batch_size, device), description="scoring images"):
-            scored = model.scored(images)
-            scores.append(scored.image.float().cpu().numpy())
-            if scored.map is None:
-                maps = None
-            elif maps is not None:
-                maps += list(scored.map.float().cpu().numpy())
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32), maps
+    scores: list[np.float32] = []
+    maps: list[np.ndarray] = []
+    with bar() as progress:
+        batches = progress.track(Reading(dataset, batch_size, device), description="scoring images")
+        pairs = (pair for images in batches for pair in scores_of(model, images))
+        for tiles in by_image(dataset.samples):
+            score, score_map = of_image(list(islice(pairs, len(tiles))), [s.window for s in tiles])
+            scores.append(score)
+            maps += [] if score_map is None else [score_map]
+    return np.array(scores, np.float32), maps if len(maps) == len(scores) else None
+
+
+def of_image(
+    pairs: Sequence[tuple[np.float32, np.ndarray | None]], windows: Sequence[Window | None]
+) -> tuple[np.float32, np.ndarray | None]:
+    """Return the score and the map of an image from those of its tiles: the highest score, the maps stitched.
+
+    So an image is a defect where any tile is, whatever the method's own rule for a whole picture, and a tile counts as
+    much in a large image as in a small one: a mean over the image would lose a defect among sixty tiles.
+
+    Args:
+        pairs: of all tiles, or of the image itself, if it is not cut.
+        windows: where they lie; None: the image itself.
+    """
+    score = max(score for score, _ in pairs)
+    maps = [score_map for _, score_map in pairs if score_map is not None]
+    places = [window for window in windows if window is not None]
+    return score, stitch(maps, places) if maps else None
 
 
 def sheets(scored: Mapping[str, Scored], value: float, on_map: float | None) -> dict[str, np.ndarray]:
@@ -95,7 +118,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks = [], [], []
     for i, role in _roles(test, order.tolist(), value).items():
-        picture, score_map, mask = test.dataset.picture(i), _resized(test.maps[i], SIDE), test.dataset.mask(i)
+        picture, score_map, mask = test.dataset.picture(i), map_at(test.maps[i], (SIDE, SIDE)), test.dataset.mask(i)
         peak = np.array(np.unravel_index(score_map.argmax(), score_map.shape)) * len(picture) / SIDE
         hot = score_map > on_map
         tiles += [
@@ -133,9 +156,3 @@ def scores_of(module: AnomalyModel, images: torch.Tensor) -> Iterator[tuple[np.f
         scores = module.scored(images)
     maps = repeat(None) if scores.map is None else scores.map.float().cpu().numpy()
     yield from zip(scores.image.float().cpu().numpy(), maps)  # noqa: B905 # repeat has no end
-
-
-def _resized(score_map: np.ndarray, side: int) -> np.ndarray:
-    import cv2
-
-    return cv2.resize(score_map, (side, side), interpolation=cv2.INTER_LINEAR)

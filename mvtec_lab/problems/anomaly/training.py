@@ -22,13 +22,15 @@ def fit(run: Run) -> None:
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad) if module.method.trains else 0
     result.parameters = {"total": total, "trained": trained}
     result.luck = module.method.draws or result.weights == "random"
-    train = data.images(data.of_split("train"))
+    images = data.of_split("train")
+    train, tile = data.images(data.tiles(images)), data.frame.tile
     log.info(
-        "%s: %s%s%d good images to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
+        "%s: %s%s%d good images%s to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
         run.config.attempt,
         "" if run.model.method == run.config.attempt else f"{run.model.method}, ",
         "" if result.backbone == "none" else f"{result.backbone} ({result.weights}), ",
-        len(train),
+        len(images),
+        "" if tile is None else f" ({len(train)} tiles of {tile} pixels)",
         len(data.of_split("val")),
         run.config.threshold.rule,
         len(data.of_split("test")),

@@ -92,4 +92,10 @@ def _check_loss(config: Config) -> None:
         raise LabError("trainer.patience might stop before what loss.defer puts off: leave one of them out")
 
 
-RULES = Rules(check, without_effect, effective)
+RULES = Rules(
+    check,
+    without_effect,
+    effective,
+    untiled="it learns the class of a whole image, and most tiles of a defective image show no defect: give an anomaly "
+    "model, attempt=patchcore say, or leave data.tile out",
+)

@@ -12,6 +12,7 @@ _CLASSES = (
     "augment.mix trainer.compile loss.name loss.class_weights loss.defer loss.posthoc "
     "model.head model.neighbours model.generate model.warmup_epochs"
 )
+UNTILED = "boxes across tiles are not joined yet: give an anomaly model, attempt=patchcore say, or leave data.tile out"
 RANKING = "map"  # finer than map50, in which a handful of validation images leaves many attempts equal
 
 
@@ -30,4 +31,4 @@ def check(config: Config) -> None:
         raise LabError(f"model.options.channels={channels} is no multiple of 32: give 64, 96 or 128")
 
 
-RULES = Rules(check, without_effect, deciding=lambda config: RANKING)
+RULES = Rules(check, without_effect, deciding=lambda config: RANKING, untiled=UNTILED)

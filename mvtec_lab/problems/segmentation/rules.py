@@ -18,6 +18,9 @@ _OTHERS = {
 }
 
 
+UNTILED = "masks across tiles are not joined yet: give an anomaly model, attempt=patchcore say, or leave data.tile out"
+
+
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect with the method, each with the reason."""
     return {key: why for keys, why in _OTHERS.items() for key in keys.split()}
@@ -33,4 +36,4 @@ def check(config: Config) -> None:
         )
 
 
-RULES = Rules(check, without_effect, deciding=lambda config: "iou")
+RULES = Rules(check, without_effect, deciding=lambda config: "iou", untiled=UNTILED)

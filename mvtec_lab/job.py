@@ -235,7 +235,7 @@ class Job:
         else:
             self.command.mistake = error
             status = 1
-            log.error("failed: %s: %s (the traceback is in %s)", type(error).__name__, error, run_dir / "run.log")
+            log.error("failed: %s (the traceback is in %s)", one_line(error), run_dir / "run.log")
             log.debug("traceback", exc_info=True)
             if self.command.full_error:
                 traceback.print_exc()

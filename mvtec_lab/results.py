@@ -232,8 +232,12 @@ def from_one(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
+    """Return the kind of an error and the first line of its message, and of the one while which it was raised."""
+    line = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
+    first = error.__context__
+    if not isinstance(error, Exception) or isinstance(error, LabError) or first is None or error.__suppress_context__:
+        return line
+    return f"{line} (after {one_line(first)})"  # a library that cleans up after an error can fail in turn, and hide it
 
 
 def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:

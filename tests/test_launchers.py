@@ -145,6 +145,14 @@ def test_a_launcher_gives_what_one_after_the_other_gives(
 
 
 @pytest.mark.slow
+def test_runs_at_once_have_processes_that_augment(lab) -> None:
+    need("parallel")
+    sweep = ["-m", *SMALL, "attempt=augment", "seed=0,1", "data.num_workers=1", "hydra.sweep.dir=s"]
+    assert lab(*sweep, "hydra/launcher=parallel", "hydra.launcher.n_jobs=2") == 0
+    assert all(run.completed for run in find_runs("s"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["parallel", "submitit_local", "ray_cluster"])
 def test_a_failing_run_stands_in_the_table_whatever_launched_it(lab, tmp_path: Path, launcher: str) -> None:
     need(launcher)

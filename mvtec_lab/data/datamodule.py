@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,8 @@ class MVTecDataModule(pl.LightningDataModule):
             batch_size=None,  # the sampler draws whole batches
             sampler=batches or BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False),
             num_workers=workers,
+            # The platform's own way: joblib sets another for its processes, by which a loader's cannot be started.
+            multiprocessing_context=get_all_start_methods()[0] if workers else None,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda" and not dataset.in_memory,
             # A generator of its own: a loader's start must not draw from the one that dropout draws from.

@@ -181,12 +181,17 @@ def steps(folder: str, epochs: int, **_: Any) -> None:
 
 
 def method(attempt: str, data: list[str], accelerator: str, folder: str) -> tuple[list[float], dict[str, Any]]:
-    """Return the fit's seconds, milliseconds per image and peak MiB of a run in a new folder, and its test metrics."""
+    """Return the fit's seconds, milliseconds per image and peak MiB of a run in a new folder, and its test metrics.
+
+    Args:
+        data: overrides of the data, and whatever else the attempt needs.
+    """
     from mvtec_lab import compose, run_attempt
 
     weights = common.weights_at_hand("mobilenet_v2")
-    ours = [*data, f"attempt={attempt}", "model.backbone=mobilenet_v2", f"model.weights={weights or 'null'}"]
-    ours += [f"trainer.accelerator={accelerator}", f"cache.dir={folder}/cache"]
+    ours = [*data, f"attempt={attempt}", f"trainer.accelerator={accelerator}", f"cache.dir={folder}/cache"]
+    if not any(override.startswith("model.sam_weights=") for override in data):  # which has a network of its own
+        ours += ["model.backbone=mobilenet_v2", f"model.weights={weights or 'null'}"]
     result = run_attempt(compose(*ours), tempfile.mkdtemp(dir=folder))
     cells = [result.fit_seconds or 0, (result.seconds_per_image or 0) * 1e3, result.peak_mib or 0]
     return cells, result.metrics["test"]

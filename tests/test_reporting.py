@@ -488,12 +488,12 @@ def test_a_picture_that_is_missing_is_not_explained(tmp_path: Path) -> None:
 
 
 def test_a_long_name_of_a_box_keeps_its_score() -> None:
-    font, box = pictures._font(20), SimpleNamespace(kind="cut_outer_insulation_of_the_cable", score=0.9)
-    name = pictures._name(box, font, 300)
+    letters, box = pictures.Letters(20), SimpleNamespace(kind="cut_outer_insulation_of_the_cable", score=0.9)
+    name = pictures._name(box, letters, 300)
     assert name.startswith("cut_outer")
     assert name.endswith("… 0.90")
-    assert 250 < font.getlength(name) <= 300
-    assert pictures._name(SimpleNamespace(kind="hole", score=0.9), font, 300) == "hole 0.90"
+    assert 250 < letters.length(name) <= 300
+    assert pictures._name(SimpleNamespace(kind="hole", score=0.9), letters, 300) == "hole 0.90"
 
 
 def test_names_of_boxes_lie_beside_each_other() -> None:

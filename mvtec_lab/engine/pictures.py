@@ -10,12 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from mvtec_lab.reporting.figures import FIELD, INK, PALETTE, PAPER, wrap
+from mvtec_lab.reporting.fonts import Letters
 from mvtec_lab.results import write_whole
 
 RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
@@ -43,7 +44,7 @@ def sheet(
         The picture, uint8 RGB [H, W, 3].
     """
     gap, frame, size, leading, most = 10, 4, 11, 15, 3  # pixels; at most three lines of text
-    font = _font(size)
+    letters = Letters(size)
     texts = [wrap(caption, int(tile / 6.5), most) for caption in captions]  # a letter is about 6.5 pixels wide
     columns = min(columns, len(images))
     height = tile + 4 + leading * max(map(len, texts))
@@ -55,7 +56,8 @@ def sheet(
         draw.rectangle((0, 0, tile - 1, tile - 1), fill=FIELD if mark is None else RIGHT if mark else WRONG)
         inner = tile - 2 * frame
         cell.paste(ImageOps.pad(Image.fromarray(image), (inner, inner), color=FIELD), (frame, frame))
-        draw.multiline_text((0, tile + 4), "\n".join(lines), fill=INK, font=font, spacing=leading - size)
+        for number, line in enumerate(lines):
+            letters.write(draw, (0, tile + 4 + size + number * leading), line, INK)
         row, column = divmod(index, columns)
         page.paste(cell, (gap + column * (tile + gap), gap + row * (height + gap)))
     return np.asarray(page)
@@ -101,23 +103,23 @@ def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.n
         colour = PALETTE[5] if number < len(truth) else PALETTE[4]
         for wide, shade in ((2 * width, INK), (width, colour)):  # a dark rim, as the line crosses bright and dark
             draw.rectangle(corners, outline=shade, width=wide)
-    font = _font(max(20, max(tile.size) // 32))  # 20: a sheet shows the tile at half its size
+    letters = Letters(max(20, max(tile.size) // 32))  # 20: a sheet shows the tile at half its size
     taken: list[tuple[float, ...]] = []
     for box, corners in placed[len(truth) :]:
-        name = _name(box, font, tile.width - 4)
-        extent = draw.textbbox((0, 0), name, font, anchor="lt", stroke_width=2)
+        name = _name(box, letters, tile.width - 4)
+        extent = letters.extent(draw, name, stroke_width=2)
         area = _free(extent, corners, tile.size, taken)
         if area is not None:
             taken.append(area)
-            place = area[0] - extent[0], area[1] - extent[1]  # the stroke begins left of and above the text
-            draw.text(place, name, PALETTE[4], font, anchor="lt", stroke_width=2, stroke_fill=INK)
+            place = area[0] - extent[0], area[1] - extent[1]  # of the base line, to the right of the stroke
+            letters.write(draw, place, name, PALETTE[4], stroke_width=2, stroke_fill=INK)
     return np.asarray(tile)
 
 
-def _name(box: Any, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _name(box: Any, letters: Letters, width: int) -> str:
     """Return a box's type and score, the type cut where both are wider than ``width`` pixels."""
     name, kept = f"{box.kind} {box.score:.2f}", len(box.kind)
-    while kept and font.getlength(name) > width:
+    while kept and letters.length(name) > width:
         kept -= 1
         name = f"{box.kind[:kept]}… {box.score:.2f}"
     return name
@@ -140,12 +142,6 @@ def _free(
         if 0 <= y <= size[1] - high and apart:
             return area
     return None
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # for its font: Pillow's own lacks arrows, Greek and Cyrillic
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:

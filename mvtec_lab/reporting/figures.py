@@ -9,10 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
 from mvtec_lab.evaluation.specs import Metric, all_metrics
+from mvtec_lab.reporting.fonts import lettered, readable
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second that the rest need not pay
     from matplotlib.axes import Axes
@@ -23,6 +25,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
 LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
+_HALF = "\x00"  # stands for the second half of a letter that is two wide; in no text of its own
 MOST = 30  # classes, kinds or attempts in one figure: drawn in a second, on a page that a screen shows
 
 
@@ -59,7 +62,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
     ax.spines[:].set_visible(False)
     if title:
         ax.set_title(_label(title, 60), fontsize=11)
-    return figure
+    return lettered(figure)
 
 
 def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
@@ -103,7 +106,7 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
-    return figure
+    return lettered(figure)
 
 
 def _wide(losses: Sequence[float]) -> bool:
@@ -166,7 +169,7 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     best = f", the best {MOST} of {total} attempts" if total > MOST else ""
     what = f"test {metric.title}" + (f", {metric.unit}" if metric.unit else "") + best
     _finish_rows(figure, ax, [_label(row["attempt"], 28) for row in rows], what)
-    return figure
+    return lettered(figure)
 
 
 def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: Metric) -> None:
@@ -223,7 +226,7 @@ def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:
     ax.margins(x=0.08)
     what = "images" if len(shown) == len(classes) else f"images, the {MOST} most frequent of {len(classes)} classes"
     _finish_rows(figure, ax, [_label(name, 30) for name in shown], what)
-    return figure
+    return lettered(figure)
 
 
 def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good: Collection[str]) -> Figure:
@@ -253,7 +256,7 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
     _finish_rows(
         figure, ax, [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()], "score of an image"
     )
-    return figure
+    return lettered(figure)
 
 
 def to_data_uri(source: Figure | Path) -> str:
@@ -277,17 +280,22 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
 
 
 def wrap(text: str, width: int, most: int | None = None) -> list[str]:
-    """Return the lines of a text, broken at spaces and after underscores: class names are long and have no spaces."""
+    """Return the lines of a text, broken at spaces and after underscores: class names are long and have no spaces.
+
+    A letter of Chinese, Japanese or Korean takes the width of two.
+    """
     lines = []
     for line in text.splitlines() or [""]:
-        lines += [part.replace("_ ", "_") for part in textwrap.wrap(line.replace("_", "_ "), width)] or [""]
+        wide = "".join(letter + _HALF * (east_asian_width(letter) in "WF") for letter in line)
+        lines += [part.replace("_ ", "_") for part in textwrap.wrap(wide.replace("_", "_ "), width)] or [""]
     if most and len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1][: width - 1] + "…"]
-    return lines
+        last = lines[most - 1]
+        lines = [*lines[: most - 1], last[: width - 1 - last.startswith(_HALF, width - 1)] + "…"]
+    return [line.replace(_HALF, "") for line in lines]
 
 
 def _label(name: str, width: int = 14, most: int = 3) -> str:
-    return "\n".join(wrap(name, width, most)).replace("$", r"\$")  # a bare $ would start a formula
+    return readable("\n".join(wrap(name, width, most))).replace("$", r"\$")  # a bare $ would start a formula
 
 
 def _quiet(ax: Axes) -> None:

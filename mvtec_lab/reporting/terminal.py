@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -48,7 +49,7 @@ def print_columns(
 
 def width_of(texts: Sequence[str]) -> int:
     """Return the letters that a column of these texts takes, with the space beside it."""
-    return 1 + max(len(line) for text in texts for line in text.split("\n"))
+    return 1 + max(cell_len(line) for text in texts for line in text.split("\n"))
 
 
 def _with_room(room: int, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:

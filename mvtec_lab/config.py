@@ -137,10 +137,11 @@ class SplitConfig:
         "holdout",
         "how samples are divided. holdout: once, by shares of the pool; kfold: each image is in test exactly once; "
         "file: as a CSV says; own: the parts of a data set that is divided already, and one that it lacks is drawn "
-        "from its train images; one_class: trains on train/good except the share `val` of it, and tests on the whole "
-        "test folder, without one on all defects and the share `test` of the good images; test_folder: only that "
-        "test, on which a fitted anomaly model is judged",
-        choices=("holdout", "kfold", "file", "own", "one_class", "test_folder"),
+        "from its train images; auto: own where folders or a list divide the images into train and test, else holdout; "
+        "one_class: trains on train/good except the share `val` of it, and tests on the whole test folder, without one "
+        "on all defects and the share `test` of the good images; test_folder: only that test, on which a fitted "
+        "anomaly model is judged",
+        choices=("holdout", "kfold", "file", "own", "auto", "one_class", "test_folder"),
     )
     pool: str = knob(
         "test", "which images take part. all: train/good takes part beside the test folder", choices=("test", "all")
@@ -161,7 +162,7 @@ class SplitConfig:
         "share of the pool that tests; with one_class of the good images, where the data set has none for testing",
         above=0,
         below=1,
-        needs=(only("split.protocol", "holdout", "own", "one_class"),),
+        needs=(only("split.protocol", "holdout", "own", "auto", "one_class"),),
     )
     folds: int = knob(
         5,

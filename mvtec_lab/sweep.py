@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mvtec_lab.arguments import text, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
-from mvtec_lab.engine.resume import earlier_run
+from mvtec_lab.engine.resume import as_begun, earlier_run
 from mvtec_lab.engine.threads import computing_with
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
@@ -139,9 +139,11 @@ def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Comma
         if not _numbered(job):
             directory = sweep_dir / job.hydra.sweep.subdir
             _claim(directory, config, command)
-            earlier = earlier_run(directory, config) if config.resume else None
-            if earlier is not None and earlier.completed:  # its data need not exist any more
-                continue
+            if config.resume:
+                config = as_begun(directory, config)
+                earlier = earlier_run(directory, config)
+                if earlier is not None and earlier.completed:  # its data need not exist any more
+                    continue
         if config.task == "train":
             from mvtec_lab.tasks.check import check_job
 

@@ -24,10 +24,10 @@ from mvtec_lab.data.layouts import LAYOUTS, read_folder, recognise
 from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.source import locate
-from mvtec_lab.data.splits import split_samples
+from mvtec_lab.data.splits import settled, split_samples
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.build import NO_DEFECTS
-from mvtec_lab.results import read_csv
+from mvtec_lab.results import RunResult, read_csv
 
 
 def fill(folder: Path, count: int = 4, name: str = "{:03}.png", size: tuple[int, int] = (SIZE, SIZE)) -> None:
@@ -129,6 +129,87 @@ def test_a_divided_folder_that_is_drawn_from_says_so(widget: Path, tmp_path: Pat
     data.scan()
     (line,) = [line for line in data.warnings if "split.protocol=own" in line]
     assert line.startswith("the images are divided already, into train, test")
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Path:
+    """A folder that is divided into train, val and test, two classes each."""
+    for part, count in {"train": 6, "val": 3, "test": 4}.items():
+        for name in ("good", "crack"):
+            fill(tmp_path / "divided" / part / name, count)
+    return tmp_path / "divided"
+
+
+def test_a_folders_own_division_is_taken_and_recorded(lab, divided: Path, tmp_path: Path, capsys) -> None:
+    words = [f"data.root={divided}", "hydra.run.dir=run"]
+    assert lab(*words) == 0
+    run = RunResult.load(tmp_path / "run")
+    assert {split: sum(counts.values()) for split, counts in run.counts.items()} == {"train": 12, "val": 6, "test": 8}
+    assert "protocol: own" in (tmp_path / "run/config.yaml").read_text()
+    assert "split.protocol=own: the data are divided already, into train, val, test" in capsys.readouterr().err
+    assert not [warning for warning in run.warnings if "divided" in warning]
+    assert lab(*words, "resume=true") == 0
+    assert "run is completed: nothing to do" in capsys.readouterr().err
+    assert lab("task=describe", f"data.root={divided}", "hydra.run.dir=d") == 0
+    facts = json.loads((tmp_path / "d/dataset.json").read_text())
+    assert facts["split"]["protocol"] == "own"
+    assert facts["classes_by_split"]["test"] == {"good": 4, "crack": 4}
+    assert main(["task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged"]) == 0
+    judged = json.loads((tmp_path / "judged/metrics.json").read_text())
+    assert judged["metrics"]["test"]["accuracy"] == run.metrics["test"]["accuracy"]
+
+
+def test_a_run_that_drew_from_a_divided_folder_goes_on_so(lab, divided: Path, tmp_path: Path) -> None:
+    words = [f"data.root={divided}", "hydra.run.dir=run"]
+    assert lab(*words, "split.protocol=holdout") == 0
+    run = RunResult.load(tmp_path / "run")
+    (line,) = [warning for warning in run.warnings if "split.protocol=own" in warning]
+    assert line.startswith("the images are divided already, into train, val, test, and holdout draws from all")
+    (tmp_path / "run/last.ckpt").unlink()
+    content = json.loads((tmp_path / "run/result.json").read_text())
+    (tmp_path / "run/result.json").write_text(json.dumps({**content, "status": "failed", "error": "broken off"}))
+    assert lab(*words, "resume=true") == 0  # by auto, which was not there when the run began
+    again = RunResult.load(tmp_path / "run")
+    assert again.counts == run.counts
+    assert again.metrics == run.metrics
+    assert lab(*words, "resume=true", "split.protocol=own") == 2  # typed: another run
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol"),
+    [("split.per_class=8", "holdout"), ("split.pool=all", "holdout"), ("-m cv.folds=3", "kfold")],
+)
+def test_settings_of_a_draw_draw_from_a_divided_folder(
+    lab, divided: Path, tmp_path: Path, words: str, protocol: str
+) -> None:
+    many = words.startswith("-m")
+    assert lab(*words.split(), f"data.root={divided}", "hydra.sweep.dir=out" if many else "hydra.run.dir=out/run") == 0
+    configs = list((tmp_path / "out").glob("*/config.yaml"))
+    assert len(configs) == (3 if many else 1)
+    for file in configs:
+        assert f"protocol: {protocol}" in file.read_text()
+        assert any(f"and {protocol} draws from all" in line for line in RunResult.load(file.parent).warnings)
+
+
+def test_what_a_division_does_not_allow_names_holdout(lab, divided: Path, tmp_path: Path, capsys) -> None:
+    words = [f"data.root={divided}", "hydra.run.dir=run"]
+    assert lab(*words, "split.test=0.4") == 2
+    said = capsys.readouterr().err
+    assert "split.test=0.4 does nothing for a data set that has test images of its own: leave it out" in said
+    fill(divided / "test/hole", 4)
+    assert lab(*words) == 2
+    said = capsys.readouterr().err
+    assert "class 'hole' has no training image: the network cannot learn it; split.protocol=holdout draws from" in said
+    assert not (tmp_path / "run").exists()
+    assert lab(*words, "split.protocol=own") == 2
+    assert "holdout draws" not in capsys.readouterr().err
+
+
+def test_what_is_not_divided_for_a_classifier_is_drawn_from(product: Path, widget: Path) -> None:
+    for folder in (product, widget):  # MVTec's layout trains on good images alone
+        samples = read_folder(folder).samples
+        assert settled(samples, SplitConfig(protocol="auto")).protocol == "holdout"
+        assert split_samples(samples, SplitConfig(protocol="auto")) == split_samples(samples, SplitConfig())
 
 
 @pytest.mark.parametrize(("given", "good"), [("OK", ["ok"]), ("Gut", ["OK", "gut"]), ("Good", ["good"])])
@@ -467,7 +548,8 @@ def test_a_list_trains_and_says_its_parts_and_groups(lab, listed: Path, tmp_path
     words = [f"data.root={listed}", "data.good=[OK]", "data.labels=elsewhere.csv"]
     found = read_folder(listed, labels=file, good=["OK"])
     assert [s.group for s in found.samples[:4]] == ["part0", "part0", "part1", "part1"]
-    assert lab(*words, "split.protocol=own", "split.val_is_test=true", "hydra.run.dir=run") == 0
+    assert lab(*words, "split.val_is_test=true", "hydra.run.dir=run") == 0
+    assert "protocol: own" in (tmp_path / "run/config.yaml").read_text()
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
     assert counts["train"] == {"good": 4, "scratch": 2}
     assert counts["test"] == {"good": 4, "scratch": 2}

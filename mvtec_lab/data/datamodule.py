@@ -39,7 +39,7 @@ from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples, thin_out
+from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_of, settled, split_samples, thin_out
 from mvtec_lab.data.tiles import OVERLAP, Window, windows
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, pictures_of, read_picture
 from mvtec_lab.errors import LabError, unknown
@@ -66,7 +66,7 @@ class MVTecDataModule(pl.LightningDataModule):
         seed: of order, sampling and augmentation.
 
     After ``scan`` or ``setup``: ``folder``, ``listed`` (what lies in it), ``classes``, ``kinds`` (the types of boxes,
-    from label 1 up), ``samples`` (all, each with its split) and ``warnings``.
+    from label 1 up), ``samples`` (all, each with its split) and ``warnings``; ``split.protocol`` is no longer auto.
 
     Raises:
         LabError: an unknown mix or transform, or a value out of range.
@@ -143,6 +143,8 @@ class MVTecDataModule(pl.LightningDataModule):
                 check_sources(train)
         except LabError as error:  # of several products, which one
             raise LabError(f"{self.folder}: {error}") from error
+        self.split = settled(listed.samples, self.split)
+        self.warnings += parted(listed.samples, self.split)
         self.warnings += listed.oddities(samples)
         self.warnings += drawn_test(listed.samples, samples, self.split)
         if imbalance is not None:

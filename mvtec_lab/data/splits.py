@@ -36,9 +36,15 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     samples = [replace(s, group=_group(s, split.group_by)) for s in samples]
     if split.group_by and all(s.group == s.path for s in samples) and split.protocol != "test_folder":
         raise LabError(f"split.group_by={split.group_by!r} matches no image, {samples[0].path} for one")
+    asked, split = split.protocol, settled(samples, split)
     if split.protocol == "own":
-        result = _own(samples, split)
-        _check_classes(result)
+        try:
+            result = _own(samples, split)
+            _check_classes(result)
+        except LabError as error:
+            if asked != "auto":
+                raise
+            raise LabError(f"{error}; split.protocol=holdout draws from all images instead") from error
         return result
     if split.protocol == "test_folder":
         return [replace(s, split="test" if _is_test(s) else "") for s in _with_test(samples, split)]
@@ -47,6 +53,37 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
     result = _drawn(samples, split) if split.file is None else _from_file(samples, Path(split.file), split.val_is_test)
     _check_classes(result)
     return result
+
+
+def settled(samples: Sequence[Sample], split: SplitConfig) -> SplitConfig:
+    """Return a split whose protocol is not ``auto``: ``own`` for samples that are divided already, else ``holdout``.
+
+    Settings of a draw, ``pool`` and ``per_class``, ask for ``holdout``.
+    """
+    if split.protocol != "auto":
+        return split
+    own = division(samples) and split.per_class is None and split.pool == "test"
+    return replace(split, protocol="own" if own else "holdout")
+
+
+def division(samples: Sequence[Sample]) -> list[str]:
+    """Return the parts of a data set on which a classifier can be trained and judged: train and others, else none."""
+    own = [part for part in SPLITS if any(s.split == part for s in samples)]
+    divided = len(own) > 1 and all(s.split for s in samples)
+    return own if divided and any(s.label != GOOD for s in samples if s.split == "train") else []
+
+
+def parted(samples: Sequence[Sample], split: SplitConfig) -> list[str]:
+    """Return a line in a list where a data set is divided and all of it is drawn from, else an empty list.
+
+    Args:
+        samples: before the split, with the data set's own division.
+    """
+    own = division(samples) if split.protocol in ("holdout", "kfold") else []
+    return [
+        f"the images are divided already, into {', '.join(own)}, and {split.protocol} draws from all of them: "
+        "split.protocol=own takes the parts as they are"
+    ] * bool(own)
 
 
 def pool_of(samples: Sequence[Sample], pool: str) -> list[Sample]:
@@ -80,6 +117,9 @@ def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
         )
     if split.val_is_test and "val" in parts:
         raise LabError("the data set has validation images: leave out split.val_is_test")
+    for part, share, why in (("val", split.val, "validation"), ("test", split.test, "test")):
+        if part in parts:
+            _leave_out(part, share, f"has {why} images of its own")
     units = _units([s for s in samples if s.split == "train"])
     tested = set() if "test" in parts else _draw(units, units, split.test, split.seed, "test")
     rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,24 @@ from omegaconf import OmegaConf
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.foreign import file_of, read_yaml
 from mvtec_lab.knobs import changing
 from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, flatten
 
 # Device and precision are not free: they change the last digits of every step.
 FREE = changing(Config, "nothing")
+
+
+def as_begun(run_dir: Path, config: Config) -> Config:
+    """Return a configuration with the protocol of its split that ``auto`` came to when the run in a directory began.
+
+    Raises:
+        LabError: its config.yaml is damaged.
+    """
+    path = file_of(run_dir, CONFIG) if config.split.protocol == "auto" else None
+    split = read_yaml(path).get("split") if path else None
+    begun = split.get("protocol") if isinstance(split, dict) else None
+    return replace(config, split=replace(config.split, protocol=begun)) if begun in ("own", "holdout") else config
 
 
 def earlier_run(run_dir: Path, config: Config) -> RunResult | None:

@@ -49,7 +49,7 @@ def annotate(config: Config, run_dir: str | Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "data": config.data.name,
         "folder": str(data.folder),
-        "split": vars(config.split),
+        "split": vars(data.split),
         "kinds": data.kinds,
         "images": Counter(image.split for image in images),
         "objects": {split: Counter(r.label for i in images if i.split == split for r in i.regions) for split in SPLITS},

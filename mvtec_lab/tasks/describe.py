@@ -29,7 +29,7 @@ from mvtec_lab.data.images import (
     white_level,
 )
 from mvtec_lab.data.samples import Sample, Scan, classes_of
-from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, pool_of, split_samples
+from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_of, settled, split_samples
 from mvtec_lab.engine.pictures import boxed, outlined, sheet, write_picture
 from mvtec_lab.engine.setup import claim, data_module, marks
 from mvtec_lab.errors import LabError
@@ -145,7 +145,7 @@ def describe(config: Config) -> Description:
         "classes": classes,
         "images_found": len(scanned.samples),
         "images_used": len(used),
-        "split": dict(vars(config.split)),
+        "split": dict(vars(settled(scanned.samples, config.split))),
         "counts": _counts(used, classes),
         "classes_by_split": by_split,
         "found": _found(scanned.samples),
@@ -217,7 +217,8 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
         findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
-        said = [*scanned.oddities(samples), *drawn_test(scanned.samples, samples, config.split)]
+        said = [*parted(scanned.samples, settled(scanned.samples, config.split)), *scanned.oddities(samples)]
+        said += drawn_test(scanned.samples, samples, config.split)
         return samples, white, [*said, *too_bright(files(used), white), *findings]
     except LabError as error:
         samples = pool_of(scanned.samples, config.split.pool)

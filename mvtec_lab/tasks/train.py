@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents
+from mvtec_lab.data.splits import division
 from mvtec_lab.engine.devices import check_devices, process_restored
-from mvtec_lab.engine.resume import clear, earlier_run
+from mvtec_lab.engine.resume import as_begun, clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, digests_of, set_up, training_seed
 from mvtec_lab.errors import LabError
@@ -51,6 +52,8 @@ def run_attempt(
     began = time.perf_counter()
     config, run_dir = config or Config(), Path(run_dir)
     check(config)
+    if config.resume:
+        config = as_begun(run_dir, config)
     earlier = earlier_run(run_dir, config) if config.resume else None
     if earlier is not None and earlier.completed:
         log.info("%s is completed: nothing to do", run_dir)
@@ -60,6 +63,10 @@ def run_attempt(
     if check_devices(config) > 1 and (reason := problem.single_device(config)):
         raise LabError(f"{reason}: give trainer.devices=1")
     data = build_data(config)
+    if config.split.protocol != data.split.protocol:
+        config = replace(config, split=data.split)
+        if own := division(data.listed.samples):
+            log.info("split.protocol=%s: the data are divided already, into %s", data.split.protocol, ", ".join(own))
     pl.seed_everything(training_seed(config), verbose=False)
     model, notes = build_model(config, data)
     set_up(config, data, problem.findings(config), problem.chosen_on_val(config), checked)

@@ -71,15 +71,6 @@ def parts_in(folder: Path) -> dict[Path, str]:
     return {path: PARTS[path.name.lower()] for path in subfolders(folder) if path.name.lower() in PARTS}
 
 
-def say_divided(result: Scan) -> None:
-    """Add a note where the data set itself has parts that a classifier can be trained and tested on."""
-    own = [part for part in ("train", "val", "test") if any(s.split == part for s in result.samples)]
-    if len(own) > 1 and any(s.label != GOOD for s in result.samples if s.split == "train"):
-        result.notes.append(
-            f"the images are divided already, into {', '.join(own)}: split.protocol=own takes the parts as they are"
-        )
-
-
 def check_case(folder: Path, names: Collection[str], good: Collection[str] = ()) -> None:
     """Refuse a folder Good where good is meant: it would be left out, or be a defect type.
 

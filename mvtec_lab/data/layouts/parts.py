@@ -15,7 +15,6 @@ from mvtec_lab.data.layouts.base import (
     list_in,
     parts_in,
     samples_of,
-    say_divided,
 )
 from mvtec_lab.data.samples import Scan
 from mvtec_lab.errors import LabError
@@ -56,7 +55,6 @@ def read(folder: Path, good: Collection[str]) -> Scan:
             result.samples += samples_of(class_folder, result, label_of(name, good), masks, part)
     if not result.samples:
         raise LabError(f"{folder} has no class folders: the layout is {LAYOUT.shape}")
-    say_divided(result)
     return result
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtec_lab.data.annotations.reading import PARTS, UNNAMED
-from mvtec_lab.data.layouts.base import MaskFiles, label_of, say_divided
+from mvtec_lab.data.layouts.base import MaskFiles, label_of
 from mvtec_lab.data.listing import list_images, natural
 from mvtec_lab.data.samples import Sample, Scan
 from mvtec_lab.errors import LabError, unknown
@@ -57,7 +57,6 @@ def read_table(file: Path, folder: Path, good: Collection[str]) -> Scan:
     collect(result, _rows(file, folder, good))
     if not any(s.split for s in result.samples):  # a path test/... says nothing here
         result.samples = [replace(s, split="train") for s in result.samples]
-    say_divided(result)
     return result
 
 

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from mvtec_lab.data.transforms import normalise as normalise
     from mvtec_lab.data.transforms import resize as resize
     from mvtec_lab.engine.model import Model as Model
+    from mvtec_lab.engine.pictures import boxed as boxed
+    from mvtec_lab.engine.pictures import outlined as outlined
     from mvtec_lab.engine.pictures import sheet as sheet
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.evaluation.detection import Box as Box
     from mvtec_lab.evaluation.metrics import confusion as confusion
     from mvtec_lab.evaluation.specs import Metric as Metric
     from mvtec_lab.evaluation.specs import register_metric as register_metric
@@ -63,6 +66,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AugmentConfig": "config",
+    "Box": "evaluation.detection",
     "Comparison": "reporting.pairs",
     "Config": "config",
     "DefectClassifier": "problems.classification.classifier",
@@ -80,6 +84,7 @@ _HOMES = {
     "SplitConfig": "config",
     "VerdictConfig": "config",
     "best_run": "reporting.best",
+    "boxed": "engine.pictures",
     "build_data": "problems.model",
     "build_model": "problems.model",
     "compare": "reporting.comparison",
@@ -92,6 +97,7 @@ _HOMES = {
     "load_runs": "reporting.runs",
     "locate": "data.source",
     "normalise": "data.transforms",
+    "outlined": "engine.pictures",
     "print_table": "reporting.summary",
     "read_coco": "data.annotations",
     "read_csv": "results",

@@ -101,5 +101,5 @@ def test_a_notebook_runs_on_real_images(path: Path, tmp_path: Path) -> None:
     """With the sample's weights, which need no network, and as few epochs and folds as there can be."""
     data = ["data=mvtec", f"data.root={ROOT}", "data.category=bottle"]
     weights = ["model.backbone=shufflenet_v2_x1_0", "model.weights=SAMPLE_V1"]
-    notebook = execute_notebooks.execute(path, tmp_path, f"DATA, EPOCHS, FOLDS = {data + weights}, 2, 3")
-    assert "bottle" in str([texts(cell) for cell in code(notebook)])
+    execute_notebooks.execute(path, tmp_path, f"DATA, EPOCHS, FOLDS = {data + weights}, 2, 3")
+    assert not (tmp_path / "outputs/data").exists()  # where the sample would be drawn

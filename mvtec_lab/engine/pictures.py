@@ -71,7 +71,7 @@ def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarra
         mask, found: bool, of any size, of the image's proportions.
 
     Returns:
-        uint8 RGB [H, W, 3], of the image's proportions, SIDE pixels on its longer side.
+        uint8 RGB [H, W, 3], of the image's proportions, 320 pixels on its longer side.
     """
     height, width, _ = image.shape
     scale = SIDE / max(height, width)
@@ -92,7 +92,7 @@ def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.n
         truth, found: boxes with ``kind``, ``score`` and the corners x0, y0, x1, y1 in pixels of the image.
 
     Returns:
-        uint8 RGB [H, W, 3], of the image's proportions, SIDE pixels or more on its longer side.
+        uint8 RGB [H, W, 3], of the image's proportions, 320 pixels or more on its longer side.
     """
     scale = max(1.0, SIDE / max(image.shape[:2]))
     tile = Image.fromarray(image)

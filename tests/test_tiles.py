@@ -18,18 +18,24 @@ from mvtec_lab.config import AugmentConfig, SplitConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import read_image
+from mvtec_lab.data.regions import region_of
+from mvtec_lab.data.samples import Sample, seen_in
+from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.data.tiles import Window, stitch, windows
 from mvtec_lab.data.transforms import normalise, resize
 from mvtec_lab.engine.pictures import map_at
 from mvtec_lab.evaluation import anomaly
+from mvtec_lab.evaluation.segmentation import image_score
 from mvtec_lab.problems.anomaly.judging import with_pasted_patches
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.results import RunResult, read_csv
 
 LARGE, TILE = 72, 32  # pixels a side of an image, and of each of its nine tiles
 PATCHCORE = ("attempt=patchcore", "model.options.layers=[features.relu1,features.relu2]", f"data.tile={TILE}")
 # 32: the least that networks which reconstruct give back
 AUTOENCODER = ("attempt=autoencoder", "data.image_size=32", "model.options.latent=8", f"data.tile={TILE}")
+FPN = ("attempt=segment/fpn", "model.options.layers=[features.relu1,features.relu2]", "model.options.channels=8")
 
 
 @pytest.fixture
@@ -249,7 +255,7 @@ def test_a_drawn_map_keeps_a_peak_that_is_smaller_than_a_pixel():
     [
         (("attempt=base",), "it learns the class of a whole image, and most tiles of a defective image show no defect"),
         (("attempt=detect/fcos",), "boxes across tiles are not joined yet"),
-        (("attempt=segment/fpn",), "masks across tiles are not joined yet"),
+        ((*FPN, "augment.paste=0.5"), "augment.paste=0.5 pastes defects onto whole images, and data.tile=32"),
         (("attempt=patchcore", "data.tile=8"), "data.tile=8 is out of range"),
     ],
 )
@@ -266,3 +272,66 @@ def test_a_checkpoint_of_before_there_were_tiles_is_read(lab, product):
     del content["about"]["tile"]
     torch.save(content, "old.ckpt")
     assert load_model("old.ckpt").tile is None
+
+
+def test_a_tile_is_of_the_class_that_its_part_of_the_mask_says(product):
+    data = module(product, targets=("mask",))
+    tiles, images = data.dataset("test"), data.images(data.of_split("test"))
+    for place in (k for k, s in enumerate(images.samples) if s.label == "hole"):
+        mask, path = images.mask(place), images.samples[place].path
+        of_image = [(k, s) for k, s in enumerate(tiles.samples) if s.path == path]
+        assert {s.label for _, s in of_image} == {"hole", "good"}
+        for k, tile in of_image:
+            part = tile.window.of(mask)
+            assert tile.label == ("hole" if part.any() else "good")
+            assert tiles[k]["mask"].any().item() == part.any()
+            assert (tiles[k]["mask"].numpy() == resize_mask(part, SIZE)).all()
+    counts = Counter(s.label for s in data.dataset("test").samples)
+    assert counts["good"] > 5 * counts["hole"]
+
+
+def test_a_tile_has_the_annotated_objects_that_reach_into_it(tmp_path):
+    small, large = np.zeros((2, 60, 60), bool)
+    small[5:8, 5:8] = True
+    large[5:10, 12:40] = True
+    objects = (region_of(small, "dot"), region_of(large, "crack"))
+    sample = Sample("a.png", "crack", "a.json", objects=objects)
+    places = [Window(0, 0, 13, 13), Window(0, 20, 14, 14), Window(40, 0, 14, 14)]
+    left, middle, empty = seen_in(sample, tmp_path, places)
+    assert left == {"label": "dot", "objects": objects}  # 9 pixels of it, 5 of the crack
+    assert [r.label for r in middle["objects"]] == ["crack"]
+    assert empty == {"label": "good", "mask": None, "objects": ()}
+
+
+def test_segmentation_learns_tiles_and_judges_images(lab, product, tmp_path):
+    arguments = (*FPN, f"data.tile={TILE}", "trainer.max_epochs=4")
+    result, rows = run(lab, "run", *arguments)
+    assert "tiles of 32 pixels" in Path("run/run.log").read_text()
+    assert len(rows) == result.counts["val"]["good"] + result.counts["val"]["defect"] + result.metrics["test"]["images"]
+    _, same = run(lab, "again", *arguments, "cache.dir=null")
+    for row, other in zip(rows, same, strict=True):
+        assert float(other["score"]) == pytest.approx(float(row["score"]), rel=1e-4)
+    assert lab("task=evaluate", "ckpt=run", "hydra.run.dir=judged") == 0
+    assert read_csv(Path("judged/predictions.csv")) == rows
+    tested = [row for row in rows if row["split"] == "test"]
+    model = load_model("run/best.ckpt")
+    image = read_image(product / tested[0]["path"])
+    pictures = np.stack([resize(w.of(image), SIZE) for w in windows(LARGE, LARGE, TILE)])
+    maps, _ = model.module.probabilities({"image": normalise(pictures, model.mean, model.std)})
+    assert float(tested[0]["score"]) == pytest.approx(max(map(image_score, maps.numpy())), rel=1e-5)
+    assert lab("task=predict", "ckpt=run", f"source={product / 'test'}", "hydra.run.dir=out") == 0
+    found = {Path(row["path"]).relative_to(product).as_posix(): row for row in read_csv(Path("out/predictions.csv"))}
+    for row in tested:
+        assert float(found[row["path"]]["score"]) == pytest.approx(float(row["score"]), rel=1e-4)
+        assert found[row["path"]]["found_type"] == row["found_type"]
+    mask = np.asarray(Image.open(Path("out/found") / f"{tested[0]['path'].removeprefix('test/')}.png"))
+    assert mask.shape == (LARGE, LARGE)
+
+
+def test_segmentation_of_tiles_resumes(resumed, product):
+    resumed(SegmentationModel, 2, *FPN, f"data.tile={TILE}", "trainer.max_epochs=4", "data.sampler=inverse")
+
+
+def test_masks_of_images_no_larger_than_a_tile_are_as_without_tiles(lab, product):
+    (plain, rows), (tiled, same) = (run(lab, name, *FPN, f"data.tile={t}") for name, t in (("a", "null"), ("b", LARGE)))
+    assert (tiled.metrics, same) == (plain.metrics, rows)

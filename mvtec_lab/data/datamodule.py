@@ -36,7 +36,7 @@ from mvtec_lab.data.images import (
 )
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste, check_sources
-from mvtec_lab.data.samples import Sample, Scan, classes_of, kinds_of
+from mvtec_lab.data.samples import Sample, Scan, by_image, classes_of, kinds_of, seen_in
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_of, settled, split_samples, thin_out
@@ -112,7 +112,7 @@ class MVTecDataModule(pl.LightningDataModule):
         self._white = white
         self._pool: list[Sample] = []  # those that take part, or did before some were left out of training
         self._paste: Paste | None = None
-        self._windows: dict[str, list[Window]] = {}  # path -> its tiles
+        self._cut: dict[str, list[dict[str, Any]]] = {}  # path -> its tiles, by what they differ in from the sample
         # Place among the images that take part, or among their tiles.
         self._row: dict[tuple[str, Window | None], int] = {}
         self._pictures: Tensor | None = None  # those images, if cached: [N, S, S, 3] uint8
@@ -195,7 +195,7 @@ class MVTecDataModule(pl.LightningDataModule):
     def _cached_tiles(self, cache: ArrayCache, paths: Sequence[Path], tiles: Sequence[Sample]) -> Tensor | None:
         """Return the pictures of all tiles; None where they cannot be kept."""
 
-        of_file = {self.folder / s.path: self._windows[s.path] for s in tiles}
+        of_file = {self.folder / of_one[0].path: [s.window for s in of_one] for of_one in by_image(tiles)}
 
         def cut(path: Path) -> np.ndarray:
             return pictures_of(read_image(path, self.white), of_file[path], self.frame)
@@ -207,8 +207,17 @@ class MVTecDataModule(pl.LightningDataModule):
         pictures = cache.get(name, self.content(tiles), len(tiles), "|u1", blocks)
         return None if pictures is None else torch.from_numpy(pictures)
 
+    @property
+    def tiled(self) -> str:
+        """Return what training sees of its images in words, for a line about them; an empty text without ``tile``."""
+        if self.frame.tile is None:
+            return ""
+        return f" ({len(self.tiles(self.of_split('train')))} tiles of {self.frame.tile} pixels)"
+
     def tiles(self, samples: Sequence[Sample]) -> list[Sample]:
         """Return the tiles of images, those of an image one after another; without ``tile``, the images themselves.
+
+        Where masks are learnt, a tile's class is that of what they mark in it: good where they mark nothing.
 
         Raises:
             LabError: a file that cannot be read.
@@ -216,10 +225,12 @@ class MVTecDataModule(pl.LightningDataModule):
         if self.frame.tile is None:
             return list(samples)
         for s in samples:
-            if s.path not in self._windows:
+            if s.path not in self._cut:
                 width, height, _ = image_size(self.folder / s.path)
-                self._windows[s.path] = windows(height, width, self.frame.tile)
-        return [replace(s, window=window) for s in samples for window in self._windows[s.path]]
+                places = windows(height, width, self.frame.tile)
+                learnt = seen_in(s, self.folder, places) if self.targets else [{}] * len(places)
+                self._cut[s.path] = [{**seen, "window": w} for seen, w in zip(learnt, places, strict=True)]
+        return [replace(s, **of_tile) for s in samples for of_tile in self._cut[s.path]]
 
     @property
     def white(self) -> int:

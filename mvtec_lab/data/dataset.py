@@ -189,13 +189,12 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         places = [k[0] if isinstance(k, tuple) else k for k in key]
         index = torch.tensor(places)
         masks: Sequence[Any] = ()
-        if self.random or self.targets:
+        if self.random:
             pictures, masks = zip(*map(self._seen, key), strict=True)
             images = torch.from_numpy(np.stack(pictures))
-        elif self.pictures is not None:
-            images = self.pictures[places]
         else:
-            images = torch.from_numpy(self.pictures_at(places))
+            masks = [self._small_mask(place) for place in places] if self.targets else ()
+            images = torch.from_numpy(self.pictures_at(places)) if self.pictures is None else self.pictures[places]
         item: dict[str, Any] = {
             "image": normalise(images, self.mean, self.std),
             "label": self.labels[index],
@@ -243,12 +242,17 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
     def _read_small(self, place: int) -> np.ndarray:
         sample = self.samples[place]
+        window = sample.window
+
+        def small(mask: np.ndarray) -> np.ndarray:
+            return resize_mask(mask if window is None else window.of(mask), self.frame)
+
         if sample.objects:
-            return np.stack([resize_mask(r.mask(), self.frame) for r in sample.objects], axis=2)
+            return np.stack([small(r.mask()) for r in sample.objects], axis=2)
         mask = sample.read_mask(self.folder)
         if mask is None:
             return np.zeros((self.frame.size, self.frame.size), np.uint8)
-        return resize_mask(mask, self.frame)
+        return small(mask)
 
 
 def _joined(mask: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,6 +134,27 @@ def no_good(classes: Sequence[str]) -> str:
 def by_image(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Return the tiles of each image, which lie one after another; an image that is not cut is a list of its own."""
     return [list(tiles) for _, tiles in groupby(samples, key=lambda s: s.path)]
+
+
+def seen_in(sample: Sample, folder: Path, windows: Sequence[Window]) -> list[dict[str, Any]]:
+    """Return what the masks of an image mark in each of its windows, as fields of a sample: label, mask and objects.
+
+    Raises:
+        LabError: the mask cannot be read.
+    """
+    if sample.mask is None or not sample.outlined:
+        return [{} for _ in windows]
+    masks = [r.mask() for r in sample.objects] if sample.objects else [sample.read_mask(folder)]
+    fields: list[dict[str, Any]] = []
+    for window in windows:
+        areas = [0 if mask is None else int(window.of(mask).sum()) for mask in masks]
+        if not any(areas):
+            fields.append({"label": GOOD, "mask": None, "objects": ()})
+            continue
+        objects = tuple(r for r, area in zip(sample.objects, areas, strict=False) if area)
+        largest = sample.objects[int(np.argmax(areas))].label if objects else sample.label
+        fields.append({"label": largest, "objects": objects})
+    return fields
 
 
 def classes_of(samples: Sequence[Sample]) -> list[str]:

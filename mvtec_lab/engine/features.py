@@ -15,6 +15,7 @@ from torch import nn
 
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset, Rows
+from mvtec_lab.data.samples import by_image
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.maps import Joined, of_views
 
@@ -67,7 +68,8 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
     data = run.data
     if network is None or data.cache is None:
         return []
-    images, device = data.images([sample for sample in data.samples if sample.split]), run.trainer.strategy.root_device
+    images = data.images(data.tiles([sample for sample in data.samples if sample.split]))
+    device = run.trainer.strategy.root_device
 
     def blocks(part: nn.Module) -> Iterator[np.ndarray]:
         part.to(device)
@@ -76,18 +78,21 @@ def use_views(run: Run, network: nn.Module | None, views: int, name: str) -> lis
             yield of_views(part, image, range(views)).cpu().numpy()
 
     parts = list(network.parts) if isinstance(network, Joined) else [network]
-    title, rows, further = f"{data.folder.name} {name} at {data.frame}", len(images) * views, {"views": views}
+    of_tiles = "" if data.frame.tile is None else f"tiles of {data.frame.tile} "
+    title, rows = f"{data.folder.name} {of_tiles}{name} at {data.frame}", len(images) * views
+    further = {"views": views}
     network.eval()  # for good: it never trains
     kept_parts = [kept(title, part, data, images, rows, further, run.trainer, partial(blocks, part)) for part in parts]
     arrays = [array for array in kept_parts if array is not None]
     if len(arrays) < len(parts):
         return []
-    place_of = {sample.path: place for place, sample in enumerate(images.samples)}
+    place_of = {(sample.path, sample.window): place for place, sample in enumerate(images.samples)}
     for split in ("train", "val", "test"):
-        if samples := data.of_split(split):
+        if samples := data.tiles(data.of_split(split)):
             if split == "train" and data.random:
                 continue
-            chosen = [place_of[sample.path] * views + number for sample in samples for number in range(views)]
+            places = [place_of[sample.path, sample.window] for sample in samples]
+            chosen = [place * views + number for place in places for number in range(views)]
             features = [Rows(array, chosen) for array in arrays]
             data.load_features(split, features[0] if len(features) == 1 else JoinedRows(features), views)
     return sorted(data.features)
@@ -97,13 +102,14 @@ def seconds_per_image(data: MVTecDataModule, judge: Callable[[dict[str, Any]], o
     """Return the seconds from an image's pixels to what is judged of it: kept features would hide the frozen part's.
 
     Args:
-        judge: takes a batch of one test image, and ends when its result is on the CPU.
+        judge: takes a batch of one test image, or of all its tiles, and ends when its result is on the CPU.
     """
-    images = data.images(data.of_split("test")[:TIMED])
+    # Of an image in tiles, the tiles are what is judged in the time that is taken.
+    batches = by_image(data.tiles(data.of_split("test")[: TIMED if data.frame.tile is None else 1]))
     started = time.perf_counter()
-    for place in range(len(images)):
-        judge(images[[place]])
-    return (time.perf_counter() - started) / len(images)
+    for tiles in batches:
+        judge(data.images(tiles)[list(range(len(tiles)))])
+    return (time.perf_counter() - started) / len(batches)
 
 
 class JoinedRows(Rows):

@@ -23,14 +23,14 @@ def fit(run: Run) -> None:
     result.parameters = {"total": total, "trained": trained}
     result.luck = module.method.draws or result.weights == "random"
     images = data.of_split("train")
-    train, tile = data.images(data.tiles(images)), data.frame.tile
+    train = data.images(data.tiles(images))
     log.info(
         "%s: %s%s%d good images%s to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
         run.config.attempt,
         "" if run.model.method == run.config.attempt else f"{run.model.method}, ",
         "" if result.backbone == "none" else f"{result.backbone} ({result.weights}), ",
         len(images),
-        "" if tile is None else f" ({len(train)} tiles of {tile} pixels)",
+        data.tiled,
         len(data.of_split("val")),
         run.config.threshold.rule,
         len(data.of_split("test")),

@@ -27,9 +27,17 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
     _rehearse_single(config, data)
     module = _module(config, data, weights)
     module.require(data)
-    size, white = config.data.image_size, data.white
+    d = config.data
     return Model(
-        module, config.model.method, list(CLASSES), size, white, data.mean, data.std, weights=module.weights_name
+        module,
+        config.model.method,
+        list(CLASSES),
+        d.image_size,
+        data.white,
+        data.mean,
+        data.std,
+        module.weights_name,
+        tile=d.tile,
     )
 
 

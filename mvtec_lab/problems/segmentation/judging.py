@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.samples import by_image
+from mvtec_lab.data.tiles import Window, stitch
 from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation import segmentation
@@ -41,9 +44,11 @@ def judge(run: Run) -> Judgement:
     data, result, model = run.data, run.result, run.model
     scored, types = {}, {}
     for split in ("test",) if data.val_is_test or not data.of_split("val") else ("test", "val"):
-        maps, types[split] = zip(*_probabilities(data, model.module, split), strict=True)
-        scores = np.array([segmentation.image_score(score_map) for score_map in maps], dtype=np.float32)
-        scored[split] = Scored(data.dataset(split), scores, list(maps))
+        images = data.of_split(split)
+        pairs, tiles = _probabilities(data, model.module, split), by_image(data.tiles(images))
+        found = [of_image(list(islice(pairs, len(of_one))), [s.window for s in of_one]) for of_one in tiles]
+        scores, maps, types[split] = zip(*found, strict=True)
+        scored[split] = Scored(data.images(images), np.array(scores, dtype=np.float32), list(maps))
     result.seconds_per_image = seconds_per_image(data, model.module.probabilities)
     result.peak_mib = run.peak_mib()
     if data.val_is_test:
@@ -71,14 +76,14 @@ def judge(run: Run) -> Judgement:
 def _probabilities(
     data: MVTecDataModule, module: SegmentationModel, split: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield the probabilities of a split's images, of a defect [h, w] and of its types [K]."""
+    """Yield the probabilities of a split's images, or of all their tiles, of a defect [h, w] and of its types [K]."""
     for batch in _one_by_one(data, module, split):
         maps, types = module.probabilities(batch)
         yield maps[0].numpy(), types[0]
 
 
 def _one_by_one(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[Mapping[str, Any]]:
-    """Yield a batch of each image of a split; it has the features of all its views where these were computed."""
+    """Yield a batch of each image, or tile, of a split; it has the features of all its views where these are known."""
     features = data.features.get(split)
     dataset: Any = features or data.dataset(split)
     for place in range(len(dataset)):
@@ -87,11 +92,13 @@ def _one_by_one(data: MVTecDataModule, module: SegmentationModel, split: str) ->
 
 def _oracle_iou(data: MVTecDataModule, module: SegmentationModel, test: Scored, map_threshold: float) -> float | None:
     """Return the mean IoU over the defect images with prompts from the true masks: what no inspection can have, but
-    where better prompts could lead. None where the method takes none, or there are no defects.
+    where better prompts could lead. None where the method takes none, there are no defects, or images are cut.
 
     Views and threshold are those of the judged masks, so that the prompts alone differ.
     """
-    ious = []
+    ious: list[float] = []
+    if data.frame.tile is not None:
+        return None
     for place, batch in enumerate(_one_by_one(data, module, "test")):
         if (mask := test.dataset.mask(place)) is None:
             continue
@@ -107,6 +114,24 @@ def _oracle_iou(data: MVTecDataModule, module: SegmentationModel, test: Scored, 
         both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > map_threshold, mask)
         ious.append(both / max(either, 1))
     return float(np.mean(ious)) if ious else None
+
+
+def of_image(
+    pairs: Sequence[tuple[np.ndarray, torch.Tensor]], windows: Sequence[Window | None]
+) -> tuple[float, np.ndarray, torch.Tensor]:
+    """Return the score of an image, its probabilities of a defect [h, w] and of its types [K], from those of its tiles.
+
+    The score is the highest of the tiles', and so are the types those of that tile: a mean over the largest thousandth
+    of a large image would lose a defect that fills less. The maps are stitched.
+
+    Args:
+        pairs: the probabilities of all tiles, or of the image itself, if it is not cut.
+        windows: where they lie; None: the image itself.
+    """
+    scores = [segmentation.image_score(score_map) for score_map, _ in pairs]
+    best = int(np.argmax(scores))
+    places = [window for window in windows if window is not None]
+    return scores[best], stitch([score_map for score_map, _ in pairs], places), pairs[best][1]
 
 
 def _thresholds(run: Run, val: Scored) -> tuple[float, float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.tiles import Window
 from mvtec_lab.engine.model import Model
 from mvtec_lab.evaluation.segmentation import image_score, peak, spread
 from mvtec_lab.models.views import view
@@ -19,7 +20,7 @@ from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
-from mvtec_lab.problems.segmentation.judging import found_type, judge
+from mvtec_lab.problems.segmentation.judging import found_type, judge, of_image
 from mvtec_lab.problems.segmentation.pictures import files
 from mvtec_lab.problems.segmentation.training import fit
 
@@ -56,7 +57,15 @@ class Segmentation(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         maps, types = model.module.probabilities({"image": images})
         square = model.image_size, model.image_size
-        return [_prediction(model, *found, square) for found in zip(maps.numpy(), types, strict=True)]
+        pairs = zip(maps.numpy(), types, strict=True)
+        return [_prediction(model, image_score(score_map), score_map, kinds, square) for score_map, kinds in pairs]
+
+    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
+        pairs: list[tuple[np.ndarray, Tensor]] = []
+        for batch in tiles:
+            maps, types = model.module.probabilities({"image": batch})
+            pairs += zip(maps.numpy(), types, strict=True)
+        return _prediction(model, *of_image(pairs, windows), (model.image_size, model.image_size))
 
     def exported(self, model: Model) -> nn.Module:
         require_onnx(model)
@@ -66,11 +75,14 @@ class Segmentation(Problem):
         return [called(rows, model.threshold)]
 
 
-def _prediction(model: Model, score_map: np.ndarray, types: Tensor, size: tuple[int, int]) -> Prediction:
-    """Return what the probabilities of an image say, of a defect [h, w] and of its types [K]; its mask is of size."""
+def _prediction(model: Model, score: float, score_map: np.ndarray, types: Tensor, size: tuple[int, int]) -> Prediction:
+    """Return what score and probabilities of an image say, of a defect [h, w] and of its types [K].
+
+    Args:
+        size: (H, W) of its mask.
+    """
     assert model.threshold is not None
     assert model.map_threshold is not None
-    score = image_score(score_map)
     # An image that is called good has an empty mask: what is written of it says the same everywhere.
     name, begins = (CLASSES[1], model.map_threshold) if score > model.threshold else (CLASSES[0], float("inf"))
     share = float((spread(score_map, size) > begins).mean())
@@ -82,7 +94,7 @@ def _prediction(model: Model, score_map: np.ndarray, types: Tensor, size: tuple[
         "found_type": found_type(model.module.kinds, types, name),
     }
     caption = f"{row['found_type'] or name} ({score:.3g}; mask {share:.1%})"
-    sized = partial(_prediction, model, score_map, types)
+    sized = partial(_prediction, model, score, score_map, types)
     return Prediction(row, caption, files=files(score_map, begins), sized=sized)
 
 

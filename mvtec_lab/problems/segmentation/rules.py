@@ -18,9 +18,6 @@ _OTHERS = {
 }
 
 
-UNTILED = "masks across tiles are not joined yet: give an anomaly model, attempt=patchcore say, or leave data.tile out"
-
-
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect with the method, each with the reason."""
     return {key: why for keys, why in _OTHERS.items() for key in keys.split()}
@@ -34,6 +31,11 @@ def check(config: Config) -> None:
             f"data.masks={config.data.masks} and model.method={config.model.method}: it learns from masks, and an "
             "image without one would be a good image to it: give data.masks=required"
         )
+    if config.augment.paste and config.data.tile is not None:
+        raise LabError(
+            f"augment.paste={config.augment.paste:g} pastes defects onto whole images, and data.tile="
+            f"{config.data.tile} shows tiles: leave one of them out"
+        )
 
 
-RULES = Rules(check, without_effect, deciding=lambda config: "iou", untiled=UNTILED)
+RULES = Rules(check, without_effect, deciding=lambda config: "iou", untiled="")

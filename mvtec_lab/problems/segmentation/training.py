@@ -32,13 +32,14 @@ def fit(run: Run) -> None:
     result.parameters = {name: sum(p.numel() for p in parameters) for name, parameters in counted.items()}
     result.luck = trains
     log.info(
-        "%s: %s%s, %s of %s parameters train, %d images in %s, %d CPU thread(s)",
+        "%s: %s%s, %s of %s parameters train, %d images%s in %s, %d CPU thread(s)",
         run.config.attempt,
         run.model.method,
         "" if result.backbone == "none" else f" on {result.backbone} ({result.weights})",
         f"{result.parameters['trained']:,}",
         f"{result.parameters['total']:,}",
         len(run.data.of_split("train")),
+        run.data.tiled,
         trainer.strategy.root_device,
         torch.get_num_threads(),
     )
@@ -63,7 +64,7 @@ def fit(run: Run) -> None:
 def _fit_types(run: Run, module: SegmentationModel, type_model: RegionTypes) -> None:
     """Show what names the types of defects all training images, as they are, and their true masks."""
     data = run.data
-    images, features = data.images(data.of_split("train")), data.features.get("train")
+    images, features = data.images(data.tiles(data.of_split("train"))), data.features.get("train")
     evidence: list[np.ndarray] = []
     kinds: list[str] = []
     for place, sample in enumerate(images.samples):

@@ -70,6 +70,12 @@ class SamBox(SamModel):
                 f"model.options.prompts={path} reads 16-bit images with data.white={white}, this run with "
                 f"{data.white}: give data.white={white}"
             )
+        if (tile := self.finder.model.tile) != data.frame.tile:
+            seen = "whole images" if tile is None else f"tiles of {tile} pixels"
+            raise LabError(
+                f"model.options.prompts={path} sees {seen}, and data.tile={data.frame.tile}: give "
+                f"data.tile={'null' if tile is None else tile}"
+            )
 
     def decode(self, features: Tensor) -> Tensor:
         maps, masks = self.maps(features), []

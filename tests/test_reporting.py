@@ -448,6 +448,30 @@ def test_axes_of_curves_have_ticks_to_read(losses: str, scale: str) -> None:
     assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
 
 
+def losses_of(*losses: float) -> list[dict[str, Any]]:
+    return [{"epoch": e, "train/loss": loss, "val/loss": loss, "val/iou": 0.5} for e, loss in enumerate(losses, 1)]
+
+
+def test_one_attempts_outlier_does_not_flatten_the_curves_of_the_others() -> None:
+    others = {f"a{i}": [losses_of(1.0, 0.6, 0.4 + i / 50)] for i in range(3)}
+    ax = figures.curves_figure(others | {"spike": [losses_of(1.0, 60.0, 0.5)]}).axes[0]
+    assert ax.get_ylim() == pytest.approx((0.37, 1.03))
+    assert [text.get_text() for text in ax.texts] == ["↑ cut: spike, up to 60"]
+    ax = figures.curves_figure(others | {"another": [losses_of(60.0, 50.0, 40.0)]}).axes[0]
+    assert (ax.get_yscale(), len(ax.texts)) == ("symlog", 0)  # all of it is far away: cut, nothing would be seen of it
+    ax = figures.curves_figure(others | {"near": [losses_of(2.0, 1.0, 0.5)]}).axes[0]
+    assert (ax.get_yscale(), len(ax.texts)) == ("linear", 0)
+    assert ax.get_ylim()[1] > 2
+
+
+def test_the_epochs_that_were_kept_are_marked(tmp_path: Path) -> None:
+    curves = figures.curves_figure({"a": [losses_of(3, 2, 1), losses_of(4, 3)], "b": []}, {"a": [2, None]})
+    assert [mark.get_offsets().tolist() for mark in curves.axes[0].collections] == [[[2, 2]]]
+    assert [mark.get_offsets().tolist() for mark in curves.axes[2].collections] == [[[2, 0.5]]]
+    fabricate(tmp_path / "0", "base", epochs=3, best_epoch=2)
+    assert "A dot marks the epoch whose weights were kept" in text_of(page(tmp_path))
+
+
 def test_a_single_epoch_has_a_whole_number() -> None:
     history = [{"epoch": "1", "train/loss": "1", "val/loss": "1"}]
     ax = figures.curves_figure({"base": [history]}).axes[1]

@@ -26,6 +26,7 @@ DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours a
 PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
 LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
 _HALF = "\x00"  # stands for the second half of a letter that is two wide; in no text of its own
+FAR = 5  # times as high as most attempts' highest loss: what lies above is cut, or the axis becomes a logarithm's
 MOST = 30  # classes, kinds or attempts in one figure: drawn in a second, on a page that a screen shows
 
 
@@ -65,13 +66,20 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
     return lettered(figure)
 
 
-def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+def curves_figure(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    best: Mapping[str, Sequence[int | None]] | None = None,
+) -> Figure:
     """Draw every attempt's training curves in one figure: the losses and up to two metrics that decide.
+
+    Where the loss of some epochs of an attempt is far above what the others have, the axis ends with the others, and
+    says so.
 
     Args:
         histories: attempt -> its runs -> the rows of a history.csv (numbers or text; an empty cell is a gap). Several
             runs are thin lines beside their mean, which ends with the shortest of them. An attempt without runs is left
             out but keeps its colour. Of more than MOST attempts the first ones are drawn.
+        best: attempt -> the epoch of each run whose weights were kept, counted as in its history; a dot marks it.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -88,8 +96,9 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
         unused.set_visible(False)
     for ax, key in zip(axes.flat, panels, strict=False):
         for index, (name, runs) in enumerate(histories.items()):
-            lines = [line for line in (_series(rows, key) for rows in runs) if line]
-            _draw_runs(ax, lines, index, _label(name, 40), thin)
+            lines = [_series(rows, key) for rows in runs]
+            _draw_runs(ax, [line for line in lines if line], index, _label(name, 40), thin)
+            _mark(ax, lines, (best or {}).get(name, ()), index, thin)
         ax.set_title(f"validation {metrics[key].title}" if key in metrics else LOSSES[key], fontsize=10)
         _quiet(ax)
         ax.grid(color=RULE)
@@ -99,8 +108,12 @@ def curves_figure(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
         if key in panels[-2:]:
             ax.set_xlabel("epoch", color=GREY)
             ax.tick_params(labelbottom=True)  # of three the second one has none below it
-        if not metrics and ax.lines and _wide([y for line in ax.lines for y in line.get_ydata()]):
-            ax.set_yscale("symlog", linthresh=0.01)
+        if key in LOSSES:
+            _scale(
+                ax,
+                {name: [y for rows in runs for y in _series(rows, key).values()] for name, runs in histories.items()},
+                bool(metrics),
+            )
     if {epoch for ax in figure.axes for line in ax.lines for epoch in np.asarray(line.get_xdata())} == {1}:
         axes.flat[0].set_xticks([1])  # one epoch: Matplotlib itself writes 0.96, 0.98 ...; the panels share the axis
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -116,6 +129,33 @@ def _wide(losses: Sequence[float]) -> bool:
     """
     sizes = np.abs(losses)
     return min(losses) < 0 or sizes.max() > 100 * max(float(sizes.min()), 0.01)
+
+
+def _scale(ax: Axes, values: Mapping[str, Sequence[float]], linear: bool) -> None:
+    """Choose the axis of a loss, so that what one attempt has far above the others does not flatten these.
+
+    Args:
+        ax: with the curves.
+        values: of each attempt.
+        linear: whether the losses are those of one kind of network, which a plain axis can compare.
+    """
+    known = {name: v for name, of in values.items() if (v := [value for value in of if np.isfinite(value)])}
+    together = [value for of in known.values() for value in of]
+    if not together:
+        return
+    low, tops = min(together), {name: max(of) for name, of in known.items()}
+    usual = sorted(tops.values())[(len(tops) - 1) // 2]
+    limit = low + FAR * (usual - low)
+    far = [name for name, top in tops.items() if top > limit > low]
+    whole = any(np.median(known[name]) > limit for name in far)  # most of a curve, not some epochs
+    if whole or (not linear and _wide(together)):
+        ax.set_yscale("symlog", linthresh=0.01)
+    elif far:
+        high = max(top for name, top in tops.items() if name not in far)
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        who = _label(far[0], 30, 1) if len(far) == 1 else f"{len(far)} attempts"
+        what = f"↑ cut: {who}, up to {max(tops.values()):.3g}"
+        ax.text(0.99, 0.98, what, ha="right", va="top", fontsize=8, color=INK, transform=ax.transAxes)
 
 
 def _judged_by(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Metric]:
@@ -142,6 +182,18 @@ def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label
     for line in lines:
         marker = "o" if len(line) == 1 else None  # one epoch makes no line
         ax.plot(list(line), list(line.values()), marker=marker, label=label, **style)
+
+
+def _mark(ax: Axes, lines: Sequence[Mapping[int, float]], best: Sequence[int | None], index: int, thin: bool) -> None:
+    """Mark the epoch of each run whose weights were kept; nothing where its own line is not drawn."""
+    if len(lines) > 1 and not thin:
+        return
+    places = [
+        (epoch, line[epoch]) for line, epoch in zip(lines, best, strict=False) if epoch is not None and epoch in line
+    ]
+    size = 40 if len(lines) == 1 else 14
+    for epoch, value in places:
+        ax.scatter(epoch, value, size, _style(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -149,10 +149,13 @@ def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]
 
 def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Return the training curves as a picture, and the names of the attempts that should have left some."""
-    histories = {a.name: [rows for run in a.runs if (rows := _history(run))] for a in attempts}
+    runs = {a.name: [(run, rows) for run in a.runs if (rows := _history(run))] for a in attempts}
+    histories = {name: [rows for _, rows in of] for name, of in runs.items()}
+    best = {name: [run.best_epoch for run, _ in of] for name, of in runs.items()}
     drawn = any(histories.values())
     return {
-        "curves": figures.to_data_uri(figures.curves_figure(histories)) if drawn else None,
+        "curves": figures.to_data_uri(figures.curves_figure(histories, best)) if drawn else None,
+        "marked": any(epoch is not None for epochs in best.values() for epoch in epochs),
         "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
         # A run that is completed without an epoch fits once, and has no curve.
         "curveless": [

@@ -55,18 +55,37 @@ def test_the_report_fits_its_page(browser: Any, sweep: Path, width: int) -> None
     browser.get((sweep / "report.html").as_uri())
     assert browser.execute_script("return window.innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    # A table that is wider than its box says so, and keeps its names in sight.
+    # A table that is wider than its box says so, and keeps its names in sight; a phone makes cards of its rows.
     tables = browser.execute_script(
         """return [...document.querySelectorAll('.scroll > table')].map(table => {
             const [box, cell] = [table.parentElement, table.querySelector('td')];
             box.scrollLeft = 1e6;
             const moved = cell.getBoundingClientRect().left - box.getBoundingClientRect().left;
-            return [box.scrollLeft, moved, getComputedStyle(box).backgroundImage];
+            const shade = getComputedStyle(box).backgroundImage;
+            return [box.scrollLeft, moved, shade, table.classList.contains('many')];
         })"""
     )
-    assert any(scrolled for scrolled, *_ in tables) == (width == 390)
-    assert all(moved == 0 and "gradient" in shade for _, moved, shade in tables)
+    assert not any(scrolled for scrolled, *_ in tables)
+    cells = browser.execute_script(
+        """return [...document.querySelectorAll('table.many td')].map(cell => {
+            const title = getComputedStyle(cell, '::before').content, place = cell.getBoundingClientRect();
+            return [title, place.left, place.right, cell.scrollWidth <= cell.clientWidth];
+        })"""
+    )
+    titles = {title.strip('"') for title, *_ in cells}
+    assert ({"runs", "test accuracy", "verdict", "cosine"} <= titles) == (width == 390)
+    assert all(left >= 0 and right <= width and whole for _, left, right, whole in cells)
+    assert all(moved == 0 for _, moved, *_ in tables)
+    assert all("gradient" in shade for *_, shade, many in tables if not many or width > 640)
     pictures = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth)")
+    chart = browser.execute_script("return document.querySelector('picture img').getBoundingClientRect().width")
+    assert chart <= width
+    sections = browser.execute_script(
+        """return [...document.querySelectorAll('nav a')].map(
+            link => [link.innerText, document.querySelector(link.getAttribute('href')).innerText])"""
+    )
+    assert all(link == title for link, title in sections)
+    assert {"Verdict", "Training curves", "Attempt by attempt"} <= {link for link, _ in sections}
     assert len(pictures) >= 8  # intervals, curves, and two of each attempt
     assert all(pictures)
     text = browser.execute_script("return document.body.innerText")

@@ -69,6 +69,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
 def curves_figure(
     histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     best: Mapping[str, Sequence[int | None]] | None = None,
+    columns: int = 2,
 ) -> Figure:
     """Draw every attempt's training curves in one figure: the losses and up to two metrics that decide.
 
@@ -80,6 +81,7 @@ def curves_figure(
             runs are thin lines beside their mean, which ends with the shortest of them. An attempt without runs is left
             out but keeps its colour. Of more than MOST attempts the first ones are drawn.
         best: attempt -> the epoch of each run whose weights were kept, counted as in its history; a dot marks it.
+        columns: charts side by side, each 4.5 inches wide.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -88,10 +90,10 @@ def curves_figure(
     thin = sum(map(len, histories.values())) <= 4 * MOST  # more lines take seconds, and hide each other
     metrics = _judged_by([rows for runs in histories.values() for rows in runs])
     panels = [*LOSSES, *metrics]
-    rows = (len(panels) + 1) // 2
-    height = 3.1 * rows + 0.22 * (sum(map(any, histories.values())) // 4)
-    figure = Figure(figsize=(9, height if metrics else height + 0.4), layout="constrained")
-    axes = figure.subplots(rows, 2, sharex=True, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
+    rows, names = -(-len(panels) // columns), 2 * columns  # the names in a row of the legend
+    height = 3.1 * rows + 0.22 * (sum(map(any, histories.values())) // names)
+    figure = Figure(figsize=(4.5 * columns, height if metrics else height + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.08, "wspace": 0.06})
     for unused in axes.flat[len(panels) :]:
         unused.set_visible(False)
     for ax, key in zip(axes.flat, panels, strict=False):
@@ -105,7 +107,7 @@ def curves_figure(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key in metrics and metrics[key].share:
             ax.set_ylim(0, 1)
-        if key in panels[-2:]:
+        if key in panels[-columns:]:
             ax.set_xlabel("epoch", color=GREY)
             ax.tick_params(labelbottom=True)  # of three the second one has none below it
         if key in LOSSES:
@@ -118,7 +120,9 @@ def curves_figure(
         axes.flat[0].set_xticks([1])  # one epoch: Matplotlib itself writes 0.96, 0.98 ...; the panels share the axis
     named = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), frameon=False)
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=min(names, len(named)), frameon=False
+        )
     return lettered(figure)
 
 

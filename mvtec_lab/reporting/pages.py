@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,14 @@ from mvtec_lab.reporting import summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.results import GOOD, write_whole
 
+SHORT = 4  # sections, which one or two screens show
+FIGURES, WORDS = 6, 4  # columns of a table that are too many for a phone
+_TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+_SECTION = re.compile(r"<h2>(.*?)</h2>")
+
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page, complete or not at all.
+    """Write a page, complete or not at all; a long one has its contents below its head.
 
     Args:
         template: its file beside this one.
@@ -29,7 +36,34 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     )
     environment.filters["number"] = summary.number
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
-    write_whole(path, environment.get_template(template).render(**values))
+    html = environment.get_template(template).render(**values)
+    write_whole(path, _with_contents(_TABLE.sub(_with_titles, html)))
+
+
+def _with_contents(html: str) -> str:
+    """Return a page with links to its sections below its head, where there are more than SHORT of them."""
+    titles = _SECTION.findall(html)
+    if len(titles) <= SHORT:
+        return html
+    numbers = count(1)
+    html = _SECTION.sub(lambda title: f'<h2 id="section-{next(numbers)}">{title[1]}</h2>', html)
+    links = "".join(f'<li><a href="#section-{number}">{title}</a></li>' for number, title in enumerate(titles, 1))
+    return html.replace("</header>", f'</header>\n<nav aria-label="Contents"><ul>{links}</ul></nav>', 1)
+
+
+def _with_titles(table: re.Match[str]) -> str:
+    """Return a table; of many columns its cells have their titles, as a phone makes a card of each row."""
+    texts = re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
+    if len(texts) < (WORDS if '<table class="config' in table[0] else FIGURES):
+        return table[0]
+    titles = [" ".join(re.sub(r"<[^>]*>", " ", text).split()) for text in texts]
+
+    def titled(row: re.Match[str]) -> str:
+        left = iter(titles)
+        return re.sub(r"<td\b", lambda cell: f'{cell[0]} data-title="{next(left, "")}"', row[0])
+
+    html = re.sub(r"<tr\b.*?</tr>", titled, table[0], flags=re.DOTALL)
+    return re.sub(r'<table( class="|)', lambda begin: begin[0] + ("many " if begin[1] else ' class="many"'), html)
 
 
 def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]], drawn_from_all: bool) -> str | None:

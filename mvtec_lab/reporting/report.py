@@ -154,7 +154,8 @@ def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
     best = {name: [run.best_epoch for run, _ in of] for name, of in runs.items()}
     drawn = any(histories.values())
     return {
-        "curves": figures.to_data_uri(figures.curves_figure(histories, best)) if drawn else None,
+        # Side by side, and below each other for a phone.
+        "curves": [figures.to_data_uri(figures.curves_figure(histories, best, n)) for n in (2, 1) if drawn],
         "marked": any(epoch is not None for epochs in best.values() for epoch in epochs),
         "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
         # A run that is completed without an epoch fits once, and has no curve.

@@ -221,6 +221,18 @@ def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, 
         assert np.asarray(Image.open(tmp_path / "new/found/000.png.png")).shape == (24, 24)
 
 
+@pytest.mark.parametrize("method", others_slow(METHODS, "fcos", "fasterrcnn"))
+def test_kept_maps_and_images_of_any_size_give_the_same_boxes(method: str, tiny_net: str) -> None:
+    module = model(tiny_net, method, image_size=40).eval()  # no multiple of 32, to which TorchVision pads
+    assert module.frozen is not None
+    images = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        from_maps = module.found({"features": module.frozen(images)})
+    for one, other in zip(module.found({"image": images}), from_maps, strict=True):
+        assert len(one["boxes"]) or method == "retinanet"  # whose untrained scores are below the least
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Path, monkeypatch) -> None:
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     monkeypatch.setattr(DetectionModel, "detect", lambda self, images: [dict(nothing) for _ in images])

@@ -259,7 +259,8 @@ class AsGiven(GeneralizedRCNNTransform):
     """Take images as they are: the lab has resized and normalised them already."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, size, [0.0] * 3, [1.0] * 3)
+        # TorchVision pads to multiples of 32: maps of images would be larger than those that are kept of them.
+        super().__init__(size, size, [0.0] * 3, [1.0] * 3, size_divisible=1)
 
     def normalize(self, image: Tensor) -> Tensor:
         return image

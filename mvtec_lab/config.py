@@ -67,6 +67,12 @@ class DataConfig:
         changes="run",
         needs=(only("data.name", "folder"),),
     )
+    defects: str = knob(
+        "types",
+        "how many classes defects are. types: one for each type; merged: all are the class `defect`, for defects of "
+        "which there are too few of a type",
+        choices=("types", "merged"),
+    )
     archive: str | None = knob(
         None,
         "URL or local file of an archive that fills the product's folder if it is missing or empty",

@@ -30,6 +30,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 # says that it failed.
 FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
 GOOD = "good"  # the class without a defect, and the type of its images
+DEFECT = "defect"  # the class of all others, where their types are not told apart
 ROWS = 1_000_000  # of a CSV: more images than the lab is made for
 IN_TABLE = {"in_table": True}  # marks a log line that result.warnings has too: the command line shows it once
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mvtec_lab.data.listing import LeftOut, name_left_out
 from mvtec_lab.data.regions import Region, merged, regions_of
 from mvtec_lab.data.tiles import Window
 from mvtec_lab.errors import LabError
-from mvtec_lab.results import GOOD
+from mvtec_lab.results import DEFECT, GOOD
 
 # What plants and data sets call their good images.
 LIKELY_GOOD = ("ok", "io", "i.o.", "gut", "normal", "pass", "passed", "conforming", "bon", "buono", "bueno", "clean")
@@ -83,6 +83,18 @@ class Scan:
     left_out: LeftOut = field(default_factory=dict)
     mask_problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # how its annotations were understood, a line each
+
+    def of_two_classes(self) -> Scan:
+        """Return the same with the class ``defect`` for all defects, of images and of objects, whatever their types."""
+        return replace(
+            self,
+            samples=[
+                s
+                if s.label == GOOD
+                else replace(s, label=DEFECT, objects=tuple(region._replace(label=DEFECT) for region in s.objects))
+                for s in self.samples
+            ],
+        )
 
     def leave_out(self, left_out: LeftOut) -> None:
         """Add paths that are left out, by reason."""

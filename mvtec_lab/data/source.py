@@ -71,9 +71,9 @@ def look_at_split(folder: Path, data: DataConfig, split: SplitConfig, scans: dic
     Raises:
         LabError: whatever is wrong with the folder or the split, as a training would say it.
     """
-    key = repr((data.name, folder, data.good, data.labels))
+    key = repr((data.name, folder, data.good, data.labels, data.defects))
     if key not in scans:
-        scans[key] = read_folder(folder, data.name, data.good, data.labels)
+        scans[key] = read_folder(folder, data.name, data.good, data.labels, data.defects)
     try:
         split_samples(scans[key].samples, split)
     except LabError as error:

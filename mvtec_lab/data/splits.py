@@ -18,7 +18,7 @@ import numpy as np
 from mvtec_lab.config import SplitConfig, validate_split
 from mvtec_lab.data.samples import Sample, classes_of, no_good
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.results import GOOD, read_csv
+from mvtec_lab.results import DEFECT, GOOD, read_csv
 
 SPLITS = ("train", "val", "test")
 
@@ -374,9 +374,11 @@ def _fold(units: Units, folds: int, fold: int, seed: int) -> set[str]:
 
 
 def _too_few(label: str, count: int, protocol: str, least: int) -> LabError:
+    merged = "data.defects=merged (one class of all defects)"
+    remedies = f"{'' if label in (GOOD, DEFECT) else f'{merged}, or '}split.protocol=file"
     return LabError(
         f"class {label!r} has {count} image(s) or group(s), too few for {protocol} (at least {least}): "
-        "add images, remove the class, or give split.protocol=file"
+        f"add images, remove the class, or give {remedies}"
     )
 
 

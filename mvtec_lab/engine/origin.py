@@ -25,6 +25,7 @@ TAKEN = {
         "category",
         "good",
         "labels",
+        "defects",
         "masks",
         "image_size",
         "tile",

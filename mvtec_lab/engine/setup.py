@@ -42,7 +42,7 @@ def data_module(
     assert d.root is not None
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
-        read_folder(folder, d.name, d.good, d.labels),
+        read_folder(folder, d.name, d.good, d.labels, d.defects),
         image_size=Frame(d.image_size, d.tile),
         white=d.white,
         batch_size=d.batch_size,

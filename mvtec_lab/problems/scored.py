@@ -13,9 +13,8 @@ from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation import segmentation
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures, image_intervals
-from mvtec_lab.results import GOOD, PIXELS
+from mvtec_lab.results import DEFECT, GOOD, PIXELS
 
-DEFECT = "defect"
 CLASSES = (GOOD, DEFECT)  # an image above the threshold is a defect; its type stands beside it
 
 

@@ -57,7 +57,11 @@ def recognise(folder: Path, name: str = ANY, good: Collection[str] = ()) -> str:
 
 
 def read_folder(
-    folder: str | Path, name: str = ANY, good: Collection[str] = (), labels: str | Path | None = None
+    folder: str | Path,
+    name: str = ANY,
+    good: Collection[str] = (),
+    labels: str | Path | None = None,
+    defects: str = "types",
 ) -> Scan:
     """Return what lies in a product folder: a root for MVTecDataModule.
 
@@ -66,6 +70,7 @@ def read_folder(
         good: names that stand for the class ``good``, in any case of letters: ``["OK", "gut"]``.
         labels: a CSV or JSON file that names the images and their classes (layouts/table.py), as given or below the
             folder; no layout is looked for then.
+        defects: ``merged`` makes one class, ``defect``, of all types.
 
     Raises:
         LabError: no layout fits, no class is called by one of the names ``good``, or whatever the layout's reader
@@ -80,7 +85,7 @@ def read_folder(
             f"{folder}: no class is called {' or '.join(good)} (data.good): there are "
             f"{', '.join(classes_of(scan.samples))}"
         )
-    return scan
+    return scan.of_two_classes() if defects == "merged" else scan
 
 
 def list_of(labels: str | Path, folder: Path) -> Path:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from mvtec_lab.problems.model import build_data as build_data
     from mvtec_lab.problems.model import build_model as build_model
     from mvtec_lab.problems.model import load_model as load_model
+    from mvtec_lab.reporting.attempts import Attempt as Attempt
+    from mvtec_lab.reporting.attempts import Estimate as Estimate
     from mvtec_lab.reporting.best import best_run as best_run
     from mvtec_lab.reporting.comparison import compare as compare
     from mvtec_lab.reporting.figures import confusion_figure as confusion_figure
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attempt": "reporting.attempts",
     "AugmentConfig": "config",
     "Box": "evaluation.detection",
     "Comparison": "reporting.pairs",
@@ -72,6 +75,7 @@ _HOMES = {
     "DefectClassifier": "problems.classification.classifier",
     "Description": "tasks.describe",
     "Frame": "data.frame",
+    "Estimate": "reporting.attempts",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.dataset",

@@ -110,6 +110,7 @@ def _raise(command: Command, status: int) -> None:
 
 def _call(command: Command, arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status."""
+    command.words = list(arguments)
     with _stopped_by_sigterm(), logging_restored():
         try:
             status = _run(command, arguments)

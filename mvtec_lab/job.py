@@ -116,6 +116,7 @@ class Command:
     """Hold what one call of the command line knows; its callback and its jobs share it, other processes get a copy."""
 
     full_error: bool = False  # the user asked for tracebacks
+    words: list[str] = field(default_factory=list)  # as they were typed
     own: str | None = None  # --config-dir
     sweep_dir: Path | None = None
     directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered

@@ -141,6 +141,11 @@ class RunResult:
         stops = (KeyboardInterrupt.__name__, DiskFullError.__name__)
         return not self.completed and (self.error is None or self.error.startswith(stops))
 
+    @property
+    def stopped(self) -> bool:
+        """Tell whether it was interrupted and no process works on it."""
+        return self.interrupted and not self.running
+
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Write into result.json how the run ends: completed, or failed with its first error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -202,19 +203,36 @@ def sum_up(command: Command) -> int:
     The status is in the files of the runs, wherever they ran: 1 if one failed or left none, 2 for a user's mistake.
     """
     from mvtec_lab.reporting import report
-    from mvtec_lab.reporting.summary import SUMMARY, curves, print_table
+    from mvtec_lab.reporting.summary import SUMMARY, curves, program
 
     sweep_dir = command.sweep_dir
     assert sweep_dir is not None
     status = max(command.status, _status_of_jobs(command))
     if not begun(command):  # a sweep of another task
         return status
+    missing = _missing(command)
     try:
-        report.sum_up(sweep_dir, show=print_table)
+        report.sum_up(sweep_dir, show=report.show_results, notes=missing)
     except LabError as error:
         return max(status, complain(error, command.full_error))
+    if missing:
+        words = [word for word in command.words if not word.startswith(("resume=", "hydra.sweep.dir="))]
+        words += [f"hydra.sweep.dir={sweep_dir}", "resume=true"]
+        print(f"go on with: {program('python')} -m mvtec_lab {redacted(shlex.join(words))}")
     print(f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   curves: {curves(sweep_dir)}")
     return status
+
+
+def _missing(command: Command) -> list[str]:
+    """Return a sentence on the jobs of a sweep that were not begun, or stopped; none where all have ended."""
+    missing = 0
+    for directory in command.directories:
+        try:
+            missing += not (directory / RESULT).exists() or RunResult.load(directory).stopped
+        except LabError:  # the report names the damaged file
+            continue
+    jobs = len(command.directories)
+    return [f"{missing} of {jobs} jobs are missing: not begun, or stopped; resume=true goes on."] if missing else []
 
 
 def _status_of_jobs(command: Command) -> int:

@@ -240,6 +240,32 @@ def test_results_from_before_the_long_tail_are_shown(tmp_path: Path) -> None:
     assert "Rare classes" not in page(tmp_path)
 
 
+def test_a_p_is_never_zero(tmp_path: Path) -> None:
+    fabricate(tmp_path / "0", "base", right=40, images=40)
+    fabricate(tmp_path / "1", "augment", right=0, images=40)
+    table = text_of(page(tmp_path)).rpartition("Pair by pair")[2].partition("Training curves")[0]
+    assert table.count("&lt;0.001") == 2  # of the pair, and image by image
+    assert "0.000" not in table
+    assert [summary.p_value(value) for value in (None, 0.0, 0.001, 1.0)] == ["–", "<0.001", "0.001", "1.000"]
+
+
+def test_images_by_defect_type_are_those_of_all_folds() -> None:
+    """The images of the first fold stood beside means of all, and a type that it lacks was left out."""
+    folds = [
+        {"crack": {"images": 2, "recall": 0.5}},
+        {"crack": {"images": 1, "recall": 1.0}, "hole": {"images": 1, "recall": 0.0}},
+    ]
+    kinds = [("a", "crack"), ("b", "crack")], [("c", "crack"), ("d", "hole")], [("a", "crack"), ("b", "crack")]
+    attempt = SimpleNamespace(
+        done=[SimpleNamespace(metrics={"test": {"by_type": types}}) for types in (*folds, folds[0])],  # two seeds
+        on=lambda: [SimpleNamespace(images=[i for i, _ in of], rows=[{"type": k} for _, k in of]) for of in kinds],
+    )
+    part = report._by_type(attempt)  # type: ignore[arg-type]
+    assert part is not None
+    assert [row[:2] for row in part.rows] == [["crack", 3], ["hole", 1]]
+    assert part.rows[0][2] == pytest.approx(2 / 3)
+
+
 def test_many_attempts_stay_readable(tmp_path: Path) -> None:
     for index, right in enumerate((20, 19, 19, 18, 18, 15, 12, 4, 3, 2)):
         fabricate(tmp_path / str(index), f"attempt{index}", right=right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -78,6 +79,30 @@ def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, numb
     assert (tmp_path / "s/report.html").is_file()
     # the completed run's directory is left as it is
     assert sorted(p.name for p in (tmp_path / "s").rglob("*.tmp")) == ["history.csv.3.tmp", "notes.tmp"]
+
+
+def test_a_stopped_sweep_says_what_is_missing_and_how_to_go_on(lab, tmp_path: Path, capsys, monkeypatch) -> None:
+    whole, calls = Classification.judge, []
+
+    def judge(self: Classification, run: Run) -> object:
+        calls.append(run)
+        return whole(self, run) if len(calls) == 1 else by(signal.SIGTERM)()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "judge", judge)
+        assert lab("-m", "attempt=base,cosine,head", "trainer.max_epochs=1", "hydra.sweep.dir=my sweep") == 130
+    said = capsys.readouterr().out
+    assert "2 of 3 jobs are missing: not begun, or stopped; resume=true goes on." in said
+    assert "2 of 3 jobs are missing" in (tmp_path / "my sweep/report.html").read_text()
+    assert said.index("drawing report.html ...") > said.index("2 of 3 jobs")
+    (line,) = (line for line in said.splitlines() if line.startswith("go on with: "))
+    words = shlex.split(line.removeprefix("go on with: "))
+    assert words[1:3] == ["-m", "mvtec_lab"]
+    assert main(words[3:]) == 0
+    said = capsys.readouterr().out
+    assert "missing" not in said
+    assert "go on with" not in said
+    assert all(RunResult.load(tmp_path / "my sweep" / name).completed for name in ("base", "cosine", "head"))
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = summary.number
+    environment.filters["p_value"] = summary.p_value
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     html = environment.get_template(template).render(**values)
     write_whole(path, _with_contents(_TABLE.sub(_with_titles, html)))

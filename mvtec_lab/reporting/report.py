@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,6 +74,7 @@ def sum_up(
     *sources: str | os.PathLike[str],
     verdict: VerdictConfig | None = None,
     show: Callable[[Sequence[summary.Row], Sequence[str]], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[list[summary.Row], Comparison]:
     """Compare runs and write summary.csv, comparison.json and report.html into a directory.
 
@@ -81,11 +83,13 @@ def sum_up(
         sources: every run below them is compared; none: below the directory itself.
         verdict: metric and reference, which go before those of the runs.
         show: takes rows and verdict before anything is written, so that a full disk does not lose them.
+        notes: sentences that follow the verdict.
 
     Raises:
         LabError: a source without a run, or a damaged file of a run's.
     """
     comparison = compare(load_runs(*(sources or [directory])), verdict)
+    comparison.verdict += notes
     rows = summary.summarise(comparison)
     if show is not None:
         show(rows, comparison.verdict)
@@ -95,6 +99,12 @@ def sum_up(
         comparison.save(directory)
         write_report(comparison, rows, directory)
     return rows, comparison
+
+
+def show_results(rows: Sequence[summary.Row], verdict: Sequence[str]) -> None:
+    """Print the table and the verdict, and that the report, which takes seconds, is next."""
+    summary.print_table(rows, verdict)
+    print(f"drawing {REPORT} ...", flush=True)
 
 
 def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory: Path) -> Path:
@@ -221,16 +231,19 @@ def _matrix(attempt: Attempt) -> np.ndarray | None:
 
 
 def _by_type(attempt: Attempt) -> Part | None:
-    """Return the metrics of each defect type, the means over the runs."""
+    """Return the metrics of each defect type, the means over the runs, and its images, each of them counted once."""
     of_runs = [types for run in attempt.done if (types := run.metrics["test"].get("by_type"))]
     keys = {key for types in of_runs for values in types.values() for key in values}
     metrics = {m.words.by_type: m.title for m in all_metrics() if m.words.by_type in keys}
+    kind_of = {image: row.get("type") for t in attempt.on() for image, row in zip(t.images, t.rows, strict=True)}
+    images = Counter(kind_of.values())
 
-    def means(kind: str) -> list[float | None]:
+    def row(kind: str) -> list[Any]:
         of_kind = [types[kind] for types in of_runs if kind in types]
-        return [mean(values.get(key) for values in of_kind) for key in metrics]
+        means = [mean(values.get(key) for values in of_kind) for key in metrics]
+        return [kind, images[kind] or of_kind[0]["images"], *means]
 
-    rows = [[kind, values["images"], *means(kind)] for types in of_runs[:1] for kind, values in types.items()]
+    rows = [row(kind) for kind in dict.fromkeys(kind for types in of_runs for kind in types)]
     title = "By defect type" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")
     return Part(title, headings=["type", "images", *metrics.values()], rows=rows) if rows else None
 

@@ -229,6 +229,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def p_value(value: float | None) -> str:
+    """Return a p for a table, which is never 0; a dash where there is none."""
+    return number(value) if value is None or value >= 0.001 else "<0.001"
+
+
 def interval(estimate: Estimate | None) -> str:
     """Return a value with its interval for a table; a dash where there is none."""
     return number(None) if estimate is None else str(estimate)
@@ -371,13 +376,16 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 
 def curves(logdir: str | os.PathLike[str]) -> str:
-    """Return the command that shows TensorBoard's curves of a directory, as it works in the shell of this command.
+    """Return the command that shows TensorBoard's curves of a directory, as it works in the shell of this command."""
+    return f"{program('tensorboard')} --logdir {shlex.quote(os.fspath(logdir))}"
+
+
+def program(name: str) -> str:
+    """Return how the shell of this command calls a program that lies beside its Python, quoted.
 
     Beside a Python that was called by its path, ``.venv/bin/python``, lies a tensorboard that the shell does not know.
     """
-    program = Path(sys.executable).with_name("tensorboard")
-    if shutil.which(program.name) is not None or shutil.which(program) is None:
-        command = program.name
-    else:
-        command = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
-    return f"{shlex.quote(command)} --logdir {shlex.quote(os.fspath(logdir))}"
+    path, found = Path(sys.executable).with_name(name), shutil.which(name)
+    if shutil.which(path) is None or (found is not None and Path(found).parent == path.parent):
+        return name
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))

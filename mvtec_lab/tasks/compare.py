@@ -7,8 +7,8 @@ from pathlib import Path
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.report import REPORT, common_folder, sum_up
-from mvtec_lab.reporting.summary import SUMMARY, curves, print_table
+from mvtec_lab.reporting.report import REPORT, common_folder, show_results, sum_up
+from mvtec_lab.reporting.summary import SUMMARY, curves
 
 
 def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
@@ -22,7 +22,7 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict, show=print_table)
+        _, comparison = sum_up(run_dir, *config.dirs, verdict=config.verdict, show=show_results)
     except OSError as error:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error

@@ -214,6 +214,7 @@ def test_images_no_larger_than_a_tile_are_judged_as_without_tiles(lab, product):
     assert tiled[1] == plain[1]
     assert tiled[0].metrics == plain[0].metrics
     assert tiled[0].threshold == plain[0].threshold
+    assert set(tiled[0].warnings) - set(plain[0].warnings) == {"data.tile=72 cuts no image: none has a longer side"}
 
 
 def test_a_method_that_trains_sees_tiles_and_repeats(lab, product):

@@ -189,6 +189,8 @@ class MVTecDataModule(pl.LightningDataModule):
         self._row = {(s.path, None): row for row, s in enumerate(self._pool)}
         if self.frame.tile is not None:
             tiles = self.tiles(self._pool)
+            if len(tiles) == len(self._pool):
+                self.warnings.append(f"data.tile={self.frame.tile} cuts no image: none has a longer side")
             self._tiles = None if self.cache is None else self._cached_tiles(self.cache, paths, tiles)
             self._row |= {(s.path, s.window): row for row, s in enumerate(tiles)}
 

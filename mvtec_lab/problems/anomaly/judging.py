@@ -136,7 +136,7 @@ def with_pasted_patches(dataset: MVTecDataset, seed: int) -> tuple[MVTecDataset,
             pictures=rows,
         )
 
-    whole = changed([replace(tiles[0], window=None) for tiles in images], Rows(pictures, range(len(pictures))))
+    whole = changed([dataset.samples[place] for place in chosen], Rows(pictures, range(len(pictures))))
     if len(dataset) == len(images):
         return whole, whole
     return whole, changed(dataset.samples, _Exchanged(dataset, dict(zip(chosen, pictures, strict=True))))

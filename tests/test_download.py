@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mvtec_lab.data import download
-from mvtec_lab.data.download import fetch_archive
+from mvtec_lab.data.download import fetch_archive, fetch_product
 from mvtec_lab.errors import LabError
 
 NOISE = np.random.default_rng(0).bytes(200_000)  # does not compress: archives are larger than what a drop lets through
@@ -402,6 +402,26 @@ def test_only_category_folders_reach_the_root(tmp_path: Path, pack) -> None:
     archive.write_bytes(pack({"test/good/0.png": b"a", ".bashrc": b"b", "run.sh": b"c"}))
     fetch_archive(str(archive), tmp_path / "product")
     assert tree(tmp_path / "product") == {"test/good/0.png": b"a"}
+
+
+@pytest.mark.parametrize("pack", [tar_bytes, zip_bytes], ids=["tar", "zip"])
+@pytest.mark.parametrize("fetch", [fetch_archive, lambda source, root: fetch_product(source, root, None)])
+def test_an_archive_of_archives_is_one_line(tmp_path: Path, pack, fetch) -> None:
+    inner = zip_bytes({"train/good/0.png": b"x"})
+    (tmp_path / "all.zip").write_bytes(
+        pack({"set/audiojack.zip": inner, "set/bottle.zip": inner, "set/readme.md": b""})
+    )
+    with pytest.raises(LabError) as error:
+        fetch(str(tmp_path / "all.zip"), tmp_path / "data/root")
+    assert "all.zip holds no image but the archive set/audiojack.zip and 1 more, and one inside another is not" in str(
+        error.value
+    )
+    assert str(error.value).endswith("then give data.archive=.../audiojack.zip")
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    beside = {"set/bottle/test/good/0.png": b"x", "set/raw.zip": inner}  # left out, as a readme is
+    (tmp_path / "all.zip").write_bytes(pack(beside))
+    fetch(str(tmp_path / "all.zip"), tmp_path / "data/root")
+    assert list((tmp_path / "data").rglob("0.png"))
 
 
 @pytest.mark.parametrize("pack", [tar_bytes, zip_bytes], ids=["tar", "zip"])

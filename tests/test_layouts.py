@@ -367,6 +367,27 @@ def test_the_place_is_checked_before_torch_is_imported(product: Path, tmp_path: 
         assert done.returncode == 2
 
 
+def test_days_of_one_product_are_joined_by_a_list(lab, tmp_path: Path, capsys) -> None:
+    root = tmp_path / "line 3"
+    for day in ("2024-05-01", "2024-05-02", "2024-05-03"):
+        for name in ("OK", "scratch"):
+            fill(root / day / name, 5)
+    assert lab(f"data.root={root}") == 2
+    said = capsys.readouterr().err
+    assert "for one of its products (2024-05-01, 2024-05-02, 2024-05-03): data.category=2024-05-01; or, if" in said
+    remedy = f'name all images in a list: data.labels=FILE.csv (columns path,label,group) "data.root={root}"'
+    assert remedy in said
+    rows = [f"{p.relative_to(root).as_posix()},{p.parts[-2]},{p.parts[-3]}" for p in root.rglob("*.png")]
+    (tmp_path / "days.csv").write_text("\n".join(["path,label,group", *rows]))
+    listed = read_folder(root, good=["OK"], labels=tmp_path / "days.csv")
+    assert Counter(s.label for s in listed.samples) == {"good": 15, "scratch": 15}
+    assert {s.group for s in listed.samples} == {"2024-05-01", "2024-05-02", "2024-05-03"}
+    for day in ("2024-05-02", "2024-05-03"):  # products have classes of their own
+        (root / day / "scratch").rename(root / day / f"defect of {day}")
+    assert lab(f"data.root={root}") == 2
+    assert "days or batches" not in capsys.readouterr().err
+
+
 def test_good_images_alone(lab, product: Path, tmp_path: Path, capsys) -> None:
     for name in ("test", "ground_truth"):
         shutil.rmtree(product / name)

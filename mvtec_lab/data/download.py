@@ -34,7 +34,7 @@ from rich.progress import (
 )
 
 from mvtec_lab.data.annotations.reading import PARTS
-from mvtec_lab.data.listing import EXTENSIONS
+from mvtec_lab.data.listing import ARCHIVES, EXTENSIONS
 from mvtec_lab.errors import LabError, disk_full, redacted
 
 log = logging.getLogger(__name__)
@@ -360,6 +360,8 @@ def _extract(
 ) -> None:
     """Write every file of an archive below a folder; nothing that lies outside, and not without bound."""
     most, size = max(_LEAST, _TIMES * archive.stat().st_size), 0
+    inner: list[str] = []  # archives inside of it
+    images = False
     with progress.open(archive, "rb", description="unpacking") as file:
         for count, (name, length, stream) in enumerate(_members(file, source)):
             size += length
@@ -372,6 +374,9 @@ def _extract(
             target = content.joinpath(*parts)
             if parts[:1] == ("__MACOSX",):  # Finder's shadow of every file that it packs
                 continue
+            if parts and stream is not None:
+                inner += [name] * parts[-1].lower().endswith(ARCHIVES)
+                images |= parts[-1].lower().endswith(EXTENSIONS)
             if not keep(parts, stream is not None):
                 log.info("%s is left out", name)
                 continue
@@ -381,6 +386,12 @@ def _extract(
             target.parent.mkdir(parents=True, exist_ok=True)
             with stream, target.open("wb") as out:
                 shutil.copyfileobj(stream, out, _CHUNK)
+    if inner and not images:
+        more = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
+        raise LabError(
+            f"{source} holds no image but the archive {inner[0]}{more}, and one inside another is not unpacked: unpack "
+            f"the outer one yourself, then give data.archive=.../{PurePosixPath(inner[0]).name}"
+        )
 
 
 def _members(file: IO[bytes], source: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:

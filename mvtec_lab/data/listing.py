@@ -12,6 +12,7 @@ from pathlib import Path
 from mvtec_lab.errors import is_text, printable
 
 HEIC = (".heic", ".heif")  # of phones; they are read with the extra heic
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HEIC)
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"}  # left by file managers, not worth a warning
 

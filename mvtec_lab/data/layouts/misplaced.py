@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
 from mvtec_lab.data.annotations.reading import format_of, inner_format, refuse_class_masks
 from mvtec_lab.data.layouts.base import MASKS, class_folders, images_in, parts_in, subfolders
-from mvtec_lab.data.listing import EXTENSIONS
+from mvtec_lab.data.listing import ARCHIVES, EXTENSIONS
 from mvtec_lab.data.samples import LIKELY_GOOD
 from mvtec_lab.errors import LabError, setting
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 DEEP = 3  # folders down to where a product is looked for: <root>/<download>/<data set>/<product>
 WIDE = 200  # folders looked at on each level; a data set of more products names its first ones
 
@@ -117,7 +116,7 @@ def _elsewhere(folder: Path, wanted: str, fitting: Callable[[Path], str | None])
             more = " ..." if len(names) > 15 else ""
             return LabError(
                 f"{folder} holds {len(names)} product(s): give data.category=NAME for one of its products "
-                f"({', '.join(names[:15])}{more}): {setting('data.category', first.name)}"
+                f"({', '.join(names[:15])}{more}): {setting('data.category', first.name)}{_of_one(folder, products)}"
             )
         beside = [path for path in products if path.parent == first.parent]
         if len(beside) == 1:
@@ -140,6 +139,17 @@ def _elsewhere(folder: Path, wanted: str, fitting: Callable[[Path], str | None])
     inside = [path.name for path in sorted(folder.iterdir())[:5]]
     return LabError(
         f"{folder} does not hold {wanted} ({', '.join(EXTENSIONS)}): it holds {', '.join(inside) or 'nothing'}"
+    )
+
+
+def _of_one(folder: Path, products: Sequence[Path]) -> str:
+    """Return what to do where folders may be days or batches of one product: they have classes of the same names."""
+    classes = [{path.name.casefold() for path in class_folders(product)} for product in products[:DEEP]]
+    if len(classes) < 2 or len(set.intersection(*classes)) < 2:
+        return ""
+    return (
+        f"; or, if they are days or batches of one product, name all images in a list: data.labels=FILE.csv (columns "
+        f"path,label,group) {setting('data.root', folder)}"
     )
 
 

@@ -137,13 +137,16 @@ def test_a_wrong_type_is_a_mistake_on_the_sheet(monkeypatch: pytest.MonkeyPatch)
     kinds = ["good", "good", "crack", "crack", "crack"]
     found = [[], [Box("hole", 0.9, 0, 0, 4, 4)], [], [Box("hole", 0.8, 0, 0, 4, 4)], [Box("crack", 0.7, 0, 0, 4, 4)]]
     dataset: Any = SimpleNamespace(
-        samples=[SimpleNamespace(label=kind) for kind in kinds], picture=lambda i: np.zeros((8, 8, 3), np.uint8)
+        samples=[SimpleNamespace(label=kind, path=f"test/{n}.png") for n, kind in enumerate(kinds)],
+        picture=lambda i: np.zeros((8, 8, 3), np.uint8),
     )
     judged = judging.Judged(dataset, found, [])
     judged.__dict__["truth"] = [[Box(kind, 1, 0, 0, 4, 4)] * (kind != "good") for kind in kinds]
     assert judged.mistakes(0.5) == ["", "false reject", "escape", "taken for hole", ""]
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(judging, "sheet", lambda tiles, captions, marks: shown.update(captions=captions, marks=marks))
+    monkeypatch.setattr(
+        judging, "sheet", lambda tiles, captions, marks, files: shown.update(captions=captions, marks=marks)
+    )
     judged.page(0.5)
     assert [text.split("\n")[0] for text in shown["captions"][::2]] == [
         "escape: crack", "false reject: good", "taken for hole: crack", "crack", "good",

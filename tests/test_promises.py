@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,38 @@ def test_epochs_are_counted_from_one_in_every_file(lab, tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv")
     history.load_state_dict({"rows": [{"epoch": 0, "seconds": 1.0}]})  # of a run that an older version began
     assert [row["epoch"] for row in history.rows] == [1]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "module"),
+    [
+        pytest.param("base", "problems.classification.outcome"),
+        pytest.param("base", "problems.classification.explanations", marks=pytest.mark.slow),
+        pytest.param("padim", "problems.anomaly.scores", marks=pytest.mark.slow),
+        pytest.param("segment/fpn", "problems.segmentation.pictures", marks=pytest.mark.slow),
+        pytest.param("detect/ssdlite", "problems.detection.judging", marks=pytest.mark.slow),
+    ],
+)
+def test_every_sheet_names_its_files(lab, tmp_path: Path, monkeypatch, attempt: str, module: str) -> None:
+    at_home, named = importlib.import_module(f"mvtec_lab.{module}"), []
+    whole = at_home.sheet
+
+    def sheet(images: list, captions: list[str], *args: Any, files: list[str], **options: Any) -> Any:
+        assert len(files) == len(captions)
+        named.extend(file for file in files if file)
+        for file, caption in zip(files, captions, strict=True):
+            assert not file or file.split("/")[-2] in caption  # of the class that the image has
+        return whole(images, captions, *args, files=files, **options)
+
+    monkeypatch.setattr(at_home, "sheet", sheet)
+    settings = {
+        "padim": ["model.options.layers=[features.relu1,features.relu2]"],
+        "segment/fpn": ["model.options.layers=[features.relu1,features.relu2]", "model.options.channels=8"],
+        "detect/ssdlite": ["model.options.finest=4", "model.options.channels=32"],
+    }
+    assert lab(f"attempt={attempt}", *settings.get(attempt, []), "hydra.run.dir=run") == 0
+    assert named
+    assert all((tmp_path / "products/widget" / file).is_file() for file in named)
 
 
 def test_the_curves_of_an_epoch_that_diverged_are_kept(lab) -> None:

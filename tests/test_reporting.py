@@ -277,6 +277,23 @@ def test_many_attempts_stay_readable(tmp_path: Path) -> None:
     assert "0.100 to 1.000 and" in text  # accuracies of the ten attempts
 
 
+def test_a_sheet_names_the_file_of_an_image() -> None:
+    """Who found a mistake on it could not open the image: its caption had no name."""
+    image, letters = np.zeros((32, 32, 3), np.uint8), pictures.Letters(11)
+    assert pictures._short("test/crack/003.png", letters, 160) == "crack/003.png"
+    assert pictures._short("images\\003.png", letters, 160) == "images/003.png"
+    cut = pictures._short(f"test/{'long' * 20}/003.png", letters, 160)
+    assert (cut[0], cut[-8:]) == ("…", "/003.png")
+    assert 140 < letters.length(cut) <= 160
+    plain = pictures.sheet([image] * 2, ["one", "two\nlines"], [None] * 2)
+    named = pictures.sheet([image] * 2, ["one", "two\nlines"], [None] * 2, files=["test/crack/003.png", ""])
+    assert (named.shape[0], named.shape[1]) == (plain.shape[0] + 15, plain.shape[1])
+    below = 10 + 160 + 4 + 15  # the second line of a caption
+    assert plain[below : below + 15, :170].min() == 255
+    assert named[below : below + 15, :170].min() < 150
+    assert (named[: plain.shape[0] - 10, 180:] == plain[: plain.shape[0] - 10, 180:]).all()  # a tile without a file
+
+
 def test_no_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="holds no run"):
         report.sum_up(tmp_path)

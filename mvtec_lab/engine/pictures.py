@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
-from mvtec_lab.reporting.figures import FIELD, INK, PALETTE, PAPER, wrap
+from mvtec_lab.reporting.figures import FIELD, INK, PALETTE, PAPER, SOFT, wrap
 from mvtec_lab.reporting.fonts import Letters
 from mvtec_lab.results import write_whole
 
@@ -30,6 +30,7 @@ def sheet(
     marks: Sequence[bool | None],
     columns: int = 6,
     tile: int = 160,
+    files: Sequence[str] = (),
 ) -> np.ndarray:
     """Lay images out on one picture, each scaled into a square with its caption below.
 
@@ -39,6 +40,7 @@ def sheet(
         marks: True a green frame, False a red one, None none.
         columns: images a row.
         tile: the square's side in pixels.
+        files: the path of each image, ``""`` where none is named; its folder and name stand below the caption.
 
     Returns:
         The picture, uint8 RGB [H, W, 3].
@@ -47,10 +49,11 @@ def sheet(
     letters = Letters(size)
     texts = [wrap(caption, int(tile / 6.5), most) for caption in captions]  # a letter is about 6.5 pixels wide
     columns = min(columns, len(images))
-    height = tile + 4 + leading * max(map(len, texts))
+    height = tile + 4 + leading * (max(map(len, texts)) + any(files))
+    places = [_short(path, letters, tile) for path in files] or [""] * len(texts)
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (gap + columns * (tile + gap), gap + rows * (height + gap)), PAPER)
-    for index, (image, lines, mark) in enumerate(zip(images, texts, marks, strict=True)):
+    for index, (image, lines, mark, place) in enumerate(zip(images, texts, marks, places, strict=True)):
         cell = Image.new("RGB", (tile, height), PAPER)  # of its own: a line too wide is cut, not drawn over a neighbour
         draw = ImageDraw.Draw(cell)
         draw.rectangle((0, 0, tile - 1, tile - 1), fill=FIELD if mark is None else RIGHT if mark else WRONG)
@@ -58,9 +61,19 @@ def sheet(
         cell.paste(ImageOps.pad(Image.fromarray(image), (inner, inner), color=FIELD), (frame, frame))
         for number, line in enumerate(lines):
             letters.write(draw, (0, tile + 4 + size + number * leading), line, INK)
+        letters.write(draw, (0, tile + 4 + size + len(lines) * leading), place, SOFT)
         row, column = divmod(index, columns)
         page.paste(cell, (gap + column * (tile + gap), gap + row * (height + gap)))
     return np.asarray(page)
+
+
+def _short(path: str, letters: Letters, width: int) -> str:
+    """Return the folder and the name of a file, as much of their end as fits into ``width`` pixels."""
+    name = "/".join(path.replace("\\", "/").split("/")[-2:])
+    kept = len(name)
+    while letters.length(short := name if kept == len(name) else f"…{name[-kept:]}") > width:
+        kept -= 1
+    return short
 
 
 def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarray | None = None) -> np.ndarray:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second 
 # Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
-PAPER, FIELD, RULE, INK, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#8a94a0"
+PAPER, FIELD, RULE, INK, SOFT, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#5f6b76", "#8a94a0"
 LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
 _HALF = "\x00"  # stands for the second half of a letter that is two wide; in no text of its own
 FAR = 5  # times as high as most attempts' highest loss: what lies above is cut, or the axis becomes a logarithm's

@@ -99,7 +99,8 @@ class Description:
         """
         drawn = self.examples()
         tiles = [tile for of_class in drawn.values() for tile in of_class.values()]
-        return sheet(tiles, [*drawn], [None] * len(tiles), columns=5, tile=TILE)
+        files = [path for of_class in drawn.values() for path in of_class]
+        return sheet(tiles, [*drawn], [None] * len(tiles), columns=5, tile=TILE, files=files)
 
     def _drawn(self, sample: Sample) -> np.ndarray:
         image = read_image(self.folder / sample.path, self.white)

@@ -129,6 +129,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []
     captions: list[str] = []
+    files_shown: list[str] = []
     lines: list[str] = []
     with bar() as progress:
         predictions = _predictions(problem, model, pictures, config.data.batch_size)
@@ -149,9 +150,10 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
             if len(tiles) < SHOWN:
                 tiles += shown.values()
                 captions += shown
+                files_shown += [str(path), *[""] * (len(shown) - 1)]
             lines += [f"{prediction.caption}  {path}"] * (len(rows) <= SHOWN)
     write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles)))
+    write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles), files=files_shown))
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more")
     print("\n".join([*lines, *problem.conclude(model, rows), f"written to {run_dir}"]))

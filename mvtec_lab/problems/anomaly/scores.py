@@ -92,7 +92,8 @@ def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
     mistake = {True: "miss: ", False: "false alarm: "}
     names = [("" if right[i] else mistake[bool(of.defect[i])]) + of.kinds[i] for i in places]
     captions = [f"{name}\n{of.scores[i]:.3g}, threshold {value:.3g}" for name, i in zip(names, places, strict=True)]
-    return sheet([of.dataset.picture(int(i)) for i in places], captions, [bool(right[i]) for i in places])
+    files = [of.dataset.samples[i].path for i in places]
+    return sheet([of.dataset.picture(int(i)) for i in places], captions, [bool(right[i]) for i in places], files=files)
 
 
 def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
@@ -116,7 +117,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
         if defect or not test.defect.any()
     ]
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
-    tiles, texts, marks = [], [], []
+    tiles, texts, marks, files = [], [], [], []
     for i, role in _roles(test, order.tolist(), value).items():
         picture, score_map, mask = test.dataset.picture(i), map_at(test.maps[i], (SIDE, SIDE)), test.dataset.mask(i)
         peak = np.array(np.unravel_index(score_map.argmax(), score_map.shape)) * len(picture) / SIDE
@@ -133,7 +134,8 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
             "blue: mask\n" + above if mask is not None else above,
         ]
         marks += [(test.scores[i] > value) == test.defect[i], None, None]
-    return sheet(tiles, texts, marks)
+        files += [test.dataset.samples[i].path, "", ""]
+    return sheet(tiles, texts, marks, files=files)
 
 
 def _roles(test: Scored, order: list[int], value: float) -> dict[int, str]:

@@ -46,7 +46,8 @@ def explain(
     pictures = [picture for i in shown for picture in (dataset.picture(i), tiles[i][0])]
     captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]
     marks = [mark for i in shown for mark in (bool(right[i]), tiles[i][1])]
-    return _counted(masked), sheet(pictures, captions, marks)
+    files = [path for i in shown for path in (dataset.samples[i].path, "")]
+    return _counted(masked), sheet(pictures, captions, marks, files=files)
 
 
 def _counted(masked: list[tuple[bool, bool, float]]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Judged:
         mistakes, wrong = self.mistakes(threshold), (self.scores > threshold) != self.defect
         margin = np.where(self.defect, self.scores - threshold, threshold - self.scores)
         order = np.lexsort((margin, np.array([not text for text in mistakes]), ~wrong))
-        tiles, captions, marks = [], [], []
+        tiles, captions, marks, files = [], [], [], []
         for i in order[:SHOWN]:
             picture = self.dataset.picture(int(i))
             above = [box for box in self.found[i] if box.score > threshold]
@@ -139,7 +139,8 @@ class Judged:
                 f"best box {self.scores[i]:.2f}, threshold {threshold:.2f}",
             ]
             marks += [not mistakes[i], None]
-        return sheet(tiles, captions, marks)
+            files += [self.dataset.samples[i].path, ""]
+        return sheet(tiles, captions, marks, files=files)
 
 
 def judge(run: Run) -> Judgement:

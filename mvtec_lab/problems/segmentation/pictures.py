@@ -70,7 +70,8 @@ def _page(
             "blue: mask\norange: found",
         ]
         marks += [right, None, None, None]
-    return sheet(tiles, texts, marks, columns=8)
+    files = [path for place in places for path in (test.dataset.samples[place].path, "", "", "")]
+    return sheet(tiles, texts, marks, columns=8, files=files)
 
 
 def _plain(mask: np.ndarray | None) -> np.ndarray:

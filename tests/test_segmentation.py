@@ -21,7 +21,7 @@ from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.models.weights import load_file
 from mvtec_lab.problems import METHODS, class_of
-from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss
+from mvtec_lab.problems.segmentation.base import SegmentationModel, ious_of, mask_loss
 from mvtec_lab.problems.segmentation.decoders import DecoderModel
 from mvtec_lab.results import PREDICTIONS, RunResult, read_csv
 
@@ -162,6 +162,20 @@ def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Pa
     assert one == five
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test/hole'}", "hydra.run.dir=part") == 0
     assert [row for row in one if "/hole/" in row["path"]] == read_csv(tmp_path / "part" / PREDICTIONS)
+
+
+def test_the_iou_of_validation_is_followed(lab, tmp_path: Path) -> None:
+    """A segmenter's history had its losses alone."""
+    logits = torch.full((3, 2, 2), -5.0)
+    logits[0, :, 0] = logits[2, 0, 0] = 5
+    wanted = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    wanted[0, 0, 0] = wanted[1, 1, 1] = 1  # the third one is good
+    assert ious_of(logits, wanted).tolist() == [0.5, 0.0]
+    assert ious_of(logits[2:], wanted[2:]).shape == (0,)
+    assert lab(*FPN, "trainer.max_epochs=3", "optimizer.lr=0.01", "hydra.run.dir=run") == 0
+    followed = [float(row["val/iou"]) for row in read_csv(tmp_path / "run/history.csv")]
+    assert len({*followed}) == 3
+    assert all(0 <= value <= 1 for value in followed)
 
 
 def test_a_resumed_run_gives_the_same_result(resumed) -> None:

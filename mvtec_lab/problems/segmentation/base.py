@@ -225,6 +225,20 @@ class SegmentationModel(EpochLosses):
 _ADAMW = {"name": "adamw", "lr": 4e-3, "weight_decay": 0.01, "momentum": 0.9}
 
 
+def ious_of(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return the IoU of each image that has a defect [D], with the pixels whose probability is above a half.
+
+    Args:
+        logits: [N, h, w].
+        masks: uint8 [N, S, S]; the logits are spread over them.
+    """
+    found = F.interpolate(logits.float()[:, None], masks.shape[-2:], mode="bilinear")[:, 0] > 0
+    marked = masks > 0
+    both, either = (found & marked).sum((1, 2)), (found | marked).sum((1, 2))
+    defect = marked.flatten(1).any(1)
+    return (both / either.clamp(min=1))[defect]
+
+
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Return cross-entropy plus the mean Dice loss of those images that have a defect.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mvtec_lab.models.maps import FeatureMaps, Flat
-from mvtec_lab.problems.segmentation.base import SegmentationModel, mask_loss
+from mvtec_lab.problems.segmentation.base import SegmentationModel, ious_of, mask_loss
 from mvtec_lab.problems.segmentation.types import TYPES, PixelTypes
 
 RARE = -2.0  # the logits' bias: they begin where few pixels are defective, or the first steps learn just that
@@ -77,6 +77,25 @@ class DecoderModel(SegmentationModel):
         logits = self.decoder(self.maps(self.features_of(batch)))
         types = self.type_model.loss(logits[:, 1:], batch, len(self.hparams["classes"]) - len(self.kinds))
         return mask_loss(logits[:, 0], batch["mask"]) + types
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._ious: list[Tensor] = []
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self._ious.append(ious_of(self.logits(batch), batch["mask"]))  # decoding a few images again is cheap
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        ious = torch.cat(self._ious)
+        total = torch.stack([ious.sum(), ious.new_tensor(len(ious))])
+        if self.trainer.world_size > 1:  # each device has seen its share
+            shares = self.all_gather(total)
+            assert isinstance(shares, Tensor)
+            total = shares.sum(0)
+        if total[1] > 0:
+            self.log("val/iou", total[0] / total[1], sync_dist=True)
 
 
 class OfFinest(nn.Module):

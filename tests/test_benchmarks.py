@@ -17,6 +17,22 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
+def test_a_large_image_has_a_tiny_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+    import numpy as np
+
+    from benchmarks import large
+
+    monkeypatch.setattr(large, "HEIGHT", 600)
+    monkeypatch.setattr(large, "WIDTH", 800)
+    for defect in ("good", "clogged", "scratch", "speck"):
+        picture, mask = large.draw(defect, np.random.default_rng(0))
+        assert picture.shape == (600, 800, 3)
+        _, _, width, height = cv2.boundingRect(mask)
+        assert (defect == "good") == (not mask.any())
+        assert max(width, height) <= large.DEFECT + 5
+
+
 @pytest.mark.parametrize("attempt", ["head", "finetune", "full", "augment"])
 def test_the_plain_loop_trains_on_the_labs_split(attempt: str, product: Path) -> None:
     from benchmarks import plain, speed

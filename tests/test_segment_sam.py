@@ -387,12 +387,20 @@ def test_what_finds_prompts_sees_images_as_they_are(
     assert 0 < len(distinct) <= 22  # the images of test/, of which each has four views
 
 
-def test_prompts_of_a_run_that_reads_16_bits_otherwise_are_refused(run, one_class: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("about", "why"),
+    [
+        ({"white": 4095}, "with data.white=4095, this run with 65535: give data.white=4095"),
+        ({"tile": 32}, "sees tiles of 32 pixels, this run whole images: give data.tile=32"),
+    ],
+    ids=["16 bits", "tiles"],
+)
+def test_prompts_of_a_run_that_sees_images_otherwise_are_refused(run, one_class: Path, capsys, about, why) -> None:
     content = torch.load(one_class)
-    torch.save({**content, "about": {**content["about"], "white": 4095}}, one_class)
+    torch.save({**content, "about": {**content["about"], **about}}, one_class)
     with pytest.raises(AssertionError):
         run("sam_box", f"model.options.prompts={one_class}")
-    assert "with data.white=4095, this run with 65535: give data.white=4095" in capsys.readouterr().err
+    assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import AugmentConfig, SplitConfig
+from mvtec_lab.data import datamodule
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import read_image
@@ -24,6 +25,7 @@ from mvtec_lab.data.targets import resize_mask
 from mvtec_lab.data.tiles import Window, stitch, windows
 from mvtec_lab.data.transforms import normalise, resize
 from mvtec_lab.engine.pictures import map_at
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.segmentation import image_score
 from mvtec_lab.problems.anomaly.judging import with_pasted_patches
@@ -137,6 +139,18 @@ def test_a_tile_is_its_part_of_the_image_whatever_is_cached(product, tmp_path):
     order = np.random.default_rng(0).permutation(len(tiles)).tolist()  # tiles of an image far apart
     assert torch.equal(tiles[order]["image"], kept[order]["image"])
     assert torch.equal(tiles[order]["image"][3], tiles[order[3]]["image"])
+
+
+def test_a_file_whose_header_says_another_size_is_named(product, monkeypatch):
+    wrong = product / "test/good/001.png"
+
+    def size(path):
+        return (90, LARGE, "RGB") if path == wrong else (LARGE, LARGE, "RGB")
+
+    monkeypatch.setattr(datamodule, "image_size", size)
+    tiles = module(product).dataset("test")
+    with pytest.raises(LabError, match=r"good/001\.png has 72 x 72 pixels, and its header says another size"):
+        tiles.pictures_at(list(range(len(tiles))))
 
 
 def test_training_sees_every_tile_once_and_augments_each(product, tmp_path):

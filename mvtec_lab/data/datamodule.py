@@ -29,7 +29,6 @@ from mvtec_lab.data.images import (
     digests,
     each_image,
     image_size,
-    read_image,
     rules_of,
     too_bright,
     white_level,
@@ -41,7 +40,7 @@ from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_
 from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_of, settled, split_samples, thin_out
 from mvtec_lab.data.tiles import OVERLAP, Window, windows
-from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, pictures_of, read_picture
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture, read_windows
 from mvtec_lab.errors import LabError, unknown
 
 
@@ -200,7 +199,7 @@ class MVTecDataModule(pl.LightningDataModule):
         of_file = {self.folder / of_one[0].path: [s.window for s in of_one] for of_one in by_image(tiles)}
 
         def cut(path: Path) -> np.ndarray:
-            return pictures_of(read_image(path, self.white), of_file[path], self.frame)
+            return read_windows(path, of_file[path], self.frame, self.white)
 
         def blocks() -> Iterator[np.ndarray]:
             return each_image(paths, cut, waiting=8)  # 63 tiles of 224 pixels take 9.5 MB

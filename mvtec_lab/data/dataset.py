@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvtec_lab.data.frame import Frame
-from mvtec_lab.data.images import WHITE, each_image, read_image
+from mvtec_lab.data.images import WHITE, each_image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste
 from mvtec_lab.data.regions import box_around
 from mvtec_lab.data.samples import Sample, classes_of, kinds_of
 from mvtec_lab.data.targets import TARGETS, boxes_of, resize_mask
-from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, pictures_of
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, normalise, read_windows
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import GOOD
 
@@ -150,7 +150,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
 
         def read(path: Path) -> np.ndarray:
             windows = [self.samples[places[row]].window for row in of_file[path]]
-            return pictures_of(read_image(path, self.white), windows, self.frame)
+            return read_windows(path, windows, self.frame, self.white)
 
         pictures = np.concatenate(list(each_image(list(of_file), read)))
         rows = [row for of_one in of_file.values() for row in of_one]

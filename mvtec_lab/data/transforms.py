@@ -71,6 +71,19 @@ def pictures_of(image: np.ndarray, windows: Sequence[Window | None], frame: Fram
     return np.stack([resize(image if window is None else window.of(image), frame) for window in windows])
 
 
+def read_windows(path: Path, windows: Sequence[Window | None], frame: Frame, white: int = WHITE) -> np.ndarray:
+    """Return pictures [N, S, S, 3] of windows of an image file, as ``pictures_of`` does.
+
+    Raises:
+        LabError: as ``read_image``; the pixels are fewer than the file's header says, by which the windows were chosen.
+    """
+    image = read_image(path, white)
+    height, width = image.shape[:2]
+    if any(w is not None and (w.top + w.height > height or w.left + w.width > width) for w in windows):
+        raise LabError(f"{path} has {width} x {height} pixels, and its header says another size: save it again")
+    return pictures_of(image, windows, frame)
+
+
 class Augmentation:
     """Apply random albumentations transforms to an [H, W, 3] uint8 image, drawn from the seed of each call alone.
 

@@ -71,11 +71,9 @@ class SamBox(SamModel):
                 f"{data.white}: give data.white={white}"
             )
         if (tile := self.finder.model.tile) != data.frame.tile:
-            seen = "whole images" if tile is None else f"tiles of {tile} pixels"
-            raise LabError(
-                f"model.options.prompts={path} sees {seen}, and data.tile={data.frame.tile}: give "
-                f"data.tile={'null' if tile is None else tile}"
-            )
+            theirs, ours = ("whole images" if n is None else f"tiles of {n} pixels" for n in (tile, data.frame.tile))
+            remedy = "leave data.tile out" if tile is None else f"give data.tile={tile}"
+            raise LabError(f"model.options.prompts={path} sees {theirs}, this run {ours}: {remedy}")
 
     def decode(self, features: Tensor) -> Tensor:
         maps, masks = self.maps(features), []

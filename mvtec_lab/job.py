@@ -120,6 +120,7 @@ class Command:
     own: str | None = None  # --config-dir
     sweep_dir: Path | None = None
     directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered
+    configs: list[Config] = field(default_factory=list)  # those of the sweep's jobs; empty for a search
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
     status: int = 0  # of the jobs of this process

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     here = launcher_of(jobs[0]) == "BasicLauncher"  # others share the cores out, or have other ones
     with computing_with(command.prepare(configs[0].task, here, len(jobs))):
         _check_in_full(jobs, configs, command)
+    command.configs = configs
 
 
 def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command) -> None:
@@ -204,6 +205,7 @@ def sum_up(command: Command) -> int:
     """
     from mvtec_lab.reporting import report
     from mvtec_lab.reporting.summary import SUMMARY, curves, program
+    from mvtec_lab.tasks.describe import describe_sweep
 
     sweep_dir = command.sweep_dir
     assert sweep_dir is not None
@@ -211,6 +213,8 @@ def sum_up(command: Command) -> int:
     if not begun(command):  # a sweep of another task
         return status
     missing = _missing(command)
+    with suppress(LabError, OSError):  # images that are gone, a full disk: the report says what is missing
+        describe_sweep(command.configs, sweep_dir)
     try:
         report.sum_up(sweep_dir, show=report.show_results, notes=missing)
     except LabError as error:

@@ -95,6 +95,26 @@ def test_the_report_fits_its_page(browser: Any, sweep: Path, width: int) -> None
     assert [r for r in requests if not r.startswith("data:")] == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_the_images_fits(browser: Any, sweep: Path, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((sweep / "report.html").as_uri())
+    browser.find_element("css selector", "a[href='dataset.html']").click()
+    assert wait_for(browser, "return document.title") == "Data: folder/widget"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    cut = "return [...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
+    assert browser.execute_script(cut) == 0
+    pictures = browser.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt])")
+    assert len(pictures) == 1 + 3 * 4
+    assert all(drawn and shown and words for drawn, shown, words in pictures)
+    in_a_row = "row => row.clientHeight < 1.5 * row.firstElementChild.clientHeight"
+    rows = browser.execute_script(f"return [...document.querySelectorAll('.examples')].map({in_a_row})")
+    assert rows == [width == 1280] * 3
+    requests = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+    assert [r for r in requests if not r.startswith("data:")] == []
+
+
 @pytest.fixture
 def tensorboard(sweep: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as server:

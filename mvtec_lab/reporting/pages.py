@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from mvtec_lab.config import Config
 from mvtec_lab.reporting import summary
 from mvtec_lab.reporting.attempts import Estimate
-from mvtec_lab.results import GOOD, write_whole
+from mvtec_lab.results import GOOD, flatten, write_whole
 
 SHORT = 4  # sections, which one or two screens show
 FIGURES, WORDS = 6, 4  # columns of a table that are too many for a phone
@@ -96,3 +99,23 @@ def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]
             text = f"Holdout, validation {split['val']}, test {split['test']}"
     pool = "all images" if drawn_from_all or split["pool"] == "all" else "the test folder"
     return f"{text} of {pool}" + ("" if split["per_class"] == "null" else f", {split['per_class']} images a class")
+
+
+def describe_command(settings: Mapping[str, str]) -> str:
+    """Return the command that describes the images of a run, and divides them as the run does.
+
+    Args:
+        settings: dotted key -> value as text.
+    """
+    default, sample = flatten(asdict(Config())), settings["data.name"] == "sample"
+    words = [f"data={settings['data.name']}"]
+    for key, value in settings.items():
+        if key in ("data.root", "data.category", "data.labels"):  # each conf/data/*.yaml has a default of its own
+            said = value not in ("null", default[key] if sample else "null")
+        elif key == "split.seed":
+            said = value != settings["seed"]
+        else:
+            said = key.startswith(("data.good", "model.method", "seed", "split.")) and value != default[key]
+        if said:
+            words.append(shlex.quote(f"{key}={value}"))
+    return " ".join(["python -m mvtec_lab task=describe", *words])

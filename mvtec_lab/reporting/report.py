@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,8 @@ from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt, mean
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.reporting.pages import protocol, write_page
+from mvtec_lab.reporting.dataset import PAGE, page_of
+from mvtec_lab.reporting.pages import describe_command, protocol, write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, predictions_of
 from mvtec_lab.reporting.summary import distinct
@@ -135,6 +137,8 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         differences=_differences(comparison),
         details=[_detail(attempt) for attempt in comparison.done],
         failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
+        data_page=PAGE,
+        **_data_pages(comparison, runs, directory),
         logdir=shlex.quote(common_folder(directory, runs)),
     )
     return path
@@ -406,6 +410,24 @@ def _differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
     return table
+
+
+def _data_pages(comparison: Comparison, runs: Sequence[RunResult], directory: Path) -> dict[str, Any]:
+    """Return the addresses of the pages that describe the images, and the commands that write those which are missing.
+
+    A sweep writes its page before its report. Elsewhere, for runs of other days and machines, the images may be gone,
+    and decoding all would take longer than the comparison: the command does it.
+    """
+    pages: dict[str, None] = {}
+    commands: dict[tuple[str, str], str] = {}
+    for run in {(run.data, run.category, Path(run.run_dir).parent): run for run in runs}.values():
+        page, settings = page_of(run, directory), comparison.settings[run.run_dir]
+        if page is not None:
+            pages[quote(Path(os.path.relpath(page, directory)).as_posix())] = None
+        elif settings:
+            command = f"{describe_command(settings)} {shlex.quote(f'hydra.run.dir={directory}')}"
+            commands.setdefault((run.data, run.category), command)
+    return {"data_pages": [*pages], "data_commands": [*commands.values()]}
 
 
 def _sizes(runs: Sequence[RunResult]) -> str:

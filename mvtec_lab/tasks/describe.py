@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from mvtec_lab.data.images import (
     check_image,
     image_format,
     image_size,
-    peaks,
     read_image,
     too_bright,
     white_level,
@@ -36,8 +35,10 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import Box
 from mvtec_lab.problems import check, problem_of
 from mvtec_lab.progress import bar
+from mvtec_lab.reporting.dataset import DataSet, write_dataset_page
 from mvtec_lab.reporting.figures import counts_figure
-from mvtec_lab.results import write_whole
+from mvtec_lab.reporting.pages import describe_command, protocol
+from mvtec_lab.results import flatten, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 DATASET = "dataset.json"
 WARNINGS = 30  # in the terminal, where broken files would push the table out of sight; all are in dataset.json
 TILE = 224  # pixels of an example on dataset.jpg
+EACH, MOST = 4, 48  # images of a class on the page, and images on it: 20 KB each
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,15 @@ class Description:
             ``found`` (folder -> images), ``dimensions`` and ``formats`` of the files, ``mask_coverage`` and ``objects``
             by class, ``warnings``, and more.
         folder: the product folder.
-        samples: its images that can be read, of the classes in ``facts``.
+        samples: its images that take part and can be read.
+        marked: the paths of those with a defect that a mask or box marks.
         white: the value of 16-bit files that becomes 255.
     """
 
     facts: dict[str, Any]
     folder: Path
     samples: Sequence[Sample]
+    marked: frozenset[str]
     white: int
 
     def chart(self) -> Figure:
@@ -71,11 +75,12 @@ class Description:
         parts = {split: by_split[split] for split in _once(self.facts)}
         return counts_figure(parts or {"images": self.facts["counts"]})
 
-    def examples(self, each: int = 1) -> dict[str, dict[str, np.ndarray]]:
+    def examples(self, each: int = 1, classes: Sequence[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
         """Return images of each class, spread over its files, with outlines or boxes of what is marked in them.
 
         Args:
             each: how many of a class at most.
+            classes: of which; None: of all.
 
         Returns:
             class -> path -> uint8 RGB [H, W, 3], 320 pixels on its longer side.
@@ -84,12 +89,26 @@ class Description:
             LabError: a file that cannot be read any more.
         """
         drawn: dict[str, dict[str, np.ndarray]] = {}
-        for name in self.facts["classes"]:
+        for name in self.facts["classes"] if classes is None else classes:
             of_class = [s for s in self.samples if s.label == name]
             places = {round(place) for place in np.linspace(0, len(of_class) - 1, min(each, len(of_class)))}
             if of_class:
                 drawn[name] = {s.path: self._drawn(s) for s in (of_class[place] for place in sorted(places))}
         return drawn
+
+    def shown(self) -> DataSet:
+        """Return what a page shows of it."""
+        facts = self.facts
+        classes = facts["classes"][:MOST]
+        pictures = self.examples(max(1, min(EACH, MOST // len(classes))), classes)
+        return DataSet(
+            facts,
+            protocol(flatten(facts["split"], "split."), facts["classes_by_split"], facts["drawn_from_all"]) or "",
+            facts["marks"],
+            self.chart(),
+            pictures,
+            self.marked,
+        )
 
     def sheet(self) -> np.ndarray:
         """Lay one image of each class out on a picture, uint8 RGB [H, W, 3]: dataset.jpg.
@@ -115,13 +134,17 @@ class Description:
         return boxed(tile, [Box(o.label, 1.0, *(scale * edge for edge in o.box)) for o in sample.objects], [])
 
 
-def describe(config: Config) -> Description:
+def describe(config: Config, decode: bool = True) -> Description:
     """Describe the data set and the split of a configuration; nothing is written but a data set that is fetched.
 
     Mask coverage is the share of an image's pixels that its mask marks; an object is an 8-connected component of it, or
     what annotations say. The imbalance ratio is the training images of the most frequent class over those of the rarest
     one that trains. What would stop a training, a broken file or a class with too few images for the split, stands
     among the warnings.
+
+    Args:
+        config: as ``compose`` returns it.
+        decode: decode every file that was found, to know whether it can be read; False: those that take part alone.
 
     Raises:
         LabError: there is no such data set, or no image in it.
@@ -130,13 +153,15 @@ def describe(config: Config) -> Description:
     data = data_module(config)
     scanned = data.list_files()
     folder = scanned.folder
-    broken = _broken([folder / s.path for s in scanned.samples])
+    broken = _broken([folder / s.path for s in scanned.samples], check_image if decode else image_format)
     sound = [s for s in scanned.samples if folder / s.path not in broken]
     files = [folder / s.path for s in sound]
+    formats = Counter(map(image_format, files)).most_common()
     samples, white, findings = _divided(config, scanned, sound)
     used = [s for s in samples if s.split] or samples
     classes = classes_of(used)
     by_split = _by_split(used, classes, config.split.val_is_test)
+    objects, marked = _objects(folder, [s for s in sound if s.label in classes])
     trained = _trained(by_split.get("train") or _counts(used, classes))
     facts = {
         "data": config.data.name,
@@ -147,16 +172,21 @@ def describe(config: Config) -> Description:
         "images_found": len(scanned.samples),
         "images_used": len(used),
         "split": dict(vars(settled(scanned.samples, config.split))),
+        "drawn_from_all": len(pool_of(scanned.samples, config.split.pool)) == len(scanned.samples),
         "counts": _counts(used, classes),
         "classes_by_split": by_split,
         "found": _found(scanned.samples),
         "official": _official(folder.name) if config.data.name == "mvtec" else None,
         "imbalance_ratio": max(trained) / min(trained),
         "dimensions": _dimensions(files),
-        "formats": [{**f._asdict(), "images": n} for f, n in Counter(map(image_format, files)).most_common()],
-        "white": white if any(peaks(files)) else None,
+        "formats": [{**f._asdict(), "images": n} for f, n in formats],
+        "decoded": decode,
+        "white": white if any(f.bits == 16 for f, _ in formats) else None,
         "mask_coverage": _coverage(folder, sound, classes),
-        "objects": _objects(folder, [s for s in sound if s.label in classes]),
+        "objects": objects,
+        "images_marked": len(marked),
+        "marks": marks(config),
+        "command": describe_command(flatten(asdict(config))),
         "warnings": [
             *marks(config),
             *broken.values(),
@@ -164,11 +194,12 @@ def describe(config: Config) -> Description:
             *findings,
         ],
     }
-    return Description(facts, folder, [s for s in sound if s.label in classes], white)
+    readable = {s.path for s in sound}
+    return Description(facts, folder, [s for s in used if s.path in readable], frozenset(marked), white)
 
 
 def write_description(config: Config, run_dir: str | Path) -> dict[str, Any]:
-    """Describe a data set: a table, dataset.json and dataset.jpg in ``run_dir``.
+    """Describe a data set: a table, dataset.json, dataset.jpg and dataset.html, the page, in ``run_dir``.
 
     No image that can be read: no dataset.jpg.
 
@@ -180,8 +211,25 @@ def write_description(config: Config, run_dir: str | Path) -> dict[str, Any]:
     write_whole(run_dir / DATASET, json.dumps(description.facts, indent=2, ensure_ascii=False) + "\n")
     if description.samples:
         write_picture(run_dir / "dataset.jpg", description.sheet())
+    page = write_dataset_page([description.shown()], run_dir)
     _print(description.facts, run_dir)
+    print(f"{'page':<10}{page}")
     return description.facts
+
+
+def describe_sweep(configs: Sequence[Config], directory: Path) -> None:
+    """Write dataset.html on the data of a sweep's jobs: of each data set as its first job splits it.
+
+    Little is left to do, as the sweep's check has decoded and audited the images that take part. No jobs: no page.
+
+    Raises:
+        LabError: the images are not there any more.
+    """
+    first: dict[str, Config] = {}
+    for config in configs:
+        first.setdefault(repr((config.data.name, config.data.root, config.data.category)), config)
+    if first:
+        write_dataset_page([describe(config, decode=False).shown() for config in first.values()], directory)
 
 
 def _found(samples: list[Sample]) -> dict[str, int]:
@@ -264,32 +312,31 @@ def _coverage(folder: Path, sound: list[Sample], classes: list[str]) -> dict[str
     }
 
 
-def _objects(folder: Path, samples: list[Sample]) -> dict[str, dict[str, Any]]:
-    """Return the objects of each type: their number, their images, and the quartiles of their boxes' sizes.
+def _objects(folder: Path, samples: list[Sample]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Return the objects of each type (number, images, quartiles of their sizes), and the images' paths.
 
-    Width and height are in pixels, ``share`` is the box's area over the image's.
+    Width, height and area are in pixels, ``share`` is the box's area over the image's.
     """
-    by_type: dict[str, list[tuple[float, float, float]]] = {}
-    images: Counter[str] = Counter()
+    by_type: dict[str, list[tuple[float, ...]]] = {}
+    images: dict[str, set[str]] = {}
     for sample in samples:
-        regions = sample.regions(folder)
-        images.update({region.label for region in regions})
-        for region in regions:
+        for region in sample.regions(folder):
             (x0, y0, x1, y1), (height, width) = region.box, region.size
-            size = x1 - x0, y1 - y0, (x1 - x0) * (y1 - y0) / (height * width)
+            size = x1 - x0, y1 - y0, region.area(), (x1 - x0) * (y1 - y0) / (height * width)
             by_type.setdefault(region.label, []).append(size)
+            images.setdefault(region.label, set()).add(sample.path)
     described: dict[str, dict[str, Any]] = {}
     for name in sorted(by_type):
         quartiles = np.quantile(by_type[name], [0.25, 0.5, 0.75], axis=0).T.tolist()
-        sizes = dict(zip(("width", "height", "share"), quartiles, strict=True))
-        described[name] = {"objects": len(by_type[name]), "images": images[name], **sizes}
-    return described
+        sizes = dict(zip(("width", "height", "area", "share"), quartiles, strict=True))
+        described[name] = {"objects": len(by_type[name]), "images": len(images[name]), **sizes}
+    return described, set().union(*images.values())
 
 
-def _broken(paths: list[Path]) -> dict[Path, str]:
-    """Return the files that cannot be read, with the reason."""
+def _broken(paths: list[Path], look: Callable[[Path], Any]) -> dict[Path, str]:
+    """Return the files that ``look`` cannot read, with the reason."""
     with bar() as progress:
-        results = progress.track(attempts(paths, check_image), len(paths), description="checking images")
+        results = progress.track(attempts(paths, look), len(paths), description="checking images")
         return {path: str(error) for path, error in zip(paths, results, strict=True) if isinstance(error, LabError)}
 
 

@@ -141,6 +141,7 @@ def test_the_page_to_hand_in(lab, product: Path, tmp_path: Path, capsys) -> None
         [],
         ["split.protocol=kfold", "split.fold=1", "split.seed=7"],
         ["attempt=patchcore"],
+        ["data.defects=merged", "split.protocol=holdout"],
         ["seed=3", "split.val=0.3", "split.per_class=5", "data.good=[hole,good]"],
     ],
     ids=" ".join,

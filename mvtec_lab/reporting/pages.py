@@ -114,8 +114,11 @@ def describe_command(settings: Mapping[str, str]) -> str:
             said = value not in ("null", default[key] if sample else "null")
         elif key == "split.seed":
             said = value != settings["seed"]
+        elif key == "split.protocol":  # as above
+            said = True
         else:
-            said = key.startswith(("data.good", "model.method", "seed", "split.")) and value != default[key]
+            said = key.startswith(("data.good", "data.defects", "model.method", "seed", "split."))
+            said = said and value != default[key]
         if said:
             words.append(shlex.quote(f"{key}={value}"))
     return " ".join(["python -m mvtec_lab task=describe", *words])

@@ -20,6 +20,7 @@ BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those t
 HEADS = ("linear", "cosine", "fused", "retrieval", "knn")
 RETRIEVING = ("fused", "retrieval", "knn")  # heads that look up training images
 MIXES = ("none", "mixup", "cutmix")
+FITS = ("squeeze", "letterbox")  # ways of an image into the square
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULERS = ("none", "cosine", "step", "onecycle", "plateau")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -91,8 +92,14 @@ class DataConfig:
     )
     image_size: int = knob(
         128,
-        "pixels; images are squeezed into this square, never cropped: a defect may lie at the rim",
+        "pixels a side of the square that images are brought into, never cropped: a defect may lie at the rim",
         least=8,
+    )
+    fit: str = knob(
+        "squeeze",
+        "how an image that is not square gets into it. squeeze: each side by itself, so that all of the square shows "
+        "it; letterbox: in its proportions, beside padding that no score counts",
+        choices=FITS,
     )
     tile: int | None = knob(
         None,

@@ -77,7 +77,7 @@ TASKS = {
         "mvtec_lab.tasks.evaluate:evaluate",
         "judges a checkpoint on its run's test images, or on others",
         (*_DATA, "ckpt"),
-        ignores=("data.image_size", "data.tile", "data.white"),  # the checkpoint holds them
+        ignores=("data.image_size", "data.fit", "data.tile", "data.white"),  # the checkpoint holds them
     ),
     "predict": Task(
         "mvtec_lab.tasks.predict:predict", "applies a checkpoint to new images", ("data.batch_size", "ckpt", "source")
@@ -89,7 +89,10 @@ TASKS = {
         "mvtec_lab.tasks.annotate:annotate",
         "writes masks as annotations of other programs",
         ("data.", "split.", "seed", "format", "min_area"),
-        ignores=("data.image_size", "data.tile", "data.white", "data.batch_size", "data.num_workers", "data.sampler"),
+        ignores=(
+            *("data.image_size", "data.fit", "data.tile", "data.white"),
+            *("data.batch_size", "data.num_workers", "data.sampler"),
+        ),
     ),
     "cache": Task("mvtec_lab.tasks.cache:list_cache", "lists what is kept between runs", ("cache.",), torch=False),
     "clear_cache": Task(

@@ -138,7 +138,8 @@ def test_a_wrong_type_is_a_mistake_on_the_sheet(monkeypatch: pytest.MonkeyPatch)
     found = [[], [Box("hole", 0.9, 0, 0, 4, 4)], [], [Box("hole", 0.8, 0, 0, 4, 4)], [Box("crack", 0.7, 0, 0, 4, 4)]]
     dataset: Any = SimpleNamespace(
         samples=[SimpleNamespace(label=kind, path=f"test/{n}.png") for n, kind in enumerate(kinds)],
-        picture=lambda i: np.zeros((8, 8, 3), np.uint8),
+        shown=lambda i: np.zeros((8, 8, 3), np.uint8),
+        place=lambda i: (0, 0, 8, 8),
     )
     judged = judging.Judged(dataset, found, [])
     judged.__dict__["truth"] = [[Box(kind, 1, 0, 0, 4, 4)] * (kind != "good") for kind in kinds]

@@ -1,14 +1,54 @@
-"""The square that images are brought into."""
+"""The square that images are brought into: squeezed as ever, or letterboxed, and what stands in it agrees."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
 import torch
-from conftest import SIZE
+from conftest import SIZE, others_slow
+from PIL import Image
 
+from mvtec_lab.cache import ArrayCache
+from mvtec_lab.config import AugmentConfig
 from mvtec_lab.data.datamodule import MVTecDataModule
-from mvtec_lab.data.frame import Frame
+from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.frame import Frame, border, inside
+from mvtec_lab.data.regions import box_around
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.data.targets import boxes_of, resize_mask
+from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
+from mvtec_lab.engine.model import ABOUT
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.segmentation import spread
+from mvtec_lab.models.views import unviewed, view
+from mvtec_lab.problems import padding
+from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.detection.views import kept_inside
+from mvtec_lab.problems.model import load_model
+from mvtec_lab.results import RunResult, read_csv
+
+BOX = Frame(64, "letterbox")
+SIZES = [(60, 120), (120, 60), (50, 170), (400, 130), (100, 100)]
+
+
+def wide(product: Path) -> Path:
+    """Make every image and mask of a product twice as wide, with nothing to see on the right."""
+    rng = np.random.default_rng(0)
+    for path in product.rglob("*.png"):
+        image = np.asarray(Image.open(path))
+        right = np.zeros_like(image) if image.ndim == 2 else rng.integers(90, 120, image.shape, dtype=np.uint8)
+        Image.fromarray(np.concatenate([image, right], axis=1)).save(path)
+    return product
+
+
+def seen(image: np.ndarray, frame: Frame = BOX) -> torch.Tensor:
+    return normalise(resize(image, frame)[None], IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_a_number_is_the_frame_of_that_size(product: Path) -> None:
@@ -18,3 +58,249 @@ def test_a_number_is_the_frame_of_that_size(product: Path) -> None:
     one, other = (data.images(data.samples)[[0, 1]]["image"] for data in frames)
     assert torch.equal(one, other)
     assert frames[0].content(frames[0].samples) == frames[1].content(frames[1].samples)
+
+
+def test_an_unknown_fit_is_named() -> None:
+    with pytest.raises(LabError, match=r"unknown data\.fit 'leterbox': did you mean letterbox"):
+        Frame(64, "leterbox")
+
+
+def test_a_circle_stays_a_circle() -> None:
+    image = np.full((100, 200, 3), 255, np.uint8)
+    cv2.circle(image, (120, 50), 30, (0, 0, 0), -1)
+    dark = (resize(image, BOX) < 80).all(axis=2)
+    x0, y0, x1, y1 = box_around(dark)
+    assert [x1 - x0, y1 - y0] == pytest.approx([61 * 64 / 200] * 2, abs=1)
+    assert dark.sum() == pytest.approx(np.pi * (61 * 64 / 400) ** 2, rel=0.1)
+    x0, y0, x1, y1 = box_around((resize(image, 64) < 80).all(axis=2))
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(2, rel=0.1)  # squeezed, it does not
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_mask_box_and_map_of_a_defect_agree(size: tuple[int, int]) -> None:
+    """Within a pixel of the square, which is several of the image."""
+    mask = np.zeros(size, bool)
+    mask[10:37, 21:44] = True
+    own = np.array(box_around(mask))
+    (box,) = boxes_of(resize_mask(mask, BOX)).numpy()
+    np.testing.assert_allclose(BOX.into(own, size), box, atol=1)
+    np.testing.assert_allclose(BOX.out_of(BOX.into(own, size), size), own)
+    image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    picture = resize(image, BOX)
+    top, left, height, width = BOX.place(size)
+    assert max(height, width) == 64
+    assert (picture[:top] == border(BOX.cut(picture, size))).all()
+    assert (picture[:, left + width :] == border(BOX.cut(picture, size))).all()
+    np.testing.assert_allclose(box_around(BOX.cut(picture, size)[..., 0] > 127), box - [left, top] * 2, atol=1)
+    for cells in (64, 32):  # a map over the square, as a network gives it
+        heat = cv2.resize(resize_mask(mask, BOX).astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA)
+        found = spread(BOX.cut(heat, size), size) > 0.5
+        np.testing.assert_allclose(box_around(found), own, atol=max(size) / cells)
+
+
+def test_squeezing_is_what_it_was(product: Path) -> None:
+    rng = np.random.default_rng(0)
+    for height, width in SIZES:
+        image, mask = rng.integers(0, 256, (height, width, 3), np.uint8), rng.random((height, width)) > 0.7
+        smaller = min(width, 64), min(height, 64)
+        picture = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(resize(image, 64), cv2.resize(picture, (64, 64), interpolation=cv2.INTER_CUBIC))
+        cover = cv2.resize(mask.astype(np.float32), smaller, interpolation=cv2.INTER_AREA)
+        cover = cv2.resize(cover, (64, 64), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(resize_mask(mask, 64), cover > 0.5)
+        assert Frame(64).cut(picture, (height, width)) is picture
+    data = MVTecDataModule(product, image_size=SIZE)
+    data.setup()
+    key = data.content(data.samples)
+    assert key.keys() == {"images", "size", "rules"}  # entries of earlier versions are still met
+    assert key["rules"].keys() == {"version", "opencv", "pillow", "white"}
+
+
+def test_each_fit_has_its_own_entries_in_the_cache(product: Path, tmp_path: Path) -> None:
+    wide(product)
+    pictures = []
+    for fit in ("letterbox", "squeeze", "letterbox"):
+        data = MVTecDataModule(product, image_size=Frame(SIZE, fit), cache=ArrayCache(tmp_path / "c"))
+        data.setup()
+        pictures.append(data.dataset("test")[0]["image"])
+    assert len(list((tmp_path / "c").glob("*.npy"))) == 2
+    assert torch.equal(pictures[0], pictures[2])
+    assert not torch.equal(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padding_is_recognised(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    middle = [side // 2 for side in size]
+    image[middle[0] : middle[0] + 4], image[:, middle[1] : middle[1] + 4] = 127, 127  # inside, the colour is no padding
+    top, left, height, width = BOX.place(size)
+    place = torch.zeros(1, 64, 64, dtype=torch.bool)
+    place[:, top : top + height, left : left + width] = True
+    assert torch.equal(inside(seen(image)), place)
+    for number in range(8):
+        assert torch.equal(unviewed(inside(view(seen(image), number)), number), place)
+    smaller = torch.nn.functional.interpolate(seen(image), (32, 32), mode="bilinear", antialias=True)
+    near = torch.nn.functional.max_pool2d(place.float(), 2)[0] > 0
+    assert (inside(smaller)[0] ^ near).float().mean() < 0.1  # as another run that says where to look sees it
+    assert inside(seen(np.full((*size, 3), 9, np.uint8))).all()  # a covered lens shows a blank image, not none
+
+
+def test_smoothing_leaves_padding_out() -> None:
+    """A rim is as high as the middle, and what a network says of the padding is nowhere."""
+    part = inside(seen(np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)))
+    scores = torch.full((1, 16, 16), 1e6)
+    scores[:, 4:12] = 3.0
+    blurred = padding.within(scores, part, lambda maps: torch.nn.functional.avg_pool2d(maps, 5, 1, 2))
+    assert blurred[:, 4:12].allclose(torch.tensor(3.0))
+    assert not blurred[:, :4].any()
+    assert not blurred[:, 12:].any()
+
+
+def test_a_bank_holds_no_patch_of_padding(tiny_net: str) -> None:
+    options = {"backbone": tiny_net, "weights": None, "layers": ["features.relu1", "features.relu2"], "coreset": 1.0}
+    images = np.random.default_rng(0).integers(0, 256, (4, 60, 120, 3), np.uint8)
+    squares = torch.cat([seen(image) for image in images])
+    banks = []
+    for padded in (True, False):
+        model = build_anomaly_model("patchcore", image_size=64, padded=padded, **options).eval()
+        model.prepare(lambda: squares.split(2))
+        banks.append(len(model.model.bank))
+    assert banks == [4 * 16 * 32, 4 * 32 * 32]
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim", "spade", "stfpm", "draem", "autoencoder", "memae", "fanogan"])
+def test_no_map_says_anything_of_padding(method: str, tiny_net: str) -> None:
+    torch.manual_seed(0)
+    options = {"backbone": tiny_net, "weights": None}
+    if method in ("patchcore", "padim", "spade", "stfpm"):
+        options["layers"] = ["features.relu1", "features.relu2"]
+    images = np.random.default_rng(0).integers(0, 256, (6, 60, 120, 3), np.uint8)
+    squares = torch.cat([seen(image) for image in images])
+    model = build_anomaly_model(method, image_size=64, padded=True, **options).eval()
+    with torch.no_grad():
+        model.prepare(lambda: squares.split(3))
+        model.finish(lambda: squares.split(3))
+        scores = model(squares.flip(3))
+    assert scores.map is not None
+    side = scores.map.shape[-1]
+    assert not scores.map[:, : side // 4].any()
+    assert not scores.map[:, side - side // 4 :].any()
+    assert (scores.map[:, side // 2] > 0).any()
+    assert scores.image.isfinite().all()
+
+
+def test_boxes_end_with_the_image() -> None:
+    part = torch.zeros(64, 64, dtype=torch.bool)
+    part[16:48] = True
+    boxes = torch.tensor([[2.0, 10, 20, 30], [0, 0, 9, 16], [5, 20, 70, 60], [1, 48, 5, 64]])
+    found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]), "masks": torch.ones(4, 1, 64, 64)}
+    kept = kept_inside(found, part)
+    assert kept["boxes"].tolist() == [[2, 16, 20, 30], [5, 20, 64, 48]]
+    assert kept["scores"].tolist() == pytest.approx([0.9, 0.7])
+    assert kept["masks"].sum((1, 2, 3)).tolist() == [32 * 64] * 2
+
+
+def test_a_pasted_defect_leaves_padding_alone(product: Path) -> None:
+    """Its object is looked for in the image: the colour of the padding would be the background's."""
+    wide(product)
+    data = MVTecDataModule(
+        product, image_size=Frame(SIZE, "letterbox"), augment=AugmentConfig(paste=1.0), targets=["mask"]
+    )
+    data.setup()
+    dataset = data.dataset("train")
+    moved = 0
+    for place, sample in enumerate(dataset.samples):
+        picture, mask = dataset.view((place, 3))
+        top, _, height, _ = dataset.place(place)
+        assert mask is not None
+        for beside in (slice(0, top), slice(top + height, None)):
+            assert (picture[beside] == picture[0, 0]).all()
+            assert not mask[beside].any()
+        moved += sample.label != "good" and not np.array_equal(picture, dataset.picture(place))
+    assert moved > 2
+
+
+def test_an_image_is_shown_in_its_proportions(product: Path) -> None:
+    wide(product)
+    dataset = MVTecDataset(product, [Sample("test/hole/000.png", "hole")], image_size=Frame(SIZE, "letterbox"))
+    assert dataset.picture(0).shape == (SIZE, SIZE, 3)
+    assert dataset.shown(0).shape == (SIZE // 2, SIZE, 3)
+    np.testing.assert_array_equal(dataset.padded(0, dataset.shown(0)), dataset.picture(0))
+
+
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
+LETTERBOX = ("data.fit=letterbox", "data.image_size=64")
+RUNS = {
+    "classification": ["attempt=base"],
+    "anomaly": ["attempt=patchcore", LAYERS],
+    "tiles": ["attempt=patchcore", LAYERS, "data.tile=32"],  # of 24 x 32 pixels: an image is 24 high
+    "segmentation": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6"],
+    "segmented tiles": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6", "data.tile=32"],
+    "detection": [
+        *("attempt=detect/fcos", "model.options.finest=4", "model.options.channels=32", "model.unfreeze=0"),
+        *("optimizer.lr=3e-3", "trainer.max_epochs=4"),
+    ],
+}
+
+
+@pytest.mark.parametrize("problem", others_slow(RUNS, "classification", "anomaly", "tiles", "segmentation"))
+def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
+    problem: str, lab, product: Path, tmp_path: Path
+) -> None:
+    """Whatever data.fit says by then, evaluate gives the run's figures and predict the run's rows."""
+    wide(product)
+    assert lab(*RUNS[problem], *LETTERBOX, "hydra.run.dir=run") == 0
+    run, rows = RunResult.load(tmp_path / "run"), read_csv(tmp_path / "run/predictions.csv")
+    assert load_model(tmp_path / "run/best.ckpt").frame == Frame(64, "letterbox", 32 if "tiles" in problem else None)
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"] == run.metrics
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=new") == 0
+    new = {str(Path(row["path"]).relative_to(product)): row for row in read_csv(tmp_path / "new/predictions.csv")}
+    value = "prob_hole" if problem == "classification" else "score"
+    for row in rows:
+        if row["path"] in new:
+            assert float(new[row["path"]][value]) == pytest.approx(float(row[value]), abs=2e-5), row["path"]
+    if problem == "anomaly":
+        assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
+        about = json.loads((tmp_path / "out/export.json").read_text())
+        assert (about["fit"], "place" in about) == ("letterbox", True)
+        session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+        square = resize(np.asarray(Image.open(product / "test/hole/000.png")), BOX)
+        outputs = session.run(None, {"images": (square / 255).astype(np.float32).transpose(2, 0, 1)[None]})
+        assert float(outputs[0][0]) == pytest.approx(float(new["test/hole/000.png"]["score"]), rel=1e-4)
+        assert not outputs[1][0, :16].any()
+    if problem == "tiles":
+        with Image.open(tmp_path / "new/maps/hole/000.png.tiff") as heat:
+            assert heat.size == (96, 48)
+    if problem == "anomaly":
+        with Image.open(tmp_path / "new/maps/hole/000.png.tiff") as heat:
+            assert heat.size == (64, 32)  # of the image alone
+        with Image.open(tmp_path / "new/maps/hole/000.png.jpg") as drawn:
+            assert drawn.width == 2 * drawn.height
+    if problem in ("segmentation", "segmented tiles"):
+        for row in rows:
+            found = tmp_path / "new/found" / f"{Path(row['path']).relative_to('test')}.png"
+            mask = np.asarray(Image.open(found)) > 0
+            assert mask.shape == (SIZE, 2 * SIZE)
+            assert new[row["path"]]["mask_share"] == f"{mask.mean():.6g}"
+    if problem == "detection":
+        for file in (tmp_path / "new/found").rglob("*.json"):
+            of_image = json.loads(file.read_text())
+            corners = np.array([box["box"] for box in of_image["boxes"]]).reshape(-1, 4)
+            assert (of_image["width"], of_image["height"]) == (2 * SIZE, SIZE)
+            assert (corners >= 0).all()
+            assert (corners <= [2 * SIZE, SIZE] * 2).all()
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(resumed, product: Path) -> None:
+    wide(product)
+    resumed(DefectClassifier, 2, "attempt=finetune", "data.fit=letterbox", "trainer.max_epochs=4")
+
+
+def test_an_older_checkpoint_is_of_squeezed_images(lab, product: Path, tmp_path: Path) -> None:
+    assert lab("attempt=base", "hydra.run.dir=run") == 0
+    content = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
+    del content[ABOUT]["fit"]
+    torch.save(content, tmp_path / "run/best.ckpt")
+    assert load_model(tmp_path / "run/best.ckpt").frame == Frame(SIZE)
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0

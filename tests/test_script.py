@@ -35,7 +35,7 @@ def test_a_script_of_thirty_lines(tiny: Tiny, product: Path, tmp_path: Path, cap
     run, _ = lab.best_run("outputs/s w=1")
     assert run.attempt == comparison.best
     model = lab.load_model(Path(run.run_dir, "best.ckpt"))
-    image = lab.resize(lab.read_image(product / "test/hole/000.png"), model.image_size)
+    image = lab.resize(lab.read_image(product / "test/hole/000.png"), model.frame)
     logits = model.module(lab.normalise(image, model.mean, model.std)[None])
     assert logits.shape == (1, len(model.classes))
 

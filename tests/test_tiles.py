@@ -176,7 +176,7 @@ def test_an_image_has_the_highest_score_of_its_tiles_and_one_map(lab, product, t
     assert result.threshold["map"] is not None
     assert {"mistakes.jpg", "explanations.jpg", "pixels.npz"} <= {path.name for path in (tmp_path / "run").iterdir()}
     model = load_model("run/best.ckpt")
-    assert (model.tile, model.frame) == (TILE, Frame(SIZE, TILE))
+    assert (model.tile, model.frame) == (TILE, Frame(SIZE, tile=TILE))
     for row in rows[:4]:
         image = read_image(product / row["path"])
         pictures = np.stack([resize(w.of(image), SIZE) for w in windows(LARGE, LARGE, TILE)])

@@ -39,7 +39,7 @@ def audit(dataset: MVTecDataset, chosen: str) -> list[str]:
     key = (dataset.frame, *files)
     if key not in _known:
         place = {path: k for k, path in enumerate(paths)}
-        _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.picture(place[path])))))
+        _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.shown(place[path])))))
     near = {pair: how for pair, how in _known[key].items() if files[pair[0]] != files[pair[1]]}
     findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples, chosen)
     masks = [dataset.folder / s.mask for s in samples if s.mask and not s.objects]
@@ -101,8 +101,8 @@ def _each_class(names: list[str], what: str, so: str = "") -> list[str]:
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """Return a picture [S, S, 3] in grey: uint8, of ``SIDE`` x ``SIDE`` pixels, or S x S if that is less."""
-    side = min(SIDE, len(picture))
+    """Return a picture [h, w, 3] in grey: uint8, a square of ``SIDE`` pixels, or of its longer side if that is less."""
+    side = min(SIDE, max(picture.shape[:2]))
     return cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (side, side), interpolation=cv2.INTER_AREA)
 
 

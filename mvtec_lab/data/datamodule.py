@@ -247,7 +247,7 @@ class MVTecDataModule(pl.LightningDataModule):
     def content(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what the pixels of these samples depend on: a part of a cache's key."""
         paths = [self.folder / path for path in dict.fromkeys(s.path for s in samples)]
-        rules = {**rules_of(paths), "white": self.white}
+        rules = {**rules_of(paths), "white": self.white, **self.frame.rules}
         if any(s.window for s in samples):
             rules["tile"] = [self.frame.tile, OVERLAP]
         return {"images": digests(paths), "size": self.frame.size, "rules": rules}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mvtec_lab.data.frame import Frame
+from mvtec_lab.data.frame import Frame, Place, Size, border, inside
 from mvtec_lab.data.images import WHITE, each_image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.paste import Paste
@@ -103,6 +103,7 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         self.frame, self.augmentation, self.mean, self.std = Frame.of(image_size), augmentation, mean, std
         self.white, self.pictures, self.paste, self.targets = white, pictures, paste, targets
         self._small: dict[int, np.ndarray] = {}
+        self._inside: dict[int, Tensor] = {}
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([index.get(sample.label, -1) for sample in self.samples])
         kinds = kinds_of(self.samples) if kinds is None else kinds
@@ -155,6 +156,33 @@ class MVTecDataset(Dataset[dict[str, Any]]):
         pictures = np.concatenate(list(each_image(list(of_file), read)))
         rows = [row for of_one in of_file.values() for row in of_one]
         return pictures[np.argsort(rows)]
+
+    def _size(self, place: int) -> Size | Path:
+        """Return what ``Frame`` takes for an image, its file, or for a tile, its size."""
+        window = self.samples[place].window
+        return self.folder / self.samples[place].path if window is None else (window.height, window.width)
+
+    def place(self, place: int) -> Place:
+        """Return where an image or a tile lies in its square."""
+        return self.frame.place(self._size(place))
+
+    def inside(self, place: int) -> Tensor:
+        """Return where an image lies in its square, [S, S] bool, as ``frame.inside`` recognises it."""
+        if place not in self._inside:
+            self._inside[place] = inside(torch.from_numpy(self.picture(place)).movedim(-1, 0)[None].float())[0]
+        return self._inside[place]
+
+    def cut(self, place: int, square: np.ndarray) -> np.ndarray:
+        """Return the part [h, w, ...] of a picture, a mask or a map that shows the image, as ``Frame.cut`` does."""
+        return self.frame.cut(square, self._size(place))
+
+    def padded(self, place: int, part: np.ndarray) -> np.ndarray:
+        """Return the picture [S, S, 3] around what shows the image, [h, w, 3] uint8: ``shown`` the other way round."""
+        return self.frame.pad(part, self._size(place), border(part))
+
+    def shown(self, place: int) -> np.ndarray:
+        """Return the image to look at: [h, w, 3] uint8, its picture without padding."""
+        return self.cut(place, self.picture(place))
 
     def mask(self, place: int) -> np.ndarray | None:
         """Return the image's mask in its file's size, [H, W] bool, to draw or to measure.
@@ -263,7 +291,8 @@ def _joined(mask: np.ndarray) -> np.ndarray:
 class FeatureDataset(Dataset[dict[str, Any]]):
     """Give features of a data set's images: ``{"features": [N, ...], "label": [N], "index": [N]}``.
 
-    Where the data set has ``targets``, so has this one, and ``seed``, as MVTecDataset does.
+    Where the data set has ``targets``, so has this one, and ``seed``, as MVTecDataset does. Of letterboxed images it
+    says where they lie in their squares: ``inside``, bool [N, S, S].
 
     Args:
         dataset: the images, for their labels and masks.
@@ -296,4 +325,6 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         if self.dataset.targets:
             item |= self.dataset.small_targets(places)
             item["seed"] = torch.tensor([seed for _, seed in pairs])
+        if self.dataset.frame.pads:  # an image shows it itself
+            item["inside"] = torch.stack([self.dataset.inside(place) for place in places])
         return item

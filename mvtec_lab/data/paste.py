@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mvtec_lab.data.frame import Frame
+from mvtec_lab.data.frame import Frame, size_of
 from mvtec_lab.data.images import digests, each_image, odd_masks
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.errors import LabError
@@ -44,7 +44,8 @@ class Paste:
 
     def __init__(self, chance: float, folder: Path, samples: Sequence[Sample], frame: Frame) -> None:
         check_sources(samples)
-        self.chance, self.size = chance, frame.size
+        self.chance, self.frame = chance, frame
+        self.sizes = [size_of(folder / s.path) if frame.pads else (1, 1) for s in samples]
         self.good = [place for place, s in enumerate(samples) if s.label == GOOD]
         defects = {place: folder / s.mask for place, s in enumerate(samples) if s.label != GOOD and s.mask}
         owners = {folder / samples[place].path: samples[place] for place in defects}
@@ -66,21 +67,36 @@ class Paste:
         rng = np.random.default_rng([seed, 1])  # another stream than albumentations', which has the seed itself
         if place not in self.regions or rng.random() >= self.chance:
             return image, mask
-        good = picture(self.good[rng.integers(len(self.good))])
+        under = self.good[rng.integers(len(self.good))]
+        good = picture(under)
         top, left, crop = self.regions[place]
         region = np.zeros(image.shape[:2], np.float32)
         region[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-        on = object_mask(good)
-        here, there = _centre(object_mask(image)), _centre(on)
+        on = self._object(good, under)
+        here, there = _centre(self._object(image, place)), _centre(on)
         for _ in range(TRIES):
-            moved = _turn(here, there, rng, SHIFT * self.size)
+            moved = _turn(here, there, rng, SHIFT * self.frame.size)
             if (_warp(region, moved) * on).sum() >= INSIDE * region.sum():
                 break
         else:
             moved = np.column_stack([np.eye(2), there - here])  # where it was on its own object
-        alpha = _warp(feathered(region > 0, FEATHER * self.size), moved)[..., None]
-        pasted = np.rint(alpha * _warp(image, moved) + (1 - alpha) * good).astype(np.uint8)
-        return pasted, None if mask is None else (_warp(mask.astype(np.float32), moved) > 0.5).astype(np.uint8)
+        within = self._whole(under)
+        alpha = _warp(feathered(region > 0, FEATHER * self.frame.size) * self._whole(place), moved) * within
+        pasted = np.rint(alpha[..., None] * _warp(image, moved) + (1 - alpha[..., None]) * good).astype(np.uint8)
+        if mask is None:
+            return pasted, None
+        inside = within if mask.ndim == 2 else within[..., None]
+        return pasted, (_warp(mask.astype(np.float32), moved) * inside > 0.5).astype(np.uint8)
+
+    def _object(self, picture: np.ndarray, place: int) -> np.ndarray:
+        """Return the object of a picture, as ``object_mask`` does, without what lies beside the image."""
+        size = self.sizes[place]
+        return self.frame.pad(object_mask(self.frame.cut(picture, size)), size)
+
+    def _whole(self, place: int) -> np.ndarray:
+        """Return 1 where a picture shows its image, [S, S] float32, 0 beside it."""
+        size = self.sizes[place]
+        return self.frame.pad(np.ones(self.frame.place(size)[2:], np.float32), size)
 
 
 def check_sources(samples: Sequence[Sample]) -> None:
@@ -132,7 +148,9 @@ def _region(folder: Path, sample: Sample, frame: Frame) -> _Region:
     assert sample.mask is not None
     if not sample.objects and (odd := odd_masks([folder / sample.mask])):
         raise LabError(f"augment.paste cuts defects out by their masks, but {odd[0]}; or give augment.paste=0")
-    part = cv2.resize(mask.astype(np.float32), (frame.size, frame.size), interpolation=cv2.INTER_AREA) > 0
+    size = mask.shape[0], mask.shape[1]
+    *_, height, width = frame.place(size)
+    part = frame.pad(cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0, size)
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return top, left, part[top : rows[-1] + 1, left : columns[-1] + 1].copy()

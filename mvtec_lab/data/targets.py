@@ -17,12 +17,13 @@ def resize_mask(mask: np.ndarray, frame: int | Frame) -> np.ndarray:
 
     A mask that covers half of no pixel, as a scratch in a large image, is 1 in all pixels that it touches.
     """
-    size = Frame.of(frame).size
-    shape = min(mask.shape[1], size), min(mask.shape[0], size)  # area averaging needs an axis that shrinks
+    frame, size = Frame.of(frame), mask.shape[:2]
+    *_, height, width = frame.place(size)
+    shape = min(mask.shape[1], width), min(mask.shape[0], height)  # area averaging needs an axis that shrinks
     cover = cv2.resize(mask.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
-    cover = cv2.resize(cover, (size, size), interpolation=cv2.INTER_LINEAR)
+    cover = cv2.resize(cover, (width, height), interpolation=cv2.INTER_LINEAR)
     over_half = cover > 0.5
-    return (over_half if over_half.any() else cover > 0).astype(np.uint8)
+    return frame.pad((over_half if over_half.any() else cover > 0).astype(np.uint8), size)
 
 
 def components(mask: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from mvtec_lab.data.frame import Frame
+from mvtec_lab.data.frame import Frame, border
 from mvtec_lab.data.images import WHITE, read_image
 from mvtec_lab.data.tiles import Window, windows
 from mvtec_lab.errors import LabError, unknown
@@ -29,19 +29,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 
 def resize(image: np.ndarray, frame: int | Frame) -> np.ndarray:
-    """Squeeze an [H, W, ...] uint8 image into [S, S, ...], each axis on its own.
+    """Bring an RGB image [H, W, 3] uint8 into a square, [S, S, 3]: squeezed, or as the frame says.
 
     Area averaging along an axis that shrinks keeps fine defects; an axis that grows is interpolated (cubic).
 
     Args:
         frame: S, pixels, or that of a model or data set.
     """
-    size = Frame.of(frame).size
-    if image.shape[:2] == (size, size):
-        return image
-    smaller = min(image.shape[1], size), min(image.shape[0], size)
-    image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+    frame, size = Frame.of(frame), image.shape[:2]
+    *_, height, width = frame.place(size)
+    if size != (height, width):
+        smaller = min(image.shape[1], width), min(image.shape[0], height)
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return frame.pad(image, size, border(image)) if frame.pads else image
 
 
 def read_picture(path: Path, frame: int | Frame, white: int = WHITE) -> np.ndarray:

@@ -14,7 +14,7 @@ from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
 
 ABOUT = "about"  # where a checkpoint keeps what is not weights
-_LATER = {"tile": None}  # what older checkpoints do not say
+_LATER = {"fit": "squeeze", "tile": None}  # what older checkpoints do not say
 
 
 @dataclass
@@ -25,12 +25,13 @@ class Model:
         module: the network; what its ``forward`` gives is its problem's.
         method: the value of ``model.method``.
         classes: names of what it predicts, in the order of their indices.
-        image_size: side of the square that images are squeezed into, pixels.
+        image_size: side of the square that images are brought into, pixels.
         white: the value of 16-bit files that becomes 255.
         mean, std: of RGB in [0, 1], by which images are normalised.
         weights: what the backbone started from: IMAGENET1K_V1, a file, random.
         threshold: the score above which an image is a defect; None where classes are predicted.
         map_threshold: the same of a pixel's score; None without maps.
+        fit: how images get into the square, as in ``Frame``.
         tile: pixels a side of the tiles that it sees of an image; None: it sees the image as a whole.
     """
 
@@ -44,12 +45,13 @@ class Model:
     weights: str | None = None
     threshold: float | None = None
     map_threshold: float | None = None
+    fit: str = "squeeze"
     tile: int | None = None
 
     @property
     def frame(self) -> Frame:
         """Return the square that images are brought into, as ``resize`` takes it."""
-        return Frame(self.image_size, self.tile)
+        return Frame(self.image_size, self.fit, self.tile)
 
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""

@@ -17,22 +17,10 @@ from mvtec_lab.results import BEST, CONFIG, SAMPLES, path_of_run
 
 log = logging.getLogger(__name__)
 
+_READING = ("image_size", "fit", "tile", "white", "batch_size")
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
-    "data": (
-        "name",
-        "root",
-        "category",
-        "good",
-        "labels",
-        "defects",
-        "masks",
-        "image_size",
-        "tile",
-        "white",
-        "batch_size",
-        "imbalance",
-    ),
+    "data": ("name", "root", "category", "good", "labels", "defects", "masks", "imbalance", *_READING),
     "split": tuple(Config().split.__dataclass_fields__),
     "model": ("method",),  # which goes with the split's protocol
     "threshold": ("rule",),

@@ -80,18 +80,22 @@ def outlined(image: np.ndarray, mask: np.ndarray | None = None, found: np.ndarra
 
     Args:
         image: uint8 RGB [H, W, 3].
-        mask, found: bool, of any size, of the image's proportions.
+        mask, found: bool, of any size.
 
     Returns:
         uint8 RGB [H, W, 3], of the image's proportions, 320 pixels on its longer side.
     """
-    height, width, _ = image.shape
-    scale = SIDE / max(height, width)
-    tile = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
+    tile = Image.fromarray(image).resize(tile_of(image)[::-1])
     for area, colour in ((mask, PALETTE[5]), (found, PALETTE[4])):
         if area is not None:
             _outline(tile, area, colour)
     return np.asarray(tile)
+
+
+def tile_of(image: np.ndarray) -> tuple[int, int]:
+    """Return height and width of a drawn tile in an image's proportions: its longer side has SIDE pixels."""
+    height, width = (max(1, round(side * SIDE / max(image.shape[:2]))) for side in image.shape[:2])
+    return height, width
 
 
 def boxed(image: np.ndarray, truth: Sequence[Any], found: Sequence[Any]) -> np.ndarray:
@@ -160,21 +164,22 @@ def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np
     """Draw a map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
 
     Args:
-        image: uint8 RGB [S, S, 3].
-        heat: [S, S], in [0, 1].
-        peak: row and column in pixels.
+        image: uint8 RGB [H, W, 3].
+        heat: of any size, in [0, 1].
+        peak: row and column in pixels of the image.
         mask: bool, of any size, or None.
 
     Returns:
-        uint8 RGB [H, W, 3].
+        uint8 RGB, of the size ``tile_of(image)``.
     """
-    grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
-    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize((SIDE, SIDE))  # of 255: the image stays to be seen
+    size = tile_of(image)[::-1]
+    grey = Image.fromarray(image).convert("L").resize(size).convert("RGB")
+    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize(size)  # of 255: the image stays to be seen
     tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
     if mask is not None:
         _outline(tile, mask, PALETTE[5])
     draw = ImageDraw.Draw(tile)
-    y, x = ((position + 0.5) * SIDE / len(image) for position in peak)
+    y, x = ((position + 0.5) * SIDE / max(image.shape) for position in peak)
     for radius, width, colour in ((12, 8, INK), (10, 4, PAPER)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
     return np.asarray(tile)

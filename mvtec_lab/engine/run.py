@@ -313,6 +313,7 @@ SHOWN = [
     "loss.defer",
     "loss.posthoc",
     "data.image_size",
+    "data.fit",
     "data.tile",
     "data.batch_size",
     "data.sampler",

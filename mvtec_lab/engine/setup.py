@@ -43,7 +43,7 @@ def data_module(
     folder = locate(d.name, d.root, d.category, d.archive, d.sha256)
     return MVTecDataModule(
         read_folder(folder, d.name, d.good, d.labels, d.defects),
-        image_size=Frame(d.image_size, d.tile),
+        image_size=Frame(d.image_size, d.fit, d.tile),
         white=d.white,
         batch_size=d.batch_size,
         num_workers=d.num_workers,

@@ -132,7 +132,7 @@ class Prediction:
     Args:
         row: of predictions.csv, after ``path``; ``prediction`` is a part of it.
         caption: below the image on a sheet, and beside its path in the terminal.
-        heat: scores of the image's parts [h, w], any size, that cover it; None: the method does not localise.
+        heat: scores of parts [h, w], any size, that cover the image's square; None: the method does not localise.
         files: given the image in its own size, uint8 RGB [H, W, 3], returns the files to write for it by the ending of
             their names: pictures, uint8 [H, W, 3] or [H, W], or text. ``.jpg`` is also shown on the sheet.
         boxes: [K, 5], x0, y0, x1, y1 in pixels of the square image and a score, the highest first, on the scale of the
@@ -304,7 +304,7 @@ class Problem:
         raise NotImplementedError
 
     def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
-        """Judge a new image by its tiles, in a problem whose ``Rules`` are not ``untiled``.
+        """Judge a new image by its tiles, in a problem whose ``Rules`` are not ``untiled``; ``heat`` covers the image.
 
         Args:
             tiles: in batches [n, 3, S, S], normalised.

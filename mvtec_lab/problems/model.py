@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
@@ -40,6 +41,7 @@ def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]
         if config.data.name != "sample":
             raise
         model, note = problem.build(config, data, None), f"{RANDOM_MARK}: {error}"
+    model = replace(model, fit=config.data.fit)
     note = note or getattr(model.module, "weights_note", None)
     if note is None and model.weights == "random" and METHODS[model.method].backbone:
         note = f"{RANDOM_MARK}, as asked for"

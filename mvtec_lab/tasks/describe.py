@@ -18,6 +18,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.catalogue import CATEGORIES
 from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import (
     attempts,
     check_image,
@@ -264,7 +265,8 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         readable = {s.path for s in sound}
         used = [s for s in samples if s.split and s.path in readable]
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
-        pictures = MVTecDataset(scanned.folder, used, image_size=config.data.image_size, white=white)
+        frame = Frame(config.data.image_size, config.data.fit)
+        pictures = MVTecDataset(scanned.folder, used, image_size=frame, white=white)
         findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
         said = [*parted(scanned.samples, settled(scanned.samples, config.split)), *scanned.oddities(samples)]
         said += drawn_test(scanned.samples, samples, config.split)

@@ -35,8 +35,8 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     """Judge ``config.ckpt`` on the split of a configuration: metrics.json, predictions.csv, sheets of pictures.
 
     An anomaly model is judged on the whole test folder, by its own threshold; of its maps there is pixels.npz too.
-    Image size and tiles are the checkpoint's. Images that it was trained on are named in a warning, as far as the
-    samples.csv beside it says.
+    Size, fit and tiles of the images are the checkpoint's. Images that it was trained on are named in a warning, as far
+    as the samples.csv beside it says.
 
     Args:
         own: the images have to be those of the checkpoint's run.
@@ -50,7 +50,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     ckpt = Path(checkpoint_of(config))
     model = load_model(ckpt)
     problem = problem_of(model.method)
-    sized = replace(config.data, image_size=model.image_size, white=model.white, tile=model.tile)
+    sized = replace(config.data, image_size=model.image_size, fit=model.fit, tile=model.tile, white=model.white)
     config = problem.to_judge(replace(config, data=sized), model)
     data = build_data(config, (model.mean, model.std), problem.targets_of(model.method))
     if own:  # first: a class that is gone is one whose files are

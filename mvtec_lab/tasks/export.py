@@ -44,6 +44,19 @@ TILES = (
     "no longer is not cut; each is one of images; the image's score is the highest of its tiles', its map theirs, and "
     "their mean where they overlap, weighted by the distance from a tile's border"
 )
+# How images get into the square, by ``data.fit``.
+_AXES = "cv2.INTER_AREA along a side that shrinks, then cv2.INTER_CUBIC along one that grows"
+_RESIZE = {
+    "squeeze": f"to the square: {_AXES}",
+    "letterbox": f"both sides times image_size / the longer one, rounded: {_AXES}; then into the middle of a square of "
+    "the mean colour of the border of the result, one pixel wide, rounded to levels of 255",
+}
+PLACE = (
+    "an image of width W and height H has w = max(1, round(W * image_size / max(W, H))) pixels in the square, and h "
+    "likewise, from left = (image_size - w) // 2 and top = (image_size - h) // 2 on. Resize a map to the square, and "
+    "cut it or a mask there, before it is resized to the image; x of a box is (x - left) * W / w of the image's, y "
+    "(y - top) * H / h"
+)
 LARGEST = 1e-4  # difference, as a share of the largest value; rounding gave up to 6e-6
 
 
@@ -79,8 +92,10 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "image_size": size,
         **({} if model.tile is None else {"tile": model.tile, "tiles": TILES}),
         "input": f"images: float32 [{1 if single else 'N'}, 3, {size}, {size}], RGB in [0, 1]",
+        "fit": model.fit,
         # Another rule moves scores across the threshold: OpenCV's default gave 7 false alarms in 20 good bottles.
-        "resize": "to the square: cv2.INTER_AREA along a side that shrinks, then cv2.INTER_CUBIC along one that grows",
+        "resize": _RESIZE[model.fit],
+        **({"place": PLACE} if model.frame.pads else {}),
         "white": model.white,  # the value of 16-bit files that becomes 1; in 8-bit files it is 255
         "output": ", ".join(outputs),
         **getattr(network, "about", {}),

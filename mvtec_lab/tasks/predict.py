@@ -141,9 +141,10 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
                 _write_files(run_dir / FOUND / source.name(path), files)
                 prediction = prediction.sized(image.shape[:2]) if prediction.sized else prediction
             rows.append({"path": str(path), **prediction.row})
-            shown = {prediction.caption: picture}
+            shown = {prediction.caption: model.frame.cut(picture, path)}
             if prediction.heat is not None:
-                drawn = _write_map(run_dir / MAPS / source.name(path), path, prediction.heat, model)
+                heat = prediction.heat if model.tile is not None else model.frame.cut(prediction.heat, path)
+                drawn = _write_map(run_dir / MAPS / source.name(path), path, heat, model)
                 shown[f"map, outlined where above {model.map_threshold:.3g}"] = drawn
             if isinstance(drawing := files.get(".jpg"), np.ndarray):
                 shown["found"] = drawing

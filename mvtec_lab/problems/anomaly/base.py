@@ -13,6 +13,7 @@ from mvtec_lab.models.finite import finite_loss, require_finite
 from mvtec_lab.models.optim import build_optimizer, one_kernel
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
+from mvtec_lab.problems.padding import inside_of
 
 # Return the good training images as normalised batches [N, 3, S, S] on the model's device, always in the same order. A
 # model calls it once for each pass that it needs.
@@ -55,6 +56,7 @@ class AnomalyModel(pl.LightningModule):
     Args:
         backbone, weights: as in ``ModelConfig``; a method with networks of its own does not read them.
         image_size: pixels a side of the images.
+        padded: whether images are letterboxed.
         optimizer, lr, weight_decay, momentum: as in ``OptimizerConfig``, for a method that trains.
         options: the method's own, by name; an option that is missing or None has its default.
 
@@ -72,6 +74,7 @@ class AnomalyModel(pl.LightningModule):
         backbone: str = "resnet18",
         weights: str | None = "DEFAULT",
         image_size: int = 128,
+        padded: bool = False,
         optimizer: str = "adam",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -129,6 +132,13 @@ class AnomalyModel(pl.LightningModule):
             if values is not None:
                 require_finite(values, what)
         return scores
+
+    def inside(self, images: Tensor) -> Tensor | None:
+        """Return where images lie in normalised squares [N, 3, S, S]: [N, S, S] bool; None: there is no padding.
+
+        A method whose score depends on places leaves padding out: ``problems.padding.within`` does so for a map.
+        """
+        return inside_of({"image": images}, self.hparams["padded"])
 
     def pictures(self, images: Tensor) -> Tensor:
         """Return normalised images [N, 3, S, S] as float32 RGB in [0, 1]."""

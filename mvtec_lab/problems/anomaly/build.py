@@ -27,7 +27,7 @@ def build(config: Config, data: MVTecDataModule, weights: str | None) -> Model:
         LabError: what the method refuses, so far as it can be known before fitting.
     """
     rehearse(config, data)
-    module = build_anomaly_model(config.model.method, **_settings(config), weights=weights)
+    module = build_anomaly_model(config.model.method, **_settings(config, data), weights=weights)
     return Model(
         module,
         config.model.method,
@@ -75,7 +75,7 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
     """
     if config.threshold.rule == "best_f1" and all(s.label == GOOD for s in data.of_split("test")):
         raise LabError("threshold.rule=best_f1 needs defects, and test/ has none: threshold.rule=quantile does without")
-    name, settings = config.model.method, {**_settings(config), "weights": None}
+    name, settings = config.model.method, {**_settings(config, data), "weights": None}
     with isolate_rng(), torch.no_grad():
         with torch.device("meta"):
             model = build_anomaly_model(name, **settings)
@@ -84,9 +84,9 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
             rehearse_batch(config, data, build_anomaly_model(name, **settings).train().loss)
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config, data: MVTecDataModule) -> dict[str, Any]:
     """Return the arguments of an anomaly model; the caller gives the weights."""
     training = {**asdict(config.optimizer), "optimizer": config.optimizer.name}
     training.pop("name")
-    model = {"backbone": config.model.backbone, "image_size": config.data.image_size}
-    return {**training, **model, **config.model.options}
+    size = {"image_size": config.data.image_size, "padded": data.frame.pads}
+    return {**training, "backbone": config.model.backbone, **size, **config.model.options}

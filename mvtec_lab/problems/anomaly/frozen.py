@@ -14,14 +14,27 @@ from torch import Tensor, nn
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import Batches, Scores
 from mvtec_lab.problems.anomaly.features import BackboneModel
+from mvtec_lab.problems.padding import at, within
 from mvtec_lab.progress import bar
 
 SEARCH_BYTES = 2**26  # what a search may hold beside its arguments, unless a single query takes more
 SIGMA = 4 / 224  # of a map's Gaussian, as a share of its side: the papers' 4 pixels of 224
 
 
+class Maps(list[Tensor]):
+    """Hold what FeatureMaps returns for a batch, and which pixels show the images, as AnomalyModel.inside says."""
+
+    def __init__(self, layers: Iterable[Tensor], inside: Tensor | None = None) -> None:
+        super().__init__(layers)
+        self.inside = inside
+
+    def cells(self) -> Tensor | None:
+        """Return which cells of the finest map show an image, [N, cells] bool; None: all of them do."""
+        return None if self.inside is None else at(self.inside, finest(self)).flatten(1) > 0
+
+
 class FeatureModel(nn.Module):
-    """Learn the maps of good images and score maps; maps are what FeatureMaps returns for a batch."""
+    """Learn the maps of good images and score maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,11 +44,11 @@ class FeatureModel(nn.Module):
     def require_memory(self, maps: Sequence[Tensor], images: int, device: torch.device) -> None:
         """Raise LabError if fitting to this many images, whose maps are of such shapes, takes more than is free."""
 
-    def fit(self, maps: Iterable[list[Tensor]]) -> None:
+    def fit(self, maps: Iterable[Maps]) -> None:
         """Learn the maps of all good images, batch by batch."""
         raise NotImplementedError
 
-    def forward(self, maps: list[Tensor], size: int) -> Scores:
+    def forward(self, maps: Maps, size: int) -> Scores:
         """Score the maps of images whose sides are ``size`` pixels."""
         raise NotImplementedError
 
@@ -63,7 +76,7 @@ class FrozenFeatureModel(BackboneModel):
             self.model.fit(_Reading(batches(), self))
 
     def forward(self, images: Tensor) -> Scores:
-        maps = self.features(images)
+        maps = Maps(self.features(images), self.inside(images))
         with torch.autocast(images.device.type, enabled=False):
             return self.model(maps, images.shape[-1])
 
@@ -79,11 +92,11 @@ class _Reading:
     def __init__(self, batches: Iterable[Tensor], model: FrozenFeatureModel) -> None:
         self.batches, self.model = batches, model
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[Maps]:
         count = planned = 0
         with bar() as progress:
             for batch in progress.track(self.batches, length_hint(self) or None, description="reading good images"):
-                maps = self.model.features(batch)
+                maps = Maps(self.model.features(batch), self.model.inside(batch))
                 count += len(batch)
                 if count > planned:  # the first batch, or more of them than was announced
                     planned = 2 * count if planned else count * max(length_hint(self), 1)
@@ -118,13 +131,16 @@ def cells(joint: Tensor) -> Tensor:
     return joint.flatten(2).transpose(1, 2).contiguous()
 
 
-def smooth(scores: Tensor, size: int) -> Tensor:
+def smooth(scores: Tensor, size: int, inside: Tensor | None = None) -> Tensor:
     """Return maps [N, h, w] at the images' resolution [N, size, size]: bilinear, then Gaussian, as the papers do.
 
     Both steps are linear and separable: one matrix per side does them at once.
+
+    Args:
+        inside: which pixels show the images, as ``Maps`` holds it: the others have no part in it, and become 0.
     """
     rows, columns = (_smoothing(int(side), size, scores) for side in scores.shape[1:])
-    return rows @ scores @ columns.T
+    return within(scores, inside, lambda maps: rows @ maps @ columns.T)
 
 
 def _smoothing(side: int, size: int, like: Tensor) -> Tensor:
@@ -208,10 +224,10 @@ class PooledModel(FeatureModel):
         super().__init__()
         self.required["this method"] = 2  # a single image has no spread
 
-    def fit(self, maps: Iterable[list[Tensor]]) -> None:
+    def fit(self, maps: Iterable[Maps]) -> None:
         self.learn(collect(map(pooled, maps), length_hint(maps)))
 
-    def forward(self, maps: list[Tensor], size: int) -> Scores:
+    def forward(self, maps: Maps, size: int) -> Scores:
         return Scores(self.score(pooled(maps)), None)
 
     def learn(self, features: Tensor) -> None:

@@ -113,8 +113,8 @@ def with_pasted_patches(dataset: MVTecDataset, seed: int) -> tuple[MVTecDataset,
     first = np.cumsum([0, *(len(tiles) for tiles in images)])
 
     def pasted(place: int) -> torch.Tensor:
-        image = paste_patch(torch.from_numpy(dataset.picture(place)).movedim(2, 0) / 255)
-        return image.movedim(0, 2).mul(255).round().to(torch.uint8)
+        image = paste_patch(torch.from_numpy(dataset.shown(place)).movedim(2, 0) / 255)
+        return torch.from_numpy(dataset.padded(place, image.movedim(0, 2).mul(255).round().to(torch.uint8).numpy()))
 
     with isolate_rng():
         torch.manual_seed(seed)

@@ -68,8 +68,12 @@ class Anomaly(Problem):
         return [_prediction(model, *pair) for pair in scores_of(model.module, images)]
 
     def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
-        pairs = [pair for batch in tiles for pair in scores_of(model.module, batch)]
-        return _prediction(model, *of_image(pairs, windows))
+        pairs = (pair for batch in tiles for pair in scores_of(model.module, batch))
+        cut = [
+            (score, None if score_map is None else model.frame.cut(score_map, (window.height, window.width)))
+            for (score, score_map), window in zip(pairs, windows, strict=True)
+        ]
+        return _prediction(model, *of_image(cut, windows))
 
     def exported(self, model: Model) -> nn.Module:
         return ScoreAndMap(model.module)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mvtec_lab.problems.anomaly.base import AnomalyModel, Scores
 from mvtec_lab.problems.anomaly.convnets import Reconstructor, check_size, smooth
+from mvtec_lab.problems.padding import within
 
 
 class ReconstructionModel(AnomalyModel):
@@ -33,5 +34,5 @@ class ReconstructionModel(AnomalyModel):
         return self.network.loss(self.pictures(images))
 
     def forward(self, images: Tensor) -> Scores:
-        residual = smooth(self.network.residual(self.pictures(images)))
+        residual = within(self.network.residual(self.pictures(images)), self.inside(images), smooth)
         return Scores(residual.amax((1, 2)), residual)

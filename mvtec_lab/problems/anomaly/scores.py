@@ -12,7 +12,7 @@ import torch
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.samples import by_image
 from mvtec_lab.data.tiles import Window, stitch
-from mvtec_lab.engine.pictures import SIDE, heat_over, map_at, outlined, sheet
+from mvtec_lab.engine.pictures import SIDE, heat_over, map_at, outlined, sheet, tile_of
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.frozen import bar
 from mvtec_lab.problems.scored import Scored
@@ -41,7 +41,7 @@ class Reading:
 def score(
     model: AnomalyModel, dataset: MVTecDataset, batch_size: int, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-    """Return the raw scores [N] of all images, and their maps; None where the method does not localise.
+    """Return the raw scores [N] of all images, and maps [h, w] that cover them; None where the method has none.
 
     Args:
         dataset: the images, or all of their tiles.
@@ -51,7 +51,11 @@ def score(
     maps: list[np.ndarray] = []
     with bar() as progress:
         batches = progress.track(Reading(dataset, batch_size, device), description="scoring images")
-        pairs = (pair for images in batches for pair in scores_of(model, images))
+        squares = (pair for images in batches for pair in scores_of(model, images))
+        pairs = (
+            (value, None if score_map is None else dataset.cut(place, score_map))
+            for place, (value, score_map) in enumerate(squares)
+        )
         for tiles in by_image(dataset.samples):
             score, score_map = of_image(list(islice(pairs, len(tiles))), [s.window for s in tiles])
             scores.append(score)
@@ -93,7 +97,7 @@ def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
     names = [("" if right[i] else mistake[bool(of.defect[i])]) + of.kinds[i] for i in places]
     captions = [f"{name}\n{of.scores[i]:.3g}, threshold {value:.3g}" for name, i in zip(names, places, strict=True)]
     files = [of.dataset.samples[i].path for i in places]
-    return sheet([of.dataset.picture(int(i)) for i in places], captions, [bool(right[i]) for i in places], files=files)
+    return sheet([of.dataset.shown(int(i)) for i in places], captions, [bool(right[i]) for i in places], files=files)
 
 
 def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
@@ -119,8 +123,9 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
     span = max(float(np.quantile(tops, 0.75)) - low, 1e-12)
     tiles, texts, marks, files = [], [], [], []
     for i, role in _roles(test, order.tolist(), value).items():
-        picture, score_map, mask = test.dataset.picture(i), map_at(test.maps[i], (SIDE, SIDE)), test.dataset.mask(i)
-        peak = np.array(np.unravel_index(score_map.argmax(), score_map.shape)) * len(picture) / SIDE
+        picture, mask = test.dataset.shown(i), test.dataset.mask(i)
+        score_map = map_at(test.maps[i], tile_of(picture))
+        peak = np.array(np.unravel_index(score_map.argmax(), score_map.shape)) * max(picture.shape) / SIDE
         hot = score_map > on_map
         tiles += [
             picture,

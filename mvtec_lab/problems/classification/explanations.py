@@ -37,13 +37,15 @@ def explain(
         if maps is None:
             return None, None
         for i, heat, peak in zip(batch, maps[0].numpy(), maps[1].numpy(), strict=True):
-            mask, inside = dataset.mask(i), None
+            mask, inside, (top, left, *shape) = dataset.mask(i), None, dataset.place(i)
+            peak = peak - (top, left)
             if mask is not None:  # the peak is looked up at the mask's own size: made smaller, a thin one has gaps
-                inside = bool(mask[tuple(((peak + 0.5) * mask.shape / len(heat)).astype(int))])
+                on = bool(((peak >= 0) & (peak < shape)).all())  # padding is in no mask
+                inside = on and bool(mask[tuple(((peak + 0.5) * mask.shape / shape).astype(int))])
                 masked.append((bool(right[i]), inside, float(mask.mean())))
             if i in shown:
-                tiles[i] = heat_over(dataset.picture(i), heat, peak, mask), inside
-    pictures = [picture for i in shown for picture in (dataset.picture(i), tiles[i][0])]
+                tiles[i] = heat_over(dataset.shown(i), dataset.cut(i, heat), peak, mask), inside
+    pictures = [picture for i in shown for picture in (dataset.shown(i), tiles[i][0])]
     captions = [caption for i in shown for caption in (outcome.caption(i), SAID[tiles[i][1]])]
     marks = [mark for i in shown for mark in (bool(right[i]), tiles[i][1])]
     files = [path for i in shown for path in (dataset.samples[i].path, "")]

@@ -58,6 +58,6 @@ class Outcome:
     def page(self) -> np.ndarray:
         """Draw the first images of that order on a sheet, [H, W, 3] uint8."""
         shown, right = self.order()[:SHOWN], self.predictions == self.labels
-        pictures = [self.dataset.picture(i) for i in shown]
+        pictures = [self.dataset.shown(i) for i in shown]
         files = [self.dataset.samples[i].path for i in shown]
         return sheet(pictures, [self.caption(i) for i in shown], [bool(right[i]) for i in shown], files=files)

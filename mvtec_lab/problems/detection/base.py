@@ -26,8 +26,9 @@ from mvtec_lab.models.optim import configured
 from mvtec_lab.models.views import drawn, view, viewed_boxes
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.detection.pyramid import Pyramid
-from mvtec_lab.problems.detection.views import Found, merged
+from mvtec_lab.problems.detection.views import Found, kept_inside, merged
 from mvtec_lab.problems.epochs import EpochLosses
+from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import GOOD
 
 LEAST, MOST = 0.05, 100  # score and number of an image's boxes: COCO's; less certain ones hardly change its figures
@@ -49,6 +50,7 @@ class DetectionModel(EpochLosses):
         classes: names, good first; the others are the types of boxes, from 1.
         backbone, weights, unfreeze: as in ``ModelConfig``.
         image_size: pixels a side of the images.
+        padded: whether images are letterboxed.
         optimizer, scheduler: settings, or their values by name.
         options: the method's own, by name; an option that is missing or None has its default.
 
@@ -70,6 +72,7 @@ class DetectionModel(EpochLosses):
         weights: str | None = "DEFAULT",
         unfreeze: int | str | Sequence[str] = 0,
         image_size: int = 256,
+        padded: bool = False,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         scheduler: SchedulerConfig | Mapping[str, Any] | None = None,
         **options: Any,
@@ -134,7 +137,7 @@ class DetectionModel(EpochLosses):
     def found(self, batch: Mapping[str, Any], views: int = 1) -> list[Found]:
         """Find boxes in each image of a batch, or from its features: the highest score first, on the CPU.
 
-        Images are taken one after another, so that none depends on others.
+        They end where a letterboxed image ends. Images are taken one after another, so that none depends on others.
 
         Args:
             batch: images, or features with a row for each of these views of each image.
@@ -144,12 +147,14 @@ class DetectionModel(EpochLosses):
             LabError: a box or a score is NaN or infinite.
         """
         name, rows = ("features", views) if "features" in batch else ("image", 1)
+        part = inside_of(batch, self.hparams["padded"], views)
         found = []
-        for one in batch[name].to(self.device).split(rows):
+        for place, one in enumerate(batch[name].to(self.device).split(rows)):
             each = one if name == "features" else torch.cat([view(one, number) for number in range(views)])
             with torch.no_grad(), evaluating(self), self.reading({name: each}) as seen:
                 of_image = self.fused(seen)
-            found.append({key: values.cpu() for key, values in of_image.items()})
+            of_image = {key: values.cpu() for key, values in of_image.items()}
+            found.append(of_image if part is None else kept_inside(of_image, part[place].cpu()))
         return found
 
     def fused(self, views: Tensor) -> Found:

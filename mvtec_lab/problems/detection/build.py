@@ -74,6 +74,7 @@ def _detector(config: Config, data: MVTecDataModule, weights: str | None) -> Det
         weights=weights,
         unfreeze=m.unfreeze,
         image_size=config.data.image_size,
+        padded=data.frame.pads,
         optimizer=config.optimizer,
         scheduler=config.scheduler,
         **problems.settings_of(config),

@@ -35,9 +35,10 @@ CAPTION = [
 
 @dataclass
 class Judged:
-    """Hold the found and the true boxes of a split's images, in the order of ``dataset``, in pixels of its images.
+    """Hold the found and the true boxes of a split's images, in the order of ``dataset``, in pixels of its squares.
 
-    ``heats`` are maps [S, S] of the highest score of the boxes whose masks cover a pixel; none without masks.
+    ``heats`` are maps [h, w] of the images, the highest score of the boxes whose masks cover a pixel; none without
+    masks.
     """
 
     dataset: MVTecDataset
@@ -131,9 +132,12 @@ class Judged:
         order = np.lexsort((margin, np.array([not text for text in mistakes]), ~wrong))
         tiles, captions, marks, files = [], [], [], []
         for i in order[:SHOWN]:
-            picture = self.dataset.picture(int(i))
-            above = [box for box in self.found[i] if box.score > threshold]
-            tiles += [boxed(picture, self.truth[i], []), boxed(picture, [], above)]
+            picture, (top, left, *_) = self.dataset.shown(int(i)), self.dataset.place(int(i))
+            truth, above = (
+                [Box(b.kind, b.score, b.x0 - left, b.y0 - top, b.x1 - left, b.y1 - top) for b in boxes]
+                for boxes in (self.truth[i], [box for box in self.found[i] if box.score > threshold])
+            )
+            tiles += [boxed(picture, truth, []), boxed(picture, [], above)]
             captions += [
                 f"{mistakes[i]}{': ' * bool(mistakes[i])}{self.labels[i]}\ntrue boxes: {len(self.truth[i])}",
                 f"best box {self.scores[i]:.2f}, threshold {threshold:.2f}",
@@ -183,7 +187,7 @@ def find(module: DetectionModel, data: MVTecDataModule, split: str) -> Judged:
             (boxes,) = module.found(source[keys], module.views)
             found.append(module.boxes(boxes))
             if "masks" in boxes:
-                heats.append(heat_of(boxes, dataset.frame.size))
+                heats.append(dataset.cut(place, heat_of(boxes, dataset.frame.size)))
     return Judged(dataset, found, heats)
 
 
@@ -197,18 +201,14 @@ def heat_of(found: Found, size: int) -> np.ndarray:
 
 def true_boxes(dataset: MVTecDataset, place: int) -> list[Box]:
     """Return the true boxes of an image, in pixels of the square image."""
-    sample, size = dataset.samples[place], dataset.frame.size
+    sample, frame = dataset.samples[place], dataset.frame
     if sample.objects:
-        return [
-            Box(r.label, 1.0, *np.round(np.array(r.box) * size / np.array([*r.size[::-1]] * 2), 2).tolist())
-            for r in sample.objects
-        ]
+        return [Box(r.label, 1.0, *np.round(frame.into(np.array(r.box), r.size), 2).tolist()) for r in sample.objects]
     mask = dataset.mask(place)
     if mask is None:
         return []
-    height, width = mask.shape
-    scale = np.array([size / width, size / height] * 2)
-    return [Box(sample.label, 1.0, *np.round(box * scale, 2).tolist()) for box in boxes_of(mask).numpy()]
+    boxes = frame.into(boxes_of(mask).numpy(), (mask.shape[0], mask.shape[1]))
+    return [Box(sample.label, 1.0, *box) for box in np.round(boxes, 2).tolist()]
 
 
 def named(boxes: list[Box], threshold: float) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
@@ -23,6 +24,8 @@ from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.detection.judging import CUT, judge, named
+from mvtec_lab.problems.detection.views import kept_inside
+from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import GOOD
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,7 @@ class Detection(Problem):
             above = [box for box in boxes if box.score > threshold]
             row = {"prediction": name, "score": f"{score:.9g}", "threshold": f"{threshold:.9g}", "boxes": len(above)}
             masks = found["masks"][: len(above), 0] if "masks" in found else None
-            files, scored = _Files(above, model.image_size, masks), [(*box[2:], box.score) for box in boxes]
+            files, scored = _Files(above, model.frame, masks), [(*box[2:], box.score) for box in boxes]
             table = np.array(scored, dtype=np.float32).reshape(-1, 5)
             predictions.append(Prediction(row, f"{name} ({len(above)} boxes)", files=files, boxes=table))
         return predictions
@@ -88,40 +91,46 @@ class FoundBoxes(nn.Module):
 
     outputs = ("boxes", "labels", "scores", "masks")
     single = True
-    about: ClassVar[Mapping[str, str]] = {
-        "use": "an image with a score above threshold is a defect. boxes: x0, y0, x1, y1 in pixels of the square "
-        "image; in the original's, x times its width / image_size, y times its height / image_size. labels: places in "
-        f"classes, from 1; 0 is good, which has no box. masks, where there are any: above {CUT} in a box's object"
-    }
 
     def __init__(self, module: DetectionModel) -> None:
         super().__init__()
         self.module = module
+        squeezed = "x times its width / image_size, y times its height / image_size"
+        original = "as place says" if module.hparams["padded"] else squeezed
+        self.about = {
+            "use": "an image with a score above threshold is a defect. boxes: x0, y0, x1, y1 in pixels of the square "
+            f"image; in the original's, {original}. labels: places in classes, from 1; 0 is good, which has no box. "
+            f"masks, where there are any: above {CUT} in a box's object"
+        }
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         numbers = range(self.module.views)
         found = [self.module.fused(torch.cat([view(i, number) for number in numbers])) for i in images.split(1)]
+        part = inside_of({"image": images}, self.module.hparams["padded"])
+        found = found if part is None else [kept_inside(each, p) for each, p in zip(found, part, strict=True)]
         return tuple(torch.cat([each[name] for each in found]) for name in self.outputs if name in found[0])
 
 
 class _Files:
     """Make the files of an image's boxes, which are in pixels of the square image: .json, .jpg, and .png of masks."""
 
-    def __init__(self, boxes: Sequence[Box], size: int, masks: Tensor | None) -> None:
-        self.boxes, self.size, self.masks = boxes, size, masks
+    def __init__(self, boxes: Sequence[Box], frame: Frame, masks: Tensor | None) -> None:
+        self.boxes, self.frame, self.masks = boxes, frame, masks
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray | str]:
-        height, width = image.shape[:2]
-        scale = np.array([width, height] * 2) / self.size
-        boxes = [Box(b.kind, b.score, *np.round(np.array(b[2:]) * scale, 1).tolist()) for b in self.boxes]
+        height, width = size = image.shape[:2]
+        corners = [np.round(self.frame.out_of(np.array(b[2:]), size), 1).tolist() for b in self.boxes]
+        boxes = [Box(b.kind, b.score, *box) for b, box in zip(self.boxes, corners, strict=True)]
         listed = [{"label": b.kind, "score": b.score, "box": list(b[2:])} for b in boxes]
         files: dict[str, np.ndarray | str] = {
             ".json": json.dumps({"width": width, "height": height, "boxes": listed}, ensure_ascii=False) + "\n",
             ".jpg": boxed(image, [], boxes),
         }
         if self.masks is not None:
-            union = (self.masks > CUT).any(0) if len(self.masks) else torch.zeros(self.size, self.size)
-            resized = nn.functional.interpolate(union.float()[None, None], size=(height, width))[0, 0]
+            side = self.frame.size
+            union = (self.masks > CUT).any(0) if len(self.masks) else torch.zeros(side, side)
+            part = torch.from_numpy(self.frame.cut(union.float().numpy(), size))
+            resized = nn.functional.interpolate(part[None, None], size=(height, width))[0, 0]
             files[".png"] = (resized.numpy() * 255).astype(np.uint8)
         return files
 

@@ -45,3 +45,20 @@ def merged(views: Sequence[Found], size: int) -> Found:
         masks = torch.cat([unviewed(found["masks"], number) for number, found in enumerate(views)])
         together["masks"] = (weights.T @ masks.flatten(1) / sums[:, None]).unflatten(1, masks.shape[1:])
     return {name: values[order] for name, values in together.items()}
+
+
+def kept_inside(found: Found, inside: Tensor) -> Found:
+    """Return what was found with its boxes and masks cut to where an image lies in its square; none beside it.
+
+    Args:
+        inside: which pixels show the image, [S, S] bool: a rectangle.
+    """
+    lines = [inside.any(axis).int() for axis in (0, 1)]  # of columns, of rows
+    first = torch.stack([line.argmax() for line in lines])
+    last = torch.stack([first[k] + line.sum() for k, line in enumerate(lines)])
+    boxes = found["boxes"].maximum(first.repeat(2)).minimum(last.repeat(2))
+    cut = {**found, "boxes": boxes}
+    if "masks" in found:
+        cut["masks"] = found["masks"] * inside
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {name: values[kept] for name, values in cut.items()}

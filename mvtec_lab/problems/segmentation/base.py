@@ -20,6 +20,7 @@ from mvtec_lab.models.views import drawn, unviewed, view
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.epochs import EpochLosses
+from mvtec_lab.problems.padding import inside_of, within
 from mvtec_lab.problems.segmentation.types import PixelTypes, RegionTypes
 from mvtec_lab.results import GOOD
 
@@ -48,6 +49,7 @@ class SegmentationModel(EpochLosses):
     Args:
         backbone, weights, unfreeze: as in ``ModelConfig``; a method with networks of its own does not read them.
         image_size: S, pixels.
+        padded: whether images are letterboxed.
         classes: names of the images' classes, in the order of their labels: the defect types, and good.
         optimizer, scheduler: the fields of ``OptimizerConfig`` and ``SchedulerConfig``, ``name`` among them.
         options: the method's own, by name; an option that is missing or None has its default.
@@ -66,6 +68,7 @@ class SegmentationModel(EpochLosses):
         weights: str | None = "DEFAULT",
         unfreeze: int | str | Sequence[str] = 0,
         image_size: int = 256,
+        padded: bool = False,
         classes: Sequence[str] = (),
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
@@ -189,8 +192,8 @@ class SegmentationModel(EpochLosses):
     def probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the probability of a defect in each cell [N, h, w], and of each type [N, K], float32 on the CPU.
 
-        It is the mean over the views that train, in eval mode. K is 0 where types are not named. Images are taken one
-        after another, so that none depends on others.
+        It is the mean over the views that train, in eval mode; beside a letterboxed image it is 0. K is 0 where types
+        are not named. Images are taken one after another, so that none depends on others.
 
         Args:
             batch: images, or features with a row for each view of each image.
@@ -203,6 +206,8 @@ class SegmentationModel(EpochLosses):
             for place in range(len(batch["image"]) if "image" in batch else len(batch["features"]) // self.views):
                 pairs.append(self.judged(self.view_of(batch, place, number) for number in range(self.views)))
         maps, types = (torch.cat(values).cpu() for values in zip(*pairs, strict=True))
+        part = inside_of(batch, self.hparams["padded"], self.views)
+        maps = within(maps, None if part is None else part.cpu())
         return require_finite(maps, "the probabilities"), require_finite(types, "the probabilities of types")
 
     def view_of(self, batch: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def _module(config: Config, data: MVTecDataModule, weights: str | None) -> Segme
         weights=weights,
         unfreeze=config.model.unfreeze,
         image_size=config.data.image_size,
+        padded=data.frame.pads,
         classes=data.classes,
         optimizer=asdict(config.optimizer),
         scheduler=asdict(config.scheduler),

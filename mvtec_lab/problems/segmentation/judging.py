@@ -25,6 +25,8 @@ from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.pictures import sheets
 from mvtec_lab.results import EXPLANATIONS, GOOD, MISTAKES
 
+# The score of an image or a tile, its probabilities of a defect [h, w], and those of its types [K].
+Part = tuple[float, np.ndarray, torch.Tensor]
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/typical"}
 CAPTIONS = {
     MISTAKES: [
@@ -45,8 +47,8 @@ def judge(run: Run) -> Judgement:
     scored, types = {}, {}
     for split in ("test",) if data.val_is_test or not data.of_split("val") else ("test", "val"):
         images = data.of_split(split)
-        pairs, tiles = _probabilities(data, model.module, split), by_image(data.tiles(images))
-        found = [of_image(list(islice(pairs, len(of_one))), [s.window for s in of_one]) for of_one in tiles]
+        parts, tiles = _probabilities(data, model.module, split), by_image(data.tiles(images))
+        found = [of_image(list(islice(parts, len(of_one))), [s.window for s in of_one]) for of_one in tiles]
         scores, maps, types[split] = zip(*found, strict=True)
         scored[split] = Scored(data.images(images), np.array(scores, dtype=np.float32), list(maps))
     result.seconds_per_image = seconds_per_image(data, model.module.probabilities)
@@ -73,13 +75,14 @@ def judge(run: Run) -> Judgement:
     return Judgement(metrics, in_order, pages, board, _summary(metrics["test"], value, map_threshold))
 
 
-def _probabilities(
-    data: MVTecDataModule, module: SegmentationModel, split: str
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield the probabilities of a split's images, or of all their tiles, of a defect [h, w] and of its types [K]."""
-    for batch in _one_by_one(data, module, split):
+def _probabilities(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[Part]:
+    """Yield of a split's images, or of all their tiles, the score, the probabilities of a defect [h, w], which cover
+    the image or tile, and those of its types [K]."""
+    dataset = data.dataset(split)
+    for place, batch in enumerate(_one_by_one(data, module, split)):
         maps, types = module.probabilities(batch)
-        yield maps[0].numpy(), types[0]
+        square = maps[0].numpy()
+        yield segmentation.image_score(square), dataset.cut(place, square), types[0]
 
 
 def _one_by_one(data: MVTecDataModule, module: SegmentationModel, split: str) -> Iterator[Mapping[str, Any]]:
@@ -110,28 +113,25 @@ def _oracle_iou(data: MVTecDataModule, module: SegmentationModel, test: Scored, 
                 if logits is None:
                     return None
                 views.append(unviewed(logits[0].float().sigmoid(), number))
-        score_map = torch.stack(views).mean(0).cpu().numpy()
+        score_map = test.dataset.cut(place, torch.stack(views).mean(0).cpu().numpy())
         both, either = segmentation.overlap(segmentation.spread(score_map, mask.shape) > map_threshold, mask)
         ious.append(both / max(either, 1))
     return float(np.mean(ious)) if ious else None
 
 
-def of_image(
-    pairs: Sequence[tuple[np.ndarray, torch.Tensor]], windows: Sequence[Window | None]
-) -> tuple[float, np.ndarray, torch.Tensor]:
+def of_image(parts: Sequence[Part], windows: Sequence[Window | None]) -> Part:
     """Return the score of an image, its probabilities of a defect [h, w] and of its types [K], from those of its tiles.
 
     The score is the highest of the tiles', and so are the types those of that tile: a mean over the largest thousandth
     of a large image would lose a defect that fills less. The maps are stitched.
 
     Args:
-        pairs: the probabilities of all tiles, or of the image itself, if it is not cut.
+        parts: the same of all tiles, or of the image itself, if it is not cut.
         windows: where they lie; None: the image itself.
     """
-    scores = [segmentation.image_score(score_map) for score_map, _ in pairs]
-    best = int(np.argmax(scores))
+    score, _, types = max(parts, key=lambda part: part[0])
     places = [window for window in windows if window is not None]
-    return scores[best], stitch([score_map for score_map, _ in pairs], places), pairs[best][1]
+    return score, stitch([score_map for _, score_map, _ in parts], places), types
 
 
 def _thresholds(run: Run, val: Scored) -> tuple[float, float, str]:

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from PIL import ImageColor
 
-from mvtec_lab.engine.pictures import SIDE, outlined, sheet
+from mvtec_lab.data.frame import Frame
+from mvtec_lab.engine.pictures import SIDE, outlined, sheet, tile_of
 from mvtec_lab.evaluation.segmentation import spread
 from mvtec_lab.problems.scored import Scored
 from mvtec_lab.reporting.figures import INK, PALETTE
@@ -50,8 +51,8 @@ def _page(
     assert test.maps is not None
     tiles, texts, marks = [], [], []
     for place in places:
-        picture, mask, kind = test.dataset.picture(place), test.dataset.mask(place), test.kinds[place]
-        predicted = spread(test.maps[place], (SIDE, SIDE)) > map_threshold
+        picture, mask, kind = test.dataset.shown(place), test.dataset.mask(place), test.kinds[place]
+        predicted = spread(test.maps[place], tile_of(picture)) > map_threshold
         right = bool((test.scores[place] > value) == test.defect[place])
         mistake = "" if right else "escape: " if test.defect[place] else "false reject: "
         iou = f", IoU {float(rows[place]['iou']):.2f}" if rows[place]["iou"] else ""
@@ -80,15 +81,19 @@ def _plain(mask: np.ndarray | None) -> np.ndarray:
     return np.repeat((part * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def files(score_map: np.ndarray, map_threshold: float) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+def files(
+    score_map: np.ndarray, map_threshold: float, frame: Frame
+) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
     """Return what makes the files of a new image: its mask as .png, 0 and 255, and the mask's outline over it as .jpg.
 
     Args:
+        score_map: [h, w], over the image's square, ``frame``.
         map_threshold: above which a pixel belongs to the mask; infinity: it is empty.
     """
 
     def make(image: np.ndarray) -> Mapping[str, np.ndarray]:
-        found = (spread(score_map, image.shape[:2]) > map_threshold).astype(np.uint8)
+        size = image.shape[:2]
+        found = (spread(frame.cut(score_map, size), size) > map_threshold).astype(np.uint8)
         drawn, width = image.copy(), max(1, max(image.shape[:2]) // 300)
         lines, _ = cv2.findContours(found, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         for wide, colour in ((3 * width, INK), (width, PALETTE[4])):  # a dark rim, as it crosses bright and dark

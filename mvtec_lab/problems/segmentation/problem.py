@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.tiles import Window
 from mvtec_lab.engine.model import Model
 from mvtec_lab.evaluation.segmentation import image_score, peak, spread
 from mvtec_lab.models.views import view
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
+from mvtec_lab.problems.padding import inside_of, within
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
@@ -56,16 +58,24 @@ class Segmentation(Problem):
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         maps, types = model.module.probabilities({"image": images})
-        square = model.image_size, model.image_size
+        frame = model.frame
         pairs = zip(maps.numpy(), types, strict=True)
-        return [_prediction(model, image_score(score_map), score_map, kinds, square) for score_map, kinds in pairs]
+        return [
+            _prediction(model, image_score(score_map), score_map, kinds, frame, (frame.size, frame.size))
+            for score_map, kinds in pairs
+        ]
 
     def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
         pairs: list[tuple[np.ndarray, Tensor]] = []
         for batch in tiles:
             maps, types = model.module.probabilities({"image": batch})
             pairs += zip(maps.numpy(), types, strict=True)
-        return _prediction(model, *of_image(pairs, windows), (model.image_size, model.image_size))
+        parts = [
+            (image_score(score_map), model.frame.cut(score_map, (window.height, window.width)), kinds)
+            for (score_map, kinds), window in zip(pairs, windows, strict=True)
+        ]
+        whole = Frame(model.image_size)  # the stitched map covers the image itself
+        return _prediction(model, *of_image(parts, windows), whole, (whole.size, whole.size))
 
     def exported(self, model: Model) -> nn.Module:
         require_onnx(model)
@@ -75,17 +85,20 @@ class Segmentation(Problem):
         return [called(rows, model.threshold)]
 
 
-def _prediction(model: Model, score: float, score_map: np.ndarray, types: Tensor, size: tuple[int, int]) -> Prediction:
+def _prediction(
+    model: Model, score: float, score_map: np.ndarray, types: Tensor, frame: Frame, size: tuple[int, int]
+) -> Prediction:
     """Return what score and probabilities of an image say, of a defect [h, w] and of its types [K].
 
     Args:
-        size: (H, W) of its mask.
+        frame: of the square that the map covers.
+        size: (H, W) of the image and its mask.
     """
     assert model.threshold is not None
     assert model.map_threshold is not None
     # An image that is called good has an empty mask: what is written of it says the same everywhere.
     name, begins = (CLASSES[1], model.map_threshold) if score > model.threshold else (CLASSES[0], float("inf"))
-    share = float((spread(score_map, size) > begins).mean())
+    share = float((spread(frame.cut(score_map, size), size) > begins).mean())
     row = {
         "prediction": name,
         "score": f"{score:.9g}",
@@ -94,8 +107,8 @@ def _prediction(model: Model, score: float, score_map: np.ndarray, types: Tensor
         "found_type": found_type(model.module.kinds, types, name),
     }
     caption = f"{row['found_type'] or name} ({score:.3g}; mask {share:.1%})"
-    sized = partial(_prediction, model, score, score_map, types)
-    return Prediction(row, caption, files=files(score_map, begins), sized=sized)
+    sized = partial(_prediction, model, score, score_map, types, frame)
+    return Prediction(row, caption, files=files(score_map, begins, frame), sized=sized)
 
 
 class DefectMap(nn.Module):
@@ -117,6 +130,7 @@ class DefectMap(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         module = self.module
         maps, types = module.judged({"image": view(images, number)} for number in range(module.views))
+        maps = within(maps, inside_of({"image": images}, module.hparams["padded"]))
         scores = maps.flatten(1).topk(peak(maps[0].numel()), dim=1).values.mean(1)
         return (scores, maps) if module.type_model is None else (scores, maps, types)
 

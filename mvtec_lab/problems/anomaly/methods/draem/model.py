@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as V
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.base import AnomalyModel, Scores
 from mvtec_lab.problems.anomaly.methods.draem import METHOD
+from mvtec_lab.problems.padding import within
 
 # Small enough for a CPU: the paper's networks work at full size, with 64 or 128 channels in the finest of six scales.
 FOLD = 2  # pixels a side that become channels of one place
@@ -117,6 +118,7 @@ class Draem(AnomalyModel):
 
     def forward(self, images: Tensor) -> Scores:
         heat = self.network(self.pictures(images).clamp(0, 1))[1].float().sigmoid()[:, 0]
+        heat = within(heat, self.inside(images))
         return Scores(image_score(heat), heat)
 
 

@@ -14,6 +14,7 @@ from mvtec_lab.problems.anomaly.base import Batches, Scores
 from mvtec_lab.problems.anomaly.convnets import CELL, WIDTHS, Reconstructor, decode, down, encode, smooth
 from mvtec_lab.problems.anomaly.methods.fanogan import METHOD
 from mvtec_lab.problems.anomaly.reconstruction import ReconstructionModel
+from mvtec_lab.problems.padding import within
 
 PENALTY = 10.0  # weight of the penalty on the critic's gradients; WGAN-GP's
 KAPPA = 1.0  # weight of the critic's features beside the pixels; the paper's
@@ -101,7 +102,7 @@ class FAnoGan(ReconstructionModel):
 
     def forward(self, images: Tensor) -> Scores:
         distance, residual = self.network.distance(self.pictures(images))
-        return Scores(distance, smooth(residual))
+        return Scores(distance, within(residual, self.inside(images), smooth))
 
     def on_fit_start(self) -> None:
         if self.trainer.max_epochs == 1:

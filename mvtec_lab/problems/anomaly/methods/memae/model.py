@@ -85,4 +85,5 @@ class MemoryAutoencoder(ReconstructionModel):
     def forward(self, images: Tensor) -> Scores:
         residual = super().forward(images).map
         assert residual is not None
-        return Scores(residual.mean((1, 2)), residual)
+        part = self.inside(images)
+        return Scores(residual.mean((1, 2)) if part is None else residual.sum((1, 2)) / part.sum((1, 2)), residual)

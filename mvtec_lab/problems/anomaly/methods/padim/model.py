@@ -11,6 +11,7 @@ from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.frozen import (
     FeatureModel,
     FrozenFeatureModel,
+    Maps,
     cells,
     finest,
     joined,
@@ -48,7 +49,7 @@ class PlaceGaussians(FeatureModel):
         remedy = "give fewer model.options.dimensions, or coarser model.options.layers"
         require_memory(4 * places * len(self.drawn) ** 2, device, f"covariances at {places} places", remedy)
 
-    def fit(self, maps: Iterable[list[Tensor]]) -> None:
+    def fit(self, maps: Iterable[Maps]) -> None:
         count, shift, sums, squares = 0, torch.empty(0), torch.empty(0), torch.empty(0)
         for layers in maps:
             values = self.embed(layers).transpose(0, 1)  # [P, N, d]
@@ -69,10 +70,10 @@ class PlaceGaussians(FeatureModel):
             part.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         self.mean, self.whitening = (shift + mean)[:, 0], squares
 
-    def forward(self, maps: list[Tensor], size: int) -> Scores:
+    def forward(self, maps: Maps, size: int) -> Scores:
         centred = self.embed(maps).transpose(0, 1) - self.mean[:, None]  # [P, N, d]
         distances = (centred @ self.whitening.transpose(1, 2)).norm(dim=2).T
-        heat = smooth(distances.unflatten(1, (-1, finest(maps)[1])), size)
+        heat = smooth(distances.unflatten(1, (-1, finest(maps)[1])), size, maps.inside)
         return Scores(heat.flatten(1).amax(1), heat)
 
     def embed(self, maps: list[Tensor]) -> Tensor:

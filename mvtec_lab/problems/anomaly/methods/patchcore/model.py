@@ -13,6 +13,7 @@ from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.frozen import (
     FeatureModel,
     FrozenFeatureModel,
+    Maps,
     cells,
     collect,
     finest,
@@ -54,8 +55,8 @@ class PatchBank(FeatureModel):
         remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
         require_memory(4 * images * finest(maps).numel() * values, device, "patches of good images", remedy)
 
-    def fit(self, maps: Iterable[list[Tensor]]) -> None:
-        patches = collect((embed(layers).flatten(0, 1) for layers in maps), length_hint(maps))
+    def fit(self, maps: Iterable[Maps]) -> None:
+        patches = collect(map(shown, maps), length_hint(maps))
         count = min(len(patches), max(round(self.coreset * len(patches)), NEIGHBOURS))
         if count > LARGEST:
             asked = f"model.options.coreset={self.coreset:g} asks for {count} patches"
@@ -63,13 +64,14 @@ class PatchBank(FeatureModel):
             count = LARGEST
         self.bank = patches[coreset(project(patches), count)]
 
-    def forward(self, maps: list[Tensor], size: int) -> Scores:
-        patches = embed(maps)
+    def forward(self, maps: Maps, size: int) -> Scores:
+        patches, of_image = embed(maps), maps.cells()
         distances, indices = (part.view(patches.shape[:2]) for part in nearest(patches.flatten(0, 1), self.bank))
+        distances = distances if of_image is None else distances * of_image
         farthest = distances.argmax(1, keepdim=True)
         queries = patches.gather(1, farthest[..., None].expand(-1, -1, patches.shape[2]))  # [N, 1, C]
         score = reweighted(queries[:, 0], self.bank, indices.gather(1, farthest)[:, 0])
-        return Scores(score, smooth(distances.unflatten(1, (-1, finest(maps)[1])), size))
+        return Scores(score, smooth(distances.unflatten(1, (-1, finest(maps)[1])), size, maps.inside))
 
 
 class PatchCore(FrozenFeatureModel):
@@ -79,6 +81,12 @@ class PatchCore(FrozenFeatureModel):
 
     def build_model(self) -> PatchBank:
         return PatchBank(sum(self.features.channels), self.options["coreset"])
+
+
+def shown(maps: Maps) -> Tensor:
+    """Return the patches [n, C] of a batch that show its images, not what lies beside them."""
+    patches, of_image = embed(maps), maps.cells()
+    return patches.flatten(0, 1) if of_image is None else patches[of_image]
 
 
 def embed(maps: list[Tensor]) -> Tensor:

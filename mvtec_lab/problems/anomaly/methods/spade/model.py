@@ -14,6 +14,7 @@ from mvtec_lab.problems.anomaly.features import CELLS, POOLED
 from mvtec_lab.problems.anomaly.frozen import (
     FeatureModel,
     FrozenFeatureModel,
+    Maps,
     cells,
     collect,
     finest,
@@ -49,7 +50,7 @@ class Gallery(FeatureModel):
         remedy = "give fewer images, a smaller data.image_size, or coarser model.options.layers"
         require_memory(held, device, "maps of good images", remedy)
 
-    def fit(self, maps: Iterable[list[Tensor]]) -> None:
+    def fit(self, maps: Iterable[Maps]) -> None:
         images = []
 
         def blocks() -> Iterator[Tensor]:
@@ -60,7 +61,7 @@ class Gallery(FeatureModel):
         self.bank = collect(blocks(), length_hint(maps))
         self.images = torch.cat(images)
 
-    def forward(self, maps: list[Tensor], size: int) -> Scores:
+    def forward(self, maps: Maps, size: int) -> Scores:
         count = min(self.neighbours, len(self.images))
         distances, indices = nearest(pooled(maps[-1:]), self.images, count)
         joint = joined(maps[:-1], mode="bilinear")
@@ -70,7 +71,7 @@ class Gallery(FeatureModel):
             squares = torch.baddbmm(rows.square().sum(2)[:, None], queries, rows.transpose(1, 2), alpha=-2)
             cell = squares.argmin(2, keepdim=True).expand(-1, -1, rows.shape[2])
             closest = torch.minimum(closest, (queries - rows.gather(1, cell)).square().sum(2))
-        return Scores(distances.mean(1), smooth(closest.sqrt().view(-1, *joint.shape[-2:]), size))
+        return Scores(distances.mean(1), smooth(closest.sqrt().view(-1, *joint.shape[-2:]), size, maps.inside))
 
 
 class Spade(FrozenFeatureModel):

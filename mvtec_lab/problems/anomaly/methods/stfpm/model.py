@@ -13,6 +13,7 @@ from mvtec_lab.models.maps import FeatureMaps
 from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.features import BackboneModel
 from mvtec_lab.problems.anomaly.methods.stfpm import METHOD
+from mvtec_lab.problems.padding import within
 
 
 def distance(teacher: Tensor, student: Tensor) -> Tensor:
@@ -58,5 +59,5 @@ class Stfpm(BackboneModel):
         return matching_loss(*self._maps(images))
 
     def forward(self, images: Tensor) -> Scores:
-        heat = anomaly_map(*self._maps(images))
+        heat = within(anomaly_map(*self._maps(images)), self.inside(images))
         return Scores(heat.amax((1, 2)), heat)

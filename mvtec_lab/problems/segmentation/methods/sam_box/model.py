@@ -65,6 +65,11 @@ class SamBox(SamModel):
         if path is None or self.finder is None:
             return
         require_unseen(path, data)
+        if self.finder.model.fit != data.frame.fit:
+            raise LabError(
+                f"model.options.prompts={path} has images with data.fit={self.finder.model.fit}, this run with "
+                f"{data.frame.fit}: give data.fit={self.finder.model.fit}"
+            )
         if (white := self.finder.model.white) != data.white:
             raise LabError(
                 f"model.options.prompts={path} reads 16-bit images with data.white={white}, this run with "

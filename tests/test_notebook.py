@@ -46,6 +46,12 @@ def kinds(cell: NotebookNode) -> list[list[str]]:
     return [[output.output_type, *output.get("data", ())] for output in cell.outputs]
 
 
+def test_there_is_a_notebook_for_each_question() -> None:
+    listed = re.findall(r"\(\.\./notebooks/(\S+\.ipynb)\)", (FOLDER.parent / "docs/notebooks.md").read_text())
+    assert [name[:3] for name in listed] == ["01_", "02_", "03_", "04_", "05_"]
+    assert listed == [path.name for path in execute_notebooks.NOTEBOOKS]
+
+
 @each_notebook
 def test_a_notebook_is_short_and_saved_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

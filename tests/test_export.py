@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -92,6 +93,28 @@ def test_a_classifier_is_exported_with_any_head(attempt: str, lab, product: Path
         picture = np.array(Image.open(product / row["path"]))
         ((probabilities,),) = session.run(None, {"images": picture.transpose(2, 0, 1)[None].astype(np.float32) / 255})
         assert probabilities == pytest.approx([float(row[f"prob_{n}"]) for n in about["classes"]], abs=1e-4)
+
+
+def test_what_openvino_cannot_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mask R-CNN was answered with the first of ten lines, a file of OpenVINO's own source."""
+    said = """Exception from src/inference/src/cpp/core.cpp:105:
+Check 'false' failed at src/frontends/common_translators/src/unconverted_ops_report.cpp:151:
+Model wasn't fully converted. Failed operations detailed log:
+-- Loop-17 with a message:
+While validating ONNX node '<Node(Loop): Loop_2801>': Exception from src/core/src/shape_util.cpp:66:
+
+Summary:
+-- Conversion is failed for: Loop-17
+"""
+
+    class Core:
+        def read_model(self, model: bytes) -> None:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(onnx, "require", lambda *_: SimpleNamespace(Core=Core))
+    why = r"run/best.ckpt cannot be read by OpenVINO \(it has no Loop-17\): give format=onnx$"
+    with pytest.raises(LabError, match=why):
+        onnx.to_openvino(b"", {}, "run/best.ckpt")
 
 
 @pytest.mark.slow

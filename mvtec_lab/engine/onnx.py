@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -136,14 +137,22 @@ def onnx_runner(file: bytes) -> Run:
     return lambda images: tuple(map(torch.from_numpy, session.run(None, {INPUT: images.numpy()})))
 
 
-def to_openvino(file: bytes, about: Mapping[str, Any]) -> Any:
+def to_openvino(file: bytes, about: Mapping[str, Any], what: str) -> Any:
     """Return an ONNX file as OpenVINO's model, with ``about`` in its ``model_info``.
 
+    Args:
+        what: the network's name in error lines.
+
     Raises:
-        LabError: the extra is not installed.
+        LabError: the extra is not installed, or OpenVINO cannot read the file: it has no loop over masks, for one.
     """
     openvino = require("openvino", "openvino")
-    model = openvino.Core().read_model(model=file)
+    try:
+        model = openvino.Core().read_model(model=file)
+    except Exception as error:  # RuntimeErrors of many lines
+        failed = re.search(r"onversion is failed for: (.*)", str(error))
+        reason = f"it has no {failed[1]}" if failed else " ".join(str(error).split())[:200]
+        raise LabError(f"{what} cannot be read by OpenVINO ({reason}): give format=onnx") from error
     for key, text in _texts(about).items():
         model.set_rt_info(text, ["model_info", key])
     return model

@@ -106,7 +106,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt, single)
     (wanted_format,) = formats_of(config)
     if wanted_format == "openvino":
-        file = to_openvino(file, about)
+        file = to_openvino(file, about, ckpt)
     run = openvino_runner(file) if wanted_format == "openvino" else onnx_runner(file)
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
     found = difference(network, seen, run, images, batches, LARGEST, single)
@@ -116,7 +116,8 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         what = f"{where} differs by {found.share:.2g} of its largest value from the checkpoint's, more than {LARGEST:g}"
         if given != wanted_rows:
             what = f"{where} has {given} row(s), the checkpoint's has {wanted_rows}"
-        raise LabError(f"{ckpt} cannot be exported: {what}: use task=predict")
+        instead = "give format=onnx, or use task=predict" if wanted_format == "openvino" else "use task=predict"
+        raise LabError(f"{ckpt} cannot be exported: {what}: {instead}")
     check = {"images": len(images), "of": source, "batches": batches, "difference": found.share, "allowed": LARGEST}
     check["at_cuts"] = [shown[i] for i in found.at_cuts]
     report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}

@@ -62,6 +62,7 @@ class Method:
         own_weights: it takes ``model.weights`` without a backbone: those of its own network.
         options: what it takes beside them, by name.
         keys: keys of the configuration that it takes and methods which do not name them do not: ``model.sam_weights``.
+        beside: a package that it needs and no extra of the lab brings, and the line that installs it.
         rules: raises LabError for settings that the method cannot work with; it is given the whole Config.
         idle: returns the keys that have no effect beside the method's other settings, each with the reason; it is given
             the whole Config. What an attempt's file sets for other runs of it may rest, but not what somebody types.
@@ -76,6 +77,7 @@ class Method:
     own_weights: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     keys: Collection[str] = ()
+    beside: tuple[str, str] | None = None
     rules: Callable[[Any], None] | None = None
     idle: Callable[[Any], Mapping[str, str]] | None = None
 

@@ -51,5 +51,6 @@ METHOD = Method(
         "size": Option(str, "which of the published networks", default="s", choices=("s", "m", "l", "x")),
     },
     keys=("model.text_embeddings",),
+    beside=(PACKAGE, INSTALL),
     rules=check,
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.version import VersionBase
@@ -127,7 +128,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int | None:
     try:
         options, command.own = parse(arguments)
         if {"--help", "-h"} & {*options}:
-            print(_help([word for word in options if not word.startswith("-")], command.own))
+            print(_help(options, command.own))
             return 0
         if "--version" in options:
             print(f"mvtec_lab {__version__}")
@@ -181,11 +182,29 @@ def _composed(overrides: list[str]) -> DictConfig:
         return hydra.compose("config", overrides, return_hydra_config=True)
 
 
-def _help(words: list[str], own: str | None) -> str:
+def _first(word: str) -> str:
+    """Return a setting of a sweep with the first of its values, which the help shows; empty where none is listed."""
+    if "=" not in word:
+        return word
+    (setting,) = OverridesParser.create().parse_overrides([word])
+    if not setting.is_sweep_override():
+        return word
+    listed = setting.is_choice_sweep() or setting.is_range_sweep()
+    return f"{setting.get_key_element()}={next(setting.sweep_string_iterator())}" if listed else ""
+
+
+def _help(options: list[str], own: str | None) -> str:
     """Return what some keys and groups mean; without them, the help with all groups and keys.
 
-    Hydra takes a second to list groups, as it copies its own for each.
+    Of a sweep it shows the first value of each setting, and says so. Hydra takes a second to list groups, as it copies
+    its own for each.
+
+    Args:
+        options: the words of the command line.
+        own: the directory of ``--config-dir``.
     """
+    typed = [word for word in options if not word.startswith("-")]
+    words = [*filter(None, map(_first, typed))] if "--multirun" in options else typed
     settings = [word for word in words if "=" in word]
     with own_files(own):
         if len(settings) < len(words):
@@ -195,15 +214,23 @@ def _help(words: list[str], own: str | None) -> str:
 
             return "\n".join(page(word, own) for word in words).rstrip()
         config = _composed(settings)
+    keys = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    shown = " ".join(word for word in words if word not in typed).replace("'", "")
+    note = f"Of several values the first is shown: {shown}" if shown else ""
+    return Template(config.hydra.help.template).substitute(
+        APP_CONFIG_GROUPS=_groups(own), CONFIG=OmegaConf.to_yaml(keys) + note
+    )
+
+
+def _groups(own: str | None) -> str:
+    """Return the names in each group of the lab's configuration and of the user's own, a line for each group."""
     groups: dict[str, set[str]] = {}
     for root in (str(CONF), own or str(CONF)):
         for folder, _, files in os.walk(root, followlinks=True):
             group = os.path.relpath(folder, root).replace(os.sep, "/")
             if group.split("/")[0] not in (".", "hydra"):
                 groups.setdefault(group, set()).update(name[:-5] for name in files if name.endswith(".yaml"))
-    listed = "".join(f"{group}: {', '.join(sorted(groups[group]))}\n" for group in sorted(groups) if groups[group])
-    keys = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(keys))
+    return "".join(f"{group}: {', '.join(sorted(groups[group]))}\n" for group in sorted(groups) if groups[group])
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

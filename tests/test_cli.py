@@ -189,7 +189,9 @@ def test_evaluate_repeats_the_run_and_predict_takes_new_images(lab, product: Pat
     assert lab("hydra.run.dir=run") == 0
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=again") == 0
     metrics = json.loads((tmp_path / "again/metrics.json").read_text())
-    assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
+    run = RunResult.load(tmp_path / "run")
+    assert metrics["metrics"] == run.metrics
+    assert (metrics["threads"], metrics["device"]) == (run.threads, "cpu")
     chosen = "the choice of the epoch by val/balanced_accuracy"  # evaluate chooses nothing
     begun = [line.replace(chosen, "every figure of it") for line in RunResult.load(tmp_path / "run").warnings]
     assert metrics["warnings"] == begun[:-1]  # all but the random weights
@@ -209,6 +211,7 @@ def test_evaluate_repeats_the_run_and_predict_takes_new_images(lab, product: Pat
     one = product / "test/good/000.png"
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={one}", "hydra.run.dir=single") == 0
     assert len(read_csv(tmp_path / "single/predictions.csv")) == 1
+    assert f"judged by cpu, {run.threads} CPU thread(s)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

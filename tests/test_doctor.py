@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from mvtec_lab.tasks import doctor
 from mvtec_lab.tasks.doctor import examine
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["Python", "packages", "PyTorch", "device", "threads", "data", "weights", "cache", "disk"]
+NAMES = ["Python", "packages", "extras", "PyTorch", "device", "threads", "data", "weights", "cache", "disk"]
 
 
 def lines(said: str) -> dict[str, str]:
@@ -67,6 +68,7 @@ def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pyte
     wanted = {
         "Version": [],
         "Requires-Python": [">=2.7,<3"],
+        "Provides-Extra": [],
         "Requires-Dist": ["numpy<1", "no-such-thing>=2", 'onnx; extra == "x"'],
     }
     monkeypatch.setattr(doctor, "_of_lab", wanted.__getitem__)
@@ -78,6 +80,67 @@ def test_packages_outside_the_ranges_are_named(tmp_path: Path, monkeypatch: pyte
     assert "is not <1; no-such-thing is missing: make, or pip install" in said["packages"]
     assert "onnx" not in said["packages"]
     assert said["disk"].startswith("note")
+
+
+def test_extras_are_named_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_lab = {
+        "Provides-Extra": ["docs", "big", "gone", "nested", "old", "test", "yolo-world"],
+        "Requires-Dist": [
+            "rich>=1",
+            'numpy>=1; extra == "big"',
+            'mvtec_lab[big]; extra == "nested"',
+            'pillow>=1; extra == "nested"',
+            'no-such-thing>=2; extra == "gone"',
+            'numpy<1; extra == "old"',
+            'pytest; extra == "test"',
+            'requests; extra == "yolo-world"',
+        ],
+    }
+    monkeypatch.setattr(doctor, "_of_lab", of_lab.__getitem__)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    before = {*sys.modules}
+    said = str(doctor._extras())
+    assert said == (
+        'ok    extras    installed: big, nested; not installed: gone, old (pip install "mvtec_lab[gone,old]", or those '
+        'you need), yolo-world (pip install "mvtec_lab[yolo-world]" && pip install --no-deps ultralytics==8.4.190)'
+    )
+    assert not {"requests", "ultralytics"} & ({*sys.modules} - before)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    of_lab["Provides-Extra"] = ["big", "test"]
+    assert str(doctor._extras()) == "ok    extras    installed: big"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "usable", "said"),
+    [
+        ("13.0", None, True, "1 GPU: Instinct MI300X, 192 GiB, by CUDA 13.0"),
+        (None, "6.4", True, "1 GPU: Instinct MI300X, 192 GiB, by ROCm 6.4"),
+        (
+            "13.0",
+            None,
+            False,
+            "an AMD GPU that PyTorch, built for CUDA 13.0, cannot use: install the PyTorch of https:",
+        ),
+        (None, None, False, "an AMD GPU that PyTorch, built for the CPU, cannot use"),
+    ],
+)
+def test_an_amd_gpu_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, hip: str | None, usable: bool, said: str
+) -> None:
+    torch = SimpleNamespace(
+        version=SimpleNamespace(cuda=cuda, hip=hip),
+        cuda=SimpleNamespace(
+            is_available=lambda: usable,
+            device_count=lambda: 1,
+            get_device_name=lambda i: "Instinct MI300X",
+            get_device_properties=lambda i: SimpleNamespace(total_memory=192 * 2**30),
+        ),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False)),
+    )
+    monkeypatch.setattr(doctor, "NVIDIA", tmp_path / "none")
+    monkeypatch.setattr(doctor, "AMD", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert said in str(doctor._device(torch))
 
 
 @pytest.fixture

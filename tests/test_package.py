@@ -66,6 +66,7 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
         ("-m attempt=base data.batch_size=0", 2),
         ("-m attempt=base seed=0,-1", 2),  # the second job's mistake, before the first is looked at closely
         ("--help data attempt", 0),
+        ("--help -m attempt=head,finetune seed=0,1", 0),
         ("model.backbone=resnet81", 2),
         ("-m attempt=base,cosine model.backbone=resnet81", 2),
         ("model.weights=no/such.pth", 2),

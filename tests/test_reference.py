@@ -82,6 +82,26 @@ def test_help_with_a_group_prints_its_choices_and_keys(tmp_path: Path, capsys) -
     assert "launcher=parallel" not in page("data")
 
 
+def test_help_of_a_sweep_shows_the_first_of_its_values(capsys) -> None:
+    words = [
+        "attempt=finetune,head",
+        "seed=3,4",
+        "optimizer.lr=interval(0.1,0.2)",
+        "data.good=[a,b],[c]",
+        "data=folder",
+    ]
+    assert main(["--help", "-m", *words]) == 0
+    said = capsys.readouterr().out
+    assert "seed: 3\n" in said
+    assert "unfreeze: 1\n" in said  # finetune's
+    assert "lr: 0.001\n" in said
+    assert said.endswith("Of several values the first is shown: attempt=finetune seed=3 data.good=[a,b]\n")
+    assert main(["--help", "-m", "seed=3"]) == 0
+    assert "several values" not in capsys.readouterr().out
+    assert main(["--help", *words]) == 2  # without -m it is a mistake, as it would be without --help
+    assert "gives several values: a sweep takes -m in front" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,8 +20,11 @@ from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import SAMPLE_WEIGHTS, Config, validate
 from mvtec_lab.engine.threads import Usage, choose, usage
 from mvtec_lab.errors import IncompleteError, LabError
+from mvtec_lab.problems import METHODS
 
 INSTALL = "make, or pip install -c constraints.txt -e ."
+NVIDIA, AMD = Path("/dev/nvidia0"), Path("/dev/kfd")  # what the drivers make
+FOR_DEVELOPERS = ("docs", "test")  # extras that a user of the lab never needs
 ROOM = 2e9  # bytes: an epoch's checkpoints, pictures and the cache of a thousand images need less
 
 
@@ -62,6 +66,7 @@ def examine(config: Config, run_dir: str | Path) -> list[Finding]:
     findings = [
         _python(),
         _packages(),
+        _extras(),
         _torch(torch, _import("torchvision")),
         _device(torch),
         _threads(began),
@@ -105,6 +110,36 @@ def _packages() -> Finding:
     return Finding("packages", f"all {len(required)} that the lab needs, in versions that it knows")
 
 
+def _extras() -> Finding:
+    """Say which extras are installed, by their packages' versions: nothing is imported."""
+    if not (known := sorted({*_of_lab("Provides-Extra")} - {*FOR_DEVELOPERS})):
+        return Finding("extras", "not known: the lab itself is not installed, it runs from its folder")
+    required = [Requirement(line) for line in _of_lab("Requires-Dist")]
+
+    def complete(extra: str) -> bool:
+        of_extra = (r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra}))
+        return all(all(map(complete, r.extras)) if r.name == "mvtec_lab" else _there(r) for r in of_extra)
+
+    methods = [METHODS[name] for name in METHODS.names()]
+    beside = {m.name.replace("_", "-"): m.beside for m in methods if m.beside and find_spec(m.beside[0]) is None}
+    there = [extra for extra in known if extra not in beside and complete(extra)]
+    lacking = [extra for extra in known if extra not in (*there, *beside)]
+    missing = [f'{", ".join(lacking)} (pip install "mvtec_lab[{",".join(lacking)}]", or those you need)'] * bool(
+        lacking
+    )
+    missing += [f"{name} ({line})" for name, (_, line) in beside.items()]
+    state = f"installed: {', '.join(there) or 'none'}"
+    return Finding("extras", f"{state}; not installed: {', '.join(missing)}" if missing else state)
+
+
+def _there(requirement: Requirement) -> bool:
+    """Tell whether a package is installed in a version that is asked for."""
+    try:
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def _of_lab(key: str) -> list[str]:
     try:
         return metadata.metadata("mvtec_lab").get_all(key) or []
@@ -135,13 +170,17 @@ def _device(torch: Any) -> Finding:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         room = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Finding("device", f"{len(names)} GPU: {', '.join(names)}, {room:.0f} GiB")
+        by = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        return Finding("device", f"{len(names)} GPU: {', '.join(names)}, {room:.0f} GiB, by {by}")
     if torch.backends.mps.is_available():
         return Finding("device", "Apple's GPU (mps)")
-    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
-        remedy = "install the driver that this CUDA needs, or the PyTorch of https://pytorch.org/get-started/locally"
+    v, page = torch.version, "the PyTorch of https://pytorch.org/get-started/locally"
+    built = f"built for {f'ROCm {v.hip}' if v.hip else f'CUDA {v.cuda}' if v.cuda else 'the CPU'}"
+    if shutil.which("nvidia-smi") or NVIDIA.exists():
+        remedy = f"install the driver that this CUDA needs, or {page}"
         return Finding("device", f"an NVIDIA GPU that PyTorch, {built}, cannot use", remedy)
+    if shutil.which("rocm-smi") or AMD.exists():
+        return Finding("device", f"an AMD GPU that PyTorch, {built}, cannot use", f"install {page} for ROCm (Linux)")
     return Finding("device", "CPU; trainings of a frozen backbone take minutes, those of all stages hours")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mvtec_lab.config import Config, validate
@@ -77,6 +78,8 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "category": data.folder.name,
         "method": model.method,
         "threshold": result.threshold,
+        "device": str(model.module.device),
+        "threads": torch.get_num_threads(),
         "metrics": judgement.metrics,
         "explained": result.explained,
         "warnings": result.warnings,

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageColor
 
 from mvtec_lab.config import Config, validate
@@ -160,6 +161,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     print("\n".join([*lines, *problem.conclude(model, rows), f"written to {run_dir}"]))
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
+    log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
     source.report(len(rows))
     return rows
 

@@ -122,7 +122,7 @@ def test_the_bayesian_side_is_that_of_the_pairs_first(tmp_path: Path, first: str
     sum_up(tmp_path, verdict=VerdictConfig(reference=second))
     html = (tmp_path / REPORT).read_text(encoding="utf-8")
     headings, cells = (
-        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(pattern, html.partition("Against ")[2])]
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(pattern, html.rpartition("Against ")[2])]
         for pattern in (r"<th[ >].*?</th>|<th>.*?</th>", r"<td[ >].*?</td>|<td>.*?</td>")
     )
     row = dict(zip(headings, cells, strict=False))
@@ -444,7 +444,7 @@ def test_the_table_of_pairs_has_no_zero_images(tmp_path: Path) -> None:
     cross_validated(tmp_path, a=[11, 12, 11], b=[6, 7, 5], c=[9])
     fabricate(tmp_path / "d", "d")
     sum_up(tmp_path)
-    table = (tmp_path / REPORT).read_text(encoding="utf-8").partition("Pair by pair")[2].partition("</table>")[0]
+    table = (tmp_path / REPORT).read_text(encoding="utf-8").rpartition("Pair by pair")[2].partition("</table>")[0]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     images = {(row[0], row[1]): row[-3:-1] for row in rows}
     assert images["a", "b"] == ["36", "3"]

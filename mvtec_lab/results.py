@@ -106,6 +106,7 @@ class RunResult:
     resumed: int = 0  #: how often it was interrupted and resumed
     seconds: Annotated[float, Size] = 0.0  #: training and validation epochs
     luck: bool = True  #: whether another seed gives another model
+    idle: list[str] | None = None  #: keys of config.yaml that have no effect on it; None: an older file
     problem: str = ""  #: what was learnt
     method: str = ""  #: how
     #: of anomaly scores: value, rule, and map, the threshold of a map's pixel

@@ -210,7 +210,7 @@ def test_rare_classes_and_the_verdicts_metric_have_their_columns(tmp_path: Path)
         fabricate(tmp_path / name.replace("/", "_"), name, right=right, **counts)
     out = printed(tmp_path)
     assert max(map(len, out.splitlines())) <= 100
-    for part in ("test balanced", "0.925 [0.66, 0.99]", " acc.", "longtail/balanced_softmax", "tail", "0.850"):
+    for part in ("test balanced", "0.925 [0.66, 0.99]", " acc.", "longtail/balanced_softmax", "rare", "0.850"):
         assert part in out
     (row, _) = read_csv(tmp_path / summary.SUMMARY)
     assert (float(row["test_head_recall"]), float(row["test_tail_recall"])) == (0.7, 1)
@@ -221,10 +221,42 @@ def test_rare_classes_and_the_verdicts_metric_have_their_columns(tmp_path: Path)
     text = text_of((tmp_path / report.REPORT).read_text(encoding="utf-8"))
     for part in (
         "test balanced accuracy accuracy macro F1",
-        "head recall middle recall tail recall calibration error",
-        "0.700 1.000 1.000 0.250",
+        "validation balanced accuracy baseline epochs",  # what chooses the best, and the baseline of the first column
+        "head recall middle recall tail recall",
+        "0.700 1.000 1.000",
+        "calibration error",
     ):
         assert part in text
+    assert (float(row["baseline"]), float(row["majority_baseline"])) == (0.25, 0.5)  # balanced, as it is ranked
+    assert float(row["val_balanced_accuracy"]) == pytest.approx(0.925)
+    assert "Frequent and rare classes" in text
+
+
+def test_where_all_classes_are_frequent_nothing_speaks_of_groups(tmp_path: Path) -> None:
+    for name in ("base", "augment"):
+        fabricate(tmp_path / name, name, train_counts=[20, 18, 17, 15])
+    assert "rare" not in printed(tmp_path)
+    text = text_of(page(tmp_path))
+    assert "head recall" not in text
+    assert "rare" not in text
+    assert "Calibration error: how far" in text
+
+
+def test_report_names_the_settings_that_all_attempts_share(tmp_path: Path) -> None:
+    """They stood in no table: what differs has differences alone."""
+    fabricate(tmp_path / "0", "base", idle=["loss.gamma"])
+    assert (
+        "Settings: backbone resnet18, weights IMAGENET1K_V1, images of 128 x 128 pixels, optimizer adam, learning rate "
+        "0.001, 32 images a batch, loss cross_entropy, at most 30 epochs." in text_of(page(tmp_path))
+    )
+    fabricate(tmp_path / "1", "augment", idle=["loss.name"])  # another learning rate, and a loss of its own
+    fail(tmp_path / "2", "full")
+    assert (
+        "The same for all attempts: backbone resnet18, weights IMAGENET1K_V1, images of 128 x 128 pixels, optimizer "
+        "adam, 32 images a batch, at most 30 epochs." in text_of(page(tmp_path))
+    )
+    fabricate(tmp_path / "3", "head")  # of an older version: what it used is not known
+    assert "The same for all attempts" not in text_of(page(tmp_path))
 
 
 def test_results_from_before_the_long_tail_are_shown(tmp_path: Path) -> None:

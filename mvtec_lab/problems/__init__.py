@@ -144,8 +144,13 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     """Return the error line of every key that was given and has no effect on a run of this configuration."""
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
         return {}
-    method, values, defaults = METHODS[config.model.method], knobs.settings(config), Config()
-    rules = _rules_of(method)
+    values, defaults = knobs.settings(config), knobs.settings(Config())
+    return knobs.idle(values, defaults, typed, without_effect(config, typed))
+
+
+def without_effect(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]:
+    """Return the keys that have no effect on a run of this configuration, each with the reason."""
+    method, rules = METHODS[config.model.method], _rules_of(METHODS[config.model.method])
     reasons = dict(rules.without_effect(method))
     if not method.trains:
         reasons |= dict.fromkeys(_TRAINING.split(), "it is fitted once, to the images as they are")
@@ -161,10 +166,10 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
         if method.name not in them:
             reasons[key] = f"it is a setting of {', '.join(them)}"
     reasons = {key: f"model.method={method.name}: {why}" for key, why in reasons.items()}
-    reasons = knobs.without_effect(defaults, values) | reasons
+    reasons = knobs.without_effect(Config(), knobs.settings(config)) | reasons
     for key in rules.effective(config):
         reasons.pop(key, None)
-    return knobs.idle(values, knobs.settings(defaults), typed, reasons)
+    return reasons
 
 
 def _rules_of(method: Method) -> Rules:

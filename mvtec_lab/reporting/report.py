@@ -26,7 +26,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.dataset import PAGE, page_of
 from mvtec_lab.reporting.pages import describe_command, protocol, write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
-from mvtec_lab.reporting.runs import RUN_KEYS, failure, load_runs, predictions_of
+from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, predictions_of
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
@@ -49,6 +49,16 @@ RULES = {
     "quantile": "a quantile of the good validation images' scores",
     "synthetic": "of best F1 on validation's good images and made-up defects",
     "best_f1": "of best F1 on the test images, defects included",
+}
+
+# What a reader wants to know of a training, where it is the same for all runs.
+COMMON = {
+    "data.image_size": "images of {0} x {0} pixels",
+    "optimizer.name": "optimizer {}",
+    "optimizer.lr": "learning rate {}",
+    "data.batch_size": "{} images a batch",
+    "loss.name": "loss {}",
+    "trainer.max_epochs": "at most {} epochs",
 }
 
 
@@ -146,12 +156,14 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
 
 def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]:
     """Return what the page says of the images, backbones, seeds and software of the runs."""
+    settings = comparison.settings
     protocols = distinct(
-        text for run in runs if (text := protocol(comparison.settings[run.run_dir], run.counts, run.drawn_from_all))
+        text for run in runs if (text := protocol(settings[run.run_dir], run.counts, run.drawn_from_all))
     )
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
     return {
         "protocols": protocols,
+        "common": _common([run for run in runs if run.completed], settings),
         "sizes": _sizes(runs),
         "backbones": distinct(run.backbone for run in runs if run.backbone != "none"),
         "seeds": sorted({run.seed for run in runs}),
@@ -159,6 +171,19 @@ def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]
         "versions": _merged([run.versions for run in runs]),
         "revisions": sorted({run.git_revision for run in runs if run.git_revision}),
     }
+
+
+def _common(runs: Sequence[RunResult], settings: Mapping[str, Settings]) -> str:
+    """Return the settings of training that all runs share, in words; empty where a run does not say what it used."""
+    if not runs or not all(settings[run.run_dir] and run.idle is not None for run in runs):
+        return ""
+    weights = distinct(f"{run.backbone}, weights {run.weights or 'not recorded'}" for run in runs)
+    parts = [f"backbone {weights[0]}"] if len(weights) == 1 and runs[0].backbone != "none" else []
+    for key, words in COMMON.items():
+        values = distinct(settings[run.run_dir].get(key, "null") for run in runs)
+        if len(values) == 1 and values[0] != "null" and not any(key in (run.idle or ()) for run in runs):
+            parts.append(words.format(values[0]))
+    return ", ".join(parts)
 
 
 def _curves(attempts: Sequence[Attempt]) -> dict[str, Any]:

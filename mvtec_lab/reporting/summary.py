@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mvtec_lab.config import SAMPLE_WEIGHTS
-from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
+from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosers, choosing
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import failure
@@ -66,7 +66,19 @@ class Column:
 
 def columns() -> list[Column]:
     """Return the columns of summary.csv, in its order."""
-    return [*_FIRST, *(column for metric in all_metrics() for column in _columns_of(metric)), *_LAST]
+    of_metrics = [column for metric in all_metrics() for column in _columns_of(metric)]
+    return [*_FIRST, *of_metrics, *map(_validated, choosers()), *_LAST]
+
+
+def _validated(metric: Metric) -> Column:
+    """Return the column of the validation metric that chooses the best attempt."""
+    return Column(
+        f"val_{metric.key}",
+        lambda a: a.mean(metric, "val") if choosing(a.problem) == metric else None,
+        f"val\n{metric.heading}",
+        " of ".join(filter(None, (f"validation {metric.title}", metric.words.made_up))),
+        metric=metric,
+    )
 
 
 def _columns_of(metric: Metric) -> list[Column]:
@@ -125,10 +137,12 @@ _CLOCK = (
     "cache.dir=null. Seconds per image are from its pixels on. The peak is of the whole process, in a sweep with a "
     "little of the runs before."
 )
+_NOTHING_LEARNT = "Baseline: what always naming the most frequent class gives in the first metric of the table."
 _LAST = (
     Column("test_accuracy_sd", _deviation),  # over several runs
-    Column("val_accuracy", lambda a: a.mean(_ACCURACY, "val"), "val\nacc.", "validation accuracy", metric=_ACCURACY),
-    Column("majority_baseline", _mean("majority_baseline"), "major-\nity", "majority baseline", metric=_ACCURACY),
+    Column("val_accuracy", lambda attempt: attempt.mean(_ACCURACY, "val"), metric=_ACCURACY),
+    Column("majority_baseline", _mean("majority_baseline")),  # in accuracy
+    Column("baseline", lambda a: a.baseline, "base-\nline", "baseline", metric=_ACCURACY, about=_NOTHING_LEARNT),
     Column("method", lambda attempt: attempt.runs[0].method),
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
     Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, cost=True, about=_CLOCK),
@@ -164,7 +178,7 @@ def summarise(comparison: Comparison) -> list[Row]:
 
     A row has the keys of ``columns`` (means over the completed runs, None where there are none; _low and _high are 95%
     intervals; marks and warnings are lists), and ``problem``, ``metric`` (which the attempt is judged by),
-    ``estimate`` (of that metric), ``test_values`` (one per test set) and ``baseline``.
+    ``estimate`` (of that metric) and ``test_values`` (one per test set).
     """
     known = columns()
     return [
@@ -174,7 +188,6 @@ def summarise(comparison: Comparison) -> list[Row]:
             "metric": attempt.metric,
             "estimate": attempt.estimate(),
             "test_values": attempt.values(list(attempt.tests), attempt.metric).tolist(),
-            "baseline": attempt.baseline,
         }
         for attempt in comparison.attempts
     ]

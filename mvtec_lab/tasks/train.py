@@ -23,7 +23,7 @@ from mvtec_lab.engine.setup import absolute_paths, claim, digests_of, set_up, tr
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.locks import held
-from mvtec_lab.problems import METHODS, check, files_of, problem_of
+from mvtec_lab.problems import METHODS, check, files_of, problem_of, without_effect
 from mvtec_lab.problems.model import build_data, build_model
 from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftovers
 
@@ -81,6 +81,7 @@ def run_attempt(
         method=config.model.method,
         backbone=config.model.backbone if METHODS[config.model.method].backbone else "none",
         weights=model.weights,
+        idle=sorted(without_effect(config)),
         classes=problem.classes(data),
         counts=problem.counts(data),
         val_is_test=data.val_is_test,

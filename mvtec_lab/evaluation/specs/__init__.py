@@ -90,6 +90,12 @@ def choosing(problem: str) -> Metric:
     return next((metric for metric in metrics_of(problem) if metric.chooses), deciding(problem)[0])
 
 
+def choosers() -> list[Metric]:
+    """Return the metrics that choose the best attempt of any problem, each once."""
+    problems = dict.fromkeys(metric.problem for metric in all_metrics() if metric.decides)
+    return list({(metric := choosing(problem)).key: metric for problem in problems}.values())
+
+
 def columns_of(run: RunResult) -> list[str]:
     """Return the columns that predictions.csv of a run has: split, path, and those of its metrics.
 

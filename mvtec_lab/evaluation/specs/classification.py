@@ -63,7 +63,13 @@ def _majority(run: RunResult, of_class: Callable[[float], float]) -> float | Non
 
 
 def _of_group(name: str) -> Callable[[Mapping[str, Any]], float | None]:
-    return lambda metrics: metrics.get("group_recall", {}).get(name)
+    """Return what finds the recall of a group; where every class is frequent there are no groups."""
+
+    def value(metrics: Mapping[str, Any]) -> float | None:
+        groups = metrics.get("group_recall", {})
+        return groups.get(name) if any(groups.get(other) is not None for other in ("middle", "tail")) else None
+
+    return value
 
 
 _MAJORITY = "always naming the most frequent class"
@@ -87,16 +93,15 @@ _SHARE = (lambda run: run.majority_baseline, _MAJORITY)
 _ONE_CLASS = (partial(_majority, of_class=lambda share: float(share > 0)), _MAJORITY)
 _ONE_F1 = (partial(_majority, of_class=lambda share: 2 * share / (1 + share)), _MAJORITY)  # recall is 1
 _ALL = Words(implied=True, step="one image", aside="accuracy on all images")
-_RARE = "Rare classes, and calibration"
 _GROUPS = Words(
-    aspect=_RARE,
-    about="Head, middle, tail: mean recall on test images of the classes with at least half as many training images as "
-    "the most frequent one (head), at most a fifth (tail), or between.",
+    aspect="Frequent and rare classes",
+    about="The mean recall of three groups of classes. Head: the frequent classes, with at least half as many training "
+    "images as the most frequent one. Tail: the rare ones, with at most a fifth as many. Middle: those between.",
     wide=True,
 )
 _CALIBRATION = Words(
-    aspect=_RARE,
-    about="Calibration error: how far the predicted class's probability is from the share of right predictions; on a "
+    aspect="Calibration",
+    about="Calibration error: how far the predicted class's probability is from the share of right predictions. On a "
     "few dozen images some of it is luck.",
 )
 
@@ -117,6 +122,6 @@ METRICS = (
     _class("defect_accuracy", title="defects only", heading="defect\nonly", words=Words(aside="on defects alone")),
     _class("head_recall", title="head recall", words=_GROUPS, value=_of_group("head")),
     _class("middle_recall", title="middle recall", words=_GROUPS, value=_of_group("middle")),
-    _class("tail_recall", title="tail recall", heading="tail", words=_GROUPS, value=_of_group("tail")),
+    _class("tail_recall", title="tail recall", heading="rare\nclasses", words=_GROUPS, value=_of_group("tail")),
     _class("calibration_error", title="calibration error", words=_CALIBRATION, better="lower"),
 )

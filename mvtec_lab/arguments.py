@@ -82,6 +82,10 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], str | None]:
                 f"{option} would replace the lab's own configuration: leave it out; --config-dir=FOLDER adds files of "
                 "your own"
             )
+    for words in args.overrides:
+        key, equals, value = words.partition("=")
+        if equals and (option := f"--{key.replace('_', '-')}") in ("--config-dir", *_PLAIN):
+            raise LabError(f"{words} is an option, no setting: write {option}{f'={value}' * (option not in _PLAIN)}")
     _refuse_parted(args.overrides)
     sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     options += ["--multirun"] * args.multirun

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from mvtec_lab.errors import LabError, disk_full, unknown
+from mvtec_lab.errors import LabError, disk_full, setting, unknown
 from mvtec_lab.own import CONF, keys
 
 # Hydra's plugins -> the extra that installs them.
@@ -64,10 +64,15 @@ def explain(error: BaseException, own: str | None = None, folder: Path | None = 
     reason = str(cause).split("\n")[0].rstrip(".")
     for pattern, remedy in _HYDRA.items():
         if said := re.match(pattern, reason):
-            return LabError(where + remedy.format(said[1]))
+            return LabError(where + remedy.format(said[1]) + _if_folder(said[1]))
     if isinstance(cause, ValidationError) and key:
         return LabError(f"{where}{key}: {reason}")
     return LabError(where + reason)
+
+
+def _if_folder(word: str) -> str:
+    """Return how a folder or a file is given that was typed alone, or as the name of a data set."""
+    return f"; images of your own: data=folder {setting('data.root', word)}" if Path(word).expanduser().exists() else ""
 
 
 def _missing(cause: MissingConfigException, own: str | None, where: str) -> LabError:
@@ -95,7 +100,9 @@ def _no_such_choice(group: str, choice: str, known: Sequence[str]) -> LabError:
             elsewhere.append(name)
     if near := elsewhere or [beside[end] for end in get_close_matches(last.lower(), beside)]:
         return LabError(f"unknown {group} {choice!r}: did you mean {', '.join(near)}?")
-    return unknown(group, choice, beside.values() or known)
+    return LabError(
+        f"{unknown(group, choice, beside.values() or known)}{_if_folder(choice) if group == 'data' else ''}"
+    )
 
 
 def _no_such_key(key: str, where: str) -> LabError:

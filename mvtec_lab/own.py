@@ -91,10 +91,16 @@ def own_files(directory: str | None) -> Iterator[None]:
     """Let Hydra find the files of a directory before the lab's.
 
     Raises:
-        LabError: there is no such directory.
+        LabError: there is no such directory, or it has no folder of a group.
     """
     if directory is not None and not Path(directory).is_dir():
         raise LabError(f"--config-dir={directory} is no folder: give one with files like attempt/mine.yaml in it")
+    if directory is not None and not any(Path(directory, group.name).is_dir() for group in CONF.iterdir()):
+        path = Path(directory).absolute()
+        remedy = f"give --config-dir={path.parent}" if (CONF / path.name).is_dir() else "put your files there"
+        raise LabError(
+            f"--config-dir={directory} has no folder attempt/ or of another group (study, data ...): {remedy}"
+        )
     for plugin in (OwnFiles, OwnFirst):
         Plugins.instance().register(plugin)
     OwnFirst.directory = None if directory is None else Path(directory)

@@ -338,6 +338,12 @@ def test_a_warning_is_printed_once(lab, tmp_path: Path, capfd) -> None:
         (("attempt=finetune,augment",), "attempt=finetune,augment gives several values: a sweep takes -m in front"),
         (("seed=1,2",), "seed=1,2 gives several values: a sweep takes -m in front, a list [brackets]"),
         (("help",), "help is no setting: write key=value; --help lists the keys"),
+        (
+            ("config-dir=my_own", "attempt=mine"),
+            "config-dir=my_own is an option, no setting: write --config-dir=my_own",
+        ),
+        (("config_dir=my_own",), "config_dir=my_own is an option, no setting: write --config-dir=my_own"),
+        (("help=data",), "help=data is an option, no setting: write --help"),
         (("+attempt=head",), "attempt is set already: leave out the + before it"),
         (("-m", "hydra.run.dir=run"), "hydra.run.dir is a single run's directory: give hydra.sweep.dir=FOLDER"),
         (("hydra.sweep.dir=s",), "hydra.sweep.dir is a sweep's directory: give hydra.run.dir=FOLDER, or -m as well"),
@@ -347,3 +353,13 @@ def test_a_command_line_that_hydra_misunderstands(lab, capsys, words: tuple[str,
     assert lab(*words) == 2
     assert f"error: {said}" in capsys.readouterr().err
     assert not Path("s").exists()
+
+
+def test_a_folder_that_is_typed_alone_is_told_how(product: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word, folder in (("products/widget", "products/widget"), ("data=products", "products")):
+        assert main([word]) == 2
+        assert capsys.readouterr().err.endswith(f"; images of your own: data=folder data.root={folder}\n")
+    for word in ("nowhere", "data=nowhere", "attempt=products"):
+        assert main([word]) == 2
+        assert "images of your own" not in capsys.readouterr().err

@@ -17,13 +17,13 @@ from conftest import SIZE
 from PIL import Image
 
 from mvtec_lab.cli import main
-from mvtec_lab.config import SplitConfig
+from mvtec_lab.config import DataConfig, SplitConfig
 from mvtec_lab.data.annotations.reading import UNNAMED
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.layouts import LAYOUTS, read_folder, recognise
 from mvtec_lab.data.layouts.mvtec import scan
 from mvtec_lab.data.samples import Sample
-from mvtec_lab.data.source import locate
+from mvtec_lab.data.source import locate, look
 from mvtec_lab.data.splits import settled, split_samples
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.anomaly.build import NO_DEFECTS
@@ -278,7 +278,7 @@ def _wrong(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             [f"data.root={product}", "data.category=widget"],
             f"{product} is a product itself: give data.root={root}",
         ),
-        "flat": ([f"data.root={tmp_path / 'flat'}"], "holds 4 image(s) but no class folders: give"),
+        "flat": ([f"data.root={tmp_path / 'flat'}"], "holds 4 image(s) but no class folders: if"),
         "nothing": ([f"data.root={tmp_path / 'nothing'}"], ".heif): it holds readme.txt"),
         "typo": ([f"data.root={root / 'wigdet'}"], f"is not a folder: did you mean data.root={product}?"),
         "photo beside": ([f"data.root={tmp_path / 'beside'}"], "for one of its products (widget)"),
@@ -330,7 +330,9 @@ def test_one_class_folder_alone_is_asked_about(widget: Path, tmp_path: Path) -> 
 
 
 def test_a_flat_folder_is_told_what_it_may_be(widget: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=f"give data.root={widget} if it is one itself, beside good/; else move them"):
+    with pytest.raises(
+        LabError, match=f"if it is a class itself, as good beside it, give data.root={widget}; else move them"
+    ):
         recognise(widget / "crack")
     fill(tmp_path / "alone/flat")
     with pytest.raises(LabError, match=r"but no class folders: move them into .*/flat/<class>, all good ones into"):
@@ -386,6 +388,19 @@ def test_days_of_one_product_are_joined_by_a_list(lab, tmp_path: Path, capsys) -
         (root / day / "scratch").rename(root / day / f"defect of {day}")
     assert lab(f"data.root={root}") == 2
     assert "days or batches" not in capsys.readouterr().err
+
+
+def test_the_sample_is_not_drawn_beside_images_of_one_s_own(lab, product: Path, widget: Path, tmp_path: Path) -> None:
+    for root in (product, product.parent, widget):
+        data = DataConfig(root=str(root))
+        with pytest.raises(LabError) as error:
+            look(data)
+        assert f"the sample is drawn, not read from it: give data=folder data.root={root}, or" in str(error.value)
+    (tmp_path / "empty").mkdir()
+    for root in (tmp_path / "empty", tmp_path / "none", DataConfig().root):
+        assert look(DataConfig(root=str(root))) is None
+    (product / "cable").mkdir()  # where a sample lies already, it is taken
+    assert look(DataConfig(root=str(product))) is None
 
 
 def test_good_images_alone(lab, product: Path, tmp_path: Path, capsys) -> None:

@@ -202,10 +202,10 @@ def test_a_file_that_is_no_checkpoint_is_answered_before_it_is_read(lab, tmp_pat
         (
             "noise",
             b"<html>404</html>",
-            "ckpt=noise.ckpt is damaged or was not written by PyTorch (it begins otherwise)",
+            "ckpt=noise.ckpt is damaged or no checkpoint (it begins otherwise): give a run's best.ckpt, its",
         ),
-        ("empty", b"", "ckpt=empty.ckpt is damaged or was not written by PyTorch (it is empty)"),
-        ("legacy", (tmp_path / "legacy.ckpt").read_bytes(), "ckpt=legacy.ckpt is damaged or was not written"),
+        ("empty", b"", "ckpt=empty.ckpt is damaged or no checkpoint (it is empty)"),
+        ("legacy", (tmp_path / "legacy.ckpt").read_bytes(), "ckpt=legacy.ckpt is damaged or no checkpoint"),
     ):
         (tmp_path / f"{name}.ckpt").write_bytes(content)
         with monkeypatch.context() as patch:

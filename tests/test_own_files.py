@@ -130,6 +130,19 @@ def test_an_unknown_directory_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+def test_a_folder_of_the_wrong_level_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own/attempt").mkdir(parents=True)
+    (tmp_path / "own/attempt/mine.yaml").write_text("# @package _global_\nmodel: {unfreeze: 2}\n")
+    assert main(["attempt=mine", "--config-dir", "own/attempt"]) == 2
+    said = "--config-dir=own/attempt has no folder attempt/ or of another group (study, data ...): give --config-dir="
+    assert capsys.readouterr().err == f"error: {said}{tmp_path / 'own'}\n"
+    (tmp_path / "other").mkdir()
+    assert main(["--cfg", "job", "--config-dir=other"]) == 2
+    assert "(study, data ...): put your files there" in capsys.readouterr().err
+    assert main(["--cfg", "job", "attempt=mine", "--config-dir=own"]) == 0
+
+
 @pytest.mark.parametrize("mode", [[], ["-m"]])
 def test_a_name_of_the_labs_is_taken_by_ones_own_and_said(lab, tmp_path: Path, capsys, mode: list[str]) -> None:
     (tmp_path / "mine/attempt").mkdir(parents=True)

@@ -36,7 +36,7 @@ def product_folder(root: str | Path, category: str | None) -> Path:
         if not present:
             recognise(root)  # says what lies there
             raise LabError(f"data.root={root} has no folder {category!r}: leave out data.category")
-        raise LabError(f"{unknown('category', category, present)} in {root}")
+        raise LabError(f"{unknown('category', category, present)} (in {root})")
     return folder
 
 
@@ -51,7 +51,15 @@ def look(data: DataConfig) -> Path | None:
     """
     assert data.root is not None
     folder = Path(data.root).expanduser() / (data.category or "")
-    if data.name == "sample" or (data.archive and _is_vacant(folder)):
+    if data.name == "sample":
+        root = Path(data.root).expanduser()
+        if data.root != DataConfig().root and not folder.exists() and (fitting(root) or _products(root)):
+            raise LabError(
+                f"data.root={root} holds images, and the sample is drawn, not read from it: give data=folder "
+                f"{setting('data.root', root)}, or another data.root"
+            )
+        return None
+    if data.archive and _is_vacant(folder):
         return None
     folder = locate(data.name, data.root, data.category)
     if data.labels is not None:

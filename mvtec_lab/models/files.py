@@ -32,7 +32,12 @@ def check_file(path: Path, source: str, archive: bool = False) -> None:
     if start == _ARCHIVE and not whole:
         raise LabError(f"{source} is incomplete, its end is missing: copy or fetch it again")
     if not whole and (archive or not start.startswith(_PICKLE)):
-        raise damaged(source, "it begins otherwise" if start else "it is empty")
+        reason = "it begins otherwise" if start else "it is empty"
+        if archive:
+            raise LabError(
+                f"{source} is damaged or no checkpoint ({reason}): give a run's best.ckpt, its directory or a sweep's"
+            )
+        raise damaged(source, reason)
 
 
 def damaged(source: str, reason: object) -> LabError:

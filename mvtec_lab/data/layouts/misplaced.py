@@ -96,7 +96,11 @@ def _flat(folder: Path, fitting: Callable[[Path], str | None]) -> LabError:
     if (layout := fitting(above)) and (layout != "classes" or above != part):
         return LabError(f"{folder} is a class folder of {above}: give {setting('data.root', above)}")
     beside = [path.name for path in class_folders(above) if layout and path.name != folder.name]
-    itself = f"give {setting('data.root', above)} if it is one itself, beside {beside[0]}/; else " if beside else ""
+    itself = (
+        f"if it is a class itself, as {beside[0]} beside it, give {setting('data.root', above)}; else "
+        if beside
+        else ""
+    )
     return LabError(
         f"{folder} holds {count} image(s) but no class folders: {itself}move them into {folder / '<class>'}, all good "
         f"ones into {folder / 'train/good'}; or name their classes in a list: data.labels=FILE.csv (columns path,label)"

@@ -89,6 +89,10 @@ def test_one_attempts_outlier_does_not_flatten_the_curves_of_the_others() -> Non
     assert [text.get_text() for text in ax.texts] == ["↑ cut: spike, up to 60"]
     ax = figures.curves_figure(others | {"another": [losses_of(60.0, 50.0, 40.0)]}).axes[0]
     assert (ax.get_yscale(), len(ax.texts)) == ("symlog", 0)  # all of it is far away: cut, nothing would be seen of it
+    low, high = ax.get_ylim()
+    assert {0.5, 1, 2, 5, 10, 20, 50} <= {round(float(tick), 3) for tick in ax.get_yticks() if low <= tick <= high}
+    ax.figure.draw_without_rendering()
+    assert "20" in [label.get_text() for label in ax.get_yticklabels()]
     ax = figures.curves_figure(others | {"near": [losses_of(2.0, 1.0, 0.5)]}).axes[0]
     assert (ax.get_yscale(), len(ax.texts)) == ("linear", 0)
     assert ax.get_ylim()[1] > 2

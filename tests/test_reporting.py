@@ -19,7 +19,7 @@ from rich.console import Console
 from mvtec_lab.engine import pictures
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
-from mvtec_lab.reporting import figures, report, summary
+from mvtec_lab.reporting import figures, pages, report, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
@@ -307,6 +307,26 @@ def test_many_attempts_stay_readable(tmp_path: Path) -> None:
     assert "The 36 pairs of the other attempts" in text
     assert text.count("not shown") + text.count(" different ") >= 45  # all pairs are there
     assert "0.100 to 1.000 and" in text  # accuracies of the ten attempts
+
+
+def test_a_table_that_is_too_wide_for_a_phone_has_its_titles_in_its_cells() -> None:
+    """Columns were out of sight; pairs of long names had five columns, as the recall of classes, which fits."""
+    titles = re.compile(r'data-title="([^"]*)"')
+
+    def table(*rows: Sequence[str], kind: str = "") -> str:
+        head, *body = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+        head = head.replace("td>", "th>")
+        return pages._TABLE.sub(pages._with_titles, f"<table{kind}><tr>{head}</tr><tr>{''.join(body)}</tr></table>")
+
+    names = ["first", "second", "points", "p", "verdict"]
+    wide = table(names, ["detect/ssdlite", "detect/fcos", "+1.9 <small>[-15.6, +19.5]</small>", "0.818", "not shown"])
+    assert titles.findall(wide) == names
+    assert '<table class="many">' in wide
+    fits = ["cut_inner_insulation", "12", "12", "0.67", "[0.39, 0.86]"]
+    assert table(["class", "right", "images", "recall", "95% interval"], fits).count("data-title") == 0
+    texts = table(["setting", "a", "b", "c"], ["lr", "1", "2", "3"], kind=' class="config"')
+    assert (titles.findall(texts), texts[:27]) == (["setting", "a", "b", "c"], '<table class="many config">')
+    assert "data-title" not in table(["setting", "a", "b"], ["lr", "x" * 90, "2"], kind=' class="config"')
 
 
 def test_no_run_is_a_clear_error(tmp_path: Path) -> None:

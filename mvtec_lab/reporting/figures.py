@@ -144,6 +144,8 @@ def _scale(ax: Axes, values: Mapping[str, Sequence[float]], linear: bool) -> Non
         values: of each attempt.
         linear: whether the losses are those of one kind of network, which a plain axis can compare.
     """
+    from matplotlib.ticker import SymmetricalLogLocator
+
     known = {name: v for name, of in values.items() if (v := [value for value in of if np.isfinite(value)])}
     together = [value for of in known.values() for value in of]
     if not together:
@@ -155,6 +157,9 @@ def _scale(ax: Axes, values: Mapping[str, Sequence[float]], linear: bool) -> Non
     whole = any(np.median(known[name]) > limit for name in far)  # most of a curve, not some epochs
     if whole or (not linear and _wide(together)):
         ax.set_yscale("symlog", linthresh=0.01)
+        if 0 < low < max(together) < 1000 * low:  # powers of ten alone would be one tick or two
+            ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.01, subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
     elif far:
         high = max(top for name, top in tops.items() if name not in far)
         ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

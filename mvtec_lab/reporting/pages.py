@@ -18,7 +18,10 @@ from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.results import GOOD, flatten, write_whole
 
 SHORT = 4  # sections, which one or two screens show
-FIGURES, WORDS = 6, 4  # columns of a table that are too many for a phone
+# What a phone has room for: letters in a row, of which a name, which may be wrapped, takes as many; columns of texts.
+LETTERS, NAME, WORDS = 49, 14, 3
+_ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+_CELL = re.compile(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _SECTION = re.compile(r"<h2>(.*?)</h2>")
 
@@ -56,18 +59,27 @@ def _with_contents(html: str) -> str:
 
 
 def _with_titles(table: re.Match[str]) -> str:
-    """Return a table; of many columns its cells have their titles, as a phone makes a card of each row."""
-    texts = re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
-    if len(texts) < (WORDS if '<table class="config' in table[0] else FIGURES):
+    """Return a table; one that is too wide for a phone has titles in its cells, as each row becomes a card there."""
+    titles, *rows = ([_plain(cell) for cell in _CELL.findall(row)] for row in _ROW.findall(table[0]))
+    if "config" in table[0].partition(">")[0]:  # its texts are wrapped
+        wide = len(titles) > WORDS
+    else:
+        words = [max(map(len, title.split()), default=0) for title in titles]
+        letters = [max([word, *map(len, cells)]) for word, *cells in zip(words, *rows, strict=False)]
+        wide = sum(letters[1:]) + min(*letters[:1], NAME) > LETTERS - len(letters)  # one of space beside each
+    if not wide:
         return table[0]
-    titles = [" ".join(re.sub(r"<[^>]*>", " ", text).split()) for text in texts]
 
     def titled(row: re.Match[str]) -> str:
         left = iter(titles)
         return re.sub(r"<td\b", lambda cell: f'{cell[0]} data-title="{next(left, "")}"', row[0])
 
-    html = re.sub(r"<tr\b.*?</tr>", titled, table[0], flags=re.DOTALL)
+    html = _ROW.sub(titled, table[0])
     return re.sub(r'<table( class="|)', lambda begin: begin[0] + ("many " if begin[1] else ' class="many"'), html)
+
+
+def _plain(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
 def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]], drawn_from_all: bool) -> str | None:

@@ -165,6 +165,16 @@ def test_good_images_are_all_negative_and_a_missing_mask_leaves_its_image_out() 
     assert _figures(metrics["by_type"]["hole"]) == pytest.approx(_exact(maps[:2], masks[:2], 0.3), abs=1e-3)
 
 
+def test_a_tiny_defect_in_large_maps_is_measured_as_finely() -> None:
+    rng = np.random.default_rng(1)
+    maps = np.stack([cv2.GaussianBlur(noise, (0, 0), 4) for noise in rng.standard_normal((2, 1500, 1500), np.float32)])
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[0, 300:320, 500:520] = True  # one pixel in 11,000
+    maps = maps / maps.std() + 10 * np.stack([cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 8) for mask in masks])
+    found = _pixels(maps, [masks[0], None]).metrics()["pixel_ap"]
+    assert found == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=3e-5)
+
+
 def test_nothing_defective_or_nothing_at_all() -> None:
     none = dict.fromkeys(anomaly.PIXEL_METRICS)
     for maps in ([], [np.ones((4, 4))]):

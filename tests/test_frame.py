@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,10 +29,16 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.segmentation import spread
 from mvtec_lab.models.views import unviewed, view
 from mvtec_lab.problems import padding
+from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.anomaly.scores import score
+from mvtec_lab.problems.classification import explanations
 from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.views import kept_inside
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.scored import overlap_row
+from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.results import RunResult, read_csv
 
 BOX = Frame(64, "letterbox")
@@ -290,6 +298,93 @@ def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
             assert (of_image["width"], of_image["height"]) == (2 * SIZE, SIZE)
             assert (corners >= 0).all()
             assert (corners <= [2 * SIZE, SIZE] * 2).all()
+
+
+def test_maps_that_are_the_masks_have_their_figures(lab, product: Path, tmp_path: Path, monkeypatch) -> None:
+    """A map over the square is cut to the image before it is compared with the mask's file."""
+
+    def probabilities(self: SegmentationModel, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch["mask"][:1].float(), torch.zeros(1, len(self.kinds))
+
+    wide(product)
+    monkeypatch.setattr(SegmentationModel, "probabilities", probabilities)
+    assert lab(*RUNS["segmentation"], *LETTERBOX, "hydra.run.dir=run") == 0
+    test = RunResult.load(tmp_path / "run").metrics["test"]
+    assert test["iou"] > 0.8
+    assert test["pixel_ap"] > 0.95
+
+
+def test_scores_of_an_anomaly_model_are_of_the_image(product: Path) -> None:
+    wide(product)
+    data = MVTecDataModule(product, image_size=BOX, targets=["mask"])
+    data.setup()
+    dataset = data.images(data.of_split("test"))
+
+    class Exact(torch.nn.Module):
+        def scored(self, images: torch.Tensor) -> Scores:
+            masks = dataset.small_masks(list(range(len(dataset)))).float()
+            assert len(images) == len(masks)
+            return Scores(masks.amax((1, 2)), masks)
+
+    _, maps = score(Exact(), dataset, 100, torch.device("cpu"))  # type: ignore[arg-type]
+    assert maps is not None
+    rows = [overlap_row(dataset, place, maps[place], 0.5) for place in range(len(dataset))]
+    assert min(float(row["iou"] or 1) for row in rows) > 0.75
+
+
+def test_boxes_that_are_the_masks_are_all_found(lab, product: Path, tmp_path: Path, monkeypatch) -> None:
+    def found(self: DetectionModel, batch: Mapping[str, Any], views: int = 1) -> list[dict[str, torch.Tensor]]:
+        pairs = list(zip(batch["boxes"], batch["labels"], strict=True))[::views]
+        return [{"boxes": b, "labels": k, "scores": torch.full((len(b),), 0.9)} for b, k in pairs]
+
+    wide(product)
+    monkeypatch.setattr(DetectionModel, "found", found)
+    assert lab(*RUNS["detection"], *LETTERBOX, "hydra.run.dir=run") == 0
+    test = RunResult.load(tmp_path / "run").metrics["test"]
+    assert test["map50"] == 1
+    assert test["map"] > 0.7
+
+
+def test_a_peak_on_the_defect_is_in_its_mask(lab, product: Path, tmp_path: Path, monkeypatch) -> None:
+    def maps(classifier: DefectClassifier, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heat = (images[:, 0] - images[:, 2]).abs()  # cracks are red, holes are blue
+        highest = heat.flatten(1).argmax(1)
+        return heat / heat.amax((1, 2), keepdim=True), torch.stack([highest // 64, highest % 64], 1)
+
+    wide(product)
+    monkeypatch.setattr(explanations, "activation_maps", maps)
+    assert lab(*RUNS["classification"], *LETTERBOX, "hydra.run.dir=run") == 0
+    explained = RunResult.load(tmp_path / "run").explained
+    assert explained is not None
+    assert explained["peak_in_mask"] == explained["images"] > 0
+
+
+def test_what_a_segmenter_says_of_padding_does_not_count(lab, product: Path, tmp_path: Path, monkeypatch) -> None:
+    """It is the same from images and from kept features: the score of an image is that of its own places."""
+    wide(product)
+    assert lab(*RUNS["segmentation"], *LETTERBOX, "hydra.run.dir=run") == 0
+    model = load_model(tmp_path / "run/best.ckpt")
+    monkeypatch.setattr(type(model.module), "judged", lambda self, views: (torch.ones(1, 16, 16), torch.zeros(1, 2)))
+    dataset = MVTecDataset(product, [Sample("test/hole/000.png", "hole")], image_size=BOX)
+    image = dataset[[0]]["image"]
+    kept = {"features": torch.zeros(model.module.views, 4), "inside": dataset.inside(0)[None]}
+    for batch in ({"image": image}, {**kept, "inside": kept["inside"].expand(model.module.views, -1, -1)}):
+        maps, _ = model.module.probabilities(batch)
+        assert maps[0, 4:12].all()
+        assert not maps[0, :4].any()
+        assert not maps[0, 12:].any()
+
+
+def test_padding_makes_no_images_alike(tmp_path: Path) -> None:
+    """Most of a thumbnail would be the same in all of them."""
+    rng = np.random.default_rng(0)
+    for place in range(12):
+        path = tmp_path / "line" / ("good" if place % 2 else "hole") / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.repeat(rng.integers(0, 256, (16, 256, 1), np.uint8), 3, axis=2)).save(path)
+    data = MVTecDataModule(tmp_path / "line", image_size=BOX)
+    data.setup()
+    assert not any("nearly the same" in line for line in data.findings())
 
 
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(resumed, product: Path) -> None:

@@ -392,8 +392,9 @@ def test_what_finds_prompts_sees_images_as_they_are(
     [
         ({"white": 4095}, "with data.white=4095, this run with 65535: give data.white=4095"),
         ({"tile": 32}, "sees tiles of 32 pixels, this run whole images: give data.tile=32"),
+        ({"fit": "letterbox"}, "data.fit=letterbox, this run with squeeze: give data.fit=letterbox"),
     ],
-    ids=["16 bits", "tiles"],
+    ids=["16 bits", "tiles", "letterbox"],
 )
 def test_prompts_of_a_run_that_sees_images_otherwise_are_refused(run, one_class: Path, capsys, about, why) -> None:
     content = torch.load(one_class)

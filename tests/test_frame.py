@@ -68,6 +68,13 @@ def test_a_number_is_the_frame_of_that_size(product: Path) -> None:
     assert frames[0].content(frames[0].samples) == frames[1].content(frames[1].samples)
 
 
+def test_a_letterbox_of_squares_is_said(product: Path) -> None:
+    for of_squares in (True, False):
+        data = MVTecDataModule(product if of_squares else wide(product), image_size=Frame(SIZE, "letterbox"))
+        data.setup()
+        assert any("changes nothing" in line for line in data.warnings) == of_squares
+
+
 def test_an_unknown_fit_is_named() -> None:
     with pytest.raises(LabError, match=r"unknown data\.fit 'leterbox': did you mean letterbox"):
         Frame(64, "leterbox")

@@ -192,6 +192,10 @@ class MVTecDataModule(pl.LightningDataModule):
                 self.warnings.append(f"data.tile={self.frame.tile} cuts no image: none has a longer side")
             self._tiles = None if self.cache is None else self._cached_tiles(self.cache, paths, tiles)
             self._row |= {(s.path, s.window): row for row, s in enumerate(tiles)}
+        if self.frame.pads:
+            seen = self.images(self.tiles(self._pool))
+            if all(seen.place(k)[2:] == (self.frame.size, self.frame.size) for k in range(len(seen))):
+                self.warnings.append("data.fit=letterbox changes nothing: all that the network sees is square")
 
     def _cached_tiles(self, cache: ArrayCache, paths: Sequence[Path], tiles: Sequence[Sample]) -> Tensor | None:
         """Return the pictures of all tiles; None where they cannot be kept."""

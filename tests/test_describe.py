@@ -15,6 +15,7 @@ from PIL import Image
 
 import mvtec_lab
 from mvtec_lab.cli import main
+from mvtec_lab.tasks import describe
 from mvtec_lab.tasks.describe import Description
 
 BLUE = (86, 180, 233)  # of outlines and boxes
@@ -181,6 +182,17 @@ def test_a_sweep_describes_its_images_and_its_report_links_there(lab, product: P
     assert lab(*again) == 0
     assert (tmp_path / "s/dataset.html").is_file()
     assert "dataset.html" in Page(tmp_path / "s/report.html").links
+
+
+def test_a_sweep_leaves_large_masks_to_the_command(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe, "PIXELS", 12 * SIZE**2 - 1)  # of 12 masks
+    assert lab("-m", "attempt=head", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
+    assert not (tmp_path / "s/dataset.html").exists()
+    (command,) = (text for text in Page(tmp_path / "s/report.html").commands if "task=describe" in text)
+    assert command.endswith("hydra.run.dir=s")
+    monkeypatch.setattr(describe, "PIXELS", 12 * SIZE**2)
+    assert lab("-m", "attempt=head", "trainer.max_epochs=1", "hydra.sweep.dir=s", "resume=true") == 0
+    assert Page(tmp_path / "s/report.html").links.count("dataset.html") == 1
 
 
 def test_a_report_without_a_page_of_the_images_shows_the_command(lab, product: Path, tmp_path: Path) -> None:

@@ -303,6 +303,16 @@ WRONG = (
 )  # fmt: skip
 
 
+def test_ok_and_ng_of_a_line_are_two_classes(lab, widget: Path, capsys) -> None:
+    for name, new in (("good", "OK"), ("crack", "NG")):
+        (widget / name).rename(widget / new)
+    shutil.rmtree(widget / "hole")
+    assert recognise(widget) == "classes"  # not Real-IAD's, whose OK/ and NG/ hold folders of parts
+    assert lab("task=describe", "data=folder", f"data.root={widget}") == 0
+    assert "give data.good=[OK]" in " ".join(capsys.readouterr().out.split())
+    assert {s.label for s in read_folder(widget, good=["OK"]).samples} == {"good", "NG"}
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_place_is_one_line_with_what_would_work(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:
     shutil.copytree(product, tmp_path / "mvtec/bottle")

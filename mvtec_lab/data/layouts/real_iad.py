@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mvtec_lab.data.layouts.base import Layout
+from mvtec_lab.data.layouts.base import Layout, images_in, subfolders
 from mvtec_lab.data.layouts.table import Row, collect
 from mvtec_lab.data.samples import Scan
 from mvtec_lab.errors import LabError
@@ -23,8 +23,12 @@ PLACES = ("../realiad_jsons/realiad_jsons", "../realiad_jsons", "realiad_jsons/r
 
 
 def fits(folder: Path, good: Collection[str]) -> bool:
-    """Tell whether a folder has good and bad parts in it, or its list beside it."""
-    return (folder / "OK").is_dir() and ((folder / "NG").is_dir() or _list_of(folder) is not None)
+    """Tell whether a folder has folders of good parts in it, and bad ones too or its list beside it.
+
+    Images themselves in OK/ and NG/ are what any line calls its good and bad ones: two classes.
+    """
+    good_parts = (path for path in subfolders(folder / "OK") if any(images_in(path)))
+    return any(good_parts) and ((folder / "NG").is_dir() or _list_of(folder) is not None)
 
 
 def read(folder: Path, good: Collection[str]) -> Scan:

@@ -153,8 +153,8 @@ class SplitConfig:
         "from its train images; auto: own where folders or a list divide the images into train and test, else holdout; "
         "one_class: trains on train/good except the share `val` of it, and tests on the whole test folder, without one "
         "on all defects and the share `test` of the good images; test_folder: only that test, on which a fitted "
-        "anomaly model is judged",
-        choices=("holdout", "kfold", "file", "own", "auto", "one_class", "test_folder"),
+        "anomaly model is judged; test_only: every image is tested, by task=evaluate on new images",
+        choices=("holdout", "kfold", "file", "own", "auto", "one_class", "test_folder", "test_only"),
     )
     pool: str = knob(
         "test", "which images take part. all: train/good takes part beside the test folder", choices=("test", "all")
@@ -561,6 +561,10 @@ def validate(config: Config) -> None:
         formats_of(config)
     if config.resume and config.task != "train":
         raise LabError(f"resume=true resumes a training: leave it out of task={config.task}")
+    if config.split.protocol == "test_only" and config.task != "evaluate":
+        raise LabError(
+            f"split.protocol=test_only is for task=evaluate: it leaves task={config.task} nothing to learn from"
+        )
     _check_bins(config.loss.bins)
     _check_devices(config.trainer.devices)
     validate_split(config.split)
@@ -588,7 +592,11 @@ def formats_of(config: Config) -> list[str]:
 
 
 # Protocols that say themselves which images take part.
-_NAMED = {"own": "takes the data set's own parts", "file": "names its images itself"}
+_NAMED = {
+    "own": "takes the data set's own parts",
+    "file": "names its images itself",
+    "test_only": "tests every image",
+}
 
 
 def validate_split(s: SplitConfig) -> None:

@@ -158,6 +158,16 @@ def test_evaluate_takes_another_product_and_names_images_that_trained(
     assert any("pixel metrics are left out" in line for line in metrics["warnings"])
 
 
+def test_evaluate_judges_class_folders_whole(run: Path, lab, product: Path, tmp_path: Path) -> None:
+    shutil.copytree(product / "test", tmp_path / "monday")
+    arguments = ["task=evaluate", f"ckpt={run}", f"data.root={tmp_path / 'monday'}"]
+    for protocol in ([], ["split.protocol=test_only"]):
+        assert lab(*arguments, *protocol, f"hydra.run.dir={len(protocol)}") == 0
+    drawn, whole = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "01")
+    assert drawn["metrics"]["test"]["images"] < whole["metrics"]["test"]["images"] == 22
+    assert any("of 22 images are judged" in line for line in drawn["warnings"])
+
+
 def test_evaluate_changes_of_the_run_s_data_what_is_given_alone(run: Path, product: Path, tmp_path: Path) -> None:
     shutil.copytree(product, tmp_path / "products/other")
     shutil.rmtree(tmp_path / "products/other/test/crack")

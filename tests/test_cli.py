@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,23 @@ def test_evaluate_takes_the_data_of_its_run(lab, tmp_path: Path) -> None:
     assert main(["task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=again"]) == 0
     metrics = json.loads((tmp_path / "again/metrics.json").read_text())
     assert metrics["metrics"] == RunResult.load(tmp_path / "run").metrics
+
+
+def test_evaluate_judges_all_new_images_or_says_how(lab, product: Path, tmp_path: Path, capsys) -> None:
+    new = tmp_path / "monday"
+    shutil.copytree(product / "test", new)
+    assert lab("hydra.run.dir=run", "trainer.max_epochs=1") == 0
+    arguments = ["task=evaluate", "ckpt=run", "data=folder", f"data.root={new}"]
+    images = sum(1 for path in new.rglob("*.png"))
+    assert main([*arguments, "hydra.run.dir=part"]) == 0
+    assert f"of {images} images are judged: split.protocol=test_only judges all" in capsys.readouterr().err
+    assert main([*arguments, "hydra.run.dir=all", "split.protocol=test_only"]) == 0
+    assert "are judged" not in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "all/metrics.json").read_text())["metrics"]
+    assert metrics.keys() == {"test"}
+    assert metrics["test"]["images"] == len(read_csv(tmp_path / "all/predictions.csv")) == images
+    assert lab("split.protocol=test_only") == 2
+    assert "split.protocol=test_only is for task=evaluate" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -48,6 +48,9 @@ def split_samples(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]
         return result
     if split.protocol == "test_folder":
         return [replace(s, split="test" if _is_test(s) else "") for s in _with_test(samples, split)]
+    if split.protocol == "test_only":
+        tested = {s.path for s in pool_of(samples, split.pool)}
+        return [replace(s, split="test" if s.path in tested else "") for s in samples]
     if split.protocol == "one_class":
         return _one_class(samples, split)
     result = _drawn(samples, split) if split.file is None else _from_file(samples, Path(split.file), split.val_is_test)

@@ -16,6 +16,7 @@ from rich.console import Console
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.images import digests
+from mvtec_lab.data.splits import pool_of
 from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
@@ -64,6 +65,10 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     set_up(config, data, problem.findings(config), chosen="every figure of it")  # nothing is chosen here
     judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
+    could = len(pool_of([replace(s, split="") for s in data.samples], "test"))  # without train/good of a test folder
+    its_own = own or ((run := run_of(ckpt)) is not None and run[0] == data.folder.resolve())
+    if len(judged) < could and not its_own:
+        warnings.append(f"{len(judged)} of {could} images are judged: split.protocol=test_only judges all")
     place, d = str(claim(run_dir, METRICS)), config.data
     result = RunResult(config.attempt, config.seed, d.name, data.folder.name, config.model.backbone, place)
     result.problem, result.method, result.warnings = problem.name, model.method, warnings

@@ -61,7 +61,8 @@ class Anomaly(Problem):
 
     def to_judge(self, config: Config, model: Model) -> Config:
         s = config.split
-        split = SplitConfig(protocol="test_folder", seed=s.seed, test=s.test, group_by=s.group_by)
+        protocol = s.protocol if s.protocol == "test_only" else "test_folder"
+        split = SplitConfig(protocol=protocol, seed=s.seed, test=s.test, group_by=s.group_by)
         return replace(config, split=split, data=replace(config.data, masks="optional"))
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:

@@ -24,7 +24,7 @@ def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     method, protocol = config.model.method, config.split.protocol
     check_folds(config)
-    if protocol not in ("one_class", "kfold"):
+    if protocol not in ("one_class", "kfold", "test_only"):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: it learns from good images alone: give "
             "split.protocol=one_class, or kfold to be tested on the folds of other methods"

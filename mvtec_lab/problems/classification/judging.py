@@ -30,7 +30,8 @@ def judge(run: Run) -> Judgement:
     outcomes = _outcomes(classifier, data)
     test = outcomes["test"]
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
-    result.majority_baseline = majority_baseline(np.array(train), test.labels)
+    if train:  # else there is no most frequent class: every image is tested
+        result.majority_baseline = majority_baseline(np.array(train), test.labels)
     result.explained, explanations = explain(classifier, test, data.batch_size)
     result.captions = {EXPLANATIONS: [*(CAMS if explanations is not None else NO_CAMS)]}
     pictures = {MISTAKES: test.page}
@@ -44,9 +45,10 @@ def judge(run: Run) -> Judgement:
         pictures[EXPLANATIONS] = board["pictures/explanations"] = explanations
     values = ((metric.title, metric.of(test.metrics)) for metric in deciding("classification"))
     figures = ", ".join(f"{title} {value:.3f}" for title, value in values if value is not None)
+    baseline = "" if result.majority_baseline is None else f" (majority baseline {result.majority_baseline:.3f})"
     summary = (
-        f"test {figures} (majority baseline {result.majority_baseline:.3f}), on {test.metrics['images']} images; best "
-        f"epoch {result.best_epoch} of {result.epochs}"
+        f"test {figures}{baseline}, on {test.metrics['images']} images; best epoch {result.best_epoch} of "
+        f"{result.epochs}"
     )
     metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
     rows = [row for outcome in outcomes.values() for row in outcome.rows()]

@@ -258,6 +258,10 @@ RUNS = {
     "tiles": ["attempt=patchcore", LAYERS, "data.tile=32"],  # of 24 x 32 pixels: an image is 24 high
     "segmentation": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6"],
     "segmented tiles": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6", "data.tile=32"],
+    "boxes and masks": [
+        *("attempt=detect/maskrcnn", "model.options.finest=4", "model.options.channels=32", "model.unfreeze=0"),
+        *("optimizer.lr=3e-3", "trainer.max_epochs=6"),
+    ],
     "detection": [
         *("attempt=detect/fcos", "model.options.finest=4", "model.options.channels=32", "model.unfreeze=0"),
         *("optimizer.lr=3e-3", "trainer.max_epochs=4"),
@@ -305,7 +309,10 @@ def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
             mask = np.asarray(Image.open(found)) > 0
             assert mask.shape == (SIZE, 2 * SIZE)
             assert new[row["path"]]["mask_share"] == f"{mask.mean():.6g}"
-    if problem == "detection":
+    if problem == "boxes and masks":
+        assert all(np.asarray(Image.open(f)).shape == (SIZE, 2 * SIZE) for f in (tmp_path / "new/found").rglob("*.png"))
+        assert run.metrics["test"]["iou"] is not None
+    if problem in ("detection", "boxes and masks"):
         for file in (tmp_path / "new/found").rglob("*.json"):
             of_image = json.loads(file.read_text())
             corners = np.array([box["box"] for box in of_image["boxes"]]).reshape(-1, 4)

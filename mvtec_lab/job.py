@@ -450,7 +450,10 @@ def _take_data_of_run(config: Config, given: set[str]) -> bool:
     elif "split.seed" not in given:
         config.split.seed = config.seed
     config.model.method = run.model.method  # the split's protocol depends on it
-    return not given & {"data", "data.name", "data.root", "data.category", "data.archive"}
+    others = bool(given & {"data", "data.name", "data.root", "data.category", "data.archive"})
+    if others and config.data.name == "folder" and config.split.protocol == "own" and "split.protocol" not in given:
+        config.split.protocol = "auto"  # another folder need not be divided
+    return not others
 
 
 def _stand_ins(job: Any) -> list[str]:

@@ -126,7 +126,11 @@ def test_predict_of_a_method_without_maps_says_so(lab, product: Path, tmp_path: 
     assert lab("attempt=gaussian", LAYERS, "hydra.run.dir=run") == 0
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=out") == 0
     assert capsys.readouterr().out.count("gaussian does not localise: no maps") == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.csv",
+        "predictions.jpg",
+        "run.log",
+    ]
 
 
 def test_evaluate_repeats_the_run(fitted: Path, lab, tmp_path: Path, capsys) -> None:

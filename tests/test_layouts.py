@@ -157,6 +157,11 @@ def test_a_folders_own_division_is_taken_and_recorded(lab, divided: Path, tmp_pa
     assert main(["task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged"]) == 0
     judged = json.loads((tmp_path / "judged/metrics.json").read_text())
     assert judged["metrics"]["test"]["accuracy"] == run.metrics["test"]["accuracy"]
+    for part in ("good", "crack"):  # another folder need not be divided
+        fill(tmp_path / "undivided" / part, 8)
+    words = ["task=evaluate", "ckpt=run/best.ckpt", f"data.root={tmp_path / 'undivided'}"]
+    assert main([*words, "hydra.run.dir=others"]) == 0
+    assert json.loads((tmp_path / "others/metrics.json").read_text())["metrics"]["test"]["images"] == 4
 
 
 def test_a_run_that_drew_from_a_divided_folder_goes_on_so(lab, divided: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Description:
                 drawn[name] = {s.path: self._drawn(s) for s in (of_class[place] for place in sorted(places))}
         return drawn
 
-    def shown(self) -> DataSet:
+    def _shown(self) -> DataSet:
         """Return what a page shows of it."""
         facts = self.facts
         classes = facts["classes"][:MOST]
@@ -213,7 +213,7 @@ def write_description(config: Config, run_dir: str | Path) -> dict[str, Any]:
     write_whole(run_dir / DATASET, json.dumps(description.facts, indent=2, ensure_ascii=False) + "\n")
     if description.samples:
         write_picture(run_dir / "dataset.jpg", description.sheet())
-    page = write_dataset_page([description.shown()], run_dir)
+    page = write_dataset_page([description._shown()], run_dir)
     _print(description.facts, run_dir)
     print(f"{'page':<10}{page}")
     return description.facts
@@ -232,7 +232,7 @@ def describe_sweep(configs: Sequence[Config], directory: Path) -> None:
     for config in configs:
         first.setdefault(repr((config.data.name, config.data.root, config.data.category)), config)
     if first and sum(map(_pixels_of_masks, first.values())) <= PIXELS:
-        write_dataset_page([describe(config, decode=False).shown() for config in first.values()], directory)
+        write_dataset_page([describe(config, decode=False)._shown() for config in first.values()], directory)
 
 
 def _pixels_of_masks(config: Config) -> int:

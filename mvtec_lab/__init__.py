@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mvtec_lab.data.images import read_image as read_image
     from mvtec_lab.data.images import read_mask as read_mask
     from mvtec_lab.data.layouts import read_folder as read_folder
+    from mvtec_lab.data.samples import Sample as Sample
     from mvtec_lab.data.sampling import Sampling as Sampling
     from mvtec_lab.data.source import locate as locate
     from mvtec_lab.data.transforms import normalise as normalise
@@ -35,10 +36,14 @@ if TYPE_CHECKING:
     from mvtec_lab.errors import LabError as LabError
     from mvtec_lab.evaluation.detection import Box as Box
     from mvtec_lab.evaluation.metrics import confusion as confusion
+    from mvtec_lab.evaluation.specs import Inference as Inference
     from mvtec_lab.evaluation.specs import Metric as Metric
+    from mvtec_lab.evaluation.specs import Words as Words
     from mvtec_lab.evaluation.specs import register_metric as register_metric
     from mvtec_lab.models.backbones import register_backbone as register_backbone
     from mvtec_lab.problems import register_method as register_method
+    from mvtec_lab.problems.anomaly.base import AnomalyModel as AnomalyModel
+    from mvtec_lab.problems.anomaly.base import Scores as Scores
     from mvtec_lab.problems.base import Method as Method
     from mvtec_lab.problems.base import Option as Option
     from mvtec_lab.problems.classification import register_loss as register_loss
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
     from mvtec_lab.reporting.figures import scores_figure as scores_figure
     from mvtec_lab.reporting.figures import verdict_figure as verdict_figure
     from mvtec_lab.reporting.pairs import Comparison as Comparison
+    from mvtec_lab.reporting.pairs import Pair as Pair
     from mvtec_lab.reporting.runs import load_runs as load_runs
     from mvtec_lab.reporting.summary import print_table as print_table
     from mvtec_lab.reporting.summary import summarise as summarise
@@ -67,6 +73,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AnomalyModel": "problems.anomaly.base",
     "Attempt": "reporting.attempts",
     "AugmentConfig": "config",
     "Box": "evaluation.detection",
@@ -76,6 +83,7 @@ _HOMES = {
     "Description": "tasks.describe",
     "Frame": "data.frame",
     "Estimate": "reporting.attempts",
+    "Inference": "evaluation.specs",
     "LabError": "errors",
     "MVTecDataModule": "data.datamodule",
     "MVTecDataset": "data.dataset",
@@ -83,10 +91,14 @@ _HOMES = {
     "Metric": "evaluation.specs",
     "Model": "engine.model",
     "Option": "problems.base",
+    "Pair": "reporting.pairs",
     "RunResult": "results",
+    "Sample": "data.samples",
     "Sampling": "data.sampling",
+    "Scores": "problems.anomaly.base",
     "SplitConfig": "config",
     "VerdictConfig": "config",
+    "Words": "evaluation.specs",
     "best_run": "reporting.best",
     "boxed": "engine.pictures",
     "build_data": "problems.model",

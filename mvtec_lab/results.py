@@ -73,17 +73,18 @@ class RunResult:
     by metric) and by_type (metrics by defect type).
     """
 
-    attempt: str
+    attempt: str  #: its name
     seed: int
     data: str  #: sample, mvtec or folder
-    category: str
-    backbone: str
-    run_dir: str
+    category: str  #: the product
+    backbone: str  #: as in ``model.backbone``
+    run_dir: str  #: where its files lie
     started: str = ""  #: ISO 8601, UTC
     status: str = "failed"  #: or "completed"; "running" where it is read while a process works on it
-    fold: int | None = None
+    fold: int | None = None  #: of its cross-validation; None: it is part of none
     weights: str | None = None  #: the weights really used: "IMAGENET1K_V1", a file, "random"
-    classes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)  #: in the order of their indices
+    #: split -> key -> value, as said above
     metrics: Annotated[dict[str, dict[str, Any]], dict[str, Values]] = field(default_factory=dict)
     #: test accuracy of always naming training's most frequent class
     majority_baseline: Annotated[float | None, Share | None] = None
@@ -96,7 +97,7 @@ class RunResult:
     counts: Annotated[dict[str, dict[str, int]], dict[str, dict[str, Count]]] = field(default_factory=dict)
     parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  #: total and trained
     features: list[str] = field(default_factory=list)  #: splits whose frozen stages were computed once, not each epoch
-    val_is_test: bool = False
+    val_is_test: bool = False  #: validation is the test images: its figures are too good
     drawn_from_all: bool = False  #: a holdout or folds are of all images, not of those for testing alone
     #: a published figure of this attempt: accuracy, and the split it is of
     reported: Annotated[dict[str, Any] | None, Reported | None] = None
@@ -118,7 +119,7 @@ class RunResult:
     device: str | None = None
     precision: str | None = None
     threads: Annotated[int | None, Count | None] = None  #: of the processor: with others, sums round differently
-    error: str | None = None
+    error: str | None = None  #: of a failed run
     exit_status: int = 0  #: of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

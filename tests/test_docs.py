@@ -245,3 +245,15 @@ def test_every_exported_name_is_in_the_reference() -> None:
 def test_every_page_is_listed() -> None:
     index = (REPOSITORY / "docs/index.md").read_text(encoding="utf-8")
     assert {page.stem for page in PAGES} - {"README", "index"} <= {*re.findall(r"^\w+$", index, re.MULTILINE)}
+
+
+RESULTS = ("Comparison", "Pair", "Estimate", "RunResult", "Sample", "Scores")
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_reference_shows_every_attribute_of_a_result(name: str) -> None:
+    """Sphinx leaves a field without a comment out, unless it is asked for all."""
+    text = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
+    entry = re.search(rf"^\.\. autoclass:: {name}\b.*\n((?: {{3}}:.*\n)*)", text, re.MULTILINE)
+    assert entry is not None
+    assert entry[1].split() == [":members:", ":undoc-members:"]

@@ -26,12 +26,12 @@ class Sample:
     """Hold one image, or a tile of it. Paths are relative to the product folder, with forward slashes."""
 
     path: str
-    label: str  # the class: good, or the defect type
-    mask: str | None = None  # the file that says where its defects are: a mask, or annotations
-    group: str = ""  # images of one group stay in one split; the path itself where images are independent
-    split: str = ""  # train, val, test, or empty: not used
-    objects: tuple[Region, ...] = ()  # its defects, where annotations say them one by one
-    window: Window | None = None  # the tile of the image that it is; None: the image as a whole
+    label: str  #: the class: good, or the defect type
+    mask: str | None = None  #: the file that says where its defects are: a mask, or annotations
+    group: str = ""  #: images of one group stay in one split; the path itself where images are independent
+    split: str = ""  #: train, val, test, or empty: not used
+    objects: tuple[Region, ...] = ()  #: its defects, where annotations say them one by one
+    window: Window | None = None  #: the tile of the image that it is; None: the image as a whole
 
     @property
     def outlined(self) -> bool:

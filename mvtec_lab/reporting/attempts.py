@@ -24,9 +24,9 @@ class Estimate:
     """Hold a value and its 95% interval; a bound is None where it is not known."""
 
     value: float
-    low: float | None = None
+    low: float | None = None  #: bounds of the interval
     high: float | None = None
-    method: str = ""
+    method: str = ""  #: the images, seeds or test sets that the interval is of, or the name of a test
 
     def __str__(self) -> str:
         """Return the value with its interval, ``0.698 [0.55, 0.81]``, as far as they are known."""
@@ -44,6 +44,14 @@ class Attempt:
         metric: the key of the metric that it is judged by; None, or one that they do not state: the default.
 
     Attributes:
+        name: of the attempt.
+        runs: all of its runs.
+        done: those that are completed, without copies.
+        problem: what they learn.
+        metric: the ``Metric`` that it is judged by.
+        luck: whether another seed gives another model.
+        copies: the number of completed runs that repeat another one and are not counted.
+        tests: what its runs predicted, by the names of the test images.
         folds: those of its test sets that are part of a cross-validation.
         planned: the folds of its whole cross-validation, whether they are done or not; 0 where it is part of none.
 

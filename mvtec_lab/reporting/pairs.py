@@ -32,23 +32,28 @@ ROPE = 0.01  # of a share; below it two classifiers are practically equal: Benav
 
 @dataclass
 class Pair:
-    """Two attempts on the test sets that both have. Differences are the first's value minus the second's."""
+    """Hold how two attempts compare on the test sets that both have.
 
-    first: str
+    Differences are the first's value minus the second's: of a share, 0.1 is ten points.
+    """
+
+    first: str  #: names of the two attempts
     second: str
-    metric: str = "accuracy"
-    test_sets: int = 0
-    images: int = 0
-    difference: Estimate | None = None
-    p: float | None = None
-    p_holm: float | None = None  # p for the number of pairs
-    models: bool = False  # one or two trainings of each: this is about these models, not about the attempts
-    found: float | None = None  # the difference that is found with a probability of 80%, Holm's correction included
-    image_test: str | None = None  # the same question, image by image
-    image_p: float | None = None
-    # Bayesian correlated t-test: the probabilities that the first is worse, practically equal, better
+    metric: str = "accuracy"  #: the key of the metric that they are compared in
+    test_sets: int = 0  #: that both have
+    images: int = 0  #: in these test sets, each counted once
+    difference: Estimate | None = None  #: with its 95% interval; its ``method`` names the test
+    p: float | None = None  #: of this pair by itself
+    p_holm: float | None = None  #: p for the number of pairs; the verdict goes by it
+    models: bool = False  #: one or two trainings of each: this is about these models, not about the attempts
+    #: the smallest difference that is found with a probability of 80%, Holm's correction included; estimated
+    found: float | None = None
+    image_test: str | None = None  #: the same question, image by image
+    image_p: float | None = None  #: of ``image_test``, not corrected
+    #: the probabilities that the first is worse, practically equal (within 0.01), and better, in this order, from the
+    #: Bayesian correlated t-test over the test sets; None on a single test set, or if the metric is no share
     bayesian: tuple[float, float, float] | None = None
-    refused: str | None = None  # why they were not compared
+    refused: str | None = None  #: why they were not compared
 
     @property
     def test(self) -> str | None:
@@ -86,14 +91,14 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """Hold the attempts of some runs, the pairs of them that were compared, and the conclusions, in sentences."""
+    """Hold the attempts of some runs, the pairs of them that were compared, and the conclusions."""
 
-    attempts: list[Attempt]
-    settings: dict[str, Settings] = field(default_factory=dict)  # run_dir -> its config.yaml
-    reference: str | None = None  # the attempt that every pair has
-    pairs: list[Pair] = field(default_factory=list)
-    best: str | None = None  # by validation
-    verdict: list[str] = field(default_factory=list)
+    attempts: list[Attempt]  #: in the order in which their first runs came, failed ones included
+    settings: dict[str, Settings] = field(default_factory=dict)  #: run_dir -> its config.yaml: dotted key -> text
+    reference: str | None = None  #: the attempt that every pair has; None: all pairs are compared
+    pairs: list[Pair] = field(default_factory=list)  #: those that were compared or refused
+    best: str | None = None  #: the attempt that is best by validation
+    verdict: list[str] = field(default_factory=list)  #: the conclusions, in sentences
 
     @property
     def done(self) -> list[Attempt]:

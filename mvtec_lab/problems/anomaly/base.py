@@ -23,8 +23,8 @@ Batches = Callable[[], Iterable[Tensor]]
 class Scores(NamedTuple):
     """Hold raw scores of images: float32, of no fixed range; the higher, the less an image is like the good ones."""
 
-    image: Tensor  # [N]
-    map: Tensor | None  # [N, H, W] over the whole image, of any H and W; None: the method does not localise
+    image: Tensor  #: [N]
+    map: Tensor | None  #: [N, H, W] over the whole image, of any H and W; None: the method does not localise
 
 
 class AnomalyModel(pl.LightningModule):

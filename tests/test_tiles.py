@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import SIZE, write_product
 from PIL import Image
+from test_export import DEPLOYMENT
 
 from mvtec_lab.cache import ArrayCache
 from mvtec_lab.config import AugmentConfig, SplitConfig
@@ -217,6 +219,13 @@ def test_evaluate_predict_and_export_follow_the_checkpoint(lab, product, tmp_pat
     assert report["tile"] == TILE
     assert "the highest of its tiles" in report["tiles"]
     assert report["check"]["of"] == "the run's test images"
+    code = [block.split("```")[0] for block in DEPLOYMENT.read_text().split("```python\n")]
+    names: dict[str, Any] = {}
+    for row in found[:2]:
+        for block in (block for block in code if "InferenceSession" in block or "def starts" in block):
+            exec(block.replace("outputs/exported", "exported").replace("new.png", row["path"]), names)
+        assert len(names["scores"]) == 9
+        assert max(names["scores"]) == pytest.approx(float(row["score"]), abs=0.02)  # the uint8 rounding of resizing
     capsys.readouterr()
     assert lab("task=predict", "ckpt=run", f"source={product / 'test'}", "data.tile=16", "hydra.run.dir=no") == 2
     assert "data.tile" in capsys.readouterr().err

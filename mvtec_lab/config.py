@@ -362,7 +362,7 @@ class ThresholdConfig:
     )
     quantile: float = knob(
         0.95,
-        "share of the good validation images below the threshold; one good image in twenty is a false alarm then",
+        "share of the good validation images below the threshold; one good image in twenty is a false reject then",
         above=0,
         most=1,
     )

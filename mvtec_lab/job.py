@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import traceback
@@ -30,7 +31,7 @@ from mvtec_lab.engine.hardware import look as look_at_devices
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
-from mvtec_lab.errors import LabError, disk_full, unknown
+from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.knobs import asks, settings
 from mvtec_lab.logs import Printed
 from mvtec_lab.models.names import look as look_at_names
@@ -134,6 +135,14 @@ class Command:
     began: Usage = field(default_factory=usage)
     threads: tuple[int, Threads] | None = None  # a process, and with how many its jobs compute
 
+    def going_on(self, key: str, directory: Path) -> str:
+        """Return the line that says how to go on after a stop; ``key`` names the directory on the command line."""
+        from mvtec_lab.reporting.summary import program
+
+        words = [word for word in self.words if not word.startswith(("resume=", f"{key}="))]
+        words = [*words, f"{key}={directory}", "resume=true"]
+        return f"go on with: {program('python')} -m mvtec_lab {redacted(shlex.join(words))}"
+
     def complain(self, error: LabError) -> int:
         """Print a mistake, keep it, and return its exit status."""
         self.mistake = error
@@ -199,6 +208,8 @@ class Job:
             return float("-inf" if cfg.trainer.monitor != "val/loss" else "inf")
         except KeyboardInterrupt as stop:
             _record_failure(cfg, job, run_dir, stop)
+            if not sweep and (run_dir / RESULT).exists():
+                print(self.command.going_on("hydra.run.dir", run_dir), flush=True)
             raise
         finally:
             threading.excepthook = hook
@@ -489,7 +500,7 @@ def _show_run(result: RunResult, printed: set[str]) -> None:
 
     comparison = compare([result])
     print_table(summarise(comparison), comparison.verdict, said=printed)
-    print(f"run: {result.run_dir}   curves: {curves(result.run_dir)}")
+    print(f"run: {result.run_dir}   TensorBoard: {curves(result.run_dir)}")
 
 
 def _close_log(run_dir: Path) -> None:

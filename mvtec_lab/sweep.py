@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -193,6 +192,9 @@ def _numbered(job: DictConfig) -> bool:
     return "job.num" in str(OmegaConf.to_container(job.hydra.sweep, resolve=False))
 
 
+NAMED = 6  # jobs that a sentence names
+
+
 def begun(command: Command) -> bool:
     """Tell whether there is a sweep with runs to sum up."""
     return command.sweep_dir is not None and any(command.sweep_dir.rglob(RESULT))
@@ -204,7 +206,7 @@ def sum_up(command: Command) -> int:
     The status is in the files of the runs, wherever they ran: 1 if one failed or left none, 2 for a user's mistake.
     """
     from mvtec_lab.reporting import report
-    from mvtec_lab.reporting.summary import SUMMARY, curves, program
+    from mvtec_lab.reporting.summary import SUMMARY, curves
     from mvtec_lab.tasks.describe import describe_sweep
 
     sweep_dir = command.sweep_dir
@@ -220,23 +222,33 @@ def sum_up(command: Command) -> int:
     except LabError as error:
         return max(status, complain(error, command.full_error))
     if missing:
-        words = [word for word in command.words if not word.startswith(("resume=", "hydra.sweep.dir="))]
-        words += [f"hydra.sweep.dir={sweep_dir}", "resume=true"]
-        print(f"go on with: {program('python')} -m mvtec_lab {redacted(shlex.join(words))}")
-    print(f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   curves: {curves(sweep_dir)}")
+        print(command.going_on("hydra.sweep.dir", sweep_dir))
+    print(f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   TensorBoard: {curves(sweep_dir)}")
     return status
 
 
 def _missing(command: Command) -> list[str]:
     """Return a sentence on the jobs of a sweep that were not begun, or stopped; none where all have ended."""
-    missing = 0
+    missing: dict[str, list[str]] = {"stopped": [], "not begun": []}
     for directory in command.directories:
         try:
-            missing += not (directory / RESULT).exists() or RunResult.load(directory).stopped
+            if not (directory / RESULT).exists():
+                missing["not begun"].append(directory.name)
+            elif RunResult.load(directory).stopped:
+                missing["stopped"].append(directory.name)
         except LabError:  # the report names the damaged file
             continue
-    jobs = len(command.directories)
-    return [f"{missing} of {jobs} jobs are missing: not begun, or stopped; resume=true goes on."] if missing else []
+    if not (number := sum(map(len, missing.values()))):
+        return []
+    which = "; ".join(f"{how}: {_few(of)}" for how, of in missing.items() if of)
+    of = f"{number} of {len(command.directories)} jobs are missing"
+    return [f"{of} ({which}). The same command with resume=true goes on."]
+
+
+def _few(names: list[str]) -> str:
+    """Return the names, of many the first ones and the number of the rest."""
+    rest = len(names) - NAMED
+    return ", ".join(names) if rest < 2 else f"{', '.join(names[:NAMED])} and {rest} more"
 
 
 def _status_of_jobs(command: Command) -> int:

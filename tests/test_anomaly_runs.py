@@ -87,7 +87,7 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
     val = [float(row["score"]) for row in rows if row["split"] == "val"]
     assert result.threshold["rule"] == "quantile"
     assert result.threshold["value"] == pytest.approx(max(val))  # of two, that is all a quantile of 0.95 can be
-    assert any("the highest of their scores: about one good image in 3 is a false alarm" in w for w in result.warnings)
+    assert any("the highest of their scores: about one good image in 3 is a false reject" in w for w in result.warnings)
     for row in rows:
         assert row["prediction"] == ("defect" if float(row["score"]) > result.threshold["value"] else "good")
     metrics = result.metrics["test"]
@@ -249,7 +249,7 @@ def test_three_good_images_are_enough_and_said_to_be_few(run, widget: Path) -> N
     result = run("run", *PATCHCORE)
     assert result.counts["val"]["good"] == 1
     assert "val has 1 image(s): the threshold rests on them" in result.warnings
-    assert any("about one good image in 2 is a false alarm" in w for w in result.warnings)
+    assert any("about one good image in 2 is a false reject" in w for w in result.warnings)
 
 
 def test_a_test_folder_without_defects_or_without_good_images(run, refused, widget: Path, tmp_path: Path) -> None:

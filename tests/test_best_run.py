@@ -56,6 +56,9 @@ def test_a_folder_that_names_no_model_is_refused(sweep: Path, tmp_path: Path) ->
     other = fabricate(sweep / "elsewhere", "cosine", images=8, category="cable")  # other test images
     Path(other.run_dir, BEST).touch()
     assert "validation cannot choose among the runs" in refusal(sweep)
+    places = [run.run_dir for run in find_runs(sweep)]
+    assert any(f"give ckpt={place}, the best on test (accuracy " in refusal(sweep) for place in places)
+    assert "flattered by that choice; or another one, " in refusal(sweep)
     for run in find_runs(sweep):
         Path(run.run_dir, BEST).unlink()
     assert "holds no completed run with a best.ckpt" in refusal(sweep)

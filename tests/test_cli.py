@@ -273,7 +273,7 @@ def test_a_run_that_is_stopped_says_so(product: Path, tmp_path: Path, sent: sign
         assert process.returncode == -sent
     else:
         assert process.returncode == 130
-        assert "stopped from outside after" in (result.error or "")
+        assert "stopped (Ctrl-C or SIGTERM) after" in (result.error or "")
         assert (tmp_path / "s/report.html").is_file()
 
 

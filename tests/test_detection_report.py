@@ -126,7 +126,7 @@ def test_methods_are_compared_by_delong(tmp_path: Path) -> None:
     ours, theirs = ([float(row["score"]) for row in rows] for rows in (first, second))
     expected = differences.auroc_difference(ours, theirs, TRUTH)
     pair = next(p for p in comparison.pairs if (p.first, p.second) == ("patchcore", "vae"))
-    assert pair.test == "DeLong's test with one more image of each kind"
+    assert pair.test == "DeLong's test (made careful by one more image of each kind)"
     assert (pair.p, pair.difference.value) == (expected.p, expected.value)
     assert pair.different
     estimate = comparison.attempts[1].estimate("image_auroc")
@@ -236,7 +236,7 @@ def test_classifiers_and_methods_have_tables_of_their_own(tmp_path: Path) -> Non
     assert comparison.metrics == ["accuracy", "image_auroc"]
     assert [len(part) for part in summary.parts(rows)] == [1, 1]
     (pair,) = comparison.pairs
-    assert pair.refused == "they are not judged by the same metric: accuracy and image AUROC"
+    assert pair.refused == "they are judged by different metrics (accuracy and image AUROC)"
     html = text_of(page(tmp_path))
     assert "test accuracy" in html
     assert "test image AUROC" in html
@@ -252,12 +252,12 @@ def test_figures_of_two_metrics_name_their_attempts(tmp_path: Path) -> None:
     for name in names["patchcore"]:
         detect(tmp_path / name, name)
     lines = compare(load_runs(tmp_path)).verdict
-    for who, title in (("The 2 attempts", "accuracy"), ("The 3 attempts", "image AUROC")):
-        (line,) = (line for line in lines if line.startswith(f"{who} judged by {title}: "))
+    for who, title in (("2 attempts are", "accuracy"), ("3 attempts are", "image AUROC")):
+        (line,) = (line for line in lines if line.startswith(f"{who} judged by {title}. "))
         assert "in eight of ten cases" in line
     assert not any(line.startswith(("Defects found", "Accuracy on all")) for line in lines)
     (refused,) = (line for line in lines if line.startswith("Not compared: "))
-    assert "each of base, head with each of padim, patchcore, spade: they are not judged by the same" in refused
+    assert "each of base, head with each of padim, patchcore, spade, as they are judged by different" in refused
 
 
 def test_a_metric_that_applies_to_nobody_is_said(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_columns_without_room_make_another_table(tmp_path: Path, width: int) -> 
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert "…" not in out.getvalue()
-    for heading in ("AP", "AUPRO", "found", "alarms", "fit,", "image"):  # the last lines of their headings, but one
+    for heading in ("AP", "AUPRO", "found", "rejects", "fit,", "image"):  # the last lines of their headings, but one
         assert heading in out.getvalue().split()
     assert out.getvalue().count("attempt") == {30: 5, 40: 3, 200: 1}[width]  # that of time and memory is one of them
 
@@ -321,7 +321,7 @@ def test_report_of_methods(tmp_path: Path) -> None:
         "hole 6",
         "Threshold 1, a quantile of the good validation images' scores.",
         "This method has no map <b>.",
-        "Before the clock of the fit starts, images are decoded",
+        "the seconds of the fit leave out the decoding of images",
         "988",
         "12.3",
     ):
@@ -340,7 +340,7 @@ def test_without_defects_nothing_is_compared(tmp_path: Path) -> None:
     assert rows[0]["test_false_alarm_rate"] is not None
     (pair,) = comparison.pairs
     assert (pair.test, pair.p) == (None, None)
-    assert f"{pair.first} and {pair.second}: {pair.refused}." in said(comparison)
+    assert f"{pair.first} and {pair.second}, as {pair.refused}." in said(comparison)
     assert "–" in printed(tmp_path)
 
 

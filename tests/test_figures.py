@@ -153,3 +153,17 @@ def test_names_of_boxes_lie_beside_each_other() -> None:
     rows = np.flatnonzero((one != 0).any((1, 2)))
     assert rows.min() < 5 * 30 - 16  # the name above the box: 16 of 320 pixels and more
     assert (many != one).any()
+
+
+def test_a_map_over_a_dark_product_can_be_seen() -> None:
+    """Orange over a bottle was nearly black."""
+    dark = np.full((40, 40, 3), 20, dtype=np.uint8)
+    dark[:, :4] = 255  # the light around it
+    heat = np.zeros((40, 40), dtype=np.float32)
+    heat[10:20, 10:20], heat[25:35, 25:35] = 0.5, 1.0
+    cold, warm, hot = (pictures.coloured(dark, heat)[y, y].astype(int) for y in (8, 15, 30))
+    assert cold.min() >= 100  # pale, and without a colour
+    assert np.ptp(cold) == 0
+    assert warm[0] > 150
+    assert warm[0] > warm[1] + 40 > warm[2] + 40
+    assert hot[0] > 180 > 60 > hot[1:].max()

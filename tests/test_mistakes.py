@@ -16,6 +16,7 @@ from conftest import write_product
 from PIL import Image
 
 from mvtec_lab.models.files import check_file
+from mvtec_lab.tasks import evaluate
 
 
 def bad(product: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
@@ -233,6 +234,13 @@ def test_checkpoints_that_are_none(lab, product: Path, tmp_path: Path, capsys) -
     write_product(tmp_path / "products/gadget", {"good": 6, "scratch": 6})
     arguments = ["task=evaluate", "ckpt=run/best.ckpt", f"data.root={tmp_path / 'products/gadget'}"]
     refused(lab, tmp_path, capsys, arguments, "knows the classes good, crack, hole, but")
+
+
+def test_the_remedy_of_other_class_names_is_the_setting_that_lacks() -> None:
+    assert evaluate.remedy(["good", "schlecht"], ["gut", "schlecht"]).startswith("give data.good=[gut], the folder of")
+    assert evaluate.remedy(["good", "crack"], ["a", "b"]).startswith("give data.good=[NAME], the folder of")
+    assert evaluate.remedy(["good", "defect"], ["good", "crack"]).startswith("give data.defects=merged, as it learnt")
+    assert "split= settings" in evaluate.remedy(["good", "crack"], ["good", "scratch"])
 
 
 def test_weights_that_cannot_be_fetched(lab, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -319,7 +319,7 @@ def test_one_fold_of_several_judges_nobody(tmp_path: Path, done: int) -> None:
     assert (pair.test_sets, pair.images) == (done, 12 * done)
     assert pair.refused is not None
     assert f"{done} of 5 folds" in pair.refused
-    assert f"a and b: {pair.refused}." in said(comparison)
+    assert f"a and b, as {pair.refused}." in said(comparison)
     assert "shown to be better than" not in said(comparison)
     assert "each pair is compared on" not in said(comparison)
     assert comparison.best == "a"  # by all of its folds; on the first one alone b is far ahead
@@ -374,7 +374,7 @@ def test_no_attempt_is_best_by_a_fold_that_all_happen_to_share(tmp_path: Path, n
     assert comparison.best == whole
     unranked = ", ".join(f"{name} (3 of 5)" for name in sorted((short, lucky)))
     assert comparison.verdict[1].endswith(f"in common: {unranked}.")
-    assert f"Cannot be told from it: {short}" in said(comparison)  # the pairs that share enough are judged as ever
+    assert f"Not shown to differ from it: {short}" in said(comparison)  # the pairs that share enough are judged as ever
 
 
 def test_of_attempts_that_are_left_out_the_better_one_is_not_validations_error(tmp_path: Path) -> None:
@@ -431,13 +431,13 @@ def test_a_split_that_is_no_fold_needs_no_further_folds(tmp_path: Path) -> None:
 
 def test_many_pairs_that_are_not_compared_are_named(tmp_path: Path) -> None:
     cross_validated(tmp_path, a=[6] * FOLDS, b=[6] * FOLDS, c=[7] * FOLDS, d=[8] * FOLDS, e=[12])
-    assert "Not compared: e with each of a, b, c, d: only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
+    assert "Not compared: e with each of a, b, c, d, as only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
 
 
 def test_pairs_without_two_sides_are_named_by_all_attempts(tmp_path: Path) -> None:
     cross_validated(tmp_path, a=[6], b=[6], c=[7], d=[8])
     of_a_sweep(tmp_path, folds=5, repeats=1)
-    assert "Not compared: 6 pairs of a, b, c, d: only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
+    assert "Not compared: 6 pairs of a, b, c, d, as only 1 of 5 folds" in said(compare(load_runs(tmp_path)))
 
 
 def test_the_table_of_pairs_has_no_zero_images(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_many_attempts_stay_readable(tmp_path: Path) -> None:
     for index, right in enumerate((20, 19, 19, 18, 18, 15, 12, 4, 3, 2)):
         fabricate(tmp_path / str(index), f"attempt{index}", right=right)
     text = text_of(page(tmp_path))
-    assert "Cannot be told from it: attempt6 (-40.0 points, p = " in text
+    assert "Not shown to differ from it: attempt6 (-40.0 points, p = " in text
     assert "with p = 1: attempt1 (-5.0), attempt2 (-5.0), attempt3 (-10.0), attempt4 (-10.0)" in text
     assert "The 36 pairs of the other attempts" in text
     assert text.count("not shown") + text.count(" different ") >= 45  # all pairs are there
@@ -329,6 +329,22 @@ def test_a_table_that_is_too_wide_for_a_phone_has_its_titles_in_its_cells() -> N
     assert "data-title" not in table(["setting", "a", "b"], ["lr", "x" * 90, "2"], kind=' class="config"')
 
 
+def test_a_validation_figure_that_luck_has_raised_is_called_no_promise(tmp_path: Path) -> None:
+    """The best by validation, 1.000, was the worst on test, and the first line said nothing of it."""
+    for name, right, validation in (("base", 14, 0.75), ("augment", 12, 1.0)):
+        run = fabricate(tmp_path / name, name, right=right)
+        run.metrics["val"] = {**run.metrics["val"], "balanced_accuracy": validation, "images": 16}
+        run.save()
+    first, *_ = compare(report.load_runs(tmp_path)).verdict
+    assert first.startswith("No attempt is shown to be the best. Best on validation: augment (balanced accuracy 1.000)")
+    assert (
+        "The 1.000 on validation is no promise for new images: these 16 images chose the epoch and the attempt" in first
+    )
+    run.metrics["val"]["balanced_accuracy"] = 0.76  # within the interval of the test
+    run.save()
+    assert "no promise" not in compare(report.load_runs(tmp_path)).verdict[0]
+
+
 def test_no_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="holds no run"):
         report.sum_up(tmp_path)
@@ -349,7 +365,7 @@ def test_report_has_every_section(tmp_path: Path) -> None:
         "random weights (base)",
         "0.700 [0.48, 0.85]",
         "Pair by pair",
-        "Best on validation: base",
+        "No attempt is shown to be the best. Best on validation: base",
         "CUDA out of memory",
         "mixed precision is off",
         "Training curves",

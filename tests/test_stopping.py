@@ -54,6 +54,8 @@ def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, pl
     assert said.endswith("stopped from outside (SIGTERM)\n")
     assert "Traceback" not in said
     assert "failed" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("go on with: "))
+    assert shlex.split(line)[-2:] == [f"hydra.run.dir={tmp_path / 'run'}", "resume=true"]
     stopped = RunResult.load(tmp_path / "run")
     assert (stopped.interrupted, stopped.error) == (True, "KeyboardInterrupt: stopped from outside (SIGTERM)")
     assert lab(*settings, "resume=true") == 0
@@ -92,7 +94,11 @@ def test_a_stopped_sweep_says_what_is_missing_and_how_to_go_on(lab, tmp_path: Pa
         patch.setattr(Classification, "judge", judge)
         assert lab("-m", "attempt=base,cosine,head", "trainer.max_epochs=1", "hydra.sweep.dir=my sweep") == 130
     said = capsys.readouterr().out
-    assert "2 of 3 jobs are missing: not begun, or stopped; resume=true goes on." in said
+    missing = "2 of 3 jobs are missing (stopped: cosine; not begun: head). The same command with resume=true goes on."
+    assert missing in " ".join(said.split())
+    assert "failed: cosine: stopped from outside (SIGTERM); the same command with resume=true goes on" in (
+        " ".join(said.split())
+    )
     assert "2 of 3 jobs are missing" in (tmp_path / "my sweep/report.html").read_text()
     assert said.index("drawing report.html ...") > said.index("2 of 3 jobs")
     (line,) = (line for line in said.splitlines() if line.startswith("go on with: "))

@@ -141,7 +141,7 @@ def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> Non
     assert pair["difference"]["value"] == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
     assert pair["image_p"] is not None
     assert by_names["detect/ssdlite", "patchcore"]["refused"] == (
-        "they are not judged by the same metric: IoU and mAP50"
+        "they are judged by different metrics (IoU and mAP50)"
     )
     said = " ".join(content["verdict"])
     assert "Validation cannot choose among these 2 attempts" in said  # a one-class run has no IoU on validation

@@ -160,8 +160,30 @@ def _free(
     return None
 
 
+PALE = 110  # of 255: the darkest grey below a map
+WARM, HOT = (255, 225, 60), (200, 0, 20)  # RGB of the lowest and of the highest heat
+
+
+def coloured(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return an image in pale grey below a veil, yellow where it is warm and red where it is hot, uint8 RGB.
+
+    The grey is pale because colours over a dark product, a bottle say, would be nearly black.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        heat: [H, W]; 0 has no colour, 1 and above the most.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    low, high = np.percentile(grey, (1, 99))
+    pale = PALE + (240 - PALE) * np.clip((grey - low) / max(high - low, 1), 0, 1)
+    share = np.clip(heat, 0, 1).astype(np.float32)[..., None]
+    veil = 0.85 * share**0.7  # at most 0.85: the image stays to be seen
+    colours = (1 - share) * np.array(WARM) + share * np.array(HOT)
+    return ((1 - veil) * pale[..., None] + veil * colours).astype(np.uint8)
+
+
 def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:
-    """Draw a map over its image: orange where it is hot, its peak ringed, the mask outlined in blue.
+    """Draw a map over its image, from yellow to red: its peak ringed, the mask outlined in blue.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -173,9 +195,7 @@ def heat_over(image: np.ndarray, heat: np.ndarray, peak: Sequence[int], mask: np
         uint8 RGB, of the size ``tile_of(image)``.
     """
     size = tile_of(image)[::-1]
-    grey = Image.fromarray(image).convert("L").resize(size).convert("RGB")
-    veil = Image.fromarray((heat * 215).astype(np.uint8)).resize(size)  # of 255: the image stays to be seen
-    tile = Image.composite(Image.new("RGB", grey.size, PALETTE[4]), grey, veil)
+    tile = Image.fromarray(coloured(np.asarray(Image.fromarray(image).resize(size)), cv2.resize(heat, size)))
     if mask is not None:
         _outline(tile, mask, PALETTE[5])
     draw = ImageDraw.Draw(tile)

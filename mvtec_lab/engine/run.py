@@ -166,7 +166,7 @@ class Run:
                     ckpt_path=None if self.step is None else self.run_dir / LAST,
                 )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
-            raise KeyboardInterrupt(f"stopped from outside after {len(self.history.rows)} epochs") from stop
+            raise KeyboardInterrupt(f"stopped (Ctrl-C or SIGTERM) after {len(self.history.rows)} epochs") from stop
         finally:
             self.result.seconds = self.history.earlier_seconds + time.perf_counter() - started
             self.result.epochs = len(self.history.rows)

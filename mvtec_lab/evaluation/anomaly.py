@@ -141,8 +141,8 @@ def quantile_threshold(good_scores: npt.ArrayLike, quantile: float) -> float:
 
     It is interpolated from good validation scores at position quantile * (n + 1) (Weibull's): new scores exceed the
     k-th lowest of n with probability 1 - k / (n + 1), whatever their distribution. With 42 images and quantile 0.95,
-    NumPy's default gives 7% false alarms instead of 5%. Above n / (n + 1) it is the highest score, with 1 / (n + 1)
-    false alarms expected.
+    NumPy's default gives 7% false rejects instead of 5%. Above n / (n + 1) it is the highest score, with 1 / (n + 1)
+    false rejects expected.
 
     Raises:
         LabError: no scores, or one is not finite.

@@ -18,7 +18,7 @@ POWER = 0.8  # Cohen's convention: a difference that is said to be found is foun
 LEAST_RUNS = 3  # two have a spread of one degree of freedom: an interval that nearly always leaves the metric's range
 # Extra images of each kind in the tests of ``of_images``: the least of 0.2, 0.5 and 1 with which at most 6% of
 # simulated methods with equal values were called different (``python -m benchmarks.levels``). For pixel AP none is
-# enough: one good image in twenty with a false alarm changes it more than the rest of the images shows.
+# enough: one good image in twenty with a false reject changes it more than the rest of the images shows.
 EXTRA = {"image_auroc": 1.0, "pixel_auroc": 0.2, "pixel_aupro": 0.5}
 DRAWS = 400  # of the noises' estimates, when power is computed: it is then known to within 2 points
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import choosing
+from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import BEST, RunResult
@@ -30,8 +32,7 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     comparison = compare(runs)
     attempt = next((attempt for attempt in comparison.attempts if attempt.name == comparison.best), None)
     if attempt is None:
-        listed = ", ".join(sorted(run.run_dir for run in runs)[:5])
-        raise LabError(f"validation cannot choose among the runs of {directory}: give one of them, {listed} ...")
+        raise LabError(f"validation cannot choose among the runs of {directory}: {_remedy(comparison.done)}")
     metric = choosing(attempt.problem)
 
     def score(run: RunResult) -> tuple[float, float]:
@@ -43,3 +44,18 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     value = metric.of(best.metrics.get("val", {}))
     said = "" if value is None else f" ({metric.title} {value:.3f})"
     return best, f"the best of {len(runs)} runs on validation{said}"
+
+
+def _remedy(attempts: Sequence[Attempt]) -> str:
+    """Return which runs to give: the best on the test images first, where one metric judges them all."""
+    known = {attempt.name: estimate for attempt in attempts if (estimate := attempt.estimate()) is not None}
+    first = {attempt.name: attempt.done[0].run_dir for attempt in attempts}
+    if not known or len({attempt.metric.key for attempt in attempts}) > 1:
+        return f"give one of them, {', '.join(list(first.values())[:5])} ..."
+    metric = attempts[0].metric
+    best = max(known, key=lambda name: metric.sign * known[name].value)
+    others = [place for name, place in first.items() if name != best][:4]
+    return (
+        f"give ckpt={first[best]}, the best on test ({metric.title} {known[best]}), whose figure is "
+        f"flattered by that choice; or another one, {', '.join(others)} ..."
+    )

@@ -168,7 +168,7 @@ def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
         if not attempt.tests:
             return f"{attempt.name} left no test predictions"
     if a.metric != b.metric:
-        return f"they are not judged by the same metric: {' and '.join(sorted((a.metric.title, b.metric.title)))}"
+        return f"they are judged by different metrics ({' and '.join(sorted((a.metric.title, b.metric.title)))})"
     if not common:
         return "they were tested on different images: give both the same data, split.seed and split settings"
     if few := too_few((a, b)):

@@ -157,12 +157,16 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
 def _origin(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]:
     """Return what the page says of the images, backbones, seeds and software of the runs."""
     settings = comparison.settings
-    protocols = distinct(
-        text for run in runs if (text := protocol(settings[run.run_dir], run.counts, run.drawn_from_all))
-    )
+    protocols: dict[str, list[str]] = {}
+    for run in runs:
+        if text := protocol(settings[run.run_dir], run.counts, run.drawn_from_all):
+            protocols.setdefault(text, []).append(run.attempt)
     finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
     return {
-        "protocols": protocols,
+        "protocols": [
+            f"{text} ({', '.join(distinct(names))})" if len(protocols) > 1 else text
+            for text, names in protocols.items()
+        ],
         "common": _common([run for run in runs if run.completed], settings),
         "sizes": _sizes(runs),
         "backbones": distinct(run.backbone for run in runs if run.backbone != "none"),
@@ -210,7 +214,7 @@ def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
     aspects = dict.fromkeys(column.aspect for column in summary.columns() if column.aspect)
     tables = {aspect: summary.shown(rows, aspect=aspect) for aspect in aspects}
     judge: Metric = rows[0]["metric"]  # its column is none of ``further``
-    about = dict.fromkeys(filter(None, [judge.words.about, *(column.about for column in further)]))
+    about = dict.fromkeys(filter(None, [judge.words.about, *(column.about for column in further if not column.aspect)]))
     return {
         "rows": rows,
         "metric": judge.title,

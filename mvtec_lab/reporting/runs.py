@@ -164,4 +164,7 @@ def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
 
 def failure(run: RunResult) -> str:
     """Return the reason of a failure, on one line."""
-    return " ".join((run.error or "no reason recorded: the process was ended from outside").split())
+    text = " ".join((run.error or "no reason recorded: the process was ended from outside").split())
+    if not run.stopped:
+        return text
+    return f"{text.removeprefix('KeyboardInterrupt: ')}; the same command with resume=true goes on"

@@ -133,9 +133,8 @@ _FIRST = (
     Column("running", _count(lambda run: run.running)),
 )
 _CLOCK = (
-    "Before the clock of the fit starts, images are decoded, and kept features of a frozen part are computed, unless "
-    "cache.dir=null. Seconds per image are from its pixels on. The peak is of the whole process, in a sweep with a "
-    "little of the runs before."
+    "Times: the seconds of the fit leave out the decoding of images, and features that the cache keeps. Seconds per "
+    "image leave out decoding as well. Peak: the memory of the whole process."
 )
 _NOTHING_LEARNT = "Baseline: what always naming the most frequent class gives in the first metric of the table."
 _LAST = (

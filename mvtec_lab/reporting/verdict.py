@@ -11,7 +11,7 @@ from math import inf, isfinite
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
 from mvtec_lab.evaluation.tested import TestSet
-from mvtec_lab.reporting.attempts import Attempt, shared, too_few
+from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
 from mvtec_lab.reporting.pairs import Comparison, Pair
 
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
@@ -37,9 +37,8 @@ def sentences(comparison: Comparison) -> list[str]:
         figures += _baselines(mine, METRICS[key])
         figures += _asides(mine)
         if figures and len(comparison.metrics) > 1:  # they would read alike for each metric
-            who = f"The {len(mine)} attempts" if len(mine) > 1 else mine[0].name
-            text = " ".join(figures)
-            figures = [f"{who} judged by {METRICS[key].title}: {text[0].lower()}{text[1:]}"]
+            who = f"{len(mine)} attempts are" if len(mine) > 1 else f"{mine[0].name} is"
+            figures = [f"{who} judged by {METRICS[key].title}. {' '.join(figures)}"]
         lines += figures
     return lines + _runs(comparison)
 
@@ -55,6 +54,10 @@ def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
     best, value = _chosen(ranked)
+    sides = _sides(best.name, within)
+    ahead = len(sides) >= len(ranked) - 1 and all(pair.different and lead > 0 for _, lead, pair in sides)
+    if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
+        line = "No attempt is shown to be the best. "
     line += _stated(best, value, len(ranked), several)
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *_unranked(group, ranked)]
@@ -99,7 +102,8 @@ def _tests(pairs: Sequence[Pair]) -> list[str]:
     """Name the tests, and the number of comparisons that p is corrected for."""
     judged = [f"{pair.test} on {METRICS[pair.metric].title}" for pair in pairs if pair.test]
     tests = " or ".join(sorted(set(judged)))
-    return [f"p: {tests}, Holm's correction for {len(judged)} comparison{_s(len(judged))}."] if judged else []
+    many = f", with Holm's correction for {len(judged)} comparisons" if len(judged) > 1 else ""
+    return [f"Where p comes from: {tests}{many}."] if judged else []
 
 
 def _on_test(attempt: Attempt, test_sets: Sequence[TestSet]) -> float:
@@ -125,11 +129,34 @@ def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
         what = " of ".join(filter(None, (chooser.title, chooser.words.made_up)))
         text = f"Best on {where}{among}: {best.name} ({what} {value:.3f})"
     elif of > 1:
-        text = f"Validation cannot choose among these {of} attempts; the best on test, a flattering choice: {best.name}"
+        text = f"Validation cannot choose among these {of} attempts, and the best on test is flattered: {best.name}"
     estimate = best.estimate()
     if estimate is None:
-        return f"{text}; it has no test {metric.title}."
-    return f"{text}; test {metric.title} {estimate}" + (f", {estimate.method}." if estimate.method else ".")
+        return f"{text} has no test {metric.title}." if text == best.name else f"{text}; no test {metric.title}."
+    figure = f"test {metric.title} {estimate}" + (f" ({estimate.method})" if estimate.method else "")
+    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + _flattered(best)
+
+
+def _flattered(best: Attempt) -> str:
+    """Say why the value on validation is no promise, where it is the highest there is or beyond the test's interval.
+
+    Made-up defects are others than those of the test images, and show nothing of the kind.
+    """
+    chooser = choosing(best.problem)
+    value, test = best.mean(chooser, "val"), best.estimate(chooser.key)
+    if value is None or test is None or chooser.words.made_up or any(run.val_is_test for run in best.done):
+        return ""
+    bound = test.high if chooser.sign > 0 else test.low
+    beyond = bound is not None and chooser.sign * (value - bound) > 0
+    perfect = chooser.share and value == float(chooser.sign > 0) and test.value != value
+    if not (beyond or perfect):
+        return ""
+    images = mean(run.metrics["val"].get("images") for run in best.done)
+    few = f"these {images:g} images" if images else "these images"
+    return (
+        f" The {value:.3f} on validation is no promise for new images: {few} chose the epoch and the attempt, so luck "
+        "on them is part of it. Expect the test figure."
+    )
 
 
 def _beside(best: str, reference: str, pairs: Sequence[Pair]) -> str:
@@ -141,7 +168,7 @@ def _beside(best: str, reference: str, pairs: Sequence[Pair]) -> str:
         return f" It was not compared with {reference}."
     _, lead, pair = sides[0]
     if not pair.different:
-        return f" It cannot be told from {reference}."
+        return f" It is not shown to differ from {reference}."
     than = f"shown to be {'better' if lead > 0 else 'worse'} than"
     return f" Its model trained here is {than} that of {reference}." if pair.models else f" It is {than} {reference}."
 
@@ -154,7 +181,7 @@ def _sides(name: str, pairs: Sequence[Pair]) -> list[Side]:
 
 
 def _sorted_out(sides: Sequence[Side]) -> tuple[list[Side], list[Side], list[Side]]:
-    """Return those that are shown to be better, those that cannot be told apart, and those shown to be worse."""
+    """Return those that are shown to be better, those not shown to differ, and those shown to be worse."""
     different = [side for side in sides if side[2].different]
     level = [side for side in sides if not side[2].different]
     return [side for side in different if side[1] > 0], level, [side for side in different if side[1] <= 0]
@@ -174,7 +201,7 @@ def _against_reference(reference: Attempt, pairs: Sequence[Pair]) -> list[str]:
         if worse:
             lines.append(f"Shown to be worse: {_listed(worse)}.")
         if level:
-            lines.append(f"Cannot be told from it: {_listed(level)}.")
+            lines.append(f"Not shown to differ from it: {_listed(level)}.")
     return lines
 
 
@@ -223,7 +250,7 @@ def _against(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) ->
 
     lines = claims(beaten, f"shown to be better{of}")
     if level:
-        lines.append(f"Cannot be told from it{of}: {listed(level)}.")
+        lines.append(f"Not shown to differ from it{of}: {listed(level)}.")
     wrong = [side for side in lost if side[0] in {attempt.name for attempt in ranked}]
     lines += claims(wrong, f"shown to be worse on test{of}", ": validation chose the wrong one.")
     return lines + claims([side for side in lost if side not in wrong], f"shown to be worse on test{of}")
@@ -257,10 +284,11 @@ def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: Metric) -> l
         median = st.median(min(metric.limit, inf if each is None else each) for each in found)
         where = f"{images} images in {sets} test sets" if sets > 1 else f"{images} test images"
         if median >= metric.limit:
-            text = f"{where} cannot tell any two attempts apart{metric.phrase}"
+            text = f"{where} are too few to show any difference{metric.phrase} between two attempts"
         else:
-            text = f"{where} find a difference of {metric.difference_of(median)}{metric.phrase} in eight of ten cases"
-            text += ", Holm's correction included" if len(judged) > 1 else ""
+            text = f"With {where}, a true difference of {metric.difference_of(median)}{metric.phrase} is shown "
+            text += "in eight of ten cases" + (" (Holm's correction included)" if len(judged) > 1 else "")
+            text += ", a smaller one less often"
         if metric.words.step and sets == 1:
             one = max(a.resolution([test], metric) for a in done for test in a.tests if len(test) == images)
             text += f"; {metric.words.step} is {metric.difference_of(one)}"
@@ -274,9 +302,10 @@ def _models(pairs: Sequence[Pair]) -> list[str]:
     about = [pair for pair in judged if pair.models]
     if not about:
         return []
-    where = "This speaks" if len(about) == len(judged) else "Where it says so, this speaks"
+    pairs_about = _named([(pair.first, pair.second) for pair in about])
+    where = "This speaks" if len(about) == len(judged) else f"What is said of {pairs_about} speaks"
     return [
-        f"{where} of the models trained here, not of the attempts: the luck of their training is not known. "
+        f"{where} of the models trained here, not of the attempts: trained with another seed, they may change places. "
         f"Give {LEAST_RUNS} seeds or more on one split (seed=0,1,2,3,4 split.seed=0), or folds (cv.folds=5)."
     ]
 
@@ -305,7 +334,9 @@ def _baselines(done: Sequence[Attempt], metric: Metric) -> list[str]:
     what = metric.chance[1]
     uncertain = [attempt.name for attempt in known if not attempt.learnt]
     text = f"{what[0].upper()}{what[1:]} gives {metric.title} {' or '.join(values)}"
-    return [text + (f"; not shown to be better: {', '.join(uncertain)}." if uncertain else "; all are better.")]
+    if uncertain:
+        return [f"{text}; not shown to beat it: {', '.join(uncertain)}."]
+    return [f"{text}; {'all attempts beat' if len(done) > 1 else f'{done[0].name} beats'} it."]
 
 
 def _asides(done: Sequence[Attempt]) -> list[str]:
@@ -332,7 +363,7 @@ def _runs(comparison: Comparison) -> list[str]:
         if pair.refused:
             refused[pair.refused].append((pair.first, pair.second))
     for why, pairs in refused.items():
-        lines.append(f"Not compared: {_named(pairs)}: {why}.")
+        lines.append(f"Not compared: {_named(pairs)}, as {why}.")
     sets = {attempt.name: len(attempt.tests) for attempt in comparison.attempts if attempt.tests}
     if any(not p.refused and p.test_sets < max(sets[p.first], sets[p.second]) for p in comparison.pairs):
         counts = ", ".join(f"{name} {n}" for name, n in sets.items())

@@ -27,5 +27,5 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
-    print(f"report: {run_dir / REPORT}   table: {run_dir / SUMMARY}   curves: {curves(logdir)}")
+    print(f"report: {run_dir / REPORT}   table: {run_dir / SUMMARY}   TensorBoard: {curves(logdir)}")
     return comparison

@@ -386,7 +386,7 @@ def _print(facts: dict[str, Any], run_dir: Path) -> None:
 
 
 def _object_table(objects: dict[str, dict[str, Any]]) -> Table:
-    title = "boxes in pixels and as a share of the image: a quarter/a half/three quarters are smaller"
+    title = "boxes in pixels and as a share of the image: 25% / 50% / 75% of the boxes are smaller"
     table = Table(Column("objects", overflow="fold", min_width=8), title=title, title_justify="left")
     for column in ("number", "images", "width", "height", "share"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -409,5 +409,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
         lines["images"] += f" and {len(sizes) - 5} more sizes"
     if facts["white"]:
         lines["16 bits"] = f"{facts['white']:,} becomes 255: the bit depth that the training images use, or data.white"
-    lines["imbalance"] = f"{facts['imbalance_ratio']:.2f}, the most frequent class of train over the rarest"
+    lines["imbalance"] = (
+        f"{facts['imbalance_ratio']:.2f} training images of the most frequent class for one of the rarest"
+    )
     return lines

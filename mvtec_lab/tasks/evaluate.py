@@ -26,7 +26,7 @@ from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting.terminal import LONGEST, print_columns, width_of
-from mvtec_lab.results import CONFIG, SAMPLES, RunResult, table_of, write_whole
+from mvtec_lab.results import CONFIG, DEFECT, GOOD, SAMPLES, RunResult, table_of, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         _require_own(ckpt, data.folder, data.contents())
     if (classes := problem.classes(data)) != model.classes:
         raise LabError(
-            f"{ckpt} knows the classes {', '.join(model.classes)}, but {data.folder} has {', '.join(classes)}: give "
-            "the data= and split= settings that it was trained with"
+            f"{ckpt} knows the classes {', '.join(model.classes)}, but {data.folder} has {', '.join(classes)}: "
+            f"{remedy(model.classes, classes)}"
         )
     set_up(config, data, problem.findings(config), chosen="every figure of it")  # nothing is chosen here
     judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
@@ -170,3 +170,14 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     if origin is not None and "test" in splits:
         warnings += problem_of(origin.model.method).chosen_on_test(origin)
     return warnings
+
+
+def remedy(known: Sequence[str], classes: Sequence[str]) -> str:
+    """Return what to give where the classes of a folder are not those that a checkpoint knows."""
+    good = [name for name in classes if name not in known]
+    settings = []
+    if GOOD in known and GOOD not in classes:
+        settings.append(f"data.good=[{good[0] if len(good) == 1 else 'NAME'}], the folder of the good images")
+    if list(known) == [GOOD, DEFECT]:
+        settings.append("data.defects=merged, as it learnt all defects as one class")
+    return "give " + (" and ".join(settings) or "the data= and split= settings that it was trained with")

@@ -93,7 +93,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         **({} if model.tile is None else {"tile": model.tile, "tiles": TILES}),
         "input": f"images: float32 [{1 if single else 'N'}, 3, {size}, {size}], RGB in [0, 1]",
         "fit": model.fit,
-        # Another rule moves scores across the threshold: OpenCV's default gave 7 false alarms in 20 good bottles.
+        # Another rule moves scores across the threshold: OpenCV's default gave 7 false rejects in 20 good bottles.
         "resize": _RESIZE[model.fit],
         **({"place": PLACE} if model.frame.pads else {}),
         "white": model.white,  # the value of 16-bit files that becomes 1; in 8-bit files it is 255

@@ -22,14 +22,14 @@ from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_o
 from mvtec_lab.data.transforms import Cut, normalise, read_cut
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of
-from mvtec_lab.engine.pictures import SHOWN, map_at, sheet, write_picture
+from mvtec_lab.engine.pictures import SHOWN, coloured, map_at, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction, Problem
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.progress import bar
-from mvtec_lab.reporting.figures import INK, PALETTE, PAPER
+from mvtec_lab.reporting.figures import INK, PAPER
 from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,9 @@ def _write_files(target: Path, files: Mapping[str, np.ndarray | str]) -> None:
 
 
 def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
-    """Orange from about the map's threshold up, outlined where above it: one scale for whatever images there will be.
+    """Draw a map over its image, coloured from about the map's threshold up, and outlined where it is above it.
+
+    All images have one scale, whatever images there will be.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -225,10 +227,7 @@ def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
     side = min(max(longest, SMALL), LARGE)
     size = max(1, round(image.shape[1] * side / longest)), max(1, round(image.shape[0] * side / longest))
     share = map_at(heat, size[::-1]) / max(limit, 1e-12)
-    grey = Image.fromarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)).convert("L").convert("RGB")
-    opaque = np.clip((share - COOL) / (HOT - COOL), 0, 1) * 215  # of 255: the image stays to be seen
-    tile = Image.composite(Image.new("RGB", size, PALETTE[4]), grey, Image.fromarray(opaque.astype(np.uint8)))
-    drawn = np.array(tile)
+    drawn = coloured(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (share - COOL) / (HOT - COOL))
     lines, _ = cv2.findContours((share > 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(2, side // 160)  # a pixel on a sheet
     for wide, colour in ((2 * width, INK), (width, PAPER)):  # a dark rim, as the line crosses bright and dark

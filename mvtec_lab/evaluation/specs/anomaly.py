@@ -27,7 +27,7 @@ def _compare_scores(first: Runs, second: Runs) -> tuple[Difference, str]:
         difference = differences.auroc_difference([t.scores for t in first], [t.scores for t in second], truth)
     except ValueError as error:
         raise NotComparableError("a test of image AUROC needs two good and two defective images") from error
-    return difference, "DeLong's test with one more image of each kind"
+    return difference, "DeLong's test (made careful by one more image of each kind)"
 
 
 def _compare_pixels(key: str, title: str, first: Runs, second: Runs) -> tuple[Difference, str]:
@@ -61,7 +61,7 @@ _AUPRO = Words(by_type="pixel_aupro", about=f"AUPRO is integrated to a false-pos
 _RECALL = Words(
     aside="defects found at the threshold",
     by_type="recall",
-    about="Defects found and false alarms are the shares of the defects and of the good images above the threshold.",
+    about="Defects found and false rejects are the shares of the defects and of the good images above the threshold.",
 )
 
 
@@ -109,9 +109,9 @@ METRICS = (
     _of_images("recall_of_defects", title="defects found", heading="defects\nfound", words=_RECALL, inference=_CALLED),
     _of_images(
         "false_alarm_rate",
-        title="false alarms",
-        heading="false\nalarms",
-        words=Words(aside="false alarms"),
+        title="false rejects",
+        heading="false\nrejects",
+        words=Words(aside="false rejects"),
         better="lower",
         inference=_CALLED,
     ),

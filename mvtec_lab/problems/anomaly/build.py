@@ -55,10 +55,10 @@ def marks(config: Config, data: MVTecDataModule) -> list[str]:
     if rule == "quantile" and quantile > held_out / (held_out + 1):
         marks.append(
             f"threshold.quantile={quantile:g} of {held_out} good validation image(s) is the highest of their scores: "
-            f"about one good image in {held_out + 1} is a false alarm"
+            f"about one good image in {held_out + 1} is a false reject"
         )
     if GOOD not in kinds:
-        marks.append("test/ has no good images: image AUROC, average precision and false alarms are left out")
+        marks.append("test/ has no good images: image AUROC, average precision and false rejects are left out")
     elif kinds == {GOOD}:
         marks.append(NO_DEFECTS)
     return marks

@@ -25,8 +25,8 @@ SYNTHETIC = "synthetic"  # in place of the type of a defect that was pasted, and
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/maps"}
 MAPS = (
     "Where",
-    "The worst misses and false alarms, and typical images; all maps have one scale. Blue: the outline of the defect's "
-    "mask; orange: where the map exceeds its threshold, which few good images reach.",
+    "The worst escapes and false rejects, and typical images; all maps have one scale, from yellow to red. Blue: the "
+    "outline of the defect's mask; orange: where the map exceeds its threshold, which few good images reach.",
 )
 NO_MAP = ("", "This method scores whole images: it has no map.")
 
@@ -92,7 +92,7 @@ def _summary(run: Run, test: Scored, metrics: dict, value: float) -> str:
     known = [(m.title, rank) for m in deciding("anomaly") if (rank := m.of(metrics)) is not None]
     ranks = "".join(f"{title} {rank:.3f}, " for title, rank in known)
     return (
-        f"{ranks}false alarms {(alarms & ~test.defect).sum()} of {(~test.defect).sum()} good images, misses "
+        f"{ranks}false rejects {(alarms & ~test.defect).sum()} of {(~test.defect).sum()} good images, escapes "
         f"{(~alarms & test.defect).sum()} of {test.defect.sum()} defects (threshold {value:.3g}); fit "
         f"{run.result.fit_seconds or 0:.1f} s, {run.result.seconds_per_image:.3f} s per image"
     )

@@ -20,7 +20,7 @@ from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
 log = logging.getLogger(__name__)
 
-SHOWN = 4  # images of each kind on the sheet of maps: the worst misses, the worst false alarms, typical ones
+SHOWN = 4  # images of each kind on the sheet of maps: the worst escapes, the worst false rejects, typical ones
 
 
 class Reading:
@@ -93,7 +93,7 @@ def sheets(scored: Mapping[str, Scored], value: float, on_map: float | None) -> 
 
 def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
     right = (of.scores > value) == of.defect
-    mistake = {True: "miss: ", False: "false alarm: "}
+    mistake = {True: "escape: ", False: "false reject: "}
     names = [("" if right[i] else mistake[bool(of.defect[i])]) + of.kinds[i] for i in places]
     captions = [f"{name}\n{of.scores[i]:.3g}, threshold {value:.3g}" for name, i in zip(names, places, strict=True)]
     files = [of.dataset.samples[i].path for i in places]
@@ -101,7 +101,7 @@ def pictures(of: Scored, places: np.ndarray, value: float) -> np.ndarray:
 
 
 def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on_map: float) -> np.ndarray:
-    """Draw the worst misses (or the nearest to one), the worst false alarms and typical images.
+    """Draw the worst escapes (or the nearest to one), the worst false rejects and typical images.
 
     Every image stands beside its map and the outlines of mask and map; all maps are on one scale.
 
@@ -146,7 +146,7 @@ def _map_sheet(scored: Mapping[str, Scored], order: np.ndarray, value: float, on
 def _roles(test: Scored, order: list[int], value: float) -> dict[int, str]:
     """Return what each image shows on the sheet of maps, by its index; ``order``: mistakes first."""
     roles: dict[int, str] = {}
-    for defect, mistake, nearest in ((True, "miss: ", "lowest defect: "), (False, "false alarm: ", "highest ")):
+    for defect, mistake, nearest in ((True, "escape: ", "lowest defect: "), (False, "false reject: ", "highest ")):
         for i in [i for i in order if test.defect[i] == defect][:SHOWN]:
             roles[i] = mistake if (test.scores[i] > value) != defect else nearest
     for defect in (True, False):

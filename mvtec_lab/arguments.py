@@ -97,13 +97,15 @@ def _refuse_parted(words: Sequence[str]) -> None:
     """Refuse words that a shell has parted at a blank: ``data.root=/data/my product``.
 
     Raises:
-        LabError: a word without ``=`` follows a key whose value is text or a list.
+        LabError: a word without ``=`` follows a comma, or a key whose value is text or a list.
     """
     for place, word in enumerate(words):
         before = words[place - 1] if place else ""
         if "=" in word or word.startswith("~") or "=" not in before:
             continue
         key = before.partition("=")[0].lstrip("+")
+        if before.endswith(","):
+            raise LabError(f"{before} {word}: leave out the blank behind the comma: {before}{word}")
         if key in text_keys() or "[" in before:
             rest = takewhile(lambda other: "=" not in other, words[place:])
             whole = " ".join([before, *rest])

@@ -26,6 +26,7 @@ _HYDRA = {
     r"no viable alternative at input '(.*)'": "{} cannot be read as a value: close its brackets and quotes",
     r"BasicSweeper does not support sweep type : (INTERVAL)_SWEEP": "an interval is for a search: give "
     "hydra/sweeper=optuna, or list the values",
+    r"Could not override '(.*)'": "nothing has chosen a {0} yet: write a + before it, +{0}=NAME",
     r"Multiple values for (\S+)\. To override": "{} is set already: leave out the + before it",
 }
 
@@ -113,4 +114,13 @@ def _no_such_key(key: str, where: str) -> LabError:
         return LabError(f"{where}{key} is not in this configuration yet: add a transform with +{key}.p=PROBABILITY")
     if key.startswith("hydra."):
         return LabError(f"{where}unknown key {key!r}: --cfg hydra lists what Hydra has")
+    if name == key and (near := _ending(key)):
+        return LabError(f"{where}unknown key {key!r}: did you mean {', '.join(near)}?")
     return LabError(where + str(unknown("key", key, keys())))
+
+
+def _ending(word: str) -> list[str]:
+    """Return the keys of sections that end in a word: ``lr`` is meant for ``optimizer.lr``."""
+    ends = {key: key.rpartition(".")[2] for key in keys() if "." in key}
+    same = [key for key, end in ends.items() if end == word]
+    return same or [key for key, end in ends.items() if word in end.split("_")]

@@ -362,6 +362,13 @@ def test_a_warning_is_printed_once(lab, tmp_path: Path, capfd) -> None:
         ),
         (("config_dir=my_own",), "config_dir=my_own is an option, no setting: write --config-dir=my_own"),
         (("help=data",), "help=data is an option, no setting: write --help"),
+        (("study=longtail",), "nothing has chosen a study yet: write a + before it, +study=NAME"),
+        (
+            ("-m", "attempt=base,", "head"),
+            "attempt=base, head: leave out the blank behind the comma: attempt=base,head",
+        ),
+        (("lr=0.1",), "unknown key 'lr': did you mean optimizer.lr?"),
+        (("epochs=3",), "unknown key 'epochs': did you mean model.warmup_epochs, trainer.max_epochs?"),
         (("+attempt=head",), "attempt is set already: leave out the + before it"),
         (("-m", "hydra.run.dir=run"), "hydra.run.dir is a single run's directory: give hydra.sweep.dir=FOLDER"),
         (("hydra.sweep.dir=s",), "hydra.sweep.dir is a sweep's directory: give hydra.run.dir=FOLDER, or -m as well"),

@@ -120,9 +120,8 @@ def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
         )
     if split.val_is_test and "val" in parts:
         raise LabError("the data set has validation images: leave out split.val_is_test")
-    for part, share, why in (("val", split.val, "validation"), ("test", split.test, "test")):
-        if part in parts:
-            _leave_out(part, share, f"has {why} images of its own")
+    if "test" in parts:  # of split.val nothing is said: attempts set a share of their own, for data without that part
+        _leave_out("test", split.test, "has test images of its own")
     units = _units([s for s in samples if s.split == "train"])
     tested = set() if "test" in parts else _draw(units, units, split.test, split.seed, "test")
     rest = {label: [u for u in groups if u not in tested] for label, groups in units.items()}

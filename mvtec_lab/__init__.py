@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mvtec_lab.problems.base import Option as Option
     from mvtec_lab.problems.classification import register_loss as register_loss
     from mvtec_lab.problems.classification.classifier import DefectClassifier as DefectClassifier
+    from mvtec_lab.problems.classification.predicted import write_run as write_run
     from mvtec_lab.problems.model import build_data as build_data
     from mvtec_lab.problems.model import build_model as build_model
     from mvtec_lab.problems.model import load_model as load_model
@@ -133,6 +134,7 @@ _HOMES = {
     "sheet": "engine.pictures",
     "summarise": "reporting.summary",
     "verdict_figure": "reporting.figures",
+    "write_run": "problems.classification.predicted",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -15,7 +15,7 @@ from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
-from mvtec_lab.reporting.runs import Settings, by_attempt, settings_of
+from mvtec_lab.reporting.runs import Settings, by_attempt, require_metrics, settings_of
 from mvtec_lab.reporting.verdict import sentences
 from mvtec_lab.results import RunResult
 
@@ -28,8 +28,11 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         verdict: metric and reference; where it names none, those that the runs' own config.yaml agree on.
 
     Raises:
-        LabError: a predictions.csv or config.yaml is damaged, or ``verdict.metric`` is no metric that decides.
+        LabError: a predictions.csv or config.yaml is damaged, a completed run lacks a metric that it needs, or
+            ``verdict.metric`` is no metric that decides.
     """
+    for run in runs:  # load_runs looks as well, but a script may hand on runs that it made
+        require_metrics(run)
     settings = {run.run_dir: settings_of(run) for run in runs}
     asked = verdict or VerdictConfig()
     key, metric_note = _agreed("verdict.metric", asked.metric, settings.values())

@@ -111,7 +111,7 @@ def test_different_test_images_are_not_compared(tmp_path: Path) -> None:
     comparison = compare(load_runs(tmp_path))
     assert all(pair.p is None and pair.test is None and not pair.different for pair in comparison.pairs)
     (why,) = {pair.refused for pair in comparison.pairs}
-    assert f"a and b; a and c; b and c: {why}" in said(comparison)
+    assert f"a and b; a and c; b and c, as {why}" in said(comparison)
 
 
 def test_unequal_numbers_of_runs_are_compared_on_what_they_share(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_runs_without_predictions_are_said(tmp_path: Path) -> None:
     comparison = compare(load_runs(tmp_path))
     (pair,) = comparison.pairs
     assert (pair.p, pair.difference, comparison.attempts[0].tests) == (None, None, {})
-    assert f"a and b: {pair.refused}." in said(comparison)
+    assert f"a and b, as {pair.refused}." in said(comparison)
 
 
 def test_the_headline_says_where_nothing_was_learnt(tmp_path: Path) -> None:

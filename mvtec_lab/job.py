@@ -32,11 +32,11 @@ from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
-from mvtec_lab.knobs import asks, settings
+from mvtec_lab.knobs import asks, changing, settings
 from mvtec_lab.logs import Printed
 from mvtec_lab.models.names import look as look_at_names
 from mvtec_lab.own import CONF, OWN
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, flatten, one_line, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -228,8 +228,10 @@ class Job:
             options["checked"] = self.command.checked
         look_at_files(config)
         look_at_data(config)
-        stand_ins = _stand_ins(job)
-        for line in stand_ins:
+        remarks = _stand_ins(job)
+        if config.task == "train":
+            remarks += _replaced(job, config, self.command.words)
+        for line in remarks:
             log.warning(line, extra=IN_TABLE)
         trains = config.task == "train" and problems.METHODS[config.model.method].trains
         threads = self.command.prepare(config.task)
@@ -237,7 +239,7 @@ class Job:
             threads = _threads_of(run_dir) or threads
         with command_line_settings(trains), computing_with(threads):  # also in a launcher's own process
             result = function_of(config.task)(config, run_dir, **options)
-        if isinstance(result, RunResult) and (new := [line for line in stand_ins if line not in result.warnings]):
+        if isinstance(result, RunResult) and (new := [line for line in remarks if line not in result.warnings]):
             result.warnings += new
             result.save()
         return result
@@ -476,6 +478,38 @@ def _stand_ins(job: Any) -> list[str]:
         for group, choice in job.runtime.choices.items()
         if (file := Path(source.path, group, f"{choice}.yaml")).is_file() and (CONF / group / file.name).is_file()
     ]
+
+
+def _replaced(job: Any, config: Config, words: list[str]) -> list[str]:
+    """Return a line if what was typed for all jobs replaces values that the attempt's own file sets; no line if not.
+
+    What a sweep varies is in the names of its attempts, and what changes no result needs no word.
+    """
+    attempt = job.runtime.choices["attempt"]
+    folders = [*(source.path for source in job.runtime.config_sources if source.provider == OWN), CONF]
+    file = next(file for folder in folders if (file := Path(folder, "attempt", f"{attempt}.yaml")).is_file())
+    values = OmegaConf.load(file)
+    assert isinstance(values, DictConfig)
+    values.pop("defaults", None)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), values)  # numbers as the keys have them
+    (of_file, of_run), named = (_flat(merged), _flat(config)), flatten(_plain(values))
+    fixed = [key for key, value in typed_keys(words).items() if not {",", "("} & {*value}]
+    others = changing(Config, "run", "nothing")
+    keys = [key for key in fixed if key in named and key not in others and of_file[key] != of_run.get(key)]
+    if not keys:
+        return []
+    said = ", ".join(f"{key}={of_run.get(key, 'null')} in place of {of_file[key]}" for key in keys)
+    return [f"what was typed replaces what attempt={attempt} sets: {said}"]
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.create(values), resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _flat(values: Any) -> dict[str, str]:
+    return flatten(_plain(OmegaConf.structured(values) if isinstance(values, Config) else values))
 
 
 def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseException) -> None:

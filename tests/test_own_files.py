@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mvtec_lab.cli import main
-from mvtec_lab.results import RunResult
+from mvtec_lab.results import RunResult, find_runs
 
 PLANT = "{_target_: os.mkdir, path: planted}"
 GLOBAL = "# @package _global_\n"
@@ -153,3 +153,33 @@ def test_a_name_of_the_labs_is_taken_by_ones_own_and_said(lab, tmp_path: Path, c
     line = f"attempt=finetune is {tmp_path}/mine/attempt/finetune.yaml, not the lab's own of that name"
     assert line in RunResult.load(tmp_path / "s/finetune").warnings
     assert line in "".join(capsys.readouterr()).replace("\n", "")
+
+
+def test_what_is_typed_in_place_of_what_an_attempt_sets_is_said(
+    own, tiny_net: str, product: Path, tmp_path: Path, capsys
+) -> None:
+    """A row called tiny that is another network must not pass without a word."""
+    files = {
+        "attempt/tiny": f"{GLOBAL}model: {{backbone: resnet18, unfreeze: all}}\noptimizer: {{lr: 1e-2}}",
+        "attempt/other": f"{GLOBAL}optimizer: {{lr: 1e-2}}",
+    }
+    words = ["data=folder", f"data.root={product}", "data.image_size=24", "model.weights=null"]
+    words += ["trainer.max_epochs=1", "trainer.accelerator=cpu", f"model.backbone={tiny_net}", "optimizer.lr=0.01"]
+    assert own(files, "-m", "attempt=tiny,other", *words, "hydra.sweep.dir=sweep") == 0
+    line = f"what was typed replaces what attempt=tiny sets: model.backbone={tiny_net} in place of resnet18"
+    printed = capsys.readouterr()
+    assert line in " ".join((printed.out + printed.err).split())
+    warnings = {run.attempt: run.warnings for run in find_runs("sweep")}
+    assert line in warnings["tiny"]
+    assert not [warning for warning in warnings["other"] if "typed" in warning]
+    assert line in (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_sweep_varies_is_not_said_to_replace_anything(own, tiny_net: str, product: Path) -> None:
+    files = {"attempt/mine": f"{GLOBAL}optimizer: {{lr: 1e-3}}"}
+    words = ["data=folder", f"data.root={product}", "data.image_size=24", "model.weights=null"]
+    words += ["trainer.max_epochs=1", "trainer.accelerator=cpu", f"model.backbone={tiny_net}"]
+    assert own(files, "-m", "attempt=mine", "optimizer.lr=0.01,0.1", *words, "hydra.sweep.dir=sweep") == 0
+    runs = find_runs("sweep")
+    assert len(runs) == 2
+    assert not [warning for run in runs for warning in run.warnings if "typed" in warning]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +81,24 @@ def test_a_registered_method_is_run_and_loaded_as_any_other(own, lab, product: P
     model = load_model(tmp_path / "run/best.ckpt")
     assert isinstance(model.module, MeanImage)
     assert model.module.expected.shape == (3, SIZE, SIZE)
+
+
+def test_the_method_on_the_page_of_one_s_own_runs(
+    own, lab, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[1] / "docs/own.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "AnomalyModel" in block)
+    (tmp_path / "my_method.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("my_method")
+    monkeypatch.delitem(sys.modules, "my_method")
+    settings = ("attempt=patchcore", "model.method=median_image")
+    assert lab(*settings, "model.options.worst=0.05", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert RunResult.load(tmp_path / "run").metrics["test"]["pixel_auroc"] > 0.9
+    model = load_model(tmp_path / "run/best.ckpt")
+    assert model.module.options == {"worst": 0.05}
+    assert problems.class_of(module.METHOD, AnomalyModel) is type(model.module)
+    assert lab(*settings, "model.options.worst=2", f"hydra.run.dir={tmp_path / 'other'}") == 2
 
 
 @pytest.mark.parametrize(

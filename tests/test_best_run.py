@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def sweep(tmp_path: Path) -> Path:
     """A sweep of two attempts and two seeds: base has the best run, full the better mean."""
     for attempt, seed, right in [("base", 0, 20), ("base", 1, 2), ("full", 0, 14), ("full", 1, 19)]:
         fabricate(tmp_path / f"sweep/{attempt}-{seed}", attempt, seed=seed, right=right)
-        (tmp_path / f"sweep/{attempt}-{seed}" / BEST).touch()
+        with zipfile.ZipFile(tmp_path / f"sweep/{attempt}-{seed}" / BEST, "w") as file:  # as PyTorch's files begin
+            file.writestr("data.pkl", "")
     return tmp_path / "sweep"
 
 

@@ -440,3 +440,23 @@ def test_processes_help_only_where_there_is_work(
     assert workers("cpu", **cached, **augmented, num_workers=3) == (3, 0)
     train, val = workers("meta", **cached, **augmented)
     assert train > 0 == val  # a GPU is not to wait for albumentations
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"image_size": 0}, "data.image_size=0 is out of range: give 8 or more"),
+        ({"image_size": -5}, "data.image_size=-5 is out of range"),
+        ({"batch_size": 0}, "data.batch_size=0 is out of range: give 1 or more"),
+        ({"num_workers": -1}, "data.num_workers=-1 is out of range: give 0 or more"),
+        ({"masks": "maybe"}, "unknown data.masks 'maybe'"),
+        ({"white": 0}, "data.white=0 is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"std": (0, 0, 0)}, r"std=\(0, 0, 0\): give three finite numbers, above 0"),
+        ({"mean": (0.5,)}, r"mean=\(0.5,\): give three finite numbers$"),
+        ({"split": {"protocol": "kfold"}}, "split is {'protocol': 'kfold'}: give a SplitConfig"),
+    ],
+)
+def test_arguments_of_the_module_are_checked_as_their_keys_are(options: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=says):
+        MVTecDataModule(tmp_path, **options)

@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torchvision.transforms import v2
 
 from mvtec_lab.cache import ArrayCache
-from mvtec_lab.config import MIXES, AugmentConfig, SplitConfig
+from mvtec_lab.config import MIXES, AugmentConfig, DataConfig, SplitConfig
 from mvtec_lab.data.audit import audit
 from mvtec_lab.data.contents import contents_of
 from mvtec_lab.data.dataset import FeatureDataset, MVTecDataset, Rows
@@ -42,6 +42,7 @@ from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_o
 from mvtec_lab.data.tiles import OVERLAP, Window, windows
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture, read_windows
 from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.knobs import check_values
 
 
 class MVTecDataModule(pl.LightningDataModule):
@@ -68,7 +69,7 @@ class MVTecDataModule(pl.LightningDataModule):
     from label 1 up), ``samples`` (all, each with its split) and ``warnings``; ``split.protocol`` is no longer auto.
 
     Raises:
-        LabError: an unknown mix or transform, or a value out of range.
+        LabError: an unknown mix or transform, or a value that the key of the same name would not take.
     """
 
     def __init__(
@@ -91,10 +92,29 @@ class MVTecDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.frame, augment = Frame.of(image_size), augment or AugmentConfig()
+        for key, section, kind in (("split", split, SplitConfig), ("augment", augment, AugmentConfig)):
+            if section is not None and not isinstance(section, kind):
+                raise LabError(f"{key} is {section!r}: give a {kind.__name__}")
+        as_config = DataConfig(
+            image_size=self.frame.size,
+            tile=self.frame.tile,
+            white=white,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            masks=masks,
+        )
+        check_values(as_config, "data.")
+        check_values(augment, "augment.")
+        if seed < 0:
+            raise LabError(f"seed={seed} is out of range: give 0 or more")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
+                raise LabError(f"{name}={tuple(values)}: give three finite numbers{', above 0' * (name == 'std')}")
         self.root, self.category, self.masks = root, category, masks
-        self.frame, self.batch_size, self.num_workers = Frame.of(image_size), batch_size, num_workers
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.split, self.sampling, self.seed = split or SplitConfig(), sampling, seed
-        self.augment = augment = augment or AugmentConfig()
+        self.augment = augment
         self.cache, self.mean, self.std, self.targets = cache, mean, std, tuple(targets)
         if augment.mix not in MIXES:
             raise unknown("augment.mix", augment.mix, MIXES)

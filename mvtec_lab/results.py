@@ -323,7 +323,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     write_whole(path, text.getvalue())
 
 
-def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+def read_csv(path: str | os.PathLike[str], delimiter: str = ",") -> list[dict[str, str]]:
     """Return the rows of a CSV with a header, one dict per row; an Excel byte-order mark is ignored.
 
     Args:
@@ -333,7 +333,7 @@ def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
         ValueError: it is no UTF-8, or has more than ROWS rows.
         csv.Error: it is no CSV.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = [
             {k: v[1:] if isinstance(v, str) and _QUOTED.match(v) else v for k, v in row.items()}
             for row in islice(csv.DictReader(file, delimiter=delimiter), ROWS + 1)

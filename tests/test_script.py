@@ -51,7 +51,7 @@ def test_a_script_of_thirty_lines(tiny: Tiny, product: Path, tmp_path: Path, cap
     assert len(runs) == 5
     assert again.reference == "head"
     lab.print_table(lab.summarise(again), again.verdict)
-    rows = [row for row in lab.read_csv(Path(run.run_dir, "predictions.csv")) if row["split"] == "test"]
+    rows = [row for row in lab.read_csv(f"{run.run_dir}/predictions.csv") if row["split"] == "test"]
     places = [[model.classes.index(row[key]) for row in rows] for key in ("label", "prediction")]
     counts = lab.confusion(*places, len(model.classes))
     assert counts.sum() == len(rows)

@@ -332,7 +332,7 @@ def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
     generator = torch.Generator().manual_seed(6)
     model = patchcore.PatchBank(3, 1.0)
     model.bank = torch.randn(50, 3, generator=generator)
-    maps = [3 * torch.randn(4, 3, 5, 5, generator=generator)]
+    maps = frozen.Maps([3 * torch.randn(4, 3, 5, 5, generator=generator)])
     distances = cdist(patchcore.embed(maps).flatten(0, 1), model.bank).reshape(4, 25, 50)
     scores = model(maps, 10).image
     for i, patches in enumerate(distances):
@@ -371,7 +371,7 @@ def test_padim_is_the_mahalanobis_distance_at_each_place() -> None:
     maps = [[torch.randn(n, 4, 4, 4) * 3 + 50, torch.randn(n, 2, 2, 2)] for n in (5, 6)]
     model.fit(maps)
     values = torch.cat([model.embed(layers) for layers in maps]).double().numpy()
-    test = [torch.randn(1, 4, 4, 4) * 3 + 50, torch.randn(1, 2, 2, 2)]
+    test = frozen.Maps([torch.randn(1, 4, 4, 4) * 3 + 50, torch.randn(1, 2, 2, 2)])
     expected = np.zeros(16)
     for place, query in enumerate(model.embed(test)[0].double().numpy()):
         covariance = np.cov(values[:, place], rowvar=False) + RIDGE * np.eye(4)
@@ -398,7 +398,7 @@ def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
     model.fit(maps)
     pooled = torch.cat([last.mean((2, 3)) for _, last in maps])
     fine = torch.cat([first for first, _ in maps])
-    test = [torch.randn(2, 3, 4, 4), torch.randn(2, 2, 2, 2)]
+    test = frozen.Maps([torch.randn(2, 3, 4, 4), torch.randn(2, 2, 2, 2)])
     scores = model(test, 16)
     distances = cdist(test[1].mean((2, 3)), pooled)
     expected = []

@@ -85,8 +85,8 @@ class Paste:
         pasted = np.rint(alpha[..., None] * _warp(image, moved) + (1 - alpha[..., None]) * good).astype(np.uint8)
         if mask is None:
             return pasted, None
-        inside = within if mask.ndim == 2 else within[..., None]
-        return pasted, (_warp(mask.astype(np.float32), moved) * inside > 0.5).astype(np.uint8)
+        seen = _warp(mask.astype(np.float32), moved)  # of a single object OpenCV leaves out the axis
+        return pasted, (seen * (within if seen.ndim == 2 else within[..., None]) > 0.5).astype(np.uint8)
 
     def _object(self, picture: np.ndarray, place: int) -> np.ndarray:
         """Return the object of a picture, as ``object_mask`` does, without what lies beside the image."""

@@ -191,7 +191,7 @@ class Job:
         job = HydraConfig.get()
         run_dir, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
         hook, threading.excepthook = threading.excepthook, _thread_failed
-        printed = Printed()
+        printed, refused = Printed(), False
         logging.getLogger("mvtec_lab").addHandler(printed)
         try:
             config, typed = to_config(cfg, job), typed_keys(job.overrides.task)
@@ -204,6 +204,7 @@ class Job:
                 _show_run(result, printed.lines)
             return None if metric is None else result.metrics["val"][metric]
         except Exception as error:
+            refused = isinstance(error, LabError)
             self._fail(cfg, job, run_dir, error)
             return float("-inf" if cfg.trainer.monitor != "val/loss" else "inf")
         except KeyboardInterrupt as stop:
@@ -215,6 +216,8 @@ class Job:
             threading.excepthook = hook
             logging.getLogger("mvtec_lab").removeHandler(printed)
             _close_log(run_dir)
+            if refused and [path.name for path in run_dir.glob("*")] == ["run.log"]:
+                (run_dir / "run.log").unlink()  # a job that is refused leaves nothing, its warnings neither
             remove_empty(run_dir, self.command.keep)
 
     def _run(self, config: Config, job: Any, run_dir: Path) -> Any:

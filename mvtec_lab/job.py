@@ -232,8 +232,6 @@ class Job:
         look_at_files(config)
         look_at_data(config)
         remarks = _stand_ins(job)
-        if config.task == "train":
-            remarks += _replaced(job, config, self.command.words)
         for line in remarks:
             log.warning(line, extra=IN_TABLE)
         trains = config.task == "train" and problems.METHODS[config.model.method].trains
@@ -242,6 +240,10 @@ class Job:
             threads = _threads_of(run_dir) or threads
         with command_line_settings(trains), computing_with(threads):  # also in a launcher's own process
             result = function_of(config.task)(config, run_dir, **options)
+        if config.task == "train":  # said now: a job that is refused has one line, its error
+            for line in (replaced := _replaced(job, config, self.command.words)):
+                log.warning(line, extra=IN_TABLE)
+            remarks += replaced
         if isinstance(result, RunResult) and (new := [line for line in remarks if line not in result.warnings]):
             result.warnings += new
             result.save()

@@ -104,7 +104,7 @@ def _refuse_parted(words: Sequence[str]) -> None:
         if "=" in word or word.startswith("~") or "=" not in before:
             continue
         key = before.partition("=")[0].lstrip("+")
-        if before.endswith(","):
+        if before.endswith(",") and "[" not in before:
             raise LabError(f"{before} {word}: leave out the blank behind the comma: {before}{word}")
         if key in text_keys() or "[" in before:
             rest = takewhile(lambda other: "=" not in other, words[place:])

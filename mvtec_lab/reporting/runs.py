@@ -63,9 +63,8 @@ def require_metrics(run: RunResult) -> None:
         values = run.metrics.get(split, {})
         if run.completed and metric.of(values) is None and (values or split == "test"):
             raise damaged(path, f"metrics.{split} has no {metric.key}: write_run counts them from predictions")
-    for split, values in run.metrics.items():
-        if run.completed and (values or split == "test") and not isinstance(values.get("images"), int):
-            raise damaged(path, f"metrics.{split} has no images, their number: write_run counts them")
+    if run.completed and not isinstance(run.metrics.get("test", {}).get("images"), int):
+        raise damaged(path, "metrics.test has no images, their number: write_run counts them")
 
 
 def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> dict[str, list[RunResult]]:

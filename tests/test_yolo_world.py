@@ -116,7 +116,7 @@ def test_weights_of_its_own_are_given_as_those_of_a_backbone_are(
 ) -> None:
     monkeypatch.setattr(yolo_world, "find_spec", lambda name: True)
     monkeypatch.chdir(tmp_path)
-    Path("world.pt").touch()
+    torch.save({}, "world.pt")
     method = ["task=describe", "attempt=detect/yolo_world", "model.method=yolo_world", "data.image_size=64"]
     assert lab(*method, "model.weights=world.pt") == 0
     assert settle(config(model__weights="world.pt"), {"model.weights": "world.pt"}) == {"model.weights": "world.pt"}

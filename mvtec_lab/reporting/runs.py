@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.specs import columns_of, metrics_of
+from mvtec_lab.evaluation.specs import choosing, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
 from mvtec_lab.knobs import changing
@@ -58,9 +58,13 @@ def require_metrics(run: RunResult) -> None:
                 key = metric.words.by_type if where else metric.key
                 if key and (wrong := misfit(part.get(key), kind, f"metrics.{split}{where}.{key}")):
                     raise damaged(path, wrong)
-    values = run.metrics.get("test", {})  # validation may have had no defect to count by
-    for metric in (metric for metric in metrics if metric.needed and run.completed and metric.of(values) is None):
-        raise damaged(path, f"metrics.test has no {metric.key}: write_run counts them from predictions")
+    needed = [("test", metric) for metric in metrics if metric.needed]
+    if needed:  # other problems count by defects, of which validation may have none
+        needed.append(("val", choosing(run.problem)))
+    for split, metric in needed:
+        values = run.metrics.get(split, {})
+        if run.completed and metric.of(values) is None and (values or split == "test"):
+            raise damaged(path, f"metrics.{split} has no {metric.key}: write_run counts them from predictions")
     if run.completed and not isinstance(run.metrics.get("test", {}).get("images"), int):
         raise damaged(path, "metrics.test has no images, their number: write_run counts them")
 

@@ -376,6 +376,14 @@ class OptimizerConfig:
     lr: float = knob(
         1e-3, "learning rate; the cable, transistor and zipper reports' value", above=0, needs=(_LEARNING,)
     )
+    first_stage: float = knob(
+        1.0,
+        "learning rate of the backbone's first stage, as a share of lr; from there to the head it grows by equal "
+        "factors (discriminative learning rates); 1: lr for all",
+        above=0,
+        most=1,
+        needs=(_LEARNING, but("model.unfreeze", 0, [], why="the head alone trains")),
+    )
     weight_decay: float = knob(0.0, "pull of all weights towards zero", least=0, needs=(_LEARNING,))
     momentum: float = knob(
         0.9,

@@ -17,6 +17,7 @@ from conftest import SIZE, write_product
 from PIL import Image
 
 from mvtec_lab.cli import main
+from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.results import RunResult, find_runs, read_csv
 
 RUN_FILES = {
@@ -147,6 +148,19 @@ def test_optimizers_and_schedulers_run(lab, tmp_path: Path, optimizer: str, sche
     assert len(rates) == 3
     if scheduler != "plateau":  # which moves only once the loss stops falling
         assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize(("unfreeze", "trained"), [("all", ["head", "stage2", "stage1"]), (1, ["head", "stage2"])])
+def test_rates_fall_with_depth(lab, tmp_path: Path, unfreeze, trained: list[str]) -> None:
+    assert lab("attempt=full_cycle", "scheduler=none", f"model.unfreeze={unfreeze}", "hydra.run.dir=run") == 0
+    last = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    groups = last["optimizer_states"][0]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-4, 1e-5][: len(trained)])
+    network = DefectClassifier(**{**last["hyper_parameters"], "weights": None}).model
+    assert [len(group["params"]) for group in groups] == [
+        len(list(network.get_submodule(p).parameters())) for p in trained
+    ]
+    assert {float(row["lr"]) for row in read_csv(tmp_path / "run/history.csv")} == {1e-3}  # the head's
 
 
 def test_warmup_trains_the_head_first(lab, tmp_path: Path) -> None:

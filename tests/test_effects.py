@@ -38,6 +38,8 @@ from mvtec_lab.results import find_runs
         ("model.neighbours=3", "does nothing for model.head=linear: it is for model.head=fused, retrieval, knn"),
         ("attempt=longtail/knn optimizer.lr=0.1", "a vote of neighbours trains nothing"),
         ("model.warmup_epochs=2", "does nothing for model.unfreeze=0: no stages wait for the head"),
+        ("optimizer.first_stage=0.1", "does nothing for model.unfreeze=0: the head alone trains"),
+        ("attempt=segment/fpn model.unfreeze=1 optimizer.first_stage=0.1", "it is a setting of classifier"),
         ("augment.mix_alpha=0.2", "nothing is mixed"),
         ("data.sha256=zz", "does nothing for data.archive=null: it is an archive's digest"),
         ("data.archive=x.zip", "does nothing for data.name=sample"),

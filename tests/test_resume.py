@@ -38,6 +38,7 @@ CASES = {
     "early stopping": ["trainer.patience=3", "optimizer.lr=0.1", "trainer.max_epochs=30"],
     "warm-up over": ["model.warmup_epochs=2"],
     "warm-up": ["model.warmup_epochs=4"],
+    "rates by depth": ["model.unfreeze=all", "optimizer.first_stage=0.01", "scheduler=onecycle"],
     "sampler": ["data.sampler=inverse", "loss.class_weights=none"],
     "augment": ["augment=standard"],
     "views": ["augment=standard", "augment.views=2"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
@@ -37,6 +37,25 @@ def configured(
         patience=s.patience,
     )
     return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+
+
+def by_depth(parts: Sequence[Sequence[nn.Parameter]], lr: float, first: float) -> list[dict[str, Any]]:
+    """Return groups of parameters whose learning rates grow from part to part of a network by equal factors.
+
+    Howard and Ruder, ACL 2018, call them discriminative: the deeper a part lies, the more its features are those of
+    photographs in general, and the less they have to change.
+
+    Args:
+        parts: what trains in each part, from the image to the head; a part that rests is empty and counts as a step.
+        lr: the last part's learning rate.
+        first: the first part's, as a share of it.
+
+    Returns:
+        A group for each part that trains, the last one first: the rate that a run shows is ``lr``.
+    """
+    depths = range(len(parts) - 1, -1, -1)
+    rates = [lr * first ** (depth / max(1, len(parts) - 1)) for depth in depths]
+    return [{"params": list(part), "lr": rate} for part, rate in zip(parts, rates, strict=True) if part][::-1]
 
 
 def one_kernel(module: pl.LightningModule) -> bool | None:

@@ -10,7 +10,12 @@ from mvtec_lab.registry import Registry
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
-METHOD = Method("classifier", "classification", home="mvtec_lab.problems.classification.classifier:DefectClassifier")
+METHOD = Method(
+    "classifier",
+    "classification",
+    home="mvtec_lab.problems.classification.classifier:DefectClassifier",
+    keys=("optimizer.first_stage",),
+)
 
 OWN_LOSSES = ("cross_entropy", "focal", "ldam", "logit_adjustment", "balanced_softmax", "group_softmax")
 # Training losses by name: functions of (logits, target, weight) and, by name, of counts and fields of LossConfig.

@@ -18,10 +18,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from mvtec_lab.config import LossConfig, OptimizerConfig, SchedulerConfig
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.backbones import build, check_image_size, last_linear, trainable_stages
+from mvtec_lab.models.backbones import build, check_image_size, last_linear, stages, trainable_stages
 from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import PartlyFrozen, evaluating
-from mvtec_lab.models.optim import configured
+from mvtec_lab.models.optim import by_depth, configured
 from mvtec_lab.models.weights import load_weights
 from mvtec_lab.problems.classification import HEADS
 from mvtec_lab.problems.classification.curriculum import Curriculum
@@ -141,12 +141,18 @@ class DefectClassifier(pl.LightningModule):
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in SPLITS}
 
     @property
+    def trained_parts(self) -> list[list[nn.Parameter]]:
+        """Return what training changes in each stage, in order, and in the head; nothing in a vote of neighbours."""
+        trained = self.model.trained if self.head.uses_network else ()
+        names = [*stages(self.model), "head"]
+        parts = [list(self.model.get_submodule(name).parameters()) if name in trained else [] for name in names]
+        parts[-1] += [p for p in self.head.parameters() if p.requires_grad]
+        return parts
+
+    @property
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what training changes; nothing in a vote of neighbours."""
-        trained = self.model.trained if self.head.uses_network else ()
-        parts = [part for name, part in self.model.named_children() if name in trained]
-        own = [p for p in self.head.parameters() if p.requires_grad]
-        return [p for part in parts for p in part.parameters()] + own
+        return [p for part in self.trained_parts for p in part]
 
     @property
     def changing(self) -> tuple[str, ...]:
@@ -308,8 +314,9 @@ class DefectClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
         # An optimizer wants parameters even where none trains.
-        parameters = self.trained_parameters or list(self.model.parameters())
-        return configured(self, parameters, self.optimizer, self.scheduler)
+        o, parameters = self.optimizer, self.trained_parameters or list(self.model.parameters())
+        groups = parameters if o.first_stage == 1 else by_depth(self.trained_parts, o.lr, o.first_stage)
+        return configured(self, groups, o, self.scheduler)
 
 
 def restore(content: Mapping[str, Any]) -> DefectClassifier:

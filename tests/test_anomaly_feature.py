@@ -20,7 +20,7 @@ from torchvision.ops import Permute
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import maps as maps_module
 from mvtec_lab.models.maps import FeatureMaps
-from mvtec_lab.problems import METHODS
+from mvtec_lab.problems import METHODS, memory
 from mvtec_lab.problems.anomaly import frozen
 from mvtec_lab.problems.anomaly.base import AnomalyModel
 from mvtec_lab.problems.anomaly.methods.gaussian.model import FeatureGaussian
@@ -318,7 +318,7 @@ def test_a_patch_is_the_mean_of_its_neighbourhood_in_every_layer() -> None:
 def test_the_reweighting_is_equation_7() -> None:
     generator = torch.Generator().manual_seed(6)
     bank, queries = torch.randn(50, 4, generator=generator), 2 * torch.randn(3, 4, generator=generator)
-    own, places = (part[:, 0] for part in frozen.nearest(queries, bank))
+    own, places = (part[:, 0] for part in memory.nearest(queries, bank))
     scores = patchcore.reweighted(queries, bank, places)
     distances = cdist(queries, bank)
     for i, place in enumerate(places.tolist()):
@@ -342,20 +342,6 @@ def test_patchcores_score_is_equation_7_of_the_farthest_patch() -> None:
         weight = 1 - np.exp(own) / np.exp(to_bank[around]).sum()
         assert weight < 0.95
         assert float(scores[i]) == pytest.approx(weight * own, rel=1e-4)
-
-
-@pytest.mark.parametrize("k", [1, 3])
-def test_nearest_is_exact_whatever_the_parts(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(7)
-    queries, bank = (torch.randn(n, 5, generator=generator) + 1000 for n in (30, 70))  # far from 0: digits get lost
-    monkeypatch.setattr(frozen, "SEARCH_BYTES", 4 * 70 * 8)
-    distances, places = frozen.nearest(queries, bank, k)
-    expected = np.take_along_axis(cdist(queries.double(), bank.double()), places.numpy(), 1)
-    assert np.allclose(distances, expected, rtol=1e-4)
-    assert (distances.diff(dim=1) >= 0).all()
-    near = queries - 1000, bank - 1000
-    order = cdist(*near).argsort(1)[:, :k]
-    assert (frozen.nearest(*near, k)[1].numpy() == order).all()
 
 
 def test_smoothing_is_bilinear_then_gaussian() -> None:

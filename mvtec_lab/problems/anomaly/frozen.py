@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from mvtec_lab.problems.anomaly.features import BackboneModel
 from mvtec_lab.problems.padding import at, within
 from mvtec_lab.progress import bar
 
-SEARCH_BYTES = 2**26  # what a search may hold beside its arguments, unless a single query takes more
 SIGMA = 4 / 224  # of a map's Gaussian, as a share of its side: the papers' 4 pixels of 224
 
 
@@ -154,24 +152,6 @@ def _smoothing(side: int, size: int, like: Tensor) -> Tensor:
     return lines[:, 0].T
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the Euclidean distances [N, k] to the k nearest rows of bank [M, D], and their indices [N, k].
-
-    The nearest row comes first. A matrix product finds the rows, in parts that bound the memory; the differences
-    measure the distances, which loses no digits.
-    """
-    norms = bank.square().sum(1)
-    rows = max(1, SEARCH_BYTES // (4 * (len(bank) + k * bank.shape[1])))
-    parts = []
-    # An exported file takes any number of queries: none of its sizes may depend on it.
-    for part in (queries,) if torch.compiler.is_compiling() else queries.split(rows):
-        squares = torch.addmm(norms, part, bank.T, alpha=-2)  # without the query's own norm, which is the same for all
-        indices = squares.argmin(1, keepdim=True) if k == 1 else squares.topk(k, largest=False).indices
-        distances, order = (part[:, None] - bank[indices]).square().sum(2).sqrt().sort(dim=1)
-        parts.append((distances, indices.gather(1, order)))
-    return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
-
-
 def collect(blocks: Iterable[Tensor], count: int = 0) -> Tensor:
     """Return blocks [n, ...] one below the other; no block is held twice.
 
@@ -198,23 +178,6 @@ def collect(blocks: Iterable[Tensor], count: int = 0) -> Tensor:
     if not filled:
         raise LabError("there are no good images to learn from: put some into train/good")
     return rows[:filled]
-
-
-def require_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """Refuse what needs more memory than is free.
-
-    Args:
-        needed: bytes.
-        device: where they are needed.
-        what: what needs them, and ``remedy`` how to need fewer, for the error line.
-
-    Raises:
-        LabError: fewer bytes are free.
-    """
-    gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if gpu else psutil.virtual_memory().available
-    if needed > free:
-        raise LabError(f"{what} take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free: {remedy}")
 
 
 class PooledModel(FeatureModel):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.memory import SEARCH_BYTES
 
-SEARCH_BYTES = 2**26  # memory of a search beside its arguments, unless a single query takes more
 PAIR_BYTES = 16  # per query and image of the memory: the cosine, the sorted one, and its place
 FLOOR = 0.01  # added to each class's votes: 0 of 5 becomes 1 in 500, and its loss 6 instead of infinite
 NEARER = 0.01  # what the nearest image's vote counts more; over all neighbours it must stay below one vote

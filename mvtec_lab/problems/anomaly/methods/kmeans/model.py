@@ -7,8 +7,9 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
 from mvtec_lab.problems.anomaly.features import POOLED
-from mvtec_lab.problems.anomaly.frozen import FrozenFeatureModel, PooledModel, nearest
+from mvtec_lab.problems.anomaly.frozen import FrozenFeatureModel, PooledModel
 from mvtec_lab.problems.anomaly.methods.kmeans import METHOD
+from mvtec_lab.problems.memory import nearest
 
 STARTS = 10  # the best of these is kept: a single one often ends in a poor local optimum
 

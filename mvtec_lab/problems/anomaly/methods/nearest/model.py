@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mvtec_lab.problems.anomaly.features import POOLED
-from mvtec_lab.problems.anomaly.frozen import FrozenFeatureModel, PooledModel, nearest
+from mvtec_lab.problems.anomaly.frozen import FrozenFeatureModel, PooledModel
 from mvtec_lab.problems.anomaly.methods.nearest import METHOD
+from mvtec_lab.problems.memory import nearest
 
 
 class NeighbourDistance(PooledModel):

@@ -15,10 +15,10 @@ from mvtec_lab.problems.anomaly.frozen import (
     cells,
     finest,
     joined,
-    require_memory,
     smooth,
 )
 from mvtec_lab.problems.anomaly.methods.padim import METHOD
+from mvtec_lab.problems.memory import require_memory
 
 DIMENSIONS = 100  # the paper's for ResNet18; the covariances grow with its square
 RIDGE = 0.01  # added to each variance: the paper's

@@ -18,11 +18,10 @@ from mvtec_lab.problems.anomaly.frozen import (
     collect,
     finest,
     joined,
-    nearest,
-    require_memory,
     smooth,
 )
 from mvtec_lab.problems.anomaly.methods.patchcore import METHOD
+from mvtec_lab.problems.memory import nearest, require_memory
 from mvtec_lab.progress import bar
 
 NEIGHBOURS = 9  # of the re-weighting: the paper leaves b open, anomalib takes 9

@@ -19,12 +19,11 @@ from mvtec_lab.problems.anomaly.frozen import (
     collect,
     finest,
     joined,
-    nearest,
     pooled,
-    require_memory,
     smooth,
 )
 from mvtec_lab.problems.anomaly.methods.spade import METHOD
+from mvtec_lab.problems.memory import nearest, require_memory
 
 
 class Gallery(FeatureModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -86,7 +85,7 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
 
 def _settings(config: Config, data: MVTecDataModule) -> dict[str, Any]:
     """Return the arguments of an anomaly model; the caller gives the weights."""
-    training = {**asdict(config.optimizer), "optimizer": config.optimizer.name}
-    training.pop("name")
+    o = config.optimizer
+    training = {"optimizer": o.name, "lr": o.lr, "weight_decay": o.weight_decay, "momentum": o.momentum}
     size = {"image_size": config.data.image_size, "padded": data.frame.pads}
     return {**training, "backbone": config.model.backbone, **size, **config.model.options}

@@ -22,19 +22,20 @@ from mvtec_lab.models import maps as maps_module
 from mvtec_lab.models.maps import FeatureMaps
 from mvtec_lab.problems import METHODS, memory
 from mvtec_lab.problems.anomaly import frozen
-from mvtec_lab.problems.anomaly.base import AnomalyModel
+from mvtec_lab.problems.anomaly.base import AnomalyModel, of_map
 from mvtec_lab.problems.anomaly.methods.gaussian.model import FeatureGaussian
 from mvtec_lab.problems.anomaly.methods.kmeans.model import CentreDistance
 from mvtec_lab.problems.anomaly.methods.nearest.model import NeighbourDistance
 from mvtec_lab.problems.anomaly.methods.ocsvm.model import NU, SupportVectors
 from mvtec_lab.problems.anomaly.methods.padim.model import RIDGE, PlaceGaussians
 from mvtec_lab.problems.anomaly.methods.patchcore import model as patchcore
+from mvtec_lab.problems.anomaly.methods.rad.model import PlaceMemory
 from mvtec_lab.problems.anomaly.methods.spade.model import Gallery
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
 
-LOCALISING = ("patchcore", "padim", "spade")
+LOCALISING = ("patchcore", "padim", "spade", "rad")
 FITTED_ONCE = (*LOCALISING, "nearest", "kmeans", "gaussian", "ocsvm")
-DRAWS_NOTHING = ("patchcore", "spade", "nearest", "gaussian", "ocsvm")
+DRAWS_NOTHING = ("patchcore", "spade", "rad", "nearest", "gaussian", "ocsvm")
 SKEWED = torch.randn(60, 20, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 20) + 4
 SIDE = 48
 SPOT = (slice(20, 30), slice(30, 40))  # rows, columns of the defect
@@ -192,6 +193,9 @@ def test_no_images_is_one_line(name: str, tiny_net: str) -> None:
         ("kmeans", {"clusters": 0}, "model.options.clusters=0"),
         ("nearest", {"neighbours": 0}, "model.options.neighbours=0"),
         ("spade", {"neighbours": 0}, "model.options.neighbours=0"),
+        ("rad", {"radius": -1}, "model.options.radius=-1 is out of range: give 0 to 10"),
+        ("rad", {"patches": 0}, "model.options.patches=0 is out of range"),
+        ("rad", {"score": "mean"}, "model.options.score"),
     ],
 )
 def test_an_option_out_of_range_is_one_line(name: str, options: dict[str, float], says: str, tiny_net: str) -> None:
@@ -393,6 +397,84 @@ def test_spade_compares_with_all_places_of_the_nearest_images() -> None:
         gallery = fine[order].permute(0, 2, 3, 1).reshape(-1, 3)
         expected.append(torch.from_numpy(cdist(test[0][i].flatten(1).T, gallery).min(1)).view(4, 4))
     torch.testing.assert_close(scores.map, frozen.smooth(torch.stack(expected).float(), 16), rtol=1e-4, atol=1e-4)
+
+
+def test_rad_compares_with_good_patches_near_the_place_in_each_layer() -> None:
+    torch.manual_seed(0)
+    model = PlaceMemory([3, 2], radius=1, patches=50)
+    batches = [frozen.Maps([5 * torch.randn(n, 3, 4, 4) + 9, torch.randn(n, 2, 2, 2)]) for n in (3, 4)]
+    model.fit(batches)
+    test = frozen.Maps([5 * torch.randn(2, 3, 4, 4) + 9, torch.randn(2, 2, 2, 2)])
+    expected = torch.zeros(2, 16, 16)
+    for layer in range(2):
+        good = torch.cat([maps[layer] for maps in batches]).double()
+        spread = (good - good.mean((0, 2, 3), keepdim=True)).square().sum(1).mean().sqrt()
+        side = good.shape[-1]
+        heat = torch.zeros(2, side, side)
+        for image, row, column in np.ndindex(2, side, side):
+            near = good[:, :, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            cell = test[layer][image, :, row, column].double()
+            heat[image, row, column] = (near - cell.view(1, -1, 1, 1)).norm(dim=1).min() / spread
+        expected += frozen.smooth(heat, 16) / 2
+    scores = model(test, 16)
+    torch.testing.assert_close(scores.map, expected, rtol=2e-3, atol=2e-3)  # the bank is kept in half precision
+    assert torch.equal(scores.image, scores.map.flatten(1).amax(1))
+
+
+def test_rad_finds_what_is_elsewhere_in_good_images(tiny_net: str) -> None:
+    """A bar at a place where no good image has one is new there, not to a bank of patches from anywhere."""
+    good, moved = images(20), images(4, seed=1)
+    good[:, 0, :, :8] += 3
+    moved[:, 0, :, 24:32] += 3
+    for images_with_bar in (good, moved):
+        images_with_bar[:, :, :2] = images_with_bar[:, :, -2:] = 0
+    ratios = {}
+    for name in ("rad", "patchcore"):
+        method = unfitted(name, tiny_net)
+        method.prepare(lambda: good[:16].split(5))
+        ratios[name] = float(method(moved).image.min() / method(good[16:]).image.max())
+    assert ratios["rad"] > 2 * ratios["patchcore"]
+
+
+def test_rad_keeps_some_patches_at_each_place_whatever_the_batches(tiny_net: str) -> None:
+    banks = [bank.bank for bank in fitted("rad", tiny_net, patches=5).model.banks]
+    assert [bank.shape for bank in banks] == [(24, 24, 5, 8), (12, 12, 5, 16)]
+    assert {bank.dtype for bank in banks} == {torch.float16}
+    assert fitted("rad", tiny_net).model.banks[0].bank.shape[2] == 12  # of 12 good images
+    method = fitted("rad", tiny_net, patches=5)
+    test = images(5, defect=True, seed=3)
+    maps = frozen.Maps(method.features(test))
+    whole = method.model(maps, SIDE)
+    parts = [method.model(frozen.Maps([layer[i : i + 1] for layer in maps]), SIDE) for i in range(5)]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+
+
+def test_an_image_can_be_scored_by_its_map(tiny_net: str) -> None:
+    test = images(4, defect=True, seed=3)
+    for name in LOCALISING:
+        own, highest, top = (fitted(name, tiny_net, score=score).scores(test) for score in (None, "max", "top"))
+        assert own.map is not None
+        assert torch.equal(own.image, fitted(name, tiny_net)(test).image)
+        pixels = own.map.flatten(1).sort(descending=True).values
+        assert torch.equal(highest.image, pixels[:, 0])
+        torch.testing.assert_close(top.image, pixels[:, : round(0.01 * SIDE**2)].mean(1))
+        for scores in (highest, top):
+            assert torch.equal(scores.map, own.map)
+
+
+def test_the_highest_hundredth_is_of_what_shows_the_image() -> None:
+    maps = torch.zeros(2, 40, 40)
+    maps[:, 10:30] = torch.rand(2, 20, 40, generator=torch.Generator().manual_seed(0))
+    inside = torch.zeros(2, 80, 80, dtype=torch.bool)
+    inside[0, 20:60] = inside[1] = True
+    scores = of_map(maps, "top", inside)
+    pixels = maps.flatten(1).sort(descending=True).values
+    assert float(scores[0]) == pytest.approx(float(pixels[0, :8].mean()))  # of 800 cells
+    assert float(scores[1]) == pytest.approx(float(pixels[1, :16].mean()))
+    inside[0] = False
+    inside[0, 20, 0] = True  # a single cell
+    assert float(of_map(maps, "top", inside)[0]) == pytest.approx(float(pixels[0, 0]))
+    assert torch.equal(of_map(maps, "max", inside), maps.amax((1, 2)))
 
 
 def test_the_gaussian_is_ledoit_and_wolfs() -> None:

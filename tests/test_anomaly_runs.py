@@ -231,6 +231,22 @@ def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch
     assert "patches of good images take about 0.000138 GB" in refused(*PATCHCORE)
 
 
+def test_a_run_is_scored_by_its_maps_and_so_are_its_tasks(run, lab, widget: Path, tmp_path: Path) -> None:
+    """What the run computes, predict computes: with tiles too, an image's score is the highest of its tiles'."""
+    result = run("run", "attempt=rad", *PATCHCORE[1:], "model.options.score=top", "data.image_size=48", "data.tile=32")
+    assert result.metrics["test"]["image_auroc"] > 0.9
+    rows = {row["path"]: row for row in read_csv(Path(result.run_dir) / "predictions.csv") if row["split"] == "test"}
+    ckpt, source = f"ckpt={result.run_dir}/best.ckpt", f"source={widget / 'test'}"
+    assert lab("task=predict", ckpt, source, f"hydra.run.dir={tmp_path / 'out'}") == 0
+    predicted = read_csv(tmp_path / "out/predictions.csv")
+    assert len(predicted) == len(rows)
+    for row in predicted:
+        name = f"test/{Path(row['path']).relative_to(widget / 'test').as_posix()}"
+        assert float(row["score"]) == pytest.approx(float(rows[name]["score"]), rel=1e-4)
+        with Image.open(tmp_path / f"out/maps/{Path(name).relative_to('test').as_posix()}.tiff") as heat:
+            assert float(row["score"]) < 0.999 * np.asarray(heat).max()
+
+
 def test_no_good_images_too_few_and_no_test_folder(refused, widget: Path) -> None:
     good = sorted((widget / "train/good").iterdir())
     for path in good[2:]:
@@ -303,6 +319,7 @@ def test_images_of_different_sizes_are_judged_at_their_own(run, widget: Path) ->
     [
         PATCHCORE,
         pytest.param(("attempt=padim", *PATCHCORE[1:]), marks=pytest.mark.slow),
+        pytest.param(("attempt=rad", *PATCHCORE[1:]), marks=pytest.mark.slow),
         pytest.param(AUTOENCODER, marks=pytest.mark.slow),
     ],
 )
@@ -379,6 +396,7 @@ def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path
         (PATCHCORE, False),
         pytest.param(AUTOENCODER, False, marks=pytest.mark.slow),
         pytest.param(PATCHCORE, True, marks=pytest.mark.slow),
+        pytest.param(("attempt=rad", *PATCHCORE[1:], "model.options.score=top"), True, marks=pytest.mark.slow),
         pytest.param((*AUTOENCODER, "augment=standard"), True, marks=pytest.mark.slow),
         pytest.param(("attempt=draem", "data.image_size=32"), True, marks=pytest.mark.slow),
     ],
@@ -405,7 +423,7 @@ def test_the_size_of_a_batch_changes_no_decision_of_a_method_that_is_fitted_once
 @pytest.mark.slow
 def test_a_sweep_compares_methods(lab, widget: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    methods = ["patchcore", "padim", "spade", "autoencoder"]
+    methods = ["patchcore", "padim", "spade", "rad", "autoencoder"]
     assert (
         lab("-m", f"attempt={','.join(methods)}", "data.image_size=32", *PATCHCORE[1:], f"hydra.sweep.dir={sweep}") == 0
     )

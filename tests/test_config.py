@@ -258,7 +258,10 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
             "attempt=patchcore model.options.coreset=0",
             "model.options.coreset=0 is out of range: give a number above 0, up to 1",
         ),
-        ("attempt=patchcore model.options.corset=0.1", "unknown option of patchcore 'corset': did you mean coreset?"),
+        (
+            "attempt=patchcore model.options.corset=0.1",
+            "unknown option of patchcore 'corset': did you mean coreset, score?",
+        ),
         ("attempt=rotation model.options.turns=3", "model.method=rotation has no options: leave out"),
         ("attempt=padim model.options.dimensions=many", "model.options.dimensions=many is not a whole number"),
         ("attempt=padim model.options.dimensions=1.5", "model.options.dimensions=1.5 is not a whole number"),

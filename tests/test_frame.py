@@ -186,11 +186,25 @@ def test_a_bank_holds_no_patch_of_padding(tiny_net: str) -> None:
     assert banks == [4 * 16 * 32, 4 * 32 * 32]
 
 
-@pytest.mark.parametrize("method", ["patchcore", "padim", "spade", "stfpm", "draem", "autoencoder", "memae", "fanogan"])
+def test_a_place_that_only_padding_covers_is_filled_from_the_image(tiny_net: str) -> None:
+    options = {"backbone": tiny_net, "weights": None, "layers": ["features.relu1"]}
+    images = np.random.default_rng(0).integers(0, 256, (4, 60, 120, 3), np.uint8)
+    squares = torch.cat([seen(image) for image in images])
+    model = build_anomaly_model("rad", image_size=64, padded=True, **options).eval()
+    model.prepare(lambda: squares.split(3))
+    bank = model.model.banks[0].bank  # 32 x 32 places; the image lies in rows 8 to 23
+    assert torch.equal(bank[:8], bank[8].expand(8, -1, -1, -1))
+    assert torch.equal(bank[24:], bank[23].expand(8, -1, -1, -1))
+    assert not torch.equal(bank[9], bank[8])
+
+
+@pytest.mark.parametrize(
+    "method", ["patchcore", "padim", "spade", "rad", "stfpm", "draem", "autoencoder", "memae", "fanogan"]
+)
 def test_no_map_says_anything_of_padding(method: str, tiny_net: str) -> None:
     torch.manual_seed(0)
     options = {"backbone": tiny_net, "weights": None}
-    if method in ("patchcore", "padim", "spade", "stfpm"):
+    if method in ("patchcore", "padim", "spade", "rad", "stfpm"):
         options["layers"] = ["features.relu1", "features.relu2"]
     images = np.random.default_rng(0).integers(0, 256, (6, 60, 120, 3), np.uint8)
     squares = torch.cat([seen(image) for image in images])
@@ -255,6 +269,7 @@ LETTERBOX = ("data.fit=letterbox", "data.image_size=64")
 RUNS = {
     "classification": ["attempt=base"],
     "anomaly": ["attempt=patchcore", LAYERS],
+    "by place": ["attempt=rad", LAYERS, "model.options.score=top"],
     "tiles": ["attempt=patchcore", LAYERS, "data.tile=32"],  # of 24 x 32 pixels: an image is 24 high
     "segmentation": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6"],
     "segmented tiles": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6", "data.tile=32"],
@@ -286,7 +301,7 @@ def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
     for row in rows:
         if row["path"] in new:
             assert float(new[row["path"]][value]) == pytest.approx(float(row[value]), abs=2e-5), row["path"]
-    if problem == "anomaly":
+    if problem in ("anomaly", "by place"):
         assert lab("task=export", "ckpt=run/best.ckpt", "hydra.run.dir=out") == 0
         about = json.loads((tmp_path / "out/export.json").read_text())
         assert (about["fit"], "place" in about) == ("letterbox", True)
@@ -298,7 +313,7 @@ def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
     if problem == "tiles":
         with Image.open(tmp_path / "new/maps/hole/000.png.tiff") as heat:
             assert heat.size == (96, 48)
-    if problem == "anomaly":
+    if problem in ("anomaly", "by place"):
         with Image.open(tmp_path / "new/maps/hole/000.png.tiff") as heat:
             assert heat.size == (64, 32)  # of the image alone
         with Image.open(tmp_path / "new/maps/hole/000.png.jpg") as drawn:

@@ -129,7 +129,7 @@ def test_methods_are_known_without_torch() -> None:
     ("method", "options", "says"),
     [
         ("patchcore", {"coreste": 0.1}, "unknown option of patchcore 'coreste': did you mean coreset"),
-        ("draem", {"coreset": 0.1}, "model.method=draem has no options: leave out model.options.coreset"),
+        ("rotation", {"coreset": 0.1}, "model.method=rotation has no options: leave out model.options.coreset"),
         ("patchcore", {"coreset": 0.0}, "model.options.coreset=0.0 is out of range: give a number above 0, up to 1"),
         ("patchcore", {"coreset": float("nan")}, "model.options.coreset=nan is out of range"),
         ("memae", {"slots": 1}, "model.options.slots=1 is out of range: give 2 to 100000"),
@@ -145,5 +145,9 @@ def test_a_wrong_option_is_one_line(method: str, options: dict[str, object], say
 
 
 def test_an_option_that_is_not_given_has_its_default() -> None:
-    assert checked_options(METHODS["memae"], {"latent": None, "slots": 50}) == {"latent": 64, "slots": 50}
-    assert checked_options(METHODS["patchcore"], {"coreset": 1}) == {"layers": None, "coreset": 1}
+    assert checked_options(METHODS["memae"], {"latent": None, "slots": 50}) == {
+        "score": None,
+        "latent": 64,
+        "slots": 50,
+    }
+    assert checked_options(METHODS["patchcore"], {"coreset": 1}) == {"score": None, "layers": None, "coreset": 1}

@@ -52,11 +52,16 @@ def nearest_in_place(
         candidate, the distance is infinite.
     """
     height, width, count = bank.shape[:3]
+    radius = min(radius, max(height, width) - 1)
     side = 2 * radius + 1
     around = F.pad(queries, (0, 0, radius, radius, radius, radius))
     whole = torch.compiler.is_compiling()  # an exported file takes any number of images: no size may depend on it
+    batch = max(1, SEARCH_BYTES // (32 * height * width * side**2))  # values and indices, of places and of queries
+    if not whole and len(queries) > batch:
+        results = [nearest_in_place(images, bank, radius, hidden) for images in queries.split(batch)]
+        return torch.cat([distances for distances, _ in results]), torch.cat([indices for _, indices in results])
     parts = []
-    for rows, columns in ((slice(0, height), slice(0, width)),) if whole else _blocks(bank):
+    for rows, columns in ((slice(0, height), slice(0, width)),) if whole else _blocks(bank, side**2):
         patches = bank[rows, columns].flatten(0, 1).float()  # [places, M, C]
         norms = patches.square().sum(2)
         norms = norms if hidden is None else norms.masked_fill(hidden[rows, columns].flatten(0, 1), torch.inf)
@@ -99,13 +104,15 @@ def _least(images: Tensor, patches: Tensor, norms: Tensor, side: int) -> list[Te
     return [values.view(len(patches), -1, side * side).transpose(0, 1) for values in squares.min(2)]
 
 
-def _blocks(bank: Tensor) -> Iterator[tuple[slice, slice]]:
+def _blocks(bank: Tensor, queries: int = 1) -> Iterator[tuple[slice, slice]]:
     """Yield rows and columns of the places of a bank [H, W, M, C], in order: whole rows, or parts of a row.
 
-    In single precision the patches of a block fit into a core's cache; a block has one place at least.
+    In single precision the patches of a block fit into a core's cache, and what is computed of so many queries at each
+    place into ``SEARCH_BYTES``; a block has one place at least.
     """
-    height, width = bank.shape[:2]
-    places = max(1, CACHE_BYTES // (4 * bank[0, 0].numel()))
+    height, width, count, channels = bank.shape
+    room = SEARCH_BYTES // (4 * queries * (count + channels))
+    places = max(1, min(CACHE_BYTES // (4 * count * channels), room))
     rows, columns = max(1, places // width), min(places, width)
     for top in range(0, height, rows):
         for left in range(0, width, columns):

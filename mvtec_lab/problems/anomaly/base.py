@@ -13,11 +13,14 @@ from mvtec_lab.models.finite import finite_loss, require_finite
 from mvtec_lab.models.optim import build_optimizer, one_kernel
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
-from mvtec_lab.problems.padding import inside_of
+from mvtec_lab.problems.padding import at, inside_of
 
 # Return the good training images as normalised batches [N, 3, S, S] on the model's device, always in the same order. A
 # model calls it once for each pass that it needs.
 Batches = Callable[[], Iterable[Tensor]]
+
+
+TOP = 0.01  # of a map's pixels, which ``score=top`` averages: as Dinomaly (Guo et al., CVPR 2025) and RAD do
 
 
 class Scores(NamedTuple):
@@ -83,6 +86,7 @@ class AnomalyModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.options = checked_options(self.method, options)
+        self._score = self.options.pop("score", None)
         self.save_hyperparameters(logger=False)
         self.use_weights(Weights("random"))
         self.remarks: list[str] = []  # where the fit is not what was asked for; each becomes a warning of the run
@@ -121,13 +125,20 @@ class AnomalyModel(pl.LightningModule):
         """Score normalised images [N, 3, S, S], in eval mode."""
         raise NotImplementedError
 
+    def scores(self, images: Tensor) -> Scores:
+        """Score images as ``forward`` does, or by their maps, if ``model.options.score`` says so."""
+        scores: Scores = self(images)
+        if self._score is None or scores.map is None:
+            return scores
+        return scores._replace(image=of_map(scores.map, self._score, self.inside(images)))
+
     def scored(self, images: Tensor) -> Scores:
-        """Score images as ``forward`` does.
+        """Return the same.
 
         Raises:
             LabError: a score or a map holds NaN or infinity.
         """
-        scores: Scores = self(images)
+        scores = self.scores(images)
         for values, what in zip(scores, ("the scores", "the maps"), strict=True):
             if values is not None:
                 require_finite(values, what)
@@ -171,3 +182,21 @@ class AnomalyModel(pl.LightningModule):
                 fitted = torch.empty_like(state_dict[name], device=buffer.device)
                 self.get_submodule(owner).register_buffer(key, fitted)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def of_map(maps: Tensor, how: str, inside: Tensor | None = None) -> Tensor:
+    """Return the scores [N] of images from their maps [N, H, W].
+
+    Args:
+        how: ``max``, the maximum; ``top``, the mean of the highest ``TOP`` of the pixels, of one at least.
+        inside: as AnomalyModel.inside says; the share is of the pixels that show the image.
+    """
+    pixels = maps.flatten(1)
+    if how == "max":
+        return pixels.amax(1)
+    highest = pixels.topk(max(1, round(TOP * pixels.shape[1]))).values
+    if inside is None:
+        return highest.mean(1)
+    counts = (TOP * at(inside, maps.shape).flatten(1).sum(1, keepdim=True)).round().clamp_min(1)
+    counted = torch.arange(highest.shape[1], device=maps.device) < counts
+    return (highest * counted).sum(1) / counts[:, 0]

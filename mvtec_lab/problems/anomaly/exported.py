@@ -24,5 +24,5 @@ class ScoreAndMap(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        score, score_map = self.model(images)
+        score, score_map = self.model.scores(images)
         return (score,) if score_map is None else (score, score_map)

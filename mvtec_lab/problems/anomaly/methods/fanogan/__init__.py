@@ -2,6 +2,7 @@
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.problems.anomaly import SCORE
 from mvtec_lab.problems.base import Method, Option
 
 
@@ -20,6 +21,7 @@ METHOD = Method(
     backbone=False,
     rules=_check,
     options={
+        "score": SCORE,
         # The official code's.
         "latent": Option(int, "size of the code", default=128, least=1, most=100_000),
     },

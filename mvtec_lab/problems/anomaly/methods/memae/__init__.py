@@ -1,5 +1,6 @@
 """A memory-augmented autoencoder: it reconstructs an image from codes of good images."""
 
+from mvtec_lab.problems.anomaly import SCORE
 from mvtec_lab.problems.base import Method, Option
 
 METHOD = Method(
@@ -8,6 +9,7 @@ METHOD = Method(
     home="mvtec_lab.problems.anomaly.methods.memae.model:MemoryAutoencoder",
     backbone=False,
     options={
+        "score": SCORE,
         # Half of the encoder's channels.
         "latent": Option(int, "channels of a code", default=64, least=1, most=100_000),
         # The paper's for CIFAR-10: a few for each of the 64 cells of a picture of 128 pixels. A single slot would have

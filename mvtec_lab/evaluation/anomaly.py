@@ -136,10 +136,26 @@ def image_intervals(
     }
 
 
+def decision_intervals(
+    scores: npt.ArrayLike, kinds: Sequence[str], threshold: float, confidence: float = 0.95
+) -> dict[str, tuple[float, float] | None]:
+    """Return Wilson's intervals of recall_of_defects and false_alarm_rate, the shares of images above a threshold.
+
+    They are the rates of this threshold, as far as the tested images show them: another threshold from other good
+    images would have other rates. An interval is None where defects, or good images, are missing.
+    """
+    scores, truth = _scored(scores, kinds)
+    return {
+        name: wilson_interval(int((scores[of] > threshold).sum()), int(of.sum()), confidence) if of.any() else None
+        for name, of in (("recall_of_defects", truth), ("false_alarm_rate", ~truth))
+    }
+
+
 def quantile_threshold(good_scores: npt.ArrayLike, quantile: float) -> float:
     """Return the threshold above which a share ``1 - quantile`` of new good images is expected.
 
-    It is interpolated from good validation scores at position quantile * (n + 1) (Weibull's): new scores exceed the
+    It is interpolated from the scores of n good images, which no model that scored them has learnt from, at position
+    quantile * (n + 1) (Weibull's): new scores exceed the
     k-th lowest of n with probability 1 - k / (n + 1), whatever their distribution. With 42 images and quantile 0.95,
     NumPy's default gives 7% false rejects instead of 5%. Above n / (n + 1) it is the highest score, with 1 / (n + 1)
     false rejects expected.
@@ -149,7 +165,7 @@ def quantile_threshold(good_scores: npt.ArrayLike, quantile: float) -> float:
     """
     scores = _finite(good_scores)
     if not scores.size:
-        raise LabError("no good validation images to take a threshold from: raise split.val, or threshold.rule=best_f1")
+        raise LabError("no good images to take a threshold from: add images, or give threshold.rule=best_f1")
     return float(np.quantile(scores, quantile, method="weibull"))
 
 

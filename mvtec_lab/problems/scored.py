@@ -12,7 +12,7 @@ from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import image_size
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation import segmentation
-from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures, image_intervals
+from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, decision_intervals, image_figures, image_intervals
 from mvtec_lab.results import DEFECT, GOOD, PIXELS
 
 CLASSES = (GOOD, DEFECT)  # an image above the threshold is a defect; its type stands beside it
@@ -62,6 +62,7 @@ def figures(test: Scored, run: Run, value: float, rows: Sequence[Mapping[str, An
     """
     metrics = image_figures(test.scores, test.kinds, value)
     intervals: dict[str, Any] = image_intervals(test.scores, test.kinds)
+    intervals |= decision_intervals(test.scores, test.kinds, value)
     if test.maps is not None and test.defect.any():
         of_pixels = _pixel_figures(test, run, intervals)
         for kind, values in of_pixels.pop("by_type", {}).items():

@@ -142,6 +142,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         measured=summary.measured,
         reproduced=summary.reproduced,
         judged=summary.judged,
+        cell=summary.cell,
         counted=summary.counted,
         attempts=[attempt.name for attempt in comparison.attempts],
         differences=_differences(comparison),

@@ -44,6 +44,7 @@ class Column:
         title: in the report; empty: it is not shown there.
         digits: decimals.
         wide: the terminal shows it only where it has room; of several the first ones stay longest.
+        bounded: its cell shows the interval, whose bounds are ``<key>_low`` and ``<key>_high``.
         cost: it is of time or memory: where the terminal has no room for all columns, these make a table of their own.
         metric: the metric whose problem it is for; None: any problem.
         unless: the column that takes its place where that one has values.
@@ -57,6 +58,7 @@ class Column:
     title: str = ""
     digits: int = 3
     wide: bool = False
+    bounded: bool = False
     cost: bool = False
     metric: Metric | None = None
     unless: str = ""
@@ -94,6 +96,7 @@ def _columns_of(metric: Metric) -> list[Column]:
         metric.heading,
         title,
         wide=words.wide,
+        bounded=words.bounded,
         metric=metric,
         aspect=words.aspect,
         about=words.about,
@@ -241,6 +244,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def cell(row: Row, column: Column) -> str:
+    """Return a cell of a table of results, ``0.050 [0.01, 0.24]`` where its column is bounded."""
+    value = row[column.key]
+    if not column.bounded or value is None:
+        return number(value, column.digits)
+    return str(Estimate(value, row[f"{column.key}_low"], row[f"{column.key}_high"]))
+
+
 def p_value(value: float | None) -> str:
     """Return a p for a table, which is never 0; a dash where there is none."""
     return number(value) if value is None or value >= 0.001 else "<0.001"
@@ -344,8 +355,7 @@ def _print_results(console: Console, rows: Sequence[Row]) -> None:
     bad = [bool(row["failed"]) and not row["completed"] for row in rows]
     for first, columns in ((3, beside), (1, apart)):
         cells = [
-            [*texts[:first], *(number(row[column.key], column.digits) for column in columns)]
-            for texts, row in zip(begin, rows, strict=True)
+            [*texts[:first], *(cell(row, column) for column in columns)] for texts, row in zip(begin, rows, strict=True)
         ]
         if columns or first == 3:
             print_columns(console, [*headers[:first], *(column.heading for column in columns)], cells, bad)
@@ -356,7 +366,7 @@ def _print_results(console: Console, rows: Sequence[Row]) -> None:
 
 def _needed(columns: Sequence[Column], rows: Sequence[Row]) -> int:
     """Return the letters that columns take."""
-    return sum(width_of([c.heading, *(number(row[c.key], c.digits) for row in rows)]) for c in columns)
+    return sum(width_of([c.heading, *(cell(row, c) for row in rows)]) for c in columns)
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> list[Column]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics as st
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -51,7 +52,7 @@ _deciding_anomaly = partial(_anomaly, decides=True)
 _PIXELS_OR_BOXES = ("segmentation", "detection")  # an image's score is its highest pixel's, or its best box's
 _of_images = partial(_anomaly, also=_PIXELS_OR_BOXES)
 _SCORED = ("label", "prediction", "type", "score")
-_CALLED = Inference(_SCORED)  # one of its two metrics every run has, and with it these columns
+_called = partial(Inference, _SCORED, interval_of_runs)  # one of its two metrics every run has, and so these columns
 _scores = partial(Inference, _SCORED, interval_of_runs)
 _paired_scores = partial(_scores, pooled=False, resolution=partial(rarest, times=2))
 _HALF = (lambda run: 0.5, "chance")
@@ -61,8 +62,15 @@ _AUPRO = Words(by_type="pixel_aupro", about=f"AUPRO is integrated to a false-pos
 _RECALL = Words(
     aside="defects found at the threshold",
     by_type="recall",
-    about="Defects found and false rejects are the shares of the defects and of the good images above the threshold.",
+    bounded=True,
+    about="Defects found and false rejects are the shares of the defects and of the good images above the threshold, "
+    "with their 95% intervals.",
 )
+
+
+def _one_of(defects: bool) -> Callable[[float, Runs], float]:
+    """Return what gives the share that one image is of the defects, or of the good images."""
+    return lambda images, runs: float(np.mean([1 / max(1, ((t.labels > 0) == defects).sum()) for t in runs]))
 
 
 def _pixels(key: str, title: str, single: str = "") -> Inference:
@@ -106,13 +114,19 @@ METRICS = (
     _of_images("image_ap", title="image AP", inference=_scores()),
     _of_images("f1", title="F1", heading="F1", words=Words(wide=True)),
     _of_images("precision", title="precision"),
-    _of_images("recall_of_defects", title="defects found", heading="defects\nfound", words=_RECALL, inference=_CALLED),
+    _of_images(
+        "recall_of_defects",
+        title="defects found",
+        heading="defects\nfound",
+        words=_RECALL,
+        inference=_called(resolution=_one_of(True)),
+    ),
     _of_images(
         "false_alarm_rate",
         title="false rejects",
         heading="false\nrejects",
-        words=Words(aside="false rejects"),
+        words=Words(aside="false rejects", bounded=True),
         better="lower",
-        inference=_CALLED,
+        inference=_called(resolution=_one_of(False)),
     ),
 )

@@ -36,6 +36,7 @@ class Words:
         made_up: what its value on validation is of, where that is not the validation images.
         by_type: its key in ``by_type`` of result.json.
         wide: the terminal shows its column only where it has room.
+        bounded: its column shows the interval as well.
         aspect: the title of a further table of the report that it stands in.
         about: a sentence below the report's table.
     """
@@ -46,6 +47,7 @@ class Words:
     made_up: str = ""
     by_type: str = ""
     wide: bool = False
+    bounded: bool = False
     aspect: str = ""
     about: str = ""
 

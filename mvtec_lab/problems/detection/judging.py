@@ -15,7 +15,7 @@ from mvtec_lab.data.targets import boxes_of
 from mvtec_lab.engine.features import seconds_per_image
 from mvtec_lab.engine.pictures import boxed, sheet
 from mvtec_lab.engine.run import Judgement, Run
-from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, image_intervals
+from mvtec_lab.evaluation.anomaly import best_f1_threshold, decision_intervals, image_figures, image_intervals
 from mvtec_lab.evaluation.detection import Box, Matches, as_text, box_intervals, box_metrics, match
 from mvtec_lab.evaluation.segmentation import mask_figures, mask_intervals
 from mvtec_lab.problems.detection.base import DetectionModel
@@ -84,6 +84,7 @@ class Judged:
             metrics |= of_masks
         if intervals:
             metrics["intervals"] = {**image_intervals(self.scores, self.labels), **box_intervals(self.matches, metrics)}
+            metrics["intervals"] |= decision_intervals(self.scores, self.labels, threshold)
             metrics["intervals"] |= mask_intervals(masks) if masks else {}
         return metrics
 

@@ -356,13 +356,15 @@ class ThresholdConfig:
 
     rule: str = knob(
         "quantile",
-        "quantile: of the good validation images' scores; synthetic: the best F1 on them and on copies with patches "
-        "pasted as CutPaste does; best_f1: chosen on the test images, defects included, and every table says so",
+        "quantile: of good images' scores, each by a model that has not seen it: of all train/good where a method is "
+        "fitted once, of its validation images where it is trained by gradient; synthetic: the best F1 on these and on "
+        "copies with patches pasted as CutPaste does; best_f1: chosen on the test images, defects included, and every "
+        "table says so",
         choices=("quantile", "synthetic", "best_f1"),
     )
     quantile: float = knob(
         0.95,
-        "share of the good validation images below the threshold; one good image in twenty is a false reject then",
+        "share of these good images below the threshold; one new good image in twenty is a false reject then",
         above=0,
         most=1,
     )

@@ -66,7 +66,7 @@ def test_the_quantile_threshold_keeps_its_promise_of_new_images() -> None:
     assert np.mean(alarms) == pytest.approx(0.05, abs=0.002)
     assert stats.gamma.sf(np.quantile(scores, 0.95, axis=1), 2).mean() > 0.065  # NumPy's default
     assert anomaly.quantile_threshold(scores[0], 0.999) == scores[0].max()
-    with pytest.raises(LabError, match="no good validation images"):
+    with pytest.raises(LabError, match="no good images"):
         anomaly.quantile_threshold([], 0.95)
 
 

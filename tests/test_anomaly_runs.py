@@ -18,6 +18,7 @@ from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.evaluation import anomaly
 from mvtec_lab.evaluation.anomaly import image_metrics
+from mvtec_lab.evaluation.statistics import wilson_interval
 from mvtec_lab.problems.anomaly.judging import SYNTHETIC, with_pasted_patches
 from mvtec_lab.problems.anomaly.methods.autoencoder.model import Autoencoder
 from mvtec_lab.problems.anomaly.methods.padim.model import Padim
@@ -85,11 +86,12 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
     }  # fmt: skip
     rows = read_csv(tmp_path / "run/predictions.csv")
     val = [float(row["score"]) for row in rows if row["split"] == "val"]
-    assert result.threshold["rule"] == "quantile"
-    assert result.threshold["value"] == pytest.approx(max(val))  # of two, that is all a quantile of 0.95 can be
-    assert any("the highest of their scores: about one good image in 3 is a false reject" in w for w in result.warnings)
+    assert [result.threshold[key] for key in ("rule", "images", "folds")] == ["quantile", 12, 6]
+    assert result.threshold["value"] == pytest.approx(max(val))  # of 12, that is all a quantile of 0.95 can be
+    highest = "the highest of their scores: about one good image in 13 is a false reject"
+    assert any(highest in w for w in result.warnings)
     for row in rows:
-        assert row["prediction"] == ("defect" if float(row["score"]) > result.threshold["value"] else "good")
+        assert row["prediction"] == ("defect" if np.float32(row["score"]) > result.threshold["value"] else "good")
     metrics = result.metrics["test"]
     assert metrics["image_auroc"] > 0.9
     assert metrics["pixel_auroc"] > 0.9
@@ -101,15 +103,77 @@ def test_a_run_leaves_its_files_threshold_and_metrics(run, tmp_path: Path) -> No
     assert (width, height > 100) == (6 * 170 + 10, True)  # two images a row, each as it is, its map and its outlines
 
 
-@pytest.mark.slow
-def test_the_map_threshold_is_a_quantile_of_the_highest_scores_of_good_maps(run, tmp_path: Path, widget: Path) -> None:
-    result = run("run", *PATCHCORE)
+def test_the_thresholds_are_those_of_models_that_have_not_seen_the_image(run, tmp_path: Path, widget: Path) -> None:
+    """Four images a fold: each is scored by a model of the eight others, those of the first by the run's own."""
+    result = run("run", *PATCHCORE, "split.val=0.34", "threshold.quantile=0.8")
+    split = {s["path"]: s["split"] for s in read_csv(tmp_path / "run/samples.csv")}
+    rows = {r["path"]: r for r in read_csv(tmp_path / "run/predictions.csv") if r["split"] == "val"}
+    assert rows.keys() == {path for path in split if path.startswith("train/good/")}
+    folds = [[Sample(path, "good") for path in list(rows)[at : at + 4]] for at in (0, 4, 8)]
+    assert {split[s.path] for s in folds[0]} == {"val"}
+    assert {split[s.path] for s in folds[1] + folds[2]} == {"train"}
     model = load_model(tmp_path / "run/best.ckpt")
-    held_out = [r["path"] for r in read_csv(tmp_path / "run/predictions.csv") if r["split"] == "val"]
-    data = MVTecDataset(widget, [Sample(p, "good") for p in held_out], image_size=SIZE, mean=model.mean, std=model.std)
+    bank, maps = model.module.model.bank.clone(), []
+
+    def images(samples: list[Sample]) -> torch.Tensor:
+        data = MVTecDataset(widget, samples, image_size=SIZE, mean=model.mean, std=model.std)
+        return data[list(range(len(data)))]["image"]
+
     with torch.no_grad():
-        maps = model.module(data[list(range(len(data)))]["image"]).map
-    assert result.threshold["map"] == pytest.approx(float(maps.amax()), rel=1e-5)
+        for fold in folds:
+            others = [s for other in folds if other is not fold for s in other]
+            if fold is not folds[0]:
+                model.module.prepare(lambda others=others: [images(others)])
+                assert model.module.model.bank.shape == bank.shape
+            scores = model.module(images(fold))
+            assert [float(rows[s.path]["score"]) for s in fold] == pytest.approx(scores.image.tolist(), rel=1e-4)
+            maps += scores.map.flatten(1).amax(1).tolist()
+    assert result.threshold["map"] == pytest.approx(anomaly.quantile_threshold(maps, 0.8), rel=1e-4)
+
+
+def test_the_folds_of_a_threshold_leave_the_model_as_it_is(run, tmp_path: Path, monkeypatch) -> None:
+    """k-means draws its first centres: a fold takes no random number from the run, and changes no model but its own."""
+    kmeans = ("attempt=kmeans", "model.options.layers=[features.relu2]", "model.options.clusters=3")
+    assert run("all", *kmeans).threshold["folds"] == 6
+    monkeypatch.setattr("mvtec_lab.problems.anomaly.judging.cross_folds", lambda train, val, seed: [val])
+    assert run("one", *kmeans).threshold["folds"] == 1
+    centres = [load_model(tmp_path / name / "best.ckpt").module.model.centres for name in ("all", "one")]
+    assert torch.equal(*centres)
+    scores = [
+        [r["score"] for r in read_csv(tmp_path / name / "predictions.csv") if r["split"] == "test"]
+        for name in ("all", "one")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_rate_of_false_rejects_that_was_not_asked_for_is_said(run, widget: Path) -> None:
+    asked = run("asked", *PATCHCORE, "threshold.quantile=0.9")
+    low, high = asked.metrics["test"]["intervals"]["false_alarm_rate"]
+    assert low < 0.1 < high
+    assert (asked.threshold["asked"], asked.threshold["kept"]) == (0.1, True)
+    assert not any("false rejects than" in line for line in asked.warnings)
+    for path in (widget / "test/good").iterdir():  # another lamp
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    other = run("other", *PATCHCORE, "threshold.quantile=0.9")
+    assert other.metrics["test"]["false_alarm_rate"] == 1
+    assert other.threshold["kept"] is False
+    assert any(line.startswith("more false rejects than threshold.quantile=0.9 asks for") for line in other.warnings)
+
+
+def test_every_table_gives_the_intervals_of_false_rejects_and_of_defects_found(
+    lab, widget: Path, tmp_path: Path, capsys
+) -> None:
+    assert lab("-m", *PATCHCORE, "threshold.quantile=0.9,0.5", "hydra.sweep.dir=sweep") == 0
+    first, last = read_csv(tmp_path / "sweep/summary.csv")
+    assert float(first["test_false_alarm_rate"]) < float(last["test_false_alarm_rate"])
+    table, page = capsys.readouterr().out, (tmp_path / "sweep/report.html").read_text()
+    for row in (first, last):
+        for key in ("test_false_alarm_rate", "test_recall_of_defects"):
+            value, low, high = (float(row[f"{key}{bound}"]) for bound in ("", "_low", "_high"))
+            images = 10 if key == "test_false_alarm_rate" else 12
+            assert (low, high) == pytest.approx(wilson_interval(value * images, images))
+            assert f"{value:.3f} [{low:.2f}, {high:.2f}]" in table
+            assert f"{value:.3f}<small> [{low:.2f}, {high:.2f}]</small>" in page
 
 
 def test_what_a_fit_remarks_is_a_warning_of_the_run(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +197,8 @@ def test_a_synthetic_threshold_rests_on_good_images_and_pasted_ones(run, tmp_pat
     assert result.threshold["rule"] == "synthetic"
     assert not [w for w in result.warnings if "threshold" in w and "rests on them" not in w]
     rows = [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "val"]
-    assert [row["type"] for row in rows] == ["good"] * 6 + [SYNTHETIC] * 6
+    assert [row["type"] for row in rows] == ["good"] * 12 + [SYNTHETIC] * 12
+    assert result.threshold["folds"] == 2
     scores, kinds = [float(row["score"]) for row in rows], [row["type"] for row in rows]
     val = result.metrics["val"]
     again = image_metrics(scores, kinds, result.threshold["value"])
@@ -219,9 +284,8 @@ def test_several_devices_and_folds_of_a_single_run_are_refused(lab, widget: Path
 
 def test_one_bad_job_stops_a_sweep_before_the_first_one_runs(lab, widget: Path, tmp_path: Path, capsys) -> None:
     assert lab("-m", "attempt=nearest", "model.options.layers=[features.relu2]", "model.options.neighbours=2,11") == 2
-    assert (
-        "model.options.neighbours=11 needs at least 11 good images to learn from, and got 10" in capsys.readouterr().err
-    )
+    needed = "model.options.neighbours=11 needs at least 11 good images to learn from, and got 10"
+    assert needed in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
 
 
@@ -263,9 +327,8 @@ def test_three_good_images_are_enough_and_said_to_be_few(run, widget: Path) -> N
     for path in sorted((widget / "train/good").iterdir())[3:]:
         path.unlink()
     result = run("run", *PATCHCORE)
-    assert result.counts["val"]["good"] == 1
-    assert "val has 1 image(s): the threshold rests on them" in result.warnings
-    assert any("about one good image in 2 is a false reject" in w for w in result.warnings)
+    assert (result.counts["val"]["good"], result.threshold["folds"]) == (1, 3)
+    assert any("about one good image in 4 is a false reject" in w for w in result.warnings)
 
 
 def test_a_test_folder_without_defects_or_without_good_images(run, refused, widget: Path, tmp_path: Path) -> None:

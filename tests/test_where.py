@@ -18,7 +18,7 @@ from PIL import Image
 from mvtec_lab import build_data, compose
 from mvtec_lab.config import SplitConfig
 from mvtec_lab.data.samples import Sample
-from mvtec_lab.data.splits import good_alone, split_samples
+from mvtec_lab.data.splits import cross_folds, good_alone, split_samples
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import segmentation
 from mvtec_lab.own import CONF
@@ -101,6 +101,18 @@ def test_a_group_that_a_fold_tests_is_not_learnt_from() -> None:
     drawn = split_samples(few, split)
     with pytest.raises(LabError, match=r"train/good has \d image\(s\) or group\(s\), too few"):
         good_alone(drawn, few, split)
+
+
+def test_cross_folds_leave_each_image_out_once_and_part_no_group() -> None:
+    samples = [Sample(f"train/good/{i:03}.png", "good", group=f"part{i // 2}") for i in range(42)]
+    val, train = samples[:8], samples[8:]
+    folds = cross_folds(train, val, 0)
+    assert folds[0] == val
+    assert sorted(s.path for fold in folds for s in fold) == [s.path for s in samples]
+    assert sorted(map(len, folds)) == [6, 6, 6, 8, 8, 8]  # 17 groups of two, at most four to a fold
+    assert sum(len({s.group for s in fold}) for fold in folds) == 21
+    assert folds == cross_folds(train, val, 0) != cross_folds(train, val, 1)
+    assert [len(fold) for fold in cross_folds(samples[4:6], samples[:4], 0)] == [4, 2]
 
 
 @pytest.mark.parametrize("layout", ["{part}/images", "images/{part}"])  # Roboflow's, and COCO's and YOLO's own

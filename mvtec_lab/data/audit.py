@@ -81,7 +81,7 @@ def thin_splits(samples: Sequence[Sample], chosen: str) -> list[str]:
     for split in ("val", "test"):
         counts = Counter(s.label for s in samples if s.split == split)
         total = sum(counts.values())
-        if split == "val" and 0 < total < TINY:
+        if split == "val" and chosen and 0 < total < TINY:
             findings.append(f"val has {total} image(s): {chosen} rests on them")
         # with validation = test there is no val; a one-class method validates on the class that it learns
         judged = [s for s in samples if split == "test" or s.split == "train"]

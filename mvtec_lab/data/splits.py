@@ -258,6 +258,18 @@ def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: Split
     return [replace(s, split=split_of(s)) for s in samples]
 
 
+def cross_folds(train: Sequence[Sample], val: Sequence[Sample], seed: int) -> list[list[Sample]]:
+    """Divide images into folds of about equal size, the first of which is ``val``; no fold parts a group.
+
+    The training images are dealt out at random, and no fold has more groups than ``val``: a model that is fitted to all
+    but one fold learns about as many images as one that is fitted to ``train``.
+    """
+    groups = _generator(seed, "cross_folds").permutation(sorted({s.group for s in train})).tolist()
+    count = -(-len(groups) // len({s.group for s in val}))
+    fold_of = {group: place % count for place, group in enumerate(groups)}
+    return [list(val), *([s for s in train if fold_of[s.group] == fold] for fold in range(count))]
+
+
 def _held_out(learnt: list[Sample], val: float, seed: int) -> set[str]:
     """Return the groups of the good images ``learnt`` that validate."""
     units = _units(learnt)

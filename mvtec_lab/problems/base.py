@@ -235,7 +235,7 @@ class Problem:
         return [VAL_IS_TEST_MARK] if config.split.val_is_test else []
 
     def chosen_on_val(self, config: Config) -> str:
-        """Return what a run chooses by its validation images, and by which of their metrics, in words."""
+        """Return what a run chooses by its validation images, and by which of their metrics; empty: nothing by them."""
         return "the choice among attempts"
 
     def chosen_on_test(self, config: Config) -> list[str]:

@@ -112,7 +112,11 @@ class AnomalyModel(pl.LightningModule):
         """
 
     def prepare(self, batches: Batches) -> None:
-        """Fit the model without gradients, before training if the method trains."""
+        """Fit the model without gradients, before training if the method trains.
+
+        Where it does not, copies of the fitted model are fitted again, to other images: nothing may be left of the fit
+        before.
+        """
 
     def loss(self, images: Tensor) -> Tensor:
         """Return the loss of a batch of normalised good images [N, 3, S, S], in training and in validation."""

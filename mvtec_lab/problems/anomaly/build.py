@@ -50,11 +50,13 @@ def marks(config: Config, data: MVTecDataModule) -> list[str]:
     """Return what is known before training and takes from the worth of the figures, a line each."""
     rule, quantile = config.threshold.rule, config.threshold.quantile
     marks = []
-    held_out, kinds = len(data.of_split("val")), {s.label for s in data.of_split("test")}
-    if rule == "quantile" and quantile > held_out / (held_out + 1):
+    kinds, scored = {s.label for s in data.of_split("test")}, len(data.of_split("val"))
+    if not METHODS[config.model.method].trains:
+        scored += len(data.of_split("train"))
+    if rule == "quantile" and quantile > scored / (scored + 1):
         marks.append(
-            f"threshold.quantile={quantile:g} of {held_out} good validation image(s) is the highest of their scores: "
-            f"about one good image in {held_out + 1} is a false reject"
+            f"threshold.quantile={quantile:g} of {scored} good image(s) is the highest of their scores: about one good "
+            f"image in {scored + 1} is a false reject"
         )
     if GOOD not in kinds:
         marks.append("test/ has no good images: image AUROC, average precision and false rejects are left out")

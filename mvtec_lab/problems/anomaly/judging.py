@@ -1,10 +1,16 @@
-"""Choose an anomaly model's threshold, and judge it on the test images."""
+"""Choose an anomaly model's threshold, and judge it on the test images.
+
+The threshold of a method that is fitted once comes from all good images: each is scored by a model that was fitted to
+the others but a fold. Training by gradient once more for every fold is too dear: its threshold comes from the
+validation images, which are the first fold.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +18,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.data.samples import Sample, by_image
+from mvtec_lab.data.splits import cross_folds
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quantile_threshold
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
 from mvtec_lab.problems.anomaly.scores import SHOWN, pictures, score, sheets
+from mvtec_lab.problems.anomaly.training import out_of_fold
 from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
 
@@ -34,29 +42,26 @@ NO_MAP = ("", "This method scores whole images: it has no map.")
 def judge(run: Run) -> Judgement:
     """Score all images, choose the threshold where the model has none yet, and write best.ckpt then."""
     data, result, model, device = run.data, run.result, run.model, run.model.module.device
-    samples = {split: data.of_split(split) for split in ("val", "test") if data.of_split(split)}
-    parts = {split: data.images(of_split) for split, of_split in samples.items()}
-    seen = {split: data.dataset(split) for split in samples}  # the same images, or their tiles
-    if model.threshold is None and run.config.threshold.rule == "synthetic":
-        parts[SYNTHETIC], seen[SYNTHETIC] = with_pasted_patches(seen["val"], run.config.seed)
     started = time.perf_counter()
-    scored = {
-        name: Scored(part, *score(model.module, seen[name], data.batch_size, device)) for name, part in parts.items()
-    }
-    result.seconds_per_image = (time.perf_counter() - started) / sum(len(part) for part in parts.values())
-    result.peak_mib = run.peak_mib()
-    test = scored["test"]
-    chosen = {}  # a loaded checkpoint does not say by which rule
+    of_test = score(model.module, data.dataset("test"), data.batch_size, device)
+    test = Scored(data.images(data.of_split("test")), *of_test)
+    result.seconds_per_image = (time.perf_counter() - started) / len(test.scores)
+    scored, chosen = {"test": test}, {}  # a loaded checkpoint does not say by which rule
     if model.threshold is None:
+        folds = _folds(run)
+        scored |= _good(run, folds)
         model.threshold, model.map_threshold = _thresholds(run, scored)
-        chosen = {"rule": run.config.threshold.rule}
+        chosen = {"rule": run.config.threshold.rule, "images": sum(map(len, folds)), "folds": len(folds)}
         model.save(run.run_dir / BEST)
+    result.peak_mib = run.peak_mib()
     value = model.threshold
     result.threshold = {"value": value, **chosen, "map": model.map_threshold}
     if len(test.scores) > 1 and np.ptp(test.scores) == 0:
         run.warn("all test images have the same score: nothing tells them apart")
     rows = {name: prediction_rows(name, part, value, model.map_threshold) for name, part in scored.items()}
     metrics = {"test": figures(test, run, value, rows["test"])}
+    if chosen.get("rule") == "quantile":
+        result.threshold |= _kept(run, metrics["test"]["intervals"]["false_alarm_rate"])
     if SYNTHETIC in scored:
         val, pasted = scored["val"], scored[SYNTHETIC]
         kinds = [*val.kinds, *pasted.kinds]
@@ -72,11 +77,42 @@ def judge(run: Run) -> Judgement:
     return Judgement(metrics, in_order, pages, board, _summary(run, test, metrics["test"], value))
 
 
+def _folds(run: Run) -> list[list[Sample]]:
+    """Return the good images that choose the threshold; the first fold is what the run's model has not seen."""
+    train, val = run.data.of_split("train"), run.data.of_split("val")
+    return [val] if run.model.module.method.trains else cross_folds(train, val, run.config.split.seed)
+
+
+def _good(run: Run, folds: Sequence[Sequence[Sample]]) -> dict[str, Scored]:
+    """Return the scores of all folds as ``val``, and those of their copies with a patch where the rule wants them."""
+    started, data = time.perf_counter(), run.data
+    good = [sample for fold in folds for sample in fold]
+    parts, seen = {"val": data.images(good)}, {"val": data.images(data.tiles(good))}  # the same images, or their tiles
+    if run.config.threshold.rule == "synthetic":
+        parts[SYNTHETIC], seen[SYNTHETIC] = with_pasted_patches(seen["val"], run.config.seed)
+    scored = {name: Scored(parts[name], *scores) for name, scores in out_of_fold(run, seen, folds).items()}
+    run.result.seconds += time.perf_counter() - started
+    return scored
+
+
+def _kept(run: Run, interval: tuple[float, float] | None) -> dict[str, Any]:
+    """Return the rate of false rejects that was asked for, and whether the test's interval holds it; warn if not."""
+    asked = round(1 - run.config.threshold.quantile, 9)  # 0.05, not 0.050000000000000044
+    kept = None if interval is None else interval[0] <= asked <= interval[1]
+    if interval is not None and not kept:
+        more = "more" if interval[0] > asked else "fewer"
+        run.warn(
+            f"{more} false rejects than threshold.quantile={run.config.threshold.quantile:g} asks for: the interval of "
+            f"their rate does not hold {asked:.3g}: by chance, or the good test images differ from those learnt"
+        )
+    return {"asked": asked, "kept": kept}
+
+
 def _thresholds(run: Run, scored: dict[str, Scored]) -> tuple[float, float | None]:
     """Return the threshold of an image's score, and that of a map's pixel.
 
     The latter rests on good images alone, whatever the rule: it is the quantile ``threshold.quantile`` of the highest
-    pixels of the validation images. One good image in twenty has a pixel above it.
+    pixels of their maps. One good image in twenty has a pixel above it.
     """
     rule, quantile, val = run.config.threshold.rule, run.config.threshold.quantile, scored["val"]
     on_map = None if val.maps is None else quantile_threshold([score_map.max() for score_map in val.maps], quantile)

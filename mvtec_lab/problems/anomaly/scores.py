@@ -24,39 +24,51 @@ SHOWN = 4  # images of each kind on the sheet of maps: the worst escapes, the wo
 
 
 class Reading:
-    """Pass over images once, in batches [N, 3, S, S]; its length lets a method estimate the memory it needs."""
+    """Pass over images once, in batches [N, 3, S, S]; its length lets a method estimate the memory it needs.
 
-    def __init__(self, dataset: MVTecDataset, batch_size: int, device: torch.device) -> None:
+    Args:
+        places: of the images in the data set; None: all of them.
+    """
+
+    def __init__(
+        self, dataset: MVTecDataset, batch_size: int, device: torch.device, places: Sequence[int] | None = None
+    ) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
+        self.places = range(len(dataset)) if places is None else places
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self.places) // self.batch_size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for start in range(0, len(self.dataset), self.batch_size):
-            places = list(range(start, min(start + self.batch_size, len(self.dataset))))
-            yield self.dataset[places]["image"].to(self.device)
+        for start in range(0, len(self.places), self.batch_size):
+            yield self.dataset[list(self.places[start : start + self.batch_size])]["image"].to(self.device)
 
 
 def score(
-    model: AnomalyModel, dataset: MVTecDataset, batch_size: int, device: torch.device
+    model: AnomalyModel,
+    dataset: MVTecDataset,
+    batch_size: int,
+    device: torch.device,
+    places: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-    """Return the raw scores [N] of all images, and maps [h, w] that cover them; None where the method has none.
+    """Return the raw scores [N] of images, and maps [h, w] that cover them; None where the method has none.
 
     Args:
         dataset: the images, or all of their tiles.
+        places: as in ``Reading``.
     """
     model.to(device).eval()
     scores: list[np.float32] = []
     maps: list[np.ndarray] = []
     with bar() as progress:
-        batches = progress.track(Reading(dataset, batch_size, device), description="scoring images")
+        reading = Reading(dataset, batch_size, device, places)
+        batches = progress.track(reading, description="scoring images")
         squares = (pair for images in batches for pair in scores_of(model, images))
         pairs = (
             (value, None if score_map is None else dataset.cut(place, score_map))
-            for place, (value, score_map) in enumerate(squares)
+            for place, (value, score_map) in zip(reading.places, squares, strict=True)
         )
-        for tiles in by_image(dataset.samples):
+        for tiles in by_image([dataset.samples[place] for place in reading.places]):
             score, score_map = of_image(list(islice(pairs, len(tiles))), [s.window for s in tiles])
             scores.append(score)
             maps += [] if score_map is None else [score_map]

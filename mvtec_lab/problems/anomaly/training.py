@@ -1,14 +1,21 @@
-"""Fit an anomaly model to good images, in one pass or by gradient."""
+"""Fit an anomaly model to good images, in one pass or by gradient, and once more for each fold of them."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
 
+import numpy as np
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 
+from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.data.samples import Sample
 from mvtec_lab.engine.run import Run
-from mvtec_lab.problems.anomaly.scores import Reading
+from mvtec_lab.problems.anomaly.scores import Reading, score
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ def fit(run: Run) -> None:
         "" if result.backbone == "none" else f"{result.backbone} ({result.weights}), ",
         len(images),
         data.tiled,
-        len(data.of_split("val")),
+        len(data.of_split("val")) + (0 if module.method.trains else len(images)),
         run.config.threshold.rule,
         len(data.of_split("test")),
         device,
@@ -57,3 +64,37 @@ def fit(run: Run) -> None:
     result.seconds = result.fit_seconds = time.perf_counter() - started
     for remark in module.remarks:
         run.warn(remark)
+
+
+def out_of_fold(
+    run: Run, seen: Mapping[str, MVTecDataset], folds: Sequence[Sequence[Sample]]
+) -> dict[str, tuple[np.ndarray, list[np.ndarray] | None]]:
+    """Score good images as ``score`` does, each by a model that has not seen it.
+
+    The run's model scores the first fold, which it was not fitted to. For every other fold a copy of it is fitted to
+    the rest. One copy is held at a time, and none takes a random number from the run.
+
+    Args:
+        seen: the good images, fold after fold, and others in the same places; or the tiles of both. The first are
+            learnt from.
+        folds: the good images of each fold.
+    """
+    batch_size, module = run.data.batch_size, run.model.module
+    ends = np.cumsum([0, *(len(run.data.tiles(fold)) for fold in folds)]).tolist()
+    learnt = next(iter(seen.values()))
+    parts: dict[str, list[tuple[np.ndarray, list[np.ndarray] | None]]] = {name: [] for name in seen}
+    for start, end in pairwise(ends):
+        if start:
+            others = [*range(start), *range(end, ends[-1])]
+            module = deepcopy(run.model.module).eval()  # the copy of a traced network is in training mode
+            with isolate_rng(), torch.no_grad():
+                module.prepare(lambda others=others: Reading(learnt, batch_size, run.model.module.device, others))
+        for name, dataset in seen.items():
+            parts[name].append(score(module, dataset, batch_size, run.model.module.device, range(start, end)))
+    return {
+        name: (
+            np.concatenate([scores for scores, _ in of_folds]),
+            None if of_folds[0][1] is None else [score_map for _, maps in of_folds for score_map in maps or ()],
+        )
+        for name, of_folds in parts.items()
+    }

@@ -145,7 +145,7 @@ class MVTecDataModule(pl.LightningDataModule):
         try:
             samples = drawn = split_samples(listed.samples, self.split)
             if self.sampling.good_alone:
-                samples = good_alone(drawn, listed.samples, self.split)
+                samples = good_alone(drawn, listed.samples, self.split, self.sampling.known)
             self._pool = [s for s, before in zip(samples, drawn, strict=True) if s.split or before.split]
             self.classes, self.kinds = classes_of(self._pool), kinds_of(self._pool)
             imbalance = self.sampling.imbalance

@@ -291,8 +291,8 @@ def _joined(mask: np.ndarray) -> np.ndarray:
 class FeatureDataset(Dataset[dict[str, Any]]):
     """Give features of a data set's images: ``{"features": [N, ...], "label": [N], "index": [N]}``.
 
-    Where the data set has ``targets``, so has this one, and ``seed``, as MVTecDataset does, and of letterboxed images
-    where they lie in their squares: ``inside``, bool [N, S, S].
+    Where the data set has ``targets``, so has this one, and ``seed``, as MVTecDataset does. Items of letterboxed images
+    have where these lie in their squares: ``inside``, bool [N, S, S].
 
     Args:
         dataset: the images, for their labels and masks.
@@ -325,6 +325,6 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         if self.dataset.targets:
             item |= self.dataset.small_targets(places)
             item["seed"] = torch.tensor([seed for _, seed in pairs])
-            if self.dataset.frame.pads:  # an image shows it itself
-                item["inside"] = torch.stack([self.dataset.inside(place) for place in places])
+        if self.dataset.frame.pads:  # an image shows it itself
+            item["inside"] = torch.stack([self.dataset.inside(place) for place in places])
         return item

@@ -22,12 +22,14 @@ class Sampling:
         beta: of the rule ``effective``.
         imbalance: thins the training images out to an exponential tail, as in DataConfig; None: never.
         good_alone: leaves a fold's defects out, and trains on train/good, as ``good_alone`` of splits.py says.
+        known: defects of each type that train beside them nevertheless, at most.
     """
 
     rule: str = "none"
     beta: float = 0.99
     imbalance: float | None = None
     good_alone: bool = False
+    known: int = 0
 
 
 def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.ndarray:

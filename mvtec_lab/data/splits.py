@@ -225,23 +225,25 @@ def _leave_out(key: str, share: float, why: str) -> None:
         raise LabError(f"split.{key}={share:g} does nothing for a data set that {why}: leave it out")
 
 
-def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: SplitConfig) -> list[Sample]:
+def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: SplitConfig, known: int = 0) -> list[Sample]:
     """Let a fold's samples train and validate a one-class method: the test images stay, the fold's others take no part.
 
     It learns from train/good, as with ``one_class`` (from the good images of an annotated data set that are not its
     test images), but not from an image of which the fold tests the group: with ``split.pool=all`` it tests some of
-    train/good. Other protocols than kfold are left as they are.
+    train/good. Other protocols than kfold and holdout are left as they are.
 
     Args:
         samples: of ``split_samples``.
         listed: the same images as ``split_samples`` was given them, with the data set's own division.
         split: its settings.
+        known: defects of each type that train as well, at most: of those that are not tested; with ``one_class``, those
+            that the data set does not set apart for testing. Of two draws the smaller is part of the larger.
 
     Raises:
         LabError: too few good images are left to learn from.
     """
-    if split.protocol != "kfold":
-        return list(samples)
+    if split.protocol not in ("kfold", "holdout"):
+        return _with_known(samples, samples, listed, split, known)
     tested = {s.group for s in samples if s.split == "test"}
     learnt = [
         s
@@ -255,7 +257,31 @@ def good_alone(samples: Sequence[Sample], listed: Sequence[Sample], split: Split
             return sample.split if sample.split == "test" else ""
         return "val" if sample.group in chosen else "train"
 
-    return [replace(s, split=split_of(s)) for s in samples]
+    alone = [replace(s, split=split_of(s)) for s in samples]
+    return _with_known(alone, samples, listed, split, known)
+
+
+def _with_known(
+    alone: Sequence[Sample], drawn: Sequence[Sample], listed: Sequence[Sample], split: SplitConfig, known: int
+) -> list[Sample]:
+    """Let some defects of each type train beside good images.
+
+    Args:
+        alone: the samples with the splits of good images and of test images.
+        drawn: the same as ``split_samples`` gave them; its defects that are not tested may train.
+    """
+    kept = {s.group for s in alone if s.split in ("val", "test")}
+    triples = zip(alone, drawn, listed, strict=True)
+    free = [
+        s
+        for s, before, own in triples
+        if s.label != GOOD and s.group not in kept and (before.split or not _is_test(own))
+    ]
+    chosen: set[str] = set()
+    for label in classes_of(free):
+        of_type = [s.path for s in free if s.label == label]
+        chosen.update(of_type[i] for i in _generator(split.seed, "known", label).permutation(len(of_type))[:known])
+    return [replace(s, split="train") if s.path in chosen else s for s in alone]
 
 
 def cross_folds(train: Sequence[Sample], val: Sequence[Sample], seed: int) -> list[list[Sample]]:

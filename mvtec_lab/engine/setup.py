@@ -30,13 +30,14 @@ def data_module(
     normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
     targets: Sequence[str] = (),
     good_alone: bool = False,
+    known: int = 0,
 ) -> MVTecDataModule:
     """Return the data module of a configuration, not yet split; a missing folder is fetched or drawn.
 
     Args:
         normalisation: mean and std of RGB in [0, 1].
         targets: what items have beside image and label, as in MVTecDataset.
-        good_alone: in a fold too, as in Sampling.
+        good_alone, known: as in Sampling.
     """
     d, c = config.data, config.cache
     assert d.root is not None
@@ -49,7 +50,7 @@ def data_module(
         num_workers=d.num_workers,
         masks=d.masks,
         split=config.split,
-        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance, good_alone),
+        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance, good_alone, known),
         augment=config.augment,
         cache=None if c.dir is None else ArrayCache(c.dir, c.max_gb),
         mean=normalisation[0],
@@ -76,13 +77,14 @@ def build_data(
     normalisation: tuple[Sequence[float], Sequence[float]],
     targets: Sequence[str] = (),
     good_alone: bool = False,
+    known: int = 0,
 ) -> MVTecDataModule:
     """Return the data module of a configuration, scanned and split, not decoded, with the marks of what was asked for.
 
     Args:
-        normalisation, targets, good_alone: as in ``data_module``.
+        normalisation, targets, good_alone, known: as in ``data_module``.
     """
-    data = data_module(config, normalisation, targets, good_alone)
+    data = data_module(config, normalisation, targets, good_alone, known)
     for mark in marks(config):
         data.warn(mark)
     data.scan()

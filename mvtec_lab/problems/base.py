@@ -226,6 +226,10 @@ class Problem:
         """Return what items have beside image and label for a method; by default ``targets``."""
         return self.targets
 
+    def known_defects(self, config: Config) -> int:
+        """Return how many defects of each type, at most, a problem that is ``good_alone`` learns from nevertheless."""
+        return 0
+
     def single_device(self, config: Config) -> str | None:
         """Return why these settings run on one device only; None where several can share the work."""
         return None

@@ -23,7 +23,7 @@ def build_data(config: Config) -> MVTecDataModule:
     """
     problem = problem_of(config.model.method)
     targets = problem.targets_of(config.model.method)
-    return data_of(config, problem.normalisation(config), targets, problem.good_alone)
+    return data_of(config, problem.normalisation(config), targets, problem.good_alone, problem.known_defects(config))
 
 
 def build_model(config: Config, data: MVTecDataModule) -> tuple[Model, list[str]]:

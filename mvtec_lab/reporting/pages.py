@@ -97,8 +97,10 @@ def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]
             return None
         case "kfold":
             text = f"{split['folds']}-fold cross-validation"
-            if train.get(GOOD) and train[GOOD] == sum(train.values()):  # a one-class method
-                return f"{text}, trained on train/good, {split['val']} of it held out for validation"
+            val = counts.get("val", {})
+            if train.get(GOOD) and val.get(GOOD) == sum(val.values()):  # a one-class method
+                beside = "" if train[GOOD] == sum(train.values()) else " and defects of the other folds"
+                return f"{text}, trained on train/good{beside}, {split['val']} of it held out for validation"
             text += f", validation {split['val']}"
         case "one_class":
             held_out = sum(counts.get("val", {}).values())

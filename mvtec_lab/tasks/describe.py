@@ -269,7 +269,7 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
     try:
         problem, samples = problem_of(config.model.method), split_samples(scanned.samples, config.split)
         if problem.good_alone:
-            samples = good_alone(samples, scanned.samples, config.split)
+            samples = good_alone(samples, scanned.samples, config.split, problem.known_defects(config))
         readable = {s.path for s in sound}
         used = [s for s in samples if s.split and s.path in readable]
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))

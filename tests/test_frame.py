@@ -199,12 +199,13 @@ def test_a_place_that_only_padding_covers_is_filled_from_the_image(tiny_net: str
 
 
 @pytest.mark.parametrize(
-    "method", ["patchcore", "padim", "spade", "rad", "stfpm", "draem", "autoencoder", "memae", "fanogan"]
+    "method",
+    ["patchcore", "padim", "spade", "rad", "stfpm", "supersimplenet", "draem", "autoencoder", "memae", "fanogan"],
 )
 def test_no_map_says_anything_of_padding(method: str, tiny_net: str) -> None:
     torch.manual_seed(0)
     options = {"backbone": tiny_net, "weights": None}
-    if method in ("patchcore", "padim", "spade", "rad", "stfpm"):
+    if method in ("patchcore", "padim", "spade", "rad", "stfpm", "supersimplenet"):
         options["layers"] = ["features.relu1", "features.relu2"]
     images = np.random.default_rng(0).integers(0, 256, (6, 60, 120, 3), np.uint8)
     squares = torch.cat([seen(image) for image in images])

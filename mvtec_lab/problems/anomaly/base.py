@@ -1,4 +1,4 @@
-"""The base of all anomaly models: a model learns good images alone and scores any image."""
+"""The base of all anomaly models: a model learns good images and scores any image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn, optim
 
+from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.models.finite import finite_loss, require_finite
-from mvtec_lab.models.optim import build_optimizer, one_kernel
+from mvtec_lab.models.optim import Parameters, build_optimizer, one_kernel
 from mvtec_lab.models.weights import Weights
 from mvtec_lab.problems.base import Method, checked_options
 from mvtec_lab.problems.padding import at, inside_of
@@ -122,6 +123,28 @@ class AnomalyModel(pl.LightningModule):
         """Return the loss of a batch of normalised good images [N, 3, S, S], in training and in validation."""
         raise NotImplementedError
 
+    @property
+    def frozen(self) -> nn.Module | None:
+        """Return the part that never changes: images [N, 3, S, S] to features [N, ...], float32; None: there is none.
+
+        What it makes of training images is kept in the lab's cache: batches then have ``features`` in place of images,
+        and where images are letterboxed ``inside``. A method with such a part defines ``loss_of`` as well.
+        """
+        return None
+
+    def know(self, images: MVTecDataset) -> None:
+        """Take over what is known of the defects among the training images; it is called after ``prepare``.
+
+        Batches say by ``index`` which of them they hold.
+
+        Raises:
+            LabError: a defect that cannot be learnt from.
+        """
+
+    def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch of the data module, by default that of its images."""
+        return self.loss(batch["image"])
+
     def finish(self, batches: Batches) -> None:
         """Fit what depends on trained weights, after training."""
 
@@ -163,19 +186,21 @@ class AnomalyModel(pl.LightningModule):
         self.train()  # Lightning leaves a module in the mode that it finds, and ``prepare`` needs eval mode
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = finite_loss(self.loss(batch["image"]))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), prog_bar=True)
+        loss = finite_loss(self.loss_of(batch))
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(next(iter(batch.values()))), prog_bar=True
+        )
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        loss = finite_loss(self.loss(batch["image"]))
-        self.log("val/loss", loss, batch_size=len(batch["image"]), prog_bar=True)
+        loss = finite_loss(self.loss_of(batch))
+        self.log("val/loss", loss, batch_size=len(next(iter(batch.values()))), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer_of(p for p in self.parameters() if p.requires_grad)
 
-    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-        """Return an optimiser of these parameters, with the model's settings."""
+    def optimizer_of(self, parameters: Parameters) -> optim.Optimizer:
+        """Return an optimiser of these parameters, or of groups of them, with the model's settings."""
         h = self.hparams
         return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"], one_kernel(self))
 

@@ -15,6 +15,7 @@ from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
+from mvtec_lab.problems.anomaly.rules import known
 from mvtec_lab.problems.scored import CLASSES
 from mvtec_lab.results import GOOD
 
@@ -76,13 +77,25 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
     """
     if config.threshold.rule == "best_f1" and all(s.label == GOOD for s in data.of_split("test")):
         raise LabError("threshold.rule=best_f1 needs defects, and test/ has none: threshold.rule=quantile does without")
+    _require_known(config, data)
     name, settings = config.model.method, {**_settings(config, data), "weights": None}
     with isolate_rng(), torch.no_grad():
         with torch.device("meta"):
             model = build_anomaly_model(name, **settings)
-            model.plan(len(data.tiles(data.of_split("train"))), torch.device("cuda" if on_gpu(config) else "cpu"))
+            good = [s for s in data.of_split("train") if s.label == GOOD]
+            model.plan(len(data.tiles(good)), torch.device("cuda" if on_gpu(config) else "cpu"))
         if data.smallest_batch == 1 and METHODS[name].trains:
             rehearse_batch(config, data, build_anomaly_model(name, **settings).train().loss)
+
+
+def _require_known(config: Config, data: MVTecDataModule) -> None:
+    """Refuse to learn from known defects where the split leaves none."""
+    if known(config) and all(s.label == GOOD for s in data.of_split("train")):
+        raise LabError(
+            f"model.options.known={known(config)}, but split.protocol={config.split.protocol} leaves no defect "
+            "to learn from: split.protocol=holdout or cv.folds=5 (with -m) leaves those that are not tested, "
+            "model.options.known=0 learns good images alone"
+        )
 
 
 def _settings(config: Config, data: MVTecDataModule) -> dict[str, Any]:

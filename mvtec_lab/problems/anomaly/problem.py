@@ -19,6 +19,7 @@ from mvtec_lab.problems.anomaly.build import build, marks, rehearse
 from mvtec_lab.problems.anomaly.exported import ScoreAndMap
 from mvtec_lab.problems.anomaly.judging import judge
 from mvtec_lab.problems.anomaly.models import restore
+from mvtec_lab.problems.anomaly.rules import known
 from mvtec_lab.problems.anomaly.scores import of_image, scores_of
 from mvtec_lab.problems.anomaly.training import fit
 from mvtec_lab.problems.base import Prediction, Problem
@@ -40,6 +41,9 @@ class Anomaly(Problem):
 
     def chosen_on_val(self, config: Config) -> str:
         return "the threshold" if METHODS[config.model.method].trains else ""  # else it rests on all good images
+
+    def known_defects(self, config: Config) -> int:
+        return known(config)
 
     def single_device(self, config: Config) -> str | None:
         return f"model.method={config.model.method} runs on one device"

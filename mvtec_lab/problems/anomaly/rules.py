@@ -20,11 +20,16 @@ def without_effect(method: Method) -> Mapping[str, str]:
     return dict.fromkeys(_CLASSES.split(), "it learns good images alone, and has no classes")
 
 
+def known(config: Config) -> int:
+    """Return how many defects of each type, at most, are learnt beside good images, by a method with this option."""
+    return config.model.options.get("known") or 0
+
+
 def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     method, protocol = config.model.method, config.split.protocol
     check_folds(config)
-    if protocol not in ("one_class", "kfold", "test_only"):
+    if protocol not in ("one_class", "kfold", "test_only") and not (protocol == "holdout" and known(config)):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: it learns from good images alone: give "
             "split.protocol=one_class, or kfold to be tested on the folds of other methods"

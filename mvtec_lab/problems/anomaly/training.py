@@ -14,8 +14,10 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.samples import Sample
+from mvtec_lab.engine.features import use_views
 from mvtec_lab.engine.run import Run
 from mvtec_lab.problems.anomaly.scores import Reading, score
+from mvtec_lab.results import GOOD
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,15 @@ def fit(run: Run) -> None:
     result.parameters = {"total": total, "trained": trained}
     result.luck = module.method.draws or result.weights == "random"
     images = data.of_split("train")
-    train = data.images(data.tiles(images))
+    good = [sample for sample in images if sample.label == GOOD]
+    train = data.images(data.tiles(good))
     log.info(
-        "%s: %s%s%d good images%s to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
+        "%s: %s%s%d good images%s%s to learn from, %d for the threshold (%s), %d images to test; %s, %d CPU thread(s)",
         run.config.attempt,
         "" if run.model.method == run.config.attempt else f"{run.model.method}, ",
         "" if result.backbone == "none" else f"{result.backbone} ({result.weights}), ",
-        len(images),
+        len(good),
+        f" and {len(images) - len(good)} defects" if len(good) < len(images) else "",
         data.tiled,
         len(data.of_split("val")) + (0 if module.method.trains else len(images)),
         run.config.threshold.rule,
@@ -48,6 +52,7 @@ def fit(run: Run) -> None:
     def batches() -> Reading:
         return Reading(train, data.batch_size, device)
 
+    result.features = use_views(run, module.frozen, 1, result.backbone)
     result.startup_seconds = time.perf_counter() - run.began
     run.watch_memory()
     started = time.perf_counter()
@@ -55,6 +60,7 @@ def fit(run: Run) -> None:
     with torch.no_grad():
         module.prepare(batches)
     if module.method.trains:
+        module.know(data.images(data.tiles(images)))
         run.fit(train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
         module.eval()
         with torch.no_grad():

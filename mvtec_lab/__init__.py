@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from mvtec_lab.engine.pictures import outlined as outlined
     from mvtec_lab.engine.pictures import sheet as sheet
     from mvtec_lab.errors import LabError as LabError
+    from mvtec_lab.evaluation.confidence import calibrate as calibrate
+    from mvtec_lab.evaluation.confidence import coverage_curve as coverage_curve
+    from mvtec_lab.evaluation.confidence import fit_dirichlet as fit_dirichlet
+    from mvtec_lab.evaluation.confidence import fit_temperature as fit_temperature
+    from mvtec_lab.evaluation.confidence import set_thresholds as set_thresholds
+    from mvtec_lab.evaluation.confidence import sets_of as sets_of
     from mvtec_lab.evaluation.detection import Box as Box
     from mvtec_lab.evaluation.metrics import confusion as confusion
     from mvtec_lab.evaluation.specs import Inference as Inference
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from mvtec_lab.reporting.best import best_run as best_run
     from mvtec_lab.reporting.comparison import compare as compare
     from mvtec_lab.reporting.figures import confusion_figure as confusion_figure
+    from mvtec_lab.reporting.figures import coverage_figure as coverage_figure
     from mvtec_lab.reporting.figures import curves_figure as curves_figure
     from mvtec_lab.reporting.figures import scores_figure as scores_figure
     from mvtec_lab.reporting.figures import verdict_figure as verdict_figure
@@ -104,12 +111,17 @@ _HOMES = {
     "boxed": "engine.pictures",
     "build_data": "problems.model",
     "build_model": "problems.model",
+    "calibrate": "evaluation.confidence",
     "compare": "reporting.comparison",
     "compose": "cli",
     "confusion": "evaluation.metrics",
     "confusion_figure": "reporting.figures",
+    "coverage_curve": "evaluation.confidence",
+    "coverage_figure": "reporting.figures",
     "curves_figure": "reporting.figures",
     "describe": "tasks.describe",
+    "fit_dirichlet": "evaluation.confidence",
+    "fit_temperature": "evaluation.confidence",
     "load_model": "problems.model",
     "load_runs": "reporting.runs",
     "locate": "data.source",
@@ -131,6 +143,8 @@ _HOMES = {
     "run_sweep": "cli",
     "run_task": "cli",
     "scores_figure": "reporting.figures",
+    "set_thresholds": "evaluation.confidence",
+    "sets_of": "evaluation.confidence",
     "sheet": "engine.pictures",
     "summarise": "reporting.summary",
     "verdict_figure": "reporting.figures",

@@ -31,6 +31,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
 GOOD = "good"  # the class without a defect, and the type of its images
 DEFECT = "defect"  # the class of all others, where their types are not told apart
+CERTAINTY, SURE, UNSURE = "certainty", "sure", "unsure"  # a column of predictions.csv, and its values
 ROWS = 1_000_000  # of a CSV: more images than the lab is made for
 IN_TABLE = {"in_table": True}  # marks a log line that result.warnings has too: the command line shows it once
 
@@ -44,6 +45,7 @@ class Values(TypedDict, total=False):
     group_recall: dict[str, Share | None]
     intervals: dict[str, list[float] | None]
     by_type: dict[str, dict[str, Any]]
+    set_coverage: dict[str, Share | None]
 
 
 class Threshold(TypedDict):
@@ -70,7 +72,8 @@ class RunResult:
 
     ``metrics`` maps ``"val"`` and ``"test"`` to the metrics of ``evaluation.specs`` by their keys, to images (their
     number), loss, and where they apply to recall (by class), group_recall (of head, middle and tail), intervals (95%,
-    by metric) and by_type (metrics by defect type).
+    by metric), by_type (metrics by defect type) and set_coverage (by class, the share of its images with it in their
+    set).
     """
 
     attempt: str  #: its name
@@ -112,6 +115,8 @@ class RunResult:
     method: str = ""  #: how
     #: of anomaly scores: value, rule, and map, the threshold of a map's pixel
     threshold: Annotated[dict[str, Any] | None, Threshold | None] = None
+    #: of a classifier's sets: least, alpha and held_out, as in ``Model.sets``, by class
+    sets: Annotated[dict[str, Any] | None, dict[str, dict[str, Size]] | None] = None
     fit_seconds: float | None = None  #: training, or whatever else learns; not of classifiers
     seconds_per_image: float | None = None  #: to score one image
     peak_mib: float | None = None  #: memory of the process while it fitted and scored; on a GPU, of the device

@@ -195,3 +195,20 @@ def test_the_parts_of_a_step_are_named_as_lightning_names_them(
     monkeypatch.setattr(gpu, "settings", lambda *_: [*tiny, "attempt=full", "trainer.max_epochs=2"])
     rows = gpu.profiled(str(tmp_path), 2)
     assert {*gpu.PARTS.values(), "History.on_before_optimizer_step"} <= {row[0] for row in rows}
+
+
+def test_calibrations_are_fitted_to_other_folds(tiny_net: str, product: Path, tmp_path: Path) -> None:
+    import mvtec_lab as lab
+    from benchmarks import calibration
+
+    words = ["data=folder", f"data.root={product}", "data.image_size=32", "model.weights=null", "trainer.max_epochs=1"]
+    words += [f"model.backbone={tiny_net}", "trainer.accelerator=cpu"]
+    lab.run_sweep("attempt=base", "cv.folds=3", *words, directory=tmp_path)
+    rows = calibration.measure([str(tmp_path)])
+    assert [name for _, name in rows] == ["none", "temperature", "Dirichlet"]
+    none, temperature, _ = rows.values()
+    assert temperature[-1] == none[-1]  # accuracy
+    assert temperature[0] != none[0]  # loss
+    runs = lab.load_runs(tmp_path)
+    mean = sum(run.metrics["test"]["loss"] * run.metrics["test"]["images"] for run in runs) / 22
+    assert none[0] == pytest.approx(mean, rel=1e-4)

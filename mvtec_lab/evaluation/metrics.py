@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mvtec_lab.evaluation.confidence import aurc
 from mvtec_lab.results import GOOD
 
 BINS = 15  # of the calibration error: Guo et al.'s number
@@ -56,7 +57,8 @@ def classification_metrics(
     accuracy; balanced_accuracy: mean recall over the classes among the labels; macro_f1: mean over the classes among
     labels or predictions; defect_accuracy: over the images that are not "good", None without such images or without a
     class "good"; loss: mean cross-entropy in nats; calibration_error: how far the predicted class's probability lies
-    from the share of right predictions (Guo et al., ICML 2017); recall: by class name, None for a class without images;
+    from the share of right predictions (Guo et al., ICML 2017); aurc: the area under the risk-coverage curve, as
+    ``confidence.aurc`` says; recall: by class name, None for a class without images;
     group_recall: mean recall over the classes of each of GROUPS among the labels, None where there are none, and {}
     without ``train_counts``, the training images of each class; images: N.
 
@@ -87,6 +89,7 @@ def classification_metrics(
         "defect_accuracy": float(hits[defect].sum() / truth[defect].sum()) if judged else None,
         "loss": float(-np.log(likelihood).mean()),
         "calibration_error": _calibration_error(probabilities.max(axis=1), predictions == labels),
+        "aurc": aurc(probabilities.max(axis=1), predictions == labels),
         "recall": dict(zip(classes, recall, strict=True)),
         "group_recall": {} if train_counts is None else _group_recall(recall, frequency_groups(train_counts)),
         "images": len(labels),

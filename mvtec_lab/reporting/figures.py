@@ -26,6 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
 PAPER, FIELD, RULE, INK, SOFT, GREY = "#ffffff", "#eef1f4", "#e4e8ec", "#1f2933", "#5f6b76", "#8a94a0"
 LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
+FIRST_COVERAGE = 0.1  # from which on the axis of accuracy follows a curve: before it a few images swing it
 _HALF = "\x00"  # stands for the second half of a letter that is two wide; in no text of its own
 FAR = 5  # times as high as most attempts' highest loss: what lies above is cut, or the axis becomes a logarithm's
 MOST = 30  # classes, kinds or attempts in one figure: drawn in a second, on a page that a screen shows
@@ -262,6 +263,37 @@ def _finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> 
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
+
+
+def coverage_figure(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], points: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """Draw accuracy against coverage, the share of the images that are answered, the most confident ones first.
+
+    Args:
+        curves: coverage and accuracy of each attempt, at most MOST of which are drawn.
+        points: of some attempts: the share of the images that the model is sure of, and the accuracy there: a dot.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.2 + 0.2 * ((min(len(curves), MOST) + 1) // 2)), layout="constrained")
+    ax = figure.add_subplot()
+    lowest = 1.0
+    for index, (name, (coverage, accuracy)) in enumerate(islice(curves.items(), MOST)):
+        colour, dashes = _style(index)
+        ax.plot(coverage, accuracy, color=colour, linestyle=dashes, label=_label(name, 40))
+        lowest = min([lowest, *accuracy[coverage >= FIRST_COVERAGE]])
+        if name in points:
+            ax.plot(*points[name], "o", color=colour, markersize=7, clip_on=False)
+            lowest = min(lowest, points[name][1])
+    ax.set_xlim(0, 1)
+    ax.set_ylim(max(0.0, np.floor(10 * lowest) / 10), 1.005)  # a line at 1 is seen whole
+    ax.set_xlabel("coverage: share of the test images that are answered", color=GREY)
+    ax.set_ylabel("accuracy on them", color=GREY)
+    _quiet(ax)
+    ax.grid(color=RULE)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return lettered(figure)
 
 
 def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -60,7 +60,7 @@ def _of_classes(run: RunResult, rows: Rows) -> dict[str, Any]:
     train = run.counts.get("train", {})
     counts = list(train.values()) if list(train) == run.classes else None
     counted = classification_metrics(labels, np.eye(len(index))[predictions], run.classes, counts)
-    del counted["loss"], counted["calibration_error"]  # of probabilities
+    del counted["loss"], counted["calibration_error"], counted["aurc"]  # of probabilities
     if counts is not None:
         counted["majority_baseline"] = majority_baseline(np.repeat(np.arange(len(counts)), counts), labels)
     if f"prob_{run.classes[0]}" in rows[0]:

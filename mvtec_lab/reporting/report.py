@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mvtec_lab.config import VerdictConfig
+from mvtec_lab.evaluation.confidence import coverage_curve
 from mvtec_lab.evaluation.metrics import top_confusions
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
 from mvtec_lab.foreign import damaged, file_of
@@ -30,12 +31,14 @@ from mvtec_lab.reporting.runs import RUN_KEYS, Settings, failure, load_runs, pre
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import (
+    CERTAINTY,
     EXPLANATIONS,
     GOOD,
     HISTORY,
     MISTAKES,
     RESULT,
     ROWS,
+    SURE,
     RunResult,
     from_one,
     remove_leftovers,
@@ -137,6 +140,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
         verdict=comparison.verdict,
+        coverage=_coverage(comparison.done),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
@@ -378,10 +382,37 @@ def _scores(attempt: Attempt) -> Part | None:
     return Part(f"Scores{_of_first(attempt)}", figures.to_data_uri(chart))
 
 
+def _in_their_set(attempt: Attempt) -> Part | None:
+    """Return how many images of each class have it in their set, and what was promised; None without sets."""
+    of_runs = [run.sets for run in attempt.done if run.sets]
+    rows = []
+    for name in attempt.done[0].classes if of_runs else ():
+        shares = [run.metrics["test"].get("set_coverage", {}).get(name) for run in attempt.done if run.sets]
+        promised = mean(1 - of_run["alpha"][name] for of_run in of_runs)
+        rows.append([name, mean(of_run["held_out"][name] for of_run in of_runs), promised, mean(shares)])
+    title = "Own class in the set" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")
+    return Part(title, headings=["class", "held-out images", "promised", "test images"], rows=rows) if rows else None
+
+
 # What the page shows of an attempt: side by side, in words, and below.
-BESIDE: Sequence[Callable[[Attempt], Part | None]] = (_scores, _confusion, _by_type, _recall)
+BESIDE: Sequence[Callable[[Attempt], Part | None]] = (_scores, _confusion, _by_type, _recall, _in_their_set)
 NOTES: Sequence[Callable[[Attempt], list[str]]] = (_threshold, _together)
 BELOW: Sequence[Callable[[Attempt], Part | None]] = (_mistakes, _explanation)
+
+
+def _coverage(attempts: Sequence[Attempt]) -> str | None:
+    """Return accuracy against coverage of the attempts as a picture; None where none has left its confidences."""
+    curves, points = {}, {}
+    for attempt in attempts:
+        rows = [row for t in attempt.on() if t.classes for row in t.rows]
+        if not rows or any(f"prob_{row['prediction']}" not in row for row in rows):
+            continue
+        right = np.array([row["label"] == row["prediction"] for row in rows])
+        curves[attempt.name] = coverage_curve([float(row[f"prob_{row['prediction']}"]) for row in rows], right)
+        certain = np.array([row.get(CERTAINTY) == SURE for row in rows])
+        if certain.any():
+            points[attempt.name] = float(certain.mean()), float(right[certain].mean())
+    return figures.to_data_uri(figures.coverage_figure(curves, points)) if curves else None
 
 
 def _compared(comparison: Comparison, metric: Metric) -> dict[str, Any] | None:

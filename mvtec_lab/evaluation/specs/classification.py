@@ -12,8 +12,8 @@ import numpy as np
 from mvtec_lab.evaluation import differences, statistics
 from mvtec_lab.evaluation.differences import Difference
 from mvtec_lab.evaluation.specs.metric import Bounds, Inference, Metric, NotComparableError, Runs, Values, Words, rarest
-from mvtec_lab.evaluation.tested import confusions, means_of_images
-from mvtec_lab.results import RunResult
+from mvtec_lab.evaluation.tested import Rows, confusions, means_of_images
+from mvtec_lab.results import CERTAINTY, SURE, UNSURE, RunResult
 
 
 def _share_interval(key: str, metrics: Values, runs: Runs) -> Bounds:
@@ -105,6 +105,38 @@ _CALIBRATION = Words(
     "few dozen images some of it is luck.",
 )
 
+_SURE = Words(
+    aspect="When the model is not sure",
+    about="Sure: the share of the images whose set of possible classes is the prediction alone. Accuracy where sure: "
+    "that of these images. AURC: the mean error rate where only the most confident images are answered, over all their "
+    "shares.",
+)
+
+
+def _sure(rows: Rows) -> np.ndarray:
+    return np.array([_OF_CERTAINTY.get(row.get(CERTAINTY) or "", np.nan) for row in rows])
+
+
+def _right_where_sure(rows: Rows) -> np.ndarray:
+    right = np.array([row["label"] == row["prediction"] for row in rows], dtype=np.float64)
+    return np.where(_sure(rows) == 1, right, np.nan)
+
+
+def _counted_interval(of_images: Callable[[Rows], np.ndarray], key: str, metrics: Values, runs: Runs) -> Bounds | None:
+    """Return Wilson's interval of a mean of zeros and ones, over the images that count in a mean run."""
+    values = [of_images(tested.rows) for tested in runs]
+    counted = np.concatenate([of_run[~np.isnan(of_run)] for of_run in values]) if values else np.zeros(0)
+    images = len(counted) / max(len(values), 1)
+    return statistics.wilson_interval(counted.mean() * images, images) if len(counted) else None
+
+
+def _counted(key: str, of_images: Callable[[Rows], np.ndarray], title: str) -> Metric:
+    inference = Inference(interval=partial(_counted_interval, of_images))
+    return _class(key, title=title, of_images=of_images, inference=inference, words=_SURE)
+
+
+_OF_CERTAINTY = {SURE: 1.0, UNSURE: 0.0}
+
 METRICS = (
     _deciding_class(
         "accuracy", title="accuracy", heading="acc.", words=_ALL, needed=True, chance=_SHARE, inference=_ACCURACY
@@ -124,4 +156,7 @@ METRICS = (
     _class("middle_recall", title="middle recall", words=_GROUPS, value=_of_group("middle")),
     _class("tail_recall", title="tail recall", heading="rare\nclasses", words=_GROUPS, value=_of_group("tail")),
     _class("calibration_error", title="calibration error", words=_CALIBRATION, better="lower"),
+    _counted("sure", _sure, "sure"),
+    _counted("sure_accuracy", _right_where_sure, "accuracy where sure"),
+    _class("aurc", title="AURC", words=_SURE, better="lower"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -274,6 +275,9 @@ def test_a_checkpoint_judges_new_images_as_the_run_did(lab, widget: Path, tmp_pa
         (other,) = [r for name, r in new.items() if path.endswith(name) or name.endswith(path)]
         assert float(other["score"]) == pytest.approx(float(row["score"]), rel=1e-4, abs=1e-5)
         assert other["prediction"] == row["prediction"]
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0  # on all of test/
+    warnings = json.loads((tmp_path / "judged/metrics.json").read_text())["warnings"]
+    assert any("8 of these images trained this checkpoint" in warning for warning in warnings)
 
 
 def test_letterboxed_images_and_defects_without_masks_are_learnt(lab, widget: Path, tmp_path: Path) -> None:
@@ -288,6 +292,19 @@ def test_letterboxed_images_and_defects_without_masks_are_learnt(lab, widget: Pa
     assert any("without a mask count in no pixel metric" in warning for warning in result.warnings)
 
 
+def test_a_tile_is_a_defect_where_its_mask_marks_something(lab, widget: Path, tmp_path: Path, capsys) -> None:
+    tiles = (*MIXED, *KFOLD, f"data.tile={SIZE - 8}")
+    assert lab(*tiles, "hydra.run.dir=run") == 0
+    assert RunResult.load(tmp_path / "run").counts["train"] == {"good": 10, "defect": 8}
+    assert "tiles of 16 pixels" in (tmp_path / "run/run.log").read_text()
+    for path in (widget / "ground_truth/hole").iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert lab(*tiles, "hydra.run.dir=refused") == 2
+    assert "has no mask: which of its tiles show the defect is not known" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -295,7 +312,10 @@ def test_letterboxed_images_and_defects_without_masks_are_learnt(lab, widget: Pa
             "split.protocol=one_class",
             "model.options.known=1000, but split.protocol=one_class leaves no defect to learn",
         ),
-        ("split.protocol=file split.file=x.csv", "model.method=supersimplenet and split.protocol=file"),
+        (
+            "split.protocol=file split.file=x.csv",
+            "model.options.known=1000 and split.protocol=file: known defects are learnt with",
+        ),
         (
             "+augment.transforms.HorizontalFlip.p=0.5",
             "augment.transforms moves images but not the known defects' masks",

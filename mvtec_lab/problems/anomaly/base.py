@@ -136,9 +136,6 @@ class AnomalyModel(pl.LightningModule):
         """Take over what is known of the defects among the training images; it is called after ``prepare``.
 
         Batches say by ``index`` which of them they hold.
-
-        Raises:
-            LabError: a defect that cannot be learnt from.
         """
 
     def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:

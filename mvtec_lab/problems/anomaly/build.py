@@ -89,12 +89,21 @@ def rehearse(config: Config, data: MVTecDataModule) -> None:
 
 
 def _require_known(config: Config, data: MVTecDataModule) -> None:
-    """Refuse to learn from known defects where the split leaves none."""
-    if known(config) and all(s.label == GOOD for s in data.of_split("train")):
+    """Refuse to learn from known defects where the split leaves none, or none of a tile is known."""
+    if not known(config):
+        return
+    defects = [s for s in data.of_split("train") if s.label != GOOD]
+    if not defects:
         raise LabError(
-            f"model.options.known={known(config)}, but split.protocol={config.split.protocol} leaves no defect "
-            "to learn from: split.protocol=holdout or cv.folds=5 (with -m) leaves those that are not tested, "
+            f"model.options.known={known(config)}, but split.protocol={config.split.protocol} leaves no defect to "
+            "learn from: split.protocol=holdout or cv.folds=5 (with -m) leaves those that are not tested, "
             "model.options.known=0 learns good images alone"
+        )
+    bare = [s for s in defects if not s.outlined]
+    if bare and config.data.tile is not None:
+        raise LabError(
+            f"{data.folder / bare[0].path} has no mask: which of its tiles show the defect is not known: add one, or "
+            "leave out data.tile"
         )
 
 

@@ -29,7 +29,13 @@ def check(config: Config) -> None:
     """Raise LabError for the first settings that do not go together."""
     method, protocol = config.model.method, config.split.protocol
     check_folds(config)
-    if protocol not in ("one_class", "kfold", "test_only") and not (protocol == "holdout" and known(config)):
+    if known(config):
+        if protocol not in ("one_class", "kfold", "test_only", "holdout"):
+            raise LabError(
+                f"model.options.known={known(config)} and split.protocol={protocol}: known defects are learnt with "
+                "split.protocol=holdout or kfold, and with one_class where some lie outside the test images"
+            )
+    elif protocol not in ("one_class", "kfold", "test_only"):
         raise LabError(
             f"model.method={method} and split.protocol={protocol}: it learns from good images alone: give "
             "split.protocol=one_class, or kfold to be tested on the folds of other methods"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from mvtec_lab.data.dataset import MVTecDataset
-from mvtec_lab.errors import LabError
 from mvtec_lab.models.maps import FeatureMaps, Flat, of_each
 from mvtec_lab.problems.anomaly.base import AnomalyModel, Batches, Scores
 from mvtec_lab.problems.anomaly.features import CELLS
@@ -163,11 +162,6 @@ class SuperSimpleNet(AnomalyModel):
         if not defects:
             return
         bare = torch.tensor([s.label != GOOD and not s.outlined for s in samples])
-        if images.frame.tile is not None and bare.any():
-            path = images.folder / samples[int(bare.nonzero()[0])].path
-            raise LabError(
-                f"{path} has no mask: which of its tiles show the defect is not known: add one, or leave out data.tile"
-            )
         marked = torch.zeros(len(samples), side, side, dtype=torch.bool)
         for place in defects:
             cover = F.adaptive_avg_pool2d(images.small_masks([place]).float(), side)[0]

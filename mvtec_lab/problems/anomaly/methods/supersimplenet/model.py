@@ -200,8 +200,11 @@ class SuperSimpleNet(AnomalyModel):
             anomalous, of_images = noisy | known.marked, noisy.flatten(1).any(1) | known.defect
             counted = counted & ~known.bare[:, None, None]
         adapted = self.adapted(joint)
-        adapted = adapted + self.options["noise"] * torch.randn_like(adapted) * noisy[:, None]
-        logits, scores = self.heads(adapted, shown, together=known is not None)
+        noise = torch.zeros_like(adapted)
+        # Drawn for a tenth of the cells: for all of them it took a quarter of a step.
+        drawn = torch.randn(int(noisy.sum()), adapted.shape[1], device=adapted.device)
+        noise.movedim(1, -1)[noisy] = (self.options["noise"] * drawn).to(noise)
+        logits, scores = self.heads(adapted + noise, shown, together=known is not None)
         logits, anomalous = logits.float()[counted], anomalous[counted]
         return truncated_l1(logits, anomalous) + focal(logits, anomalous) + focal(scores.float(), of_images)
 

@@ -222,9 +222,7 @@ def test_a_run_leaves_its_explanations(lab, product: Path, tmp_path: Path) -> No
 
 
 def test_a_backbone_without_a_map(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mvtec_lab.problems.classification.explanations.activation_maps", lambda *_: None
-    )  # as of a ViT
+    monkeypatch.setattr("mvtec_lab.problems.classification.classifier.activation_maps", lambda *_: None)  # as of a ViT
     assert lab("hydra.run.dir=run") == 0
     assert RunResult.load(tmp_path / "run").explained is None
     assert not (tmp_path / "run" / EXPLANATIONS).exists()

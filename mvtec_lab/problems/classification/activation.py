@@ -11,20 +11,22 @@ are found by running it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.problems.classification.classifier import DefectClassifier
 
 CELL = 20  # pixels, the most that a cell may measure: between the usual 16 of the last map but one, and 32 of the last
 
 
-def activation_maps(classifier: DefectClassifier, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor] | None:
+def activation_maps(classifier: Any, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return how much each part of an image supports a class, in eval mode and full precision.
 
     Args:
+        classifier: a DefectClassifier.
         images: [N, 3, S, S], normalised.
         classes: one class per image, [N].
 

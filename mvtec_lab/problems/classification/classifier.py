@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from typing import Any, TypeVar
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from mvtec_lab.config import LossConfig, OptimizerConfig, SchedulerConfig
+from mvtec_lab.config import Config, LossConfig, OptimizerConfig, SchedulerConfig
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.engine.run import Run
+from mvtec_lab.engine.setup import rehearse_batch
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.backbones import build, check_image_size, last_linear, stages, trainable_stages
-from mvtec_lab.models.finite import require_finite
-from mvtec_lab.models.modes import PartlyFrozen, evaluating
+from mvtec_lab.models.modes import PartlyFrozen
 from mvtec_lab.models.optim import by_depth, configured
 from mvtec_lab.models.weights import load_weights
-from mvtec_lab.problems.classification import HEADS
+from mvtec_lab.problems.classification import HEADS, METHOD, training
+from mvtec_lab.problems.classification.activation import activation_maps
+from mvtec_lab.problems.classification.base import Classifier, Evidence
 from mvtec_lab.problems.classification.curriculum import Curriculum
 from mvtec_lab.problems.classification.generator import Generated, balance
 from mvtec_lab.problems.classification.heads import Setup
@@ -51,7 +57,7 @@ class BalancedAccuracy(MulticlassConfusionMatrix):
         return self.recalls().nanmean()
 
 
-class DefectClassifier(pl.LightningModule):
+class DefectClassifier(Classifier):
     """Classify images [N, 3, S, S], normalised as the backbone's weights expect, by logits [N, C].
 
     Batches are ``{"image": [N, 3, S, S], "label": [N]}``, or have ``features`` instead of the image: what the frozen
@@ -79,6 +85,13 @@ class DefectClassifier(pl.LightningModule):
         LabError: an unknown backbone, stage, head, loss or weights name, weights that cannot be fetched, a size or
             settings that do not fit.
     """
+
+    method = METHOD
+    shows = (
+        "What spoke for the predicted class",
+        "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask.",
+    )
+    hides = "There is no class-activation map for this backbone, or for neighbours that predict."
 
     def __init__(
         self,
@@ -139,6 +152,26 @@ class DefectClassifier(pl.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in SPLITS}
+
+    @classmethod
+    def of(cls, config: Config, data: MVTecDataModule, weights: str | None) -> DefectClassifier:
+        if data.smallest_batch == 1:
+            cls.rehearse(config, data)
+        return _of(config, data)(weights=weights)
+
+    @classmethod
+    def rehearse(cls, config: Config, data: MVTecDataModule) -> None:
+        """Refuse an architecture that cannot be built, or cannot train on the smallest batch; it gets no values.
+
+        Raises:
+            LabError: what building the classifier would raise, or a batch of one image before a batch normalisation.
+        """
+        with torch.device("meta"), isolate_rng():
+            classifier = _of(config, data)(weights=None)
+            rehearse_batch(config, data, classifier.train().model)
+
+    def fit(self, run: Run) -> None:
+        training.fit(run)
 
     @property
     def trained_parts(self) -> list[list[nn.Parameter]]:
@@ -297,19 +330,8 @@ class DefectClassifier(pl.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self.logits(batch).softmax(dim=1)
 
-    @torch.inference_mode()
-    def probabilities(self, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-        """Return the class probabilities of all images in their order: float32 [N, C], in full precision.
-
-        Raises:
-            LabError: some are NaN.
-        """
-        parts = []
-        with evaluating(self):
-            for batch in batches:
-                on_device = {name: value.to(self.device) for name, value in batch.items()}
-                parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
-        return require_finite(torch.cat(parts), "the class probabilities").numpy()
+    def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
+        return activation_maps(self, dataset[list(places)]["image"], classes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # Stages that join after the warm-up belong to the optimizer from the start; without a gradient they rest.
@@ -319,13 +341,25 @@ class DefectClassifier(pl.LightningModule):
         return configured(self, groups, o, self.scheduler)
 
 
-def restore(content: Mapping[str, Any]) -> DefectClassifier:
-    """Return the classifier of a checkpoint's content (``engine.model.read_checkpoint``)."""
-    weights = content["hyper_parameters"]["weights"]
-    classifier = DefectClassifier(**{**content["hyper_parameters"], "weights": None})
-    classifier.load_state_dict(content["state_dict"])
-    classifier.weights_name = classifier.hparams["weights"] = weights
-    return classifier
+def _of(config: Config, data: MVTecDataModule) -> partial[DefectClassifier]:
+    """Return what builds the classifier of a configuration, given its weights."""
+    m = config.model
+    return partial(
+        DefectClassifier,
+        m.backbone,
+        data.classes,
+        unfreeze=m.unfreeze,
+        warmup_epochs=m.warmup_epochs,
+        class_counts=list(data.counts()["train"].values()),
+        loss=config.loss,
+        head=m.head,
+        scale=m.scale,
+        neighbours=m.neighbours,
+        generate=m.generate,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        image_size=config.data.image_size,
+    )
 
 
 def _settings(kind: type[Settings], given: Settings | Mapping[str, Any] | None) -> Settings:

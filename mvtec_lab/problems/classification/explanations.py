@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from mvtec_lab.engine.pictures import heat_over, sheet
-from mvtec_lab.problems.classification.activation import activation_maps
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.base import Classifier
 from mvtec_lab.problems.classification.outcome import Outcome
 
 SHOWN = 12  # images, each beside its map: four rows of three pairs
@@ -17,13 +16,13 @@ SAID = {True: "peak inside the mask", False: "peak outside the mask", None: "no 
 
 
 def explain(
-    classifier: DefectClassifier, outcome: Outcome, batch_size: int
+    classifier: Classifier, outcome: Outcome, batch_size: int
 ) -> tuple[dict[str, Any] | None, np.ndarray | None]:
     """Count how often the map of the predicted class peaks inside the defect's mask, and draw it.
 
     Returns:
         ``RunResult.explained``, and the worst mistakes (where there are none, the least certain of what is right), each
-        beside its map: [H, W, 3] uint8. None and None where the backbone has no map.
+        beside its map: [H, W, 3] uint8. None and None where the classifier has no map.
     """
     dataset, predictions = outcome.dataset, outcome.predictions
     right, order = predictions == outcome.labels, outcome.order().tolist()
@@ -33,7 +32,7 @@ def explain(
     masked: list[tuple[bool, bool, float]] = []  # of each image with a mask: right, peak inside, the mask's share
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
-        maps = activation_maps(classifier, dataset[batch]["image"], torch.from_numpy(predictions[batch]))
+        maps = classifier.evidence(dataset, batch, torch.from_numpy(predictions[batch]))
         if maps is None:
             return None, None
         for i, heat, peak in zip(batch, maps[0].numpy(), maps[1].numpy(), strict=True):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.base import Classifier
 
 
 class Probabilities(nn.Module):
@@ -18,7 +18,7 @@ class Probabilities(nn.Module):
         "use": "probabilities are those of classes, in their order; the highest one is the prediction"
     }
 
-    def __init__(self, classifier: DefectClassifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 

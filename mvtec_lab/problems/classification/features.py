@@ -13,7 +13,8 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.engine.features import kept
 from mvtec_lab.models.modes import evaluating
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+
+DefectClassifier = Any  # it imports what trains it
 
 # Images; fixed, as another size takes other kernels, which round in another way: by 4e-6 in batches of 8, of which 30
 # epochs made other labels. Whether features are kept or not, they are made in batches of this size.

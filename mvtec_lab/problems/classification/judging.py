@@ -11,17 +11,11 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.run import Judgement, Run
 from mvtec_lab.evaluation.metrics import classification_metrics, confusion, majority_baseline, top_confusions
 from mvtec_lab.evaluation.specs import deciding
-from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.base import Classifier
 from mvtec_lab.problems.classification.explanations import explain
 from mvtec_lab.problems.classification.outcome import Outcome
 from mvtec_lab.reporting.figures import MOST, confusion_figure
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
-
-CAMS = (
-    "What spoke for the predicted class",
-    "Class-activation maps (HiResCAM): the ring is the peak, the blue line the outline of the defect's mask.",
-)
-NO_CAMS = ("", "There is no class-activation map for this backbone, or for neighbours that predict.")
 
 
 def judge(run: Run) -> Judgement:
@@ -33,7 +27,8 @@ def judge(run: Run) -> Judgement:
     if train:  # else there is no most frequent class: every image is tested
         result.majority_baseline = majority_baseline(np.array(train), test.labels)
     result.explained, explanations = explain(classifier, test, data.batch_size)
-    result.captions = {EXPLANATIONS: [*(CAMS if explanations is not None else NO_CAMS)]}
+    no_map = ("", classifier.hides)
+    result.captions = {EXPLANATIONS: [*(classifier.shows if explanations is not None else no_map)]}
     pictures = {MISTAKES: test.page}
     board: dict[str, Any] = {}
     for split, outcome in outcomes.items():
@@ -46,25 +41,23 @@ def judge(run: Run) -> Judgement:
     values = ((metric.title, metric.of(test.metrics)) for metric in deciding("classification"))
     figures = ", ".join(f"{title} {value:.3f}" for title, value in values if value is not None)
     baseline = "" if result.majority_baseline is None else f" (majority baseline {result.majority_baseline:.3f})"
-    summary = (
-        f"test {figures}{baseline}, on {test.metrics['images']} images; best epoch {result.best_epoch} of "
-        f"{result.epochs}"
-    )
+    chosen = f"; best epoch {result.best_epoch} of {result.epochs}" if result.epochs else ""
+    summary = f"test {figures}{baseline}, on {test.metrics['images']} images{chosen}"
     metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
     rows = [row for outcome in outcomes.values() for row in outcome.rows()]
     return Judgement(metrics, rows, pictures, board, summary)
 
 
-def _outcomes(classifier: DefectClassifier, data: MVTecDataModule) -> dict[str, Outcome]:
+def _outcomes(classifier: Classifier, data: MVTecDataModule) -> dict[str, Outcome]:
     outcomes = {}
-    trained = classifier.hparams["class_counts"] or list(data.counts()["train"].values())
+    trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
     loaders = {"test": data.test_dataloader}
     if not data.val_is_test and data.of_split("val"):
         loaders["val"] = data.val_dataloader
     for split, loader in loaders.items():
         dataset = data.dataset(split)
         labels = dataset.labels.numpy()
-        probabilities = classifier.probabilities(loader())
+        probabilities = classifier.judged(split, dataset, loader())
         metrics = classification_metrics(labels, probabilities, data.classes, trained)
         outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
     if data.val_is_test:

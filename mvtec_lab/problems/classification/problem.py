@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
+from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
-from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.classification.build import build, rehearse
-from mvtec_lab.problems.classification.classifier import restore
+from mvtec_lab.engine.run import Run
+from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.base import Prediction, Problem, require_onnx
+from mvtec_lab.problems.classification.build import build, class_of, rehearse, restore
 from mvtec_lab.problems.classification.exported import Probabilities
 from mvtec_lab.problems.classification.judging import judge
 from mvtec_lab.problems.classification.rules import findings
-from mvtec_lab.problems.classification.training import fit
 
 
 class Classification(Problem):
@@ -22,15 +23,19 @@ class Classification(Problem):
     rehearse = staticmethod(rehearse)
     build = staticmethod(build)
     restore = staticmethod(restore)
-    fit = staticmethod(fit)
     judge = staticmethod(judge)
 
     def single_device(self, config: Config) -> str | None:
-        heads = {"knn": "model.head=knn trains nothing that several devices could share"}
-        return heads.get(config.model.head)
+        method, head = METHODS[config.model.method], config.model.head
+        if method.trains and head != "knn":
+            return None
+        return (
+            f"{'model.head=knn' if method.trains else f'model.method={method.name}'} trains nothing that several "
+            "devices could share"
+        )
 
     def chosen_on_val(self, config: Config) -> str:
-        if config.model.head == "knn":
+        if config.model.head == "knn" or not METHODS[config.model.method].trains:
             return super().chosen_on_val(config)
         return f"the choice of the epoch by {config.trainer.monitor}"
 
@@ -46,7 +51,14 @@ class Classification(Problem):
             predictions.append(Prediction(row, f"{name} ({confidence:.2f})"))
         return predictions
 
+    def fit(self, run: Run) -> None:
+        run.model.module.fit(run)
+
+    def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
+        return class_of(config.model.method).marks(config, data)
+
     def exported(self, model: Model) -> nn.Module:
+        require_onnx(model)
         return Probabilities(model.module)
 
 

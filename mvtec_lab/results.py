@@ -120,6 +120,7 @@ class RunResult:
     fit_seconds: float | None = None  #: training, or whatever else learns; not of classifiers
     seconds_per_image: float | None = None  #: to score one image
     peak_mib: float | None = None  #: memory of the process while it fitted and scored; on a GPU, of the device
+    decided: dict[str, str] = field(default_factory=dict)  #: what the method decided by itself, in words, by name
     startup_seconds: float = 0.0  #: everything before training or fitting
     device: str | None = None
     precision: str | None = None

@@ -43,6 +43,7 @@ from mvtec_lab.data.tiles import OVERLAP, Window, windows
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture, read_windows
 from mvtec_lab.errors import LabError
 from mvtec_lab.knobs import check_values
+from mvtec_lab.results import GOOD
 
 
 class MVTecDataModule(pl.LightningDataModule):
@@ -296,6 +297,14 @@ class MVTecDataModule(pl.LightningDataModule):
         """Return the samples of train, val or test."""
         return [s for s in self.samples if s.split == ("test" if split == "val" and self.val_is_test else split)]
 
+    def spare_good(self) -> list[Sample]:
+        """Return the good images that take no part: train/good, where the test folder is drawn from.
+
+        None of them shares a group with an image that takes part, or was left out by ``imbalance``.
+        """
+        paths, groups = {s.path for s in self._pool}, {s.group for s in self._pool}
+        return [s for s in self.samples if s.label == GOOD and s.path not in paths and s.group not in groups]
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images of each split by class."""
         counters = {split: Counter(s.label for s in self.of_split(split)) for split in SPLITS}
@@ -310,12 +319,14 @@ class MVTecDataModule(pl.LightningDataModule):
         return self.images(self.tiles(self.of_split(split)), **changes)
 
     def images(self, samples: Sequence[Sample], **changes: Any) -> MVTecDataset:
-        """Return the images of some of the samples that take part, or tiles of these.
+        """Return the images of some of the samples, or tiles of those that take part.
 
         Args:
             changes: ``augmentation`` and ``paste`` of MVTecDataset.
         """
         array = self._tiles if any(s.window for s in samples) else self._pictures
+        if any((s.path, s.window) not in self._row for s in samples):  # some take no part: they are read when asked for
+            array = None
         return MVTecDataset(
             self.folder,
             samples,

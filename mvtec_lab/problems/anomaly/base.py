@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from mvtec_lab.data.dataset import MVTecDataset
+from mvtec_lab.models.buffers import resize_buffers
 from mvtec_lab.models.finite import finite_loss, require_finite
 from mvtec_lab.models.optim import Parameters, build_optimizer, one_kernel
 from mvtec_lab.models.weights import Weights
@@ -202,11 +203,7 @@ class AnomalyModel(pl.LightningModule):
         return build_optimizer(h["optimizer"], parameters, h["lr"], h["weight_decay"], h["momentum"], one_kernel(self))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        for name, buffer in list(self.named_buffers()):
-            if name in state_dict and state_dict[name].shape != buffer.shape:
-                owner, _, key = name.rpartition(".")
-                fitted = torch.empty_like(state_dict[name], device=buffer.device)
-                self.get_submodule(owner).register_buffer(key, fitted)
+        resize_buffers(self, state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

@@ -11,11 +11,18 @@ from mvtec_lab.problems.base import Method, Rules, check_supervised
 from mvtec_lab.problems.classification import LOSSES, OWN_LOSSES
 
 _ANOMALY = "threshold.rule threshold.quantile"
+_FITTED = (
+    "loss.name loss.class_weights loss.defer loss.posthoc data.sampler augment.paste augment.mix scheduler.name "
+    "trainer.compile trainer.monitor model.unfreeze model.warmup_epochs model.head model.neighbours model.generate"
+)
 
 
 def without_effect(method: Method) -> Mapping[str, str]:
     """Return the keys that have no effect in a classification, each with the reason."""
-    return dict.fromkeys(_ANOMALY.split(), "it is for one-class methods")
+    reasons = dict.fromkeys(_ANOMALY.split(), "it is for one-class methods")
+    if not method.trains:
+        reasons |= dict.fromkeys(_FITTED.split(), "it is fitted once, and every class weighs alike")
+    return reasons
 
 
 def effective(config: Config) -> set[str]:

@@ -1,0 +1,65 @@
+"""The lab's own recipe for a few dozen images: what frozen maps say of each image, and a convex classifier on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError
+from mvtec_lab.problems.base import LAYERS, Method, Option
+from mvtec_lab.registry import Registry
+
+# What an image is described by: subclasses of parts.Part.
+PARTS: Registry[type[Any]] = Registry(
+    "part",
+    {name: f"{__name__}.parts:{name.capitalize()}" for name in ("global", "anomaly", "residual", "local", "where")},
+    require=["rows"],
+)
+MEMORYLESS = ("global",)  # parts that ask for no good patches
+HEADS = ("logistic", "ridge", "lda")
+
+
+def check(config: Config) -> None:
+    """Raise LabError for a part that is unknown or named twice."""
+    parts = config.model.options.get("parts") or METHOD.options["parts"].default
+    for name in parts:
+        PARTS[name]  # raises where it is unknown
+    if len(set(parts)) < len(parts):
+        raise LabError(f"model.options.parts names a part twice: {', '.join(parts)}")
+
+
+def idle(config: Config) -> dict[str, str]:
+    """Return the options that have no effect beside the others."""
+    options = config.model.options
+    parts = options.get("parts") or METHOD.options["parts"].default
+    if options.get("views") is not None and set(parts) <= set(MEMORYLESS):
+        return {"model.options.memory": f"nothing of parts=[{','.join(parts)}] and views looks at good patches"}
+    return {}
+
+
+METHOD = Method(
+    "descriptors",
+    "classification",
+    home=f"{__name__}.model:Descriptors",
+    trains=False,
+    draws=False,
+    options={
+        "parts": Option(
+            list,
+            "what an image is described by: global, anomaly, residual, local, where ...",
+            default=["global", "anomaly", "residual"],
+        ),
+        "views": Option(
+            int,
+            "views of an image whose descriptors are averaged: 1, itself; 2, 4, its mirror images; 8, quarter turns "
+            "too; null: those in which good images look like good ones",
+            choices=(1, 2, 4, 8),
+        ),
+        "layers": LAYERS,
+        # 784 cells of 448 pixels have ten patches each: 7 MB in half precision
+        "memory": Option(int, "patches of good images that are remembered", default=8000, least=1, most=50_000),
+        "head": Option(str, "the classifier of the descriptors", default="logistic", choices=HEADS),
+    },
+    rules=check,
+    idle=idle,
+)

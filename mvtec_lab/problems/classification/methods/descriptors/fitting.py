@@ -1,0 +1,161 @@
+"""What a recipe is fitted on: images with their maps, good patches, and rows of descriptors, kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.engine.features import kept
+from mvtec_lab.engine.run import Run
+from mvtec_lab.models.maps import of_each
+from mvtec_lab.models.views import view
+from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen, joined
+from mvtec_lab.problems.classification.methods.descriptors.memory import AUDITED, Memory
+from mvtec_lab.problems.classification.methods.descriptors.parts import Part
+from mvtec_lab.progress import bar
+
+VIEWS = 8
+
+
+class Images:
+    """Give what parts see of some images of a run, by place.
+
+    Args:
+        run: the run, with its trainer.
+        cells: gives the maps; its device is that of what is seen.
+        samples: the images.
+        remembered: keep their maps in the cache: those of images that every fold and attempt looks at.
+    """
+
+    def __init__(self, run: Run, cells: Cells, samples: Sequence[Sample], remembered: bool = True) -> None:
+        self.run, self.cells, self.samples, self.remembered = run, cells, list(samples), remembered
+        self.dataset = run.data.images(self.samples)
+        self.classes, self.labels = self.dataset.classes, self.dataset.labels.numpy()
+        self.groups = [sample.group for sample in self.samples]
+        self.memory: Memory | None = None
+        self.own: dict[str, int] = {}  # group -> its number in the memory
+        self.kept: dict[Any, Any] = {}  # what parts that are fitted several times keep of an image
+        data = run.data
+        self.name = f"{data.folder.name} {run.result.backbone} descriptors at {data.frame}"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def _maps(self) -> Tensor | None:
+        if not self.remembered:
+            return None
+
+        def blocks() -> Iterator[np.ndarray]:
+            return (self._row(place).cpu().numpy() for place in range(len(self)))
+
+        return self.keep("maps", len(self), {}, blocks)
+
+    def keep(self, what: str, rows: int, further: Any, blocks: Callable[[], Any]) -> Tensor | None:
+        """Return an array of these images that the cache keeps; None where it keeps none."""
+        data, trainer = self.run.data, self.run.trainer
+        return kept(f"{self.name} {what}", self.cells, data, self.dataset, rows, [what, further], trainer, blocks)
+
+    def _row(self, place: int) -> Tensor:
+        return of_each(self.cells, self.dataset[[place]]["image"].to(self.run.trainer.strategy.root_device))
+
+    def inside(self, place: int) -> Tensor | None:
+        """Return which pixels of its square show an image, [1, S, S] bool; None: all of them."""
+        return self.dataset.inside(place)[None] if self.dataset.frame.pads else None
+
+    def __getitem__(self, place: int) -> Seen:
+        row, inside = self._row(place) if self._maps is None else self._maps[place][None], self.inside(place)
+        device = self.run.trainer.strategy.root_device
+        part = None if inside is None else inside.to(device)
+        own = self.own.get(self.groups[place], -1)
+        return Seen(self.cells.maps(row.to(device)), self.memory, part, own)
+
+    def mask(self, place: int) -> Tensor | None:
+        """Return the share of each cell that an image's mask marks, [cells] in [0, 1]; None where there is no mask."""
+        mask = self.dataset.small_masks([place])[0] if self.samples[place].mask else None
+        if mask is None:
+            return None
+        return torch.nn.functional.adaptive_avg_pool2d(mask[None].float(), self.cells.side).flatten()
+
+    def rows(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Return the rows [N, D] of each part, on the CPU; parts that are not kept yet are computed together."""
+
+        @cache
+        def computed() -> list[Tensor]:
+            with torch.no_grad(), bar() as progress:
+                places = progress.track(range(len(self)), description="describing images")
+                of_images = [[part.rows(seen).cpu() for part in lacking] for seen in map(self.__getitem__, places)]
+            return [torch.cat(rows) for rows in zip(*of_images, strict=True)]
+
+        lacking = list(parts)
+        further = [self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
+        arrays = []
+        for part in parts:
+            key = [part.version, further] if part.memory else [part.version]
+
+            def blocks(part: Part = part) -> Iterator[np.ndarray]:
+                yield computed()[lacking.index(part)].numpy()
+
+            array = self.keep(type(part).__name__.lower(), len(self), key, blocks)
+            arrays.append(computed()[lacking.index(part)] if array is None else array)
+        return arrays
+
+
+def remember(memory: Memory, images: Images, count: int) -> dict[str, int]:
+    """Fill a memory with patches of good images; return the number that it has for each of their groups.
+
+    Args:
+        count: patches.
+    """
+    own = {group: number for number, group in enumerate(dict.fromkeys(images.groups))}
+    groups = [own[group] for group in images.groups]
+
+    def patches() -> Iterator[tuple[Tensor, Tensor]]:
+        with bar() as progress:
+            for seen in map(images.__getitem__, progress.track(range(len(images)), description="reading good images")):
+                yield joined(seen.maps)[0], seen.shown(seen.side)[0]
+
+    def blocks() -> Iterator[np.ndarray]:
+        with torch.no_grad():
+            yield memory.gather(patches(), groups, count)
+
+    rows = 3 + memory.drawn(len(images), memory.side**2, count).size
+    array = images.keep("good patches", rows, [count, groups], blocks)
+    memory.hold(torch.from_numpy(next(blocks())) if array is None else array, groups)
+    return own
+
+
+def audit(memory: Memory, images: Images, count: int) -> np.ndarray:
+    """Return how far good images are from other ones in each of eight views, [images, 8].
+
+    It is the mean distance of the farthest tenth of an image's patches.
+
+    Args:
+        memory: an empty one, which is filled with patches of the images as they are.
+        images: seen by one view.
+    """
+    own = remember(memory, images, count)
+    cells, device = images.cells, images.run.trainer.strategy.root_device
+    judged = min(len(images), AUDITED)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with torch.no_grad(), bar() as progress:
+            for place in progress.track(range(judged), description="auditing views"):
+                image, inside = images.dataset[[place]]["image"].to(device), images.inside(place)
+                scores = []
+                for number in range(VIEWS):
+                    part = None if inside is None else view(inside, number).to(device)
+                    maps = cells.maps(of_each(cells, view(image, number)))
+                    seen = Seen(maps, memory, part, own[images.groups[place]] if len(own) > 1 else -1)
+                    far = seen.free.distances[seen.shown(seen.side) > 0]
+                    scores.append(far.topk(max(1, len(far) // 10)).values.mean())
+                yield torch.stack(scores)[None].cpu().numpy()
+
+    array = images.keep("views", judged, count, blocks)
+    return np.concatenate(list(blocks())) if array is None else array.numpy()

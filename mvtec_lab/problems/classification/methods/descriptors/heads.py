@@ -1,0 +1,202 @@
+"""Convex classifiers of descriptors. How strongly they are held back is chosen by inner folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression
+
+INNER = 5  # folds within what is fitted on
+TINY = 1e-12
+# Of a block whose columns are standardised and which is scaled to a mean square of 1 per image. Half decades.
+INVERSE = tuple(10.0 ** (step / 2) for step in range(-3, 6))
+RIDGES = tuple(10.0 ** (step / 2) for step in range(4, -5, -1))
+SHRINKAGES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
+SHARPNESS = (2.0, 4.0, 8.0, 16.0)  # of ridge's scores, which aim at 0 and 1
+
+Rows = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Linear(NamedTuple):
+    """Hold a linear layer: logits are ``rows @ weight + bias``."""
+
+    weight: np.ndarray  #: [D, C]
+    bias: np.ndarray  #: [C]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return rows @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Hold a fitted head.
+
+    Args:
+        layer: of raw descriptors.
+        probabilities: of each image by the inner fold that has not seen it, [N, C]; NaN where there is none.
+        strength: what was chosen, of the head's ``grid``.
+        chosen: whether inner folds chose it; False where there could be none.
+    """
+
+    layer: Linear
+    probabilities: np.ndarray
+    strength: float | tuple[float, float]
+    chosen: bool = True
+
+
+class Logistic:
+    """Multinomial logistic regression in which every class weighs alike; the strength is scikit-learn's C."""
+
+    grid: Sequence[float] = INVERSE
+    fallback = 1.0
+
+    @staticmethod
+    def fit(rows: np.ndarray, labels: np.ndarray, strength: float) -> Linear:
+        """Return the layer of rows [N, D] and labels from 0 to K - 1, each of which occurs."""
+        if len(np.unique(labels)) == 1:
+            return Linear(np.zeros((rows.shape[1], 1)), np.zeros(1))
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-5)
+        model.fit(rows, labels)
+        weight, bias = model.coef_.T, model.intercept_
+        if weight.shape[1] == 1:  # of two classes it gives the second one's logit
+            weight, bias = np.concatenate([0 * weight, weight], 1), np.concatenate([0 * bias, bias])
+        return Linear(weight, bias)
+
+
+class Ridge:
+    """Ridge regression of the classes, each weighing alike; the strength is the penalty, and how sharp scores are."""
+
+    grid: Sequence[tuple[float, float]] = [(penalty, sharp) for penalty in RIDGES for sharp in SHARPNESS]
+    fallback = 1.0, 4.0
+
+    @staticmethod
+    def fit(rows: np.ndarray, labels: np.ndarray, strength: tuple[float, float]) -> Linear:
+        penalty, sharp = strength
+        share, truth = _shares(labels), np.eye(labels.max() + 1)[labels]
+        mean, middle = share @ rows, share @ truth
+        away = rows - mean
+        gram = (away * (share * len(rows))[:, None]).T @ away + penalty * np.eye(rows.shape[1])
+        weight = np.linalg.solve(gram, (away * (share * len(rows))[:, None]).T @ (truth - middle))
+        return Linear(sharp * weight, sharp * (middle - mean @ weight))
+
+
+class Discriminant:
+    """Linear discriminant analysis with equal priors; the strength is how far the covariance shrinks to a sphere."""
+
+    grid: Sequence[float] = SHRINKAGES
+    fallback = 0.5
+
+    @staticmethod
+    def fit(rows: np.ndarray, labels: np.ndarray, strength: float) -> Linear:
+        share, size = _shares(labels), rows.shape[1]
+        means = np.stack([rows[labels == kind].mean(0) for kind in range(labels.max() + 1)])
+        away = rows - means[labels]
+        within = (away * share[:, None]).T @ away
+        within = (1 - strength) * within + (strength * np.trace(within) / size + TINY) * np.eye(size)
+        weight = np.linalg.solve(within, means.T)
+        return Linear(weight, -0.5 * (means.T * weight).sum(0))
+
+
+HEADS: dict[str, Any] = {"logistic": Logistic, "ridge": Ridge, "lda": Discriminant}
+
+
+def deal(labels: np.ndarray, groups: Sequence[str], count: int = INNER) -> np.ndarray:
+    """Return the inner fold of each image, [N]: the groups of each class are dealt out in turn, in a drawn order.
+
+    So every fold leaves some of each class to be fitted on. A class with one group has no image that could be left out:
+    it stays, -1.
+    """
+    rng, folds, turn = np.random.default_rng(0), np.full(len(labels), -1), 0
+    of_group: dict[str, int] = {}
+    by_size = sorted(np.unique(labels), key=lambda kind: ((labels == kind).sum(), kind))
+    for kind in by_size:
+        own = sorted({groups[place] for place in np.flatnonzero(labels == kind).tolist()})
+        if len(own) < 2:
+            of_group.setdefault(own[0], -1)
+            continue
+        for place in rng.permutation(len(own)).tolist():
+            if own[place] not in of_group:
+                of_group[own[place]] = turn % count
+                turn += 1
+    for place, group in enumerate(groups):
+        folds[place] = of_group[group]
+    return folds
+
+
+def fit_head(kind: str, rows: Rows, blocks: Sequence[int], labels: np.ndarray, groups: Sequence[str]) -> Fitted:
+    """Fit a head to images; inner folds choose its strength by the mean over classes of their mean log loss.
+
+    Args:
+        kind: of ``HEADS``.
+        rows: given the places of images to fit on and of others, returns descriptors of both, [n, D] each. In an inner
+            fold it sees nothing of the images that are left out.
+        blocks: the widths of blocks of descriptors, which weigh alike.
+        labels: classes of the images, [N], each from 0 to C - 1 occurring.
+        groups: images with an equal group are left out together.
+    """
+    head, everything, none = HEADS[kind], np.arange(len(labels)), np.arange(0)
+    folds, classes = deal(labels, groups), int(labels.max()) + 1
+    logits = np.full((len(head.grid), len(labels), classes), np.nan)
+    for fold in np.unique(folds[folds >= 0]):
+        fitting, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        present = np.unique(labels[fitting])
+        if len(present) < 2:
+            continue
+        known, unknown = rows(fitting, others)
+        basis = _basis(known, blocks)
+        turned, of_others = basis(known), basis(unknown)
+        for number, strength in enumerate(head.grid):
+            layer = head.fit(turned, np.searchsorted(present, labels[fitting]), strength)
+            logits[number, others] = -1e3  # of a class that the fold has not seen
+            logits[number][np.ix_(others, present)] = layer(of_others)
+    judged = np.isfinite(logits[0]).all(1)
+    known, _ = rows(everything, none)
+    basis = _basis(known, blocks)
+    chosen = bool(judged.any())
+    number = int(np.argmin([_loss(values[judged], labels[judged]) for values in logits])) if chosen else 0
+    strength = head.grid[number] if chosen else head.fallback
+    layer = basis.unfold(head.fit(basis(known), labels, strength))
+    return Fitted(layer, softmax(logits[number], axis=1), strength, chosen)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Standardise descriptors, and turn them into as few directions as there are images, which loses nothing."""
+
+    mean: np.ndarray
+    turn: np.ndarray
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return (rows - self.mean) @ self.turn
+
+    def unfold(self, layer: Linear) -> Linear:
+        """Return the layer of raw descriptors that equals one of turned ones."""
+        weight = self.turn @ layer.weight
+        return Linear(weight, layer.bias - self.mean @ weight)
+
+
+def _basis(rows: np.ndarray, blocks: Sequence[int]) -> Basis:
+    mean, deviation = rows.mean(0), rows.std(0)
+    differs = deviation > 1e-6 * np.abs(mean) + TINY
+    widths = np.repeat(np.asarray(blocks, float), blocks)
+    scale = np.where(differs, 1 / np.where(differs, deviation, 1) / np.sqrt(widths), 0)
+    if len(rows) > rows.shape[1]:
+        return Basis(mean, np.diag(scale))
+    _, sizes, directions = np.linalg.svd((rows - mean) * scale, full_matrices=False)
+    kept = sizes > 1e-6 * max(sizes[0], TINY)
+    return Basis(mean, scale[:, None] * directions[kept].T)
+
+
+def _shares(labels: np.ndarray) -> np.ndarray:
+    """Return what each image weighs where every class weighs alike, summing to 1."""
+    counts = np.bincount(labels)
+    return 1 / (counts[labels] * np.count_nonzero(counts))
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    likelihood = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return float(-(_shares(labels) * likelihood).sum())

@@ -1,0 +1,306 @@
+"""The lab's own recipe: descriptors of frozen maps, and a linear layer that is fitted on them in seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvtec_lab.config import Config
+from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.dataset import MVTecDataset, Rows
+from mvtec_lab.data.images import digests
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.engine.run import Run
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.buffers import resize_buffers
+from mvtec_lab.problems import settings_of
+from mvtec_lab.problems.base import checked_options
+from mvtec_lab.problems.classification.base import Classifier, Evidence
+from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
+from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, audit, remember
+from mvtec_lab.problems.classification.methods.descriptors.heads import deal, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
+from mvtec_lab.problems.classification.methods.descriptors.memory import Memory, allowed
+from mvtec_lab.problems.classification.methods.descriptors.parts import Free, InPlace, Part, Setting
+from mvtec_lab.problems.padding import inside_of
+from mvtec_lab.results import BEST, GOOD
+
+log = logging.getLogger(__name__)
+
+AUDITED = 2000  # patches that views are judged by: the views differ by more than a larger memory changes
+
+
+class Descriptors(Classifier):
+    """Describe images by frozen maps and classify the descriptors.
+
+    It is fitted on training and validation images. What is chosen is chosen by inner folds, whose predictions of the
+    images that they left out are ``held_out``; validation is judged by these.
+
+    Args:
+        classes: the class names in the order of their index.
+        backbone, weights: as in ``ModelConfig``.
+        image_size: S, pixels.
+        padded: whether images are letterboxed.
+        class_counts: training images of each class, [C].
+        seen: numbers of the views whose maps are averaged (``models.views.view``).
+        held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes.
+        options: the method's own, by name.
+
+    Raises:
+        LabError: an option that the method does not know, or a layer that the backbone does not have.
+    """
+
+    method = METHOD
+    shows = (
+        "Where the image is unlike good ones",
+        "The distance of each place to the nearest good patch: the ring is the peak, the blue line the outline of the "
+        "defect's mask.",
+    )
+    hides = "There is no map: nothing of model.options.parts compares an image with good ones."
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        backbone: str = "mobilenet_v2",
+        weights: str | None = "DEFAULT",
+        image_size: int = 448,
+        padded: bool = False,
+        class_counts: Sequence[int] | None = None,
+        seen: Sequence[int] = (0,),
+        held_out: Mapping[str, Sequence[float]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = checked_options(self.method, options)
+        self.classes = list(classes)
+        self.save_hyperparameters(logger=False)
+        self.cells = Cells(backbone, weights, self.options["layers"], image_size, seen)
+        loaded = self.cells.features.weights
+        self.weights_name, self.weights_note = loaded.name, loaded.note
+        setting = Setting(self.classes, self.cells.widths, self.cells.side)
+        self.hparams.update({"classes": self.classes, "weights": loaded.name, "held_out": dict(held_out or {})})
+        self.parts: list[Part] = [PARTS[name](setting) for name in self.options["parts"]]
+        self.fitted = nn.ModuleList(self.parts)
+        compares = [part for part in self.parts if part.memory]
+        self.memory = Memory(self.cells.widths, self.cells.side) if compares else None
+        in_place = any(name in ("local", "where") for name in self.options["parts"])
+        self._map: Part = (InPlace if in_place else Free)(setting)
+        self._heat: dict[str, Tensor] = {}  # distances [cells] of images by their paths, as far as they are known
+        self.register_buffer("weight", torch.zeros(sum(self.widths), len(self.classes)))
+        self.register_buffer("bias", torch.zeros(len(self.classes)))
+
+    @classmethod
+    def of(cls, config: Config, data: MVTecDataModule, weights: str | None) -> Descriptors:
+        return cls(
+            data.classes,
+            backbone=config.model.backbone,
+            weights=weights,
+            image_size=config.data.image_size,
+            padded=data.frame.pads,
+            class_counts=list(data.counts()["train"].values()),
+            **settings_of(config),
+        )
+
+    @property
+    def widths(self) -> list[int]:
+        """Return the widths of the blocks of all parts, in their order."""
+        return [width for part in self.parts for width in part.widths]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        resize_buffers(self, state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the class logits [N, C] of normalised images [N, 3, S, S]."""
+        return self._classified(self._described(self._seen(images)))
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the class logits of a batch, [N, C], of each image by itself."""
+        if "features" in batch:
+            return self._classified(batch["features"])
+        return torch.cat([self(image) for image in batch["image"].split(1)])
+
+    def _seen(self, images: Tensor) -> Seen:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, enabled=False):
+            maps = self.cells.maps(self.cells(images))
+        return Seen(maps, self.memory, inside_of({"image": images}, self.hparams["padded"]))
+
+    def _described(self, seen: Seen) -> Tensor:
+        return torch.cat([part.rows(seen) for part in self.parts], 1)
+
+    def _classified(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight + self.bias
+
+    def judged(self, split: str, dataset: MVTecDataset, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
+        """Return the probabilities [N, C] of a split: of validation images that it was fitted on, the inner folds'."""
+        probabilities, held_out = self.probabilities(batches), self.hparams["held_out"]
+        if split == "val":
+            for place, digest in enumerate(digests([dataset.folder / sample.path for sample in dataset.samples])):
+                if digest in held_out:
+                    probabilities[place] = held_out[digest][1:]
+        return probabilities
+
+    @torch.no_grad()
+    def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
+        if self.memory is None:
+            return None
+        side, size = self.cells.side, self.hparams["image_size"]
+        heat = torch.stack([self._heat_of(dataset, place) for place in places]).view(-1, side, side)
+        cell = heat.flatten(1).argmax(1)  # interpolation has its maximum at the middle of a cell
+        peaks = ((torch.stack([cell // side, cell % side], 1) + 0.5) * size / side).long()
+        heat = F.interpolate(heat[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+        return heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny), peaks
+
+    def _heat_of(self, dataset: MVTecDataset, place: int) -> Tensor:
+        path = dataset.samples[place].path
+        if path not in self._heat:
+            self._heat[path] = self._map.rows(self._seen(dataset[[place]]["image"].to(self.device)))[0].cpu()
+        return self._heat[path]
+
+    def fit(self, run: Run) -> None:
+        """Decide the views, remember good patches, describe all images and fit the head; write best.ckpt."""
+        started = time.perf_counter()
+        data, result, config = run.data, run.result, run.config
+        trainer = run.build_trainer()
+        self.to(trainer.strategy.root_device).eval()
+        result.parameters = {"total": sum(p.numel() for p in self.parameters()), "trained": self.weight.numel()}
+        result.luck = result.weights == "random"
+        splits = ("train",) if data.val_is_test or config.data.imbalance is not None else ("train", "val")
+        learnt = [sample for split in splits for sample in data.of_split(split)]
+        good = data.spare_good()
+        if not good:
+            good = [sample for sample in learnt if sample.label == GOOD]
+            if good and (self.memory is not None or self.options["views"] is None):
+                run.warn(f"{data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
+        self._see(run, good)
+        images = Images(run, self.cells, [sample for sample in data.samples if sample.split])
+        if self.memory is not None:
+            if not good:
+                raise LabError(f"{data.folder} has no good images to compare others with: {NO_GOOD}")
+            patches = Images(run, self.cells, good, remembered=False)
+            own = remember(self.memory, patches, self.options["memory"])
+            images.memory, images.own = self.memory, own if len(own) > 1 else {}
+            self.result_memory(run, len(good))
+        log.info(
+            "%s: %s over %s (%s), %d images to learn from, views %s; %s, %d CPU thread(s)",
+            config.attempt,
+            " + ".join(self.options["parts"]),
+            result.backbone,
+            result.weights,
+            len(learnt),
+            self.cells.views,
+            trainer.strategy.root_device,
+            torch.get_num_threads(),
+        )
+        result.startup_seconds = time.perf_counter() - run.began
+        run.watch_memory()
+        self._fit_head(run, images, learnt)
+        result.seconds = result.fit_seconds = time.perf_counter() - started
+        run.model.save(run.run_dir / BEST)
+
+    def result_memory(self, run: Run, images: int) -> None:
+        """Note what is remembered."""
+        assert self.memory is not None
+        run.result.decided["memory"] = f"{self.memory.owner.numel()} patches of {images} good images"
+
+    def _see(self, run: Run, good: Sequence[Sample]) -> None:
+        """Decide which views are averaged."""
+        asked = self.options["views"]
+        if asked is not None:
+            views = list(range(asked))
+        elif not good:
+            views = [0]
+            run.warn(
+                "no good image shows in which views the product may lie: it is seen as it is (model.options.views)"
+            )
+        else:
+            self.cells.views = [0]
+            plain = Images(run, self.cells, good[:SHOWN], remembered=False)
+            memory = Memory(self.cells.widths, self.cells.side).to(self.device)
+            views = allowed(audit(memory, plain, AUDITED))
+        self.cells.views = views
+        self.hparams["seen"] = views
+        run.result.decided["views"] = ", ".join(map(str, views))
+
+    def _fit_head(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
+        """Fit parts that are fitted and the head, and hand the data module the rows of the test images."""
+        place_of = {sample.path: place for place, sample in enumerate(images.samples)}
+        places = np.array([place_of[sample.path] for sample in learnt])
+        fixed = [part for part in self.parts if not part.fits]
+        shown = [] if self.memory is None else [self._map]
+        arrays = images.rows([*fixed, *shown])
+        known = dict(zip(fixed, (array.numpy() for array in arrays), strict=False))
+        if self.memory is not None:
+            self._heat = {sample.path: row.clone() for sample, row in zip(images.samples, arrays[-1], strict=True)}
+            if not any(float(np.ptp(row)) for row in arrays[-1].numpy()):
+                run.warn("every place is equally far from the good patches: the parts pool images as a whole")
+
+        def rows(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pairs = [
+                (known[part][places[fitting]], known[part][others])
+                if part in known
+                else _crossfitted(part, images, places[fitting], others)
+                for part in self.parts
+            ]
+            of_fitting, of_others = zip(*pairs, strict=True)
+            return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
+
+        labels, groups = images.labels[places], [images.groups[place] for place in places]
+        fitted = fit_head(self.options["head"], lambda a, b: rows(a, places[b]), self.widths, labels, groups)
+        if not fitted.chosen:
+            run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
+        run.result.decided["strength"] = str(fitted.strength)
+        self.weight = torch.from_numpy(fitted.layer.weight).float().to(self.device)
+        self.bias = torch.from_numpy(fitted.layer.bias).float().to(self.device)
+        names = digests([run.data.folder / sample.path for sample in learnt])
+        self.hparams["held_out"] = {
+            name: [int(label), *shares.astype(np.float32).tolist()]
+            for name, label, shares in zip(names, labels, fitted.probabilities, strict=True)
+            if np.isfinite(shares).all()
+        }
+        for part in self.parts:
+            if part.fits:
+                part.learn(images, places.tolist())
+        for split in ("val", "test"):
+            if samples := run.data.of_split(split):
+                at = np.array([place_of[sample.path] for sample in samples])
+                blocks = [known[part][at] if part in known else _rows(part, images, at) for part in self.parts]
+                array = torch.from_numpy(np.concatenate(blocks, 1)).float()
+                run.data.load_features(split, Rows(array, range(len(array))))
+        run.result.features = sorted(run.data.features)
+
+
+SHOWN = 64  # good images by which views are audited: half of them, against all
+OWN_GOOD = "an image is compared with the others of these"
+NO_GOOD = "give model.options.parts=[global]"
+
+
+def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return np.concatenate([part.rows(images[int(place)]).cpu().numpy() for place in places])
+
+
+def _crossfitted(part: Part, images: Images, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a part's rows of images to fit a head on, by copies that have not seen them, and of others."""
+    folds = deal(images.labels[fitting], [images.groups[place] for place in fitting])
+    known = np.zeros((len(fitting), sum(part.widths)), np.float32)
+
+    def shown(places: np.ndarray) -> Part:
+        own = deepcopy(part)
+        own.learn(images, places.tolist())
+        return own
+
+    for fold in np.unique(folds):  # those that are in no fold are known to a part of all
+        known[folds == fold] = _rows(shown(fitting[(folds != fold) | (fold < 0)]), images, fitting[folds == fold])
+    unknown = np.zeros((0, known.shape[1]), np.float32)
+    return known, _rows(shown(fitting), images, others) if len(others) else unknown

@@ -14,13 +14,10 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.engine.features import kept
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.maps import of_each
-from mvtec_lab.models.views import view
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen, joined
-from mvtec_lab.problems.classification.methods.descriptors.memory import AUDITED, Memory
+from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import Part
 from mvtec_lab.progress import bar
-
-VIEWS = 8
 
 
 class Images:
@@ -39,7 +36,7 @@ class Images:
         self.classes, self.labels = self.dataset.classes, self.dataset.labels.numpy()
         self.groups = [sample.group for sample in self.samples]
         self.memory: Memory | None = None
-        self.own: dict[str, int] = {}  # group -> its number in the memory
+        self.own: dict[str, int] = {}  # group -> its number in the memory, where the memory is of these images
         self.kept: dict[Any, Any] = {}  # what parts that are fitted several times keep of an image
         data = run.data
         self.name = f"{data.folder.name} {run.result.backbone} descriptors at {data.frame}"
@@ -91,7 +88,7 @@ class Images:
             with torch.no_grad(), bar() as progress:
                 places = progress.track(range(len(self)), description="describing images")
                 of_images = [[part.rows(seen).cpu() for part in lacking] for seen in map(self.__getitem__, places)]
-            return [torch.cat(rows) for rows in zip(*of_images, strict=True)]
+            return [torch.stack(rows) for rows in zip(*of_images, strict=True)]
 
         lacking = list(parts)
         further = [self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
@@ -107,55 +104,30 @@ class Images:
         return arrays
 
 
-def remember(memory: Memory, images: Images, count: int) -> dict[str, int]:
-    """Fill a memory with patches of good images; return the number that it has for each of their groups.
+def remember(memory: Memory, images: Images, places: Sequence[int]) -> dict[str, int]:
+    """Fill a memory with good images, drawn among them; return the number that it has for the group of each.
 
     Args:
-        count: patches.
+        places: of the good images.
     """
-    own = {group: number for number, group in enumerate(dict.fromkeys(images.groups))}
-    groups = [own[group] for group in images.groups]
+    own = {group: number for number, group in enumerate(dict.fromkeys(images.groups[place] for place in places))}
+    groups = [own[images.groups[place]] for place in places]
+    drawn = np.random.default_rng(0).permutation(len(places)).tolist()
 
     def patches() -> Iterator[tuple[Tensor, Tensor]]:
         with bar() as progress:
-            for seen in map(images.__getitem__, progress.track(range(len(images)), description="reading good images")):
-                yield joined(seen.maps)[0], seen.shown(seen.side)[0]
+            for place in progress.track(places, description="reading good images"):
+                seen = images[place]
+                yield joined(seen.maps), seen.shown(seen.side)
 
     def blocks() -> Iterator[np.ndarray]:
         with torch.no_grad():
-            yield memory.gather(patches(), groups, count)
+            memory.learn(patches(), groups, drawn)
+        yield memory.packed()
 
-    rows = 3 + memory.drawn(len(images), memory.side**2, count).size
-    array = images.keep("good patches", rows, [count, groups], blocks)
-    memory.hold(torch.from_numpy(next(blocks())) if array is None else array, groups)
+    array = images.keep("good patches", 1, [len(memory.owner), list(places), groups], blocks)
+    if array is None:
+        next(blocks())
+    else:
+        memory.hold(array[0])
     return own
-
-
-def audit(memory: Memory, images: Images, count: int) -> np.ndarray:
-    """Return how far good images are from other ones in each of eight views, [images, 8].
-
-    It is the mean distance of the farthest tenth of an image's patches.
-
-    Args:
-        memory: an empty one, which is filled with patches of the images as they are.
-        images: seen by one view.
-    """
-    own = remember(memory, images, count)
-    cells, device = images.cells, images.run.trainer.strategy.root_device
-    judged = min(len(images), AUDITED)
-
-    def blocks() -> Iterator[np.ndarray]:
-        with torch.no_grad(), bar() as progress:
-            for place in progress.track(range(judged), description="auditing views"):
-                image, inside = images.dataset[[place]]["image"].to(device), images.inside(place)
-                scores = []
-                for number in range(VIEWS):
-                    part = None if inside is None else view(inside, number).to(device)
-                    maps = cells.maps(of_each(cells, view(image, number)))
-                    seen = Seen(maps, memory, part, own[images.groups[place]] if len(own) > 1 else -1)
-                    far = seen.free.distances[seen.shown(seen.side) > 0]
-                    scores.append(far.topk(max(1, len(far) // 10)).values.mean())
-                yield torch.stack(scores)[None].cpu().numpy()
-
-    array = images.keep("views", judged, count, blocks)
-    return np.concatenate(list(blocks())) if array is None else array.numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +22,22 @@ CELLS, GRID = (8, 16, 32), 16
 class Cells(nn.Module):
     """Turn normalised images [N, 3, S, S] into maps of some layers, none finer than the patches' grid.
 
-    A map is the mean over views of the image, each turned back: on MVTec's bottle a linear classifier of their average
-    had a balanced accuracy of 0.876 with four views, and 0.820 with one.
+    A map is the mean over views of the image, each turned back: so place and handedness stay, whether or not the
+    product may lie in another way, and what a view adds by chance is averaged out.
 
     Args:
         backbone, weights: as in ``FeatureMaps``.
         layers: names of layers; None: the last ones with cells of ``CELLS`` pixels.
         size: S, pixels.
-        views: numbers of views (``models.views.view``).
+        views: how many views (``models.views.view``): the first ones.
     """
 
     def __init__(
-        self, backbone: str, weights: str | None, layers: Sequence[str] | None, size: int, views: Sequence[int] = (0,)
+        self, backbone: str, weights: str | None, layers: Sequence[str] | None, size: int, views: int = 1
     ) -> None:
         super().__init__()
         self.features = FeatureMaps(backbone, weights, layers, CELLS)
-        self.views = list(views)
+        self.views = views
         with torch.no_grad():
             sides = [int(each.shape[-1]) for each in self.features(torch.zeros(1, 3, size, size))]
         self.side = min(sides, key=lambda side: abs(size / side - GRID))
@@ -47,7 +46,7 @@ class Cells(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the maps as one row per image, which a cache can keep: channels last, layer by layer."""
-        of_views = [self._seen(images, number) for number in self.views]
+        of_views = [self._seen(images, number) for number in range(self.views)]
         layers = [torch.stack(layer).mean(0) for layer in zip(*of_views, strict=True)]
         return torch.cat([layer.permute(0, 2, 3, 1).flatten(1) for layer in layers], 1)
 
@@ -71,29 +70,22 @@ class Cells(nn.Module):
 
 
 def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Return maps as patches [N, cells, C of all maps] on the finest one's grid; coarser ones are interpolated."""
+    """Return the maps of one image as patches [cells, C of all maps] on the finest grid, others interpolated."""
     side = max(layer.shape[-1] for layer in maps)
     layers = [
         layer if layer.shape[-1] == side else F.interpolate(layer, (side, side), mode="bilinear") for layer in maps
     ]
-    return torch.cat(layers, 1).flatten(2).transpose(1, 2).contiguous()
-
-
-class Near(NamedTuple):
-    """Hold the good patches that are nearest to an image's patches, and how far they are."""
-
-    distances: Tensor  #: [N, cells]; 0 beside a letterboxed image
-    good: Tensor  #: [N, cells, C]
+    return torch.cat(layers, 1)[0].flatten(1).T.contiguous()
 
 
 class Seen:
-    """Give what is seen of N images.
+    """Give what is seen of one image.
 
     Args:
-        maps: [N, C, H, W] of each layer.
+        maps: [1, C, H, W] of each layer.
         memory: the good patches; None: no part asks for them.
-        inside: which pixels show the images, [N, S, S] bool; None: all of them.
-        own: group of good images in the memory that are left out, as the images are of it; -1: none.
+        inside: which pixels show the image, [1, S, S] bool; None: all of them.
+        own: group of good images in the memory that are left out, as the image is of it; -1: none.
     """
 
     def __init__(
@@ -109,25 +101,31 @@ class Seen:
         return self._memory
 
     def shown(self, side: int) -> Tensor:
-        """Return which cells of a grid show the images, [N, side x side] float, 0 or 1."""
+        """Return which cells of a grid show the image, [side x side] float, 0 or 1."""
         if self.inside is None:
-            return self.maps[0].new_ones(len(self.maps[0]), side * side)
-        return at(self.inside, (side, side)).flatten(1)
+            return self.maps[0].new_ones(side * side)
+        return at(self.inside, (side, side)).flatten()
 
     @cached_property
     def patches(self) -> Tensor:
-        """Return the patches [N, cells, C], standardised by those of good images; each layer weighs alike."""
-        return self.memory.standardised(joined(self.maps))
+        """Return the patches [cells, C], standardised by those of good images; each layer weighs alike."""
+        return self.memory.standardised(self._joined)
 
     @cached_property
-    def free(self) -> Near:
-        """Return the nearest good patches, wherever they lie."""
-        return self._near(*self.memory.nearest(self.patches, self.own))
+    def away(self) -> Tensor:
+        """Return how the patches [cells, C] differ from the mean of good ones in the same cell."""
+        return self.patches - self.memory.usual.float()
 
     @cached_property
-    def local(self) -> Near:
-        """Return the nearest good patches of those that lie within a cell of the same place."""
-        return self._near(*self.memory.nearest_in_place(self.patches, self.own))
+    def free(self) -> Tensor:
+        """Return how far patches are from good ones, wherever these lie, [cells]; 0 beside a letterboxed image."""
+        return self.memory.distances(self._joined, self.shown(self.side), False, self.own)
 
-    def _near(self, distances: Tensor, good: Tensor) -> Near:
-        return Near(distances * self.shown(self.side), good)
+    @cached_property
+    def local(self) -> Tensor:
+        """Return how far patches are from good ones that lie at most one cell away, [cells]; 0 as ``free``."""
+        return self.memory.distances(self._joined, self.shown(self.side), True, self.own)
+
+    @cached_property
+    def _joined(self) -> Tensor:
+        return joined(self.maps)

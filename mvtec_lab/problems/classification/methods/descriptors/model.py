@@ -25,17 +25,15 @@ from mvtec_lab.problems import settings_of
 from mvtec_lab.problems.base import checked_options
 from mvtec_lab.problems.classification.base import Classifier, Evidence
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
-from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, audit, remember
+from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, remember
 from mvtec_lab.problems.classification.methods.descriptors.heads import deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
-from mvtec_lab.problems.classification.methods.descriptors.memory import Memory, allowed
-from mvtec_lab.problems.classification.methods.descriptors.parts import Free, InPlace, Part, Setting
+from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
+from mvtec_lab.problems.classification.methods.descriptors.parts import Block, Distances, Part, Setting
 from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import BEST, GOOD
 
 log = logging.getLogger(__name__)
-
-AUDITED = 2000  # patches that views are judged by: the views differ by more than a larger memory changes
 
 
 class Descriptors(Classifier):
@@ -50,7 +48,6 @@ class Descriptors(Classifier):
         image_size: S, pixels.
         padded: whether images are letterboxed.
         class_counts: training images of each class, [C].
-        seen: numbers of the views whose maps are averaged (``models.views.view``).
         held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes.
         options: the method's own, by name.
 
@@ -59,6 +56,7 @@ class Descriptors(Classifier):
     """
 
     method = METHOD
+    no_onnx = "it compares an image with those that it remembers"
     shows = (
         "Where the image is unlike good ones",
         "The distance of each place to the nearest good patch: the ring is the peak, the blue line the outline of the "
@@ -75,7 +73,6 @@ class Descriptors(Classifier):
         image_size: int = 448,
         padded: bool = False,
         class_counts: Sequence[int] | None = None,
-        seen: Sequence[int] = (0,),
         held_out: Mapping[str, Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
@@ -83,19 +80,18 @@ class Descriptors(Classifier):
         self.options = checked_options(self.method, options)
         self.classes = list(classes)
         self.save_hyperparameters(logger=False)
-        self.cells = Cells(backbone, weights, self.options["layers"], image_size, seen)
+        self.cells = Cells(backbone, weights, self.options["layers"], image_size, self.options["views"])
         loaded = self.cells.features.weights
         self.weights_name, self.weights_note = loaded.name, loaded.note
         setting = Setting(self.classes, self.cells.widths, self.cells.side)
         self.hparams.update({"classes": self.classes, "weights": loaded.name, "held_out": dict(held_out or {})})
         self.parts: list[Part] = [PARTS[name](setting) for name in self.options["parts"]]
         self.fitted = nn.ModuleList(self.parts)
-        compares = [part for part in self.parts if part.memory]
+        compares = any(part.memory for part in self.parts)
         self.memory = Memory(self.cells.widths, self.cells.side) if compares else None
-        in_place = any(name in ("local", "where") for name in self.options["parts"])
-        self._map: Part = (InPlace if in_place else Free)(setting)
+        self._map = Distances(setting, any(part.in_place for part in self.parts))
         self._heat: dict[str, Tensor] = {}  # distances [cells] of images by their paths, as far as they are known
-        self.register_buffer("weight", torch.zeros(sum(self.widths), len(self.classes)))
+        self.register_buffer("weight", torch.zeros(sum(block.width for block in self.blocks), len(self.classes)))
         self.register_buffer("bias", torch.zeros(len(self.classes)))
 
     @classmethod
@@ -111,32 +107,29 @@ class Descriptors(Classifier):
         )
 
     @property
-    def widths(self) -> list[int]:
-        """Return the widths of the blocks of all parts, in their order."""
-        return [width for part in self.parts for width in part.widths]
+    def blocks(self) -> list[Block]:
+        """Return the blocks of all parts, in their order."""
+        return [block for part in self.parts for block in part.blocks]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         resize_buffers(self, state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the class logits [N, C] of normalised images [N, 3, S, S]."""
-        return self._classified(self._described(self._seen(images)))
+        """Return the class logits [N, C] of normalised images [N, 3, S, S], of each by itself."""
+        return self._classified(torch.stack([self._described(self._seen(image)) for image in images.split(1)]))
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the class logits of a batch, [N, C], of each image by itself."""
-        if "features" in batch:
-            return self._classified(batch["features"])
-        return torch.cat([self(image) for image in batch["image"].split(1)])
+        return self._classified(batch["features"]) if "features" in batch else self(batch["image"])
 
-    def _seen(self, images: Tensor) -> Seen:
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, enabled=False):
-            maps = self.cells.maps(self.cells(images))
-        return Seen(maps, self.memory, inside_of({"image": images}, self.hparams["padded"]))
+    def _seen(self, image: Tensor) -> Seen:
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(image.device.type, enabled=False):
+            maps = self.cells.maps(self.cells(image))
+        return Seen(maps, self.memory, inside_of({"image": image}, self.hparams["padded"]))
 
     def _described(self, seen: Seen) -> Tensor:
-        return torch.cat([part.rows(seen) for part in self.parts], 1)
+        return torch.cat([part.rows(seen) for part in self.parts])
 
     def _classified(self, rows: Tensor) -> Tensor:
         return rows @ self.weight + self.bias
@@ -164,7 +157,7 @@ class Descriptors(Classifier):
     def _heat_of(self, dataset: MVTecDataset, place: int) -> Tensor:
         path = dataset.samples[place].path
         if path not in self._heat:
-            self._heat[path] = self._map.rows(self._seen(dataset[[place]]["image"].to(self.device)))[0].cpu()
+            self._heat[path] = self._map.rows(self._seen(dataset[[place]]["image"].to(self.device))).cpu()
         return self._heat[path]
 
     def fit(self, run: Run) -> None:
@@ -177,22 +170,11 @@ class Descriptors(Classifier):
         result.luck = result.weights == "random"
         splits = ("train",) if data.val_is_test or config.data.imbalance is not None else ("train", "val")
         learnt = [sample for split in splits for sample in data.of_split(split)]
-        good = data.spare_good()
-        if not good:
-            good = [sample for sample in learnt if sample.label == GOOD]
-            if good and (self.memory is not None or self.options["views"] is None):
-                run.warn(f"{data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
-        self._see(run, good)
         images = Images(run, self.cells, [sample for sample in data.samples if sample.split])
         if self.memory is not None:
-            if not good:
-                raise LabError(f"{data.folder} has no good images to compare others with: {NO_GOOD}")
-            patches = Images(run, self.cells, good, remembered=False)
-            own = remember(self.memory, patches, self.options["memory"])
-            images.memory, images.own = self.memory, own if len(own) > 1 else {}
-            self.result_memory(run, len(good))
+            self._remember(run, images, learnt)
         log.info(
-            "%s: %s over %s (%s), %d images to learn from, views %s; %s, %d CPU thread(s)",
+            "%s: %s over %s (%s), %d images to learn from, %d views; %s, %d CPU thread(s)",
             config.attempt,
             " + ".join(self.options["parts"]),
             result.backbone,
@@ -208,29 +190,21 @@ class Descriptors(Classifier):
         result.seconds = result.fit_seconds = time.perf_counter() - started
         run.model.save(run.run_dir / BEST)
 
-    def result_memory(self, run: Run, images: int) -> None:
-        """Note what is remembered."""
-        assert self.memory is not None
-        run.result.decided["memory"] = f"{self.memory.owner.numel()} patches of {images} good images"
-
-    def _see(self, run: Run, good: Sequence[Sample]) -> None:
-        """Decide which views are averaged."""
-        asked = self.options["views"]
-        if asked is not None:
-            views = list(range(asked))
-        elif not good:
-            views = [0]
-            run.warn(
-                "no good image shows in which views the product may lie: it is seen as it is (model.options.views)"
-            )
+    def _remember(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
+        """Fill the memory with good images that take no part, or with those that are learnt from."""
+        spare, good = run.data.spare_good(), [sample for sample in learnt if sample.label == GOOD]
+        if not spare and not good:
+            raise LabError(f"{run.data.folder} has no good images to compare others with: {NO_GOOD}")
+        count = min(self.options["memory"], len(spare or good))
+        memory = Memory(self.cells.widths, self.cells.side, count).to(self.device)
+        if spare:
+            remember(memory, Images(run, self.cells, spare, remembered=False), range(len(spare)))
         else:
-            self.cells.views = [0]
-            plain = Images(run, self.cells, good[:SHOWN], remembered=False)
-            memory = Memory(self.cells.widths, self.cells.side).to(self.device)
-            views = allowed(audit(memory, plain, AUDITED))
-        self.cells.views = views
-        self.hparams["seen"] = views
-        run.result.decided["views"] = ", ".join(map(str, views))
+            run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
+            place_of = {sample.path: place for place, sample in enumerate(images.samples)}
+            images.own = remember(memory, images, [place_of[sample.path] for sample in good])
+        self.memory = images.memory = memory
+        run.result.decided["memory"] = f"{count} of {len(spare or good)} good images"
 
     def _fit_head(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
         """Fit parts that are fitted and the head, and hand the data module the rows of the test images."""
@@ -256,7 +230,7 @@ class Descriptors(Classifier):
             return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
 
         labels, groups = images.labels[places], [images.groups[place] for place in places]
-        fitted = fit_head(self.options["head"], lambda a, b: rows(a, places[b]), self.widths, labels, groups)
+        fitted = fit_head(self.options["head"], lambda a, b: rows(a, places[b]), self.blocks, labels, groups)
         if not fitted.chosen:
             run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
         run.result.decided["strength"] = str(fitted.strength)
@@ -280,20 +254,19 @@ class Descriptors(Classifier):
         run.result.features = sorted(run.data.features)
 
 
-SHOWN = 64  # good images by which views are audited: half of them, against all
 OWN_GOOD = "an image is compared with the others of these"
 NO_GOOD = "give model.options.parts=[global]"
 
 
 def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return np.concatenate([part.rows(images[int(place)]).cpu().numpy() for place in places])
+        return np.stack([part.rows(images[int(place)]).cpu().numpy() for place in places])
 
 
 def _crossfitted(part: Part, images: Images, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a part's rows of images to fit a head on, by copies that have not seen them, and of others."""
     folds = deal(images.labels[fitting], [images.groups[place] for place in fitting])
-    known = np.zeros((len(fitting), sum(part.widths)), np.float32)
+    known = np.zeros((len(fitting), sum(block.width for block in part.blocks)), np.float32)
 
     def shown(places: np.ndarray) -> Part:
         own = deepcopy(part)

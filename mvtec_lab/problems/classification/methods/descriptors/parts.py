@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvtec_lab.problems.classification.methods.descriptors.maps import Near, Seen
+from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
 
-TEMPERATURE = 1.0  # of the softmax over places, in deviations of good images' distances
-COARSE = 7  # cells a side of the map of where: an eighth of an object
-HIGHEST = (1, 4, 16)  # numbers of patches whose mean distance is told
+TEMPERATURE = (
+    0.5  # of the softmax over places, in deviations of good images' distances: the best of four on a drawn product
+)
+COARSE = 7  # cells a side of the coarse map: an eighth of an object
+RANKS = 9  # of distances: the 1st, 2nd, 4th ... 256th largest, a third of the 784 cells of 448 pixels
 TINY = 1e-6  # below any distance that is not rounding
 
 
@@ -33,6 +35,13 @@ class Setting:
     side: int
 
 
+class Block(NamedTuple):
+    """Name a block of a part's columns, which are of one kind."""
+
+    width: int
+    weight: float = 1.0  #: blocks of equal weight count alike, whatever their widths
+
+
 class Part(nn.Module):
     """Describe images by rows of numbers; a part is a subclass with ``rows``.
 
@@ -41,6 +50,7 @@ class Part(nn.Module):
 
     memory: ClassVar[bool] = True  # it asks for good patches
     fits: ClassVar[bool] = False  # it is fitted on training images and their labels or masks
+    in_place: ClassVar[bool] = False  # it compares patches with good ones in the same place
     version: ClassVar[int] = 1  # counted up when its rows change, so that rows that the cache keeps are not met
 
     def __init__(self, setting: Setting) -> None:
@@ -48,12 +58,12 @@ class Part(nn.Module):
         self.setting = setting
 
     @property
-    def widths(self) -> list[int]:
-        """Return the widths of the blocks that a row consists of: each weighs alike, so one has what is of one kind."""
-        return [sum(self.setting.widths)]
+    def blocks(self) -> list[Block]:
+        """Return the blocks that a row consists of."""
+        return [Block(sum(self.setting.widths))]
 
     def rows(self, seen: Seen) -> Tensor:
-        """Return the descriptors of N images, [N, D], each image's by itself; D is the sum of ``widths``."""
+        """Return the descriptors of an image, [D]; D is the sum of the widths of ``blocks``."""
         raise NotImplementedError
 
     def learn(self, images: Any, places: Sequence[int]) -> None:
@@ -66,86 +76,88 @@ class Global(Part):
     memory = False
 
     def rows(self, seen: Seen) -> Tensor:
-        return torch.cat([_mean(layer, seen.shown(layer.shape[-1])) for layer in seen.maps], 1)
+        return torch.cat([_mean(layer, seen.shown(layer.shape[-1])) for layer in seen.maps])
 
 
 class Anomaly(Part):
     """Average patches where they are unlike good ones."""
 
     def rows(self, seen: Seen) -> Tensor:
-        return pooled(seen.patches, weights(seen, seen.free, 0))
+        return weights(seen, in_place=False) @ seen.patches
 
 
 class Residual(Part):
-    """Average the difference to the nearest good patch where patches are unlike good ones."""
+    """Average how patches differ from the mean of good ones in their cell, where they are unlike good ones."""
 
     def rows(self, seen: Seen) -> Tensor:
-        return pooled(seen.patches - seen.free.good, weights(seen, seen.free, 0))
+        return weights(seen, in_place=False) @ seen.away
 
 
 class Local(Part):
-    """Average patches, and their difference to the nearest good patch in place, where they are unlike good ones there.
+    """Do what ``Anomaly`` and ``Residual`` do where patches are unlike good ones *in the same place*.
 
-    It is for products that lie still: a good patch in a wrong place is unlike the good ones.
+    A good patch in a wrong place is unlike the good ones then.
     """
 
+    in_place = True
+
     @property
-    def widths(self) -> list[int]:
-        return 2 * super().widths
+    def blocks(self) -> list[Block]:
+        return 2 * super().blocks
 
     def rows(self, seen: Seen) -> Tensor:
-        there = weights(seen, seen.local, 1)
-        return torch.cat([pooled(seen.patches, there), pooled(seen.patches - seen.local.good, there)], 1)
+        there = weights(seen, in_place=True)
+        return torch.cat([there @ seen.patches, there @ seen.away])
 
 
 class Where(Part):
-    """Tell where an image is unlike good ones in place: a coarse map, how much, and the place of the peak."""
+    """Tell how far and how widely an image is unlike good ones in place, and on a coarse map where."""
+
+    in_place = True
 
     @property
-    def widths(self) -> list[int]:
-        return [min(COARSE, self.setting.side) ** 2, len(HIGHEST) + 2, 2]
+    def blocks(self) -> list[Block]:
+        # At full weight the map cost a point or two where a defect may lie anywhere.
+        return [Block(self._ranks + 4), Block(self._coarse**2, 0.5)]
+
+    @property
+    def _coarse(self) -> int:
+        return min(COARSE, self.setting.side)
+
+    @property
+    def _ranks(self) -> int:
+        return sum(2**k <= max(1, self.setting.side**2 // 3) for k in range(RANKS))
 
     def rows(self, seen: Seen) -> Tensor:
         side = seen.side
-        far = seen.local.distances.unflatten(1, (side, side))
-        coarse = F.adaptive_max_pool2d(far[:, None], min(COARSE, side)).flatten(1)
-        highest = far.flatten(1).sort(1, descending=True).values
-        means = [highest[:, :number].mean(1) for number in HIGHEST]
-        spread = [far.flatten(1).mean(1), far.flatten(1).std(1, correction=0)]
-        peak = far.flatten(1).argmax(1)
-        place = torch.stack([peak // side, peak % side], 1).float() / max(side - 1, 1)
-        levels = torch.cat([coarse, torch.stack([*means, *spread], 1)], 1)
-        return torch.cat([levels.clamp_min(TINY).log(), place], 1)
+        highest = seen.local.sort(descending=True).values[[2**k - 1 for k in range(self._ranks)]]
+        there = weights(seen, in_place=True)
+        axis = (2 * torch.arange(side, device=there.device) + 1) / side - 1  # the middles of cells, in [-1, 1]
+        place = torch.stack([axis.repeat_interleave(side), axis.repeat(side)])  # [2, cells]
+        away = place - place @ there[:, None]
+        spread = (there * away) @ away.T
+        width, height = spread[0, 0], spread[1, 1]
+        sizes = torch.stack([width + 1e-4, height + 1e-4, width + height + 1e-4, width * height - spread[0, 1] ** 2])
+        coarse = F.adaptive_max_pool2d(seen.local.view(1, side, side), self._coarse).flatten()
+        return torch.cat([highest.clamp_min(TINY), sizes.clamp_min(TINY), coarse.clamp_min(TINY)]).log()
 
 
-class Free(Part):
-    """Give the map of distances to good patches, wherever they lie: what is shown, no descriptor."""
+class Distances(Part):
+    """Give the map of distances to good patches, [cells]: what is shown, no descriptor."""
 
-    def rows(self, seen: Seen) -> Tensor:
-        return seen.free.distances
-
-
-class InPlace(Part):
-    """Give the map of distances to good patches in place: what is shown, no descriptor."""
+    def __init__(self, setting: Setting, in_place: bool) -> None:
+        super().__init__(setting)
+        self.where = in_place
 
     def rows(self, seen: Seen) -> Tensor:
-        return seen.local.distances
+        return seen.local if self.where else seen.free
 
 
-def weights(seen: Seen, near: Near, which: int) -> Tensor:
-    """Return what each patch weighs, [N, cells], summing to 1: the more, the farther it is from good ones.
-
-    Args:
-        which: 0 for distances to any good patch, 1 for those in place.
-    """
-    steps = near.distances / (TEMPERATURE * seen.memory.spread[which].clamp_min(TINY))
-    return steps.masked_fill(seen.shown(seen.side) == 0, -torch.inf).softmax(1)
-
-
-def pooled(patches: Tensor, of_patch: Tensor) -> Tensor:
-    """Return the weighted mean of patches [N, cells, C]: [N, C]; ``of_patch`` as ``weights`` returns it."""
-    return torch.einsum("np,npc->nc", of_patch, patches)
+def weights(seen: Seen, in_place: bool) -> Tensor:
+    """Return what each patch weighs, [cells], summing to 1: the more, the farther it is from good ones."""
+    steps = (seen.local if in_place else seen.free) / (TEMPERATURE * seen.memory.spread[int(in_place)].clamp_min(TINY))
+    return steps.masked_fill(seen.shown(seen.side) == 0, -torch.inf).softmax(0)
 
 
 def _mean(layer: Tensor, shown: Tensor) -> Tensor:
-    return pooled(layer.flatten(2).transpose(1, 2), shown / shown.sum(1, keepdim=True).clamp_min(1))
+    return layer[0].flatten(1) @ (shown / shown.sum().clamp_min(1))

@@ -148,7 +148,7 @@ def test_in_a_sweep_a_key_needs_one_job_that_it_is_for(lab, tmp_path: Path, caps
         run.attempt: yaml.safe_load(Path(run.run_dir, "config.yaml").read_text()) for run in find_runs(tmp_path / "s")
     }
     assert runs["base"]["optimizer"] | {"weight_decay": 0} == {
-        "name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0
+        "name": "sgd", "lr": 0.02, "first_stage": 1, "momentum": 0.9, "weight_decay": 0
     }  # fmt: skip
     assert runs["base"]["loss"]["gamma"] == 3
     assert runs["base"]["trainer"]["max_epochs"] == 2

@@ -1,0 +1,197 @@
+"""The lab's own recipe: what parts see, what the memory finds, and runs of model.method=descriptors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
+from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
+from mvtec_lab.problems.classification.methods.descriptors.parts import Anomaly, Block, Local, Residual, Setting, Where
+from mvtec_lab.results import PREDICTIONS
+
+SIDE, WIDTHS = 6, (3, 5)
+SETTINGS = ("model.method=descriptors", "model.options.layers=[features.relu1,features.relu2]", "model.options.views=2")
+
+
+def remembered(images: int = 8, shown: torch.Tensor | None = None) -> tuple[Memory, torch.Tensor]:
+    """Return a memory of good images, each with values of its own in every cell, and their patches."""
+    patches = torch.from_numpy(np.random.default_rng(0).normal(size=(images, SIDE**2, sum(WIDTHS)))).float()
+    memory = Memory(WIDTHS, SIDE, images)
+    visible = torch.ones(SIDE**2) if shown is None else shown
+    memory.learn(((each, visible) for each in patches), range(images), range(images))
+    return memory, patches
+
+
+def seen(patches: torch.Tensor, memory: Memory, own: int = -1) -> Seen:
+    return Seen(list(patches.T.view(1, -1, SIDE, SIDE).split(WIDTHS, 1)), memory, own=own)
+
+
+def test_a_good_patch_in_a_wrong_place_is_near_anywhere_and_far_in_place():
+    memory, patches = remembered()
+    moved = patches[0].clone()
+    moved[0] = patches[1, -1]  # from the opposite corner
+    image = seen(moved, memory)
+    assert image.free.max() < 0.02  # half precision
+    assert image.local[0] > 0.2
+    assert image.local[1:].max() < 0.02
+
+
+def test_an_image_is_not_compared_with_itself_unless_it_is_the_only_one():
+    memory, patches = remembered()
+    assert seen(patches[3], memory).free.max() < 0.02
+    assert seen(patches[3], memory, own=3).free.min() > 0.1
+    alone, (only,) = remembered(1)
+    assert seen(only, alone, own=0).free.max() < 0.02
+
+
+def test_padding_has_no_part():
+    shown = torch.ones(SIDE, SIDE)
+    shown[:2] = 0
+    memory, patches = remembered(shown=shown.flatten())
+    loud = patches[0].clone()
+    loud[: 2 * SIDE] = 1e3
+    pixels = shown[None].repeat_interleave(4, 1).repeat_interleave(4, 2) > 0
+    setting = Setting(["good", "crack"], WIDTHS, SIDE)
+    for part in (Anomaly(setting), Residual(setting), Local(setting), Where(setting)):
+        rows = [
+            part.rows(Seen(list(each.T.view(1, -1, SIDE, SIDE).split(WIDTHS, 1)), memory, pixels))
+            for each in (patches[0], loud)
+        ]
+        torch.testing.assert_close(*rows)
+        assert len(rows[0]) == sum(block.width for block in part.blocks)
+
+
+def test_parts_look_where_an_image_is_unlike_good_ones():
+    memory, patches = remembered()
+    defect = patches[0].clone()
+    defect[7] += 40
+    image = seen(defect, memory)
+    setting = Setting(["good", "crack"], WIDTHS, SIDE)
+    torch.testing.assert_close(Anomaly(setting).rows(image), image.patches[7], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(Residual(setting).rows(image), image.away[7], rtol=1e-2, atol=1e-2)
+    small, wide = (Where(setting).rows(seen(each, memory)) for each in (defect, patches[0] + 40))
+    ranks = Where(setting)._ranks
+    assert small[0] == pytest.approx(float(image.local[7].log()), abs=1e-4)
+    assert (small[ranks : ranks + 4] < wide[ranks : ranks + 4]).all()  # one cell, and all of them
+    assert small[-SIDE * SIDE :].argmax() == 7
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_does_not_see_what_its_inner_folds_leave_out(kind: str):
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    rows = rng.normal(size=(30, 40)) + 4 * np.eye(40)[labels]
+    groups = [str(place // 3) for place in range(30)]
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def given(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((fitting, others))
+        return rows[fitting], rows[others]
+
+    fitted = fit_head(kind, given, [Block(30), Block(10, 0.5)], labels, groups)
+    assert fitted.chosen
+    assert (fitted.layer(rows).argmax(1) == labels).all()
+    np.testing.assert_allclose(fitted.probabilities.sum(1), 1)
+    tested = np.concatenate([others for _, others in asked])
+    assert sorted(tested) == list(range(30))  # each image once
+    for fitting, others in asked:
+        assert not {groups[place] for place in fitting} & {groups[place] for place in others}
+
+
+def test_noise_is_not_told_apart_by_out_of_fold_predictions():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    rows = rng.normal(size=(60, 200))
+    groups = [str(place) for place in range(60)]
+    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(200)], labels, groups)
+    assert (fitted.layer(rows).argmax(1) == labels).mean() == 1  # what it was fitted on says nothing
+    assert 0.25 < (fitted.probabilities.argmax(1) == labels).mean() < 0.75
+
+
+def test_the_only_image_of_a_class_is_left_out_of_no_fold():
+    labels = np.array([0] * 7 + [1])
+    folds = deal(labels, [str(place) for place in range(8)])
+    assert folds[-1] == -1
+    assert sorted(folds[:7]) == [0, 0, 1, 1, 2, 3, 4]
+
+
+def predictions(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / PREDICTIONS).open() as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_path: Path):
+    parts = "model.options.parts=[global,anomaly,residual,local,where]"
+    assert lab(*SETTINGS, parts, "hydra.run.dir=run") == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["metrics"]["test"]["balanced_accuracy"] > 0.6  # random weights, 14 + 4 images
+    assert result["decided"]["memory"] == "4 of 4 good images"
+    assert (tmp_path / "run/best.ckpt").stat().st_size < 8e6
+    rows = predictions(tmp_path / "run")
+    assert lab(*SETTINGS, parts, "hydra.run.dir=plain", "cache.dir=null") == 0
+    assert predictions(tmp_path / "plain") == rows
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
+    judged = predictions(tmp_path / "judged")
+    assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=new") == 0
+    new = {"test/" + path.split("test/")[-1]: row for path, row in predictions(tmp_path / "new").items()}
+    for path, row in rows.items():
+        if row["split"] == "test":
+            assert float(judged[path]["prob_crack"]) == pytest.approx(float(row["prob_crack"]), abs=1e-5)
+            assert float(new[path]["prob_crack"]) == pytest.approx(float(row["prob_crack"]), abs=1e-5)
+
+
+def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Path):
+    """The model itself was fitted on these images: its own word on them would be far too good."""
+    from mvtec_lab import load_model
+
+    assert lab(*SETTINGS, "model.options.parts=[global]", "hydra.run.dir=run") == 0
+    model = load_model(tmp_path / "run/best.ckpt")
+    held_out, column = model.module.hparams["held_out"], 1 + model.classes.index("crack")
+    assert len(held_out) == 14 + 4
+    rows = [row for row in predictions(tmp_path / "run").values() if row["split"] == "val"]
+    for row in rows:
+        assert any(values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for values in held_out.values())
+
+
+def test_without_spare_good_images_it_compares_with_those_that_it_learns_from(lab, product: Path, tmp_path: Path):
+    shutil.rmtree(product / "train")
+    assert lab(*SETTINGS, "model.options.parts=[global,local]", "hydra.run.dir=run") == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert any("no good images beside the" in line for line in result["warnings"])
+    assert result["decided"]["memory"] == "8 of 8 good images"
+
+
+def test_mistakes_are_answered(lab, product: Path, capsys):
+    said = {
+        ("model.options.parts=[global,locl]",): "'locl'",
+        ("model.options.parts=[global,global]",): "names a part twice",
+        ("model.options.parts=[global]", "model.options.memory=9"): "looks at good patches",
+        ("model.unfreeze=1",): "model.unfreeze",
+        ("model.head=cosine",): "model.head",
+        ("optimizer.lr=0.1",): "optimizer.lr",
+    }
+    for settings, line in said.items():
+        assert lab(*SETTINGS, *settings, "hydra.run.dir=run") == 2
+        assert line in capsys.readouterr().err
+    assert not (product.parent.parent / "run").exists()
+
+
+def test_one_image_of_a_class_and_equal_scores_are_marked(lab, product: Path, tmp_path: Path):
+    for path in sorted((product / "test/hole").iterdir())[3:]:
+        path.unlink()
+    assert lab(*SETTINGS, "model.options.parts=[global,anomaly]", "hydra.run.dir=run") == 0
+    assert np.isfinite(json.loads((tmp_path / "run/result.json").read_text())["metrics"]["test"]["balanced_accuracy"])
+
+
+def test_attempts_run_on_the_tiny_product_letterboxed(lab, tmp_path: Path):
+    for name in ("global", "where"):
+        settings = ("data.fit=letterbox", "data.image_size=32", "model.options.layers=[features.relu1,features.relu2]")
+        assert lab(f"attempt=lab/{name}", "model.method=descriptors", *settings, f"hydra.run.dir={name}") == 0

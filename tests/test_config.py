@@ -256,7 +256,7 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
         ("model.options.coreset=0.1", "does nothing for model.method=classifier: it is an option of patchcore"),
         (
             "model.options.layers=[layer2]",
-            "model.method=classifier: it is an option of deep_svdd, deeplab, fcn, fpn, gaussian",
+            "model.method=classifier: it is an option of deep_svdd, deeplab, descriptors, fcn",
         ),
         ("threshold.rule=best_f1", "does nothing for model.method=classifier: it is for one-class methods"),
         ("attempt=fanogan trainer.patience=3", "might stop fanogan before its encoder"),

@@ -106,6 +106,14 @@ def test_a_head_does_not_see_what_its_inner_folds_leave_out(kind: str):
         assert not {groups[place] for place in fitting} & {groups[place] for place in others}
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_identical_images_are_all_as_likely_of_each_class(kind: str):
+    labels, rows = np.arange(12) % 3, np.ones((12, 5))
+    fitted = fit_head(kind, lambda a, b: (rows[a], rows[b]), [Block(5)], labels, [str(place) for place in range(12)])
+    logits = fitted.layer(rows)
+    np.testing.assert_allclose(logits - logits.mean(1, keepdims=True), 0, atol=1e-9)
+
+
 def test_noise_is_not_told_apart_by_out_of_fold_predictions():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2

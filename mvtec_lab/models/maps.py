@@ -99,9 +99,12 @@ class FeatureMaps(nn.Module):
 
 @torch.no_grad()
 def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequence[int]) -> list[str]:
-    """Return the last whole module with each of these cells."""
-    modules = {name for name, _ in network.named_modules()}
-    whole = [name for name in _outermost(known) if name in modules]
+    """Return the last whole module with each of these cells, not counting a lone convolution of single cells.
+
+    That one widens the last map for the classifier of another data set: MobileNetV2's from 320 channels to 1,280.
+    """
+    modules = dict(network.named_modules())
+    whole = [name for name in _outermost(known) if name in modules and not _widens(modules[name])]
     by_cell: dict[int, str] = {}
     outputs = create_feature_extractor(network, {name: name for name in whole})(torch.zeros(1, 3, 224, 224))
     for name, output in outputs.items():
@@ -112,6 +115,11 @@ def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequen
             f"{backbone} has no map with cells of {lacking[0]} pixels: name layers of it in model.options.layers"
         )
     return [by_cell[cell] for cell in cells]
+
+
+def _widens(module: nn.Module) -> bool:
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    return len(convolutions) == 1 and convolutions[0].kernel_size == (1, 1)
 
 
 def _outermost(known: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.models.maps import of_each
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen, joined
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
-from mvtec_lab.problems.classification.methods.descriptors.parts import Part
+from mvtec_lab.problems.classification.methods.descriptors.parts import SETTINGS, Part
 from mvtec_lab.progress import bar
 
 
@@ -91,7 +91,7 @@ class Images:
             return [torch.stack(rows) for rows in zip(*of_images, strict=True)]
 
         lacking = list(parts)
-        further = [self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
+        further = [SETTINGS, self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
         arrays = []
         for part in parts:
             key = [part.version, further] if part.memory else [part.version]

@@ -60,8 +60,9 @@ class Logistic:
     @staticmethod
     def fit(rows: np.ndarray, labels: np.ndarray, strength: float) -> Linear:
         """Return the layer of rows [N, D] and labels from 0 to K - 1, each of which occurs."""
-        if len(np.unique(labels)) == 1:
-            return Linear(np.zeros((rows.shape[1], 1)), np.zeros(1))
+        kinds = len(np.unique(labels))
+        if kinds == 1 or not rows.shape[1]:  # of identical images nothing is left
+            return Linear(np.zeros((rows.shape[1], kinds)), np.zeros(kinds))
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-5)
         model.fit(rows, labels)
         weight, bias = model.coef_.T, model.intercept_

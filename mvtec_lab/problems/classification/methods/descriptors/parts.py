@@ -35,6 +35,9 @@ class Setting:
     side: int
 
 
+SETTINGS = (TEMPERATURE, COARSE, RANKS, TINY)  # a part of the key of rows that the cache keeps
+
+
 class Block(NamedTuple):
     """Name a block of a part's columns, which are of one kind."""
 

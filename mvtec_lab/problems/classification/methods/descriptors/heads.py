@@ -43,12 +43,14 @@ class Fitted:
         probabilities: of each image by the inner fold that has not seen it, [N, C]; NaN where there is none.
         strength: what was chosen, of the head's ``grid``.
         chosen: whether inner folds chose it; False where there could be none.
+        left_out: whether optional blocks have no weight.
     """
 
     layer: Linear
     probabilities: np.ndarray
     strength: float | tuple[float, float]
     chosen: bool = True
+    left_out: bool = False
 
 
 class Logistic:
@@ -134,6 +136,8 @@ def deal(labels: np.ndarray, groups: Sequence[str], count: int = INNER) -> np.nd
 def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray, groups: Sequence[str]) -> Fitted:
     """Fit a head to images; inner folds choose its strength by the mean over classes of their mean log loss.
 
+    Whether optional blocks are left out is chosen with it.
+
     Args:
         kind: of ``HEADS``.
         rows: given the places of images to fit on and of others, returns descriptors of both, [n, D] each. In an inner
@@ -144,27 +148,31 @@ def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray,
     """
     head, everything, none = HEADS[kind], np.arange(len(labels)), np.arange(0)
     folds, classes = deal(labels, groups), int(labels.max()) + 1
-    logits = np.full((len(head.grid), len(labels), classes), np.nan)
+    sets = [blocks]
+    if len({block.optional for block in blocks}) > 1:
+        sets.append([block._replace(weight=0.0) if block.optional else block for block in blocks])
+    trials = [(number, strength) for number in range(len(sets)) for strength in head.grid]
+    logits = np.full((len(trials), len(labels), classes), np.nan)
     for fold in np.unique(folds[folds >= 0]):
         fitting, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         present = np.unique(labels[fitting])
         if len(present) < 2:
             continue
         known, unknown = rows(fitting, others)
-        basis = _basis(known, blocks)
-        turned, of_others = basis(known), basis(unknown)
-        for number, strength in enumerate(head.grid):
-            layer = head.fit(turned, np.searchsorted(present, labels[fitting]), strength)
-            logits[number, others] = -1e3  # of a class that the fold has not seen
-            logits[number][np.ix_(others, present)] = layer(of_others)
+        bases = [_basis(known, some) for some in sets]
+        turned = [(basis(known), basis(unknown)) for basis in bases]
+        for place, (number, strength) in enumerate(trials):
+            layer = head.fit(turned[number][0], np.searchsorted(present, labels[fitting]), strength)
+            logits[place, others] = -1e3  # of a class that the fold has not seen
+            logits[place][np.ix_(others, present)] = layer(turned[number][1])
     judged = np.isfinite(logits[0]).all(1)
     known, _ = rows(everything, none)
-    basis = _basis(known, blocks)
     chosen = bool(judged.any())
-    number = int(np.argmin([_loss(values[judged], labels[judged]) for values in logits])) if chosen else 0
-    strength = head.grid[number] if chosen else head.fallback
+    place = int(np.argmin([_loss(values[judged], labels[judged]) for values in logits])) if chosen else 0
+    number, strength = trials[place] if chosen else (0, head.fallback)
+    basis = _basis(known, sets[number])
     layer = basis.unfold(head.fit(basis(known), labels, strength))
-    return Fitted(layer, softmax(logits[number], axis=1), strength, chosen)
+    return Fitted(layer, softmax(logits[place], axis=1), strength, chosen, number > 0)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,8 @@ class Basis:
 def _basis(rows: np.ndarray, blocks: Sequence[Block]) -> Basis:
     mean, deviation = rows.mean(0), rows.std(0)
     differs = deviation > 1e-6 * np.abs(mean) + TINY
-    counts = np.repeat([weight / np.sqrt(width) for width, weight in blocks], [width for width, _ in blocks])
+    widths = [block.width for block in blocks]
+    counts = np.repeat([block.weight / np.sqrt(block.width) for block in blocks], widths)
     scale = np.where(differs, counts / np.where(differs, deviation, 1), 0)
     if len(rows) > rows.shape[1]:
         return Basis(mean, np.diag(scale))

@@ -234,6 +234,10 @@ class Descriptors(Classifier):
         if not fitted.chosen:
             run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
         run.result.decided["strength"] = str(fitted.strength)
+        if fitted.left_out:
+            pairs = zip(self.options["parts"], self.parts, strict=True)
+            optional = [name for name, part in pairs if all(block.optional for block in part.blocks)]
+            run.result.decided["left out"] = ", ".join(optional)
         self.weight = torch.from_numpy(fitted.layer.weight).float().to(self.device)
         self.bias = torch.from_numpy(fitted.layer.bias).float().to(self.device)
         names = digests([run.data.folder / sample.path for sample in learnt])

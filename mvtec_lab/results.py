@@ -113,9 +113,8 @@ class RunResult:
     idle: list[str] | None = None  #: keys of config.yaml that have no effect on it; None: an older file
     problem: str = ""  #: what was learnt
     method: str = ""  #: how
-    #: of anomaly scores: value, rule, and map, the threshold of a map's pixel; of a one-class run also images and folds,
-    #: the numbers of those that it was chosen by, asked, the rate of false rejects that it was to have, and kept,
-    #: whether the interval of the test's rate holds that
+    #: of anomaly scores: value, rule, and map, the threshold of a map's pixel; of a one-class run also images and folds
+    #: (how many chose it), asked (a rate of false rejects) and kept (whether the interval of the test's rate holds it)
     threshold: Annotated[dict[str, Any] | None, Threshold | None] = None
     #: of a classifier's sets: least, alpha and held_out, as in ``Model.sets``, by class
     sets: Annotated[dict[str, Any] | None, dict[str, dict[str, Size]] | None] = None

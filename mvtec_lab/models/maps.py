@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from mvtec_lab.errors import LabError, unknown
@@ -89,12 +90,77 @@ class FeatureMaps(nn.Module):
             stage.train(mode)
         return self
 
+    def last_blocks(self, most: int) -> tuple[nn.Module, nn.Module]:
+        """Return two networks that lead from the map of the last layer but one to the last layer's, one after another.
+
+        The second one has the backbone's last blocks, as many as have ``most`` parameters in all, but at least one. The
+        modules of both are this network's own.
+
+        Raises:
+            LabError: there is one layer, or the last one's map is not made of that of the one before alone.
+        """
+        best = None
+        ends = [_result(self.network).get(name) for name in self.layers[-2:]]
+        whole = _between(self.network, *ends) if len(ends) == 2 else None
+        for first in [] if whole is None else _first_of_blocks(whole)[::-1]:
+            assert whole is not None
+            begin = first.all_input_nodes[0]
+            before = _between(whole, next(iter(whole.graph.nodes)), begin)
+            blocks = _between(whole, begin, _result(whole))
+            if before is None or blocks is None:
+                continue
+            if best is not None and sum(p.numel() for p in blocks.parameters()) > most:
+                break
+            best = before, blocks
+        if best is None:
+            raise LabError(
+                f"the map of {self.layers[-1]} is not made of that of the layer before alone: its blocks cannot be "
+                "trained by themselves: name other layers in model.options.layers"
+            )
+        return best
+
     def forward(self, images: Tensor) -> list[Tensor]:
         any_size = torch.compiler.is_compiling() or type(images) is not Tensor  # of the batch
         if any_size or self.trained or images.device.type != "cpu":
             return [output.float() for output in self.network(images).values()]
         parts = images.split(max(1, PART // images[0, 0].numel()))
         return [torch.cat(outputs).float() for outputs in zip(*(self.network(p).values() for p in parts), strict=True)]
+
+
+def _between(network: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
+    """Return what leads from one node of a network to another, or None where more than the first one does."""
+    graph = fx.Graph()
+    copies = {start: graph.placeholder("map")}
+    for node in network.graph.nodes:
+        inputs = node.all_input_nodes
+        known = node.op == "get_attr" or (inputs and all(given in copies for given in inputs))
+        if node not in copies and known and node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    if end not in copies:
+        return None
+    graph.output(copies[end])
+    part = fx.GraphModule(network, graph)
+    part.graph.eliminate_dead_code()
+    part.delete_all_unused_submodules()
+    part.recompile()
+    return part.eval()
+
+
+def _result(network: fx.GraphModule) -> Any:
+    """Return the node that a network's output is, or the nodes of several by their names."""
+    return next(node for node in network.graph.nodes if node.op == "output").args[0]
+
+
+def _first_of_blocks(network: fx.GraphModule) -> list[fx.Node]:
+    """Return the first node of each block that has weights of its own: a norm or an activation begins none."""
+    blocks: dict[str, fx.Node] = {}
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            weights = any(p.ndim > 1 for p in network.get_submodule(node.target).parameters())
+            name = _outermost([node.target])[0]
+            if weights or name in blocks:
+                blocks.setdefault(name, node)
+    return list(blocks.values())
 
 
 @torch.no_grad()

@@ -42,8 +42,8 @@ def configured(
 def by_depth(parts: Sequence[Sequence[nn.Parameter]], lr: float, first: float) -> list[dict[str, Any]]:
     """Return groups of parameters whose learning rates grow from part to part of a network by equal factors.
 
-    Howard and Ruder, ACL 2018, call them discriminative: the deeper a part lies, the more its features are those of
-    photographs in general, and the less they have to change.
+    Howard and Ruder, ACL 2018, call them discriminative: the nearer a part lies to the image, the more its features are
+    those of photographs in general, and the less they have to change.
 
     Args:
         parts: what trains in each part, from the image to the head; a part that rests is empty and counts as a step.

@@ -54,6 +54,14 @@ METHOD = Method(
         "layers": LAYERS,
         # 5 MB at 448 pixels. With 25 a drawn product lost six points; with 100 it won one.
         "memory": Option(int, "good images whose patches are remembered", default=50, least=1, most=1000),
+        "tune": Option(
+            int,
+            "epochs in which the backbone's last blocks train under the fitted recipe, where inner folds say that it "
+            "helps; 0: they stay as they are",
+            default=0,
+            least=0,
+            most=100,
+        ),
         "head": Option(str, "the classifier of the descriptors", default="logistic", choices=HEADS),
     },
     rules=check,

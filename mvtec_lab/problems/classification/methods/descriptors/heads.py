@@ -213,3 +213,8 @@ def _shares(labels: np.ndarray) -> np.ndarray:
 def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
     likelihood = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     return float(-(_shares(labels) * likelihood).sum())
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the log loss (nats) of probabilities [N, C], to which each class contributes alike; NaN for no image."""
+    return _loss(np.log(probabilities.clip(1e-12)), labels) if len(labels) else float("nan")

@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -26,10 +28,12 @@ from mvtec_lab.problems.base import checked_options
 from mvtec_lab.problems.classification.base import Classifier, Evidence
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
 from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, remember
-from mvtec_lab.problems.classification.methods.descriptors.heads import deal, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, Linear, deal, fit_head, log_loss
+from mvtec_lab.problems.classification.methods.descriptors.heads import Rows as RowsOf
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block, Distances, Part, Setting
+from mvtec_lab.problems.classification.methods.descriptors.tuning import Tail
 from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import BEST, GOOD
 
@@ -49,6 +53,7 @@ class Descriptors(Classifier):
         padded: whether images are letterboxed.
         class_counts: training images of each class, [C].
         held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes.
+        tuned: whether the backbone's last blocks are the trained ones, where ``tune`` asks for that.
         options: the method's own, by name.
 
     Raises:
@@ -74,6 +79,7 @@ class Descriptors(Classifier):
         padded: bool = False,
         class_counts: Sequence[int] | None = None,
         held_out: Mapping[str, Sequence[float]] | None = None,
+        tuned: bool = True,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -90,6 +96,12 @@ class Descriptors(Classifier):
         compares = any(part.memory for part in self.parts)
         self.memory = Memory(self.cells.widths, self.cells.side) if compares else None
         self._map = Distances(setting, any(part.in_place for part in self.parts))
+        if self.options["tune"] and (fitted := [n for n in self.options["parts"] if PARTS[n].fits]):
+            raise LabError(
+                f"model.options.tune={self.options['tune']} trains under parts that need no fitting: leave it out, or "
+                f"{', '.join(fitted)} in model.options.parts"
+            )
+        self.tail = Tail(self.cells) if self.options["tune"] and tuned else None
         self._heat: dict[str, Tensor] = {}  # distances [cells] of images by their paths, as far as they are known
         self.register_buffer("weight", torch.zeros(sum(block.width for block in self.blocks), len(self.classes)))
         self.register_buffer("bias", torch.zeros(len(self.classes)))
@@ -129,6 +141,9 @@ class Descriptors(Classifier):
         return Seen(maps, self.memory, inside_of({"image": image}, self.hparams["padded"]))
 
     def _described(self, seen: Seen) -> Tensor:
+        return self._rows_in(seen if self.tail is None else self.tail(seen))
+
+    def _rows_in(self, seen: Seen) -> Tensor:
         return torch.cat([part.rows(seen) for part in self.parts])
 
     def _classified(self, rows: Tensor) -> Tensor:
@@ -240,10 +255,13 @@ class Descriptors(Classifier):
             run.result.decided["left out"] = ", ".join(optional)
         self.weight = torch.from_numpy(fitted.layer.weight).float().to(self.device)
         self.bias = torch.from_numpy(fitted.layer.bias).float().to(self.device)
+        probabilities = fitted.probabilities
+        if self.tail is not None:
+            probabilities = self._tune(run, images, places, fitted, rows)
         names = digests([run.data.folder / sample.path for sample in learnt])
         self.hparams["held_out"] = {
             name: [int(label), *shares.astype(np.float32).tolist()]
-            for name, label, shares in zip(names, labels, fitted.probabilities, strict=True)
+            for name, label, shares in zip(names, labels, probabilities, strict=True)
             if np.isfinite(shares).all()
         }
         for part in self.parts:
@@ -252,10 +270,54 @@ class Descriptors(Classifier):
         for split in ("val", "test"):
             if samples := run.data.of_split(split):
                 at = np.array([place_of[sample.path] for sample in samples])
-                blocks = [known[part][at] if part in known else _rows(part, images, at) for part in self.parts]
-                array = torch.from_numpy(np.concatenate(blocks, 1)).float()
+                array = self._rows_of(images, at, known)
                 run.data.load_features(split, Rows(array, range(len(array))))
         run.result.features = sorted(run.data.features)
+
+    @torch.no_grad()
+    def _rows_of(self, images: Images, places: np.ndarray, known: Mapping[Part, np.ndarray]) -> Tensor:
+        """Return the rows of images by which they are classified; ``known``: of parts of frozen maps, by place."""
+        if self.tail is not None:
+            return torch.stack([self._described(images[place]).cpu() for place in places.tolist()])
+        blocks = [known[part][places] if part in known else _rows(part, images, places) for part in self.parts]
+        return torch.from_numpy(np.concatenate(blocks, 1)).float()
+
+    def _tune(self, run: Run, images: Images, places: np.ndarray, fitted: Fitted, rows: RowsOf) -> np.ndarray:
+        """Train the backbone's last blocks, if inner folds say that it helps; return the out-of-fold probabilities.
+
+        Args:
+            places: of the images to learn from.
+            fitted: the head of frozen maps.
+            rows: as ``fit_head`` takes them, but for the places of images that are left out.
+        """
+        labels, groups = images.labels[places], [images.groups[place] for place in places]
+        seen = [images[place] for place in places.tolist()]
+        probabilities, folds = np.full_like(fitted.probabilities, np.nan), deal(labels, groups)
+        for fold in np.unique(folds[folds >= 0]):
+            own, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            if len(np.unique(labels[own])) < len(self.classes):
+                continue
+            of_own = partial(_of_some, rows, own, places)
+            groups_of_own = [groups[i] for i in own]
+            head = fit_head(self.options["head"], of_own, self.blocks, labels[own], groups_of_own).layer
+            tail = self._trained([seen[i] for i in own], labels[own], head)
+            with torch.no_grad():
+                of_others = torch.stack([self._rows_in(tail(seen[i])) for i in others])
+            probabilities[others] = softmax(head(of_others.cpu().numpy()), axis=1)
+        both = np.isfinite(probabilities).all(1) & np.isfinite(fitted.probabilities).all(1)
+        tuned, frozen = (log_loss(each[both], labels[both]) for each in (probabilities, fitted.probabilities))
+        helps = bool(both.any()) and tuned < frozen
+        run.result.decided["tune"] = f"{'yes' if helps else 'no'}: log loss {tuned:.3f}, frozen {frozen:.3f}"
+        self.hparams["tuned"] = helps
+        self.tail = self._trained(seen, labels, fitted.layer) if helps else None
+        return probabilities if helps else fitted.probabilities
+
+    def _trained(self, seen: Sequence[Seen], labels: np.ndarray, head: Linear) -> Tail:
+        """Return the backbone's last blocks, trained on some images under a head."""
+        tail = Tail(self.cells).to(self.device)
+        weight, bias = (torch.from_numpy(values).float().to(self.device) for values in head)
+        tail.fit(seen, labels, self.parts, (weight, bias), self.options["tune"])
+        return tail
 
 
 OWN_GOOD = "an image is compared with the others of these"
@@ -265,6 +327,13 @@ NO_GOOD = "give model.options.parts=[global]"
 def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return np.stack([part.rows(images[int(place)]).cpu().numpy() for place in places])
+
+
+def _of_some(
+    rows: RowsOf, own: np.ndarray, places: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as ``fit_head`` takes them, of those images alone that ``own`` numbers."""
+    return rows(own[a], places[own[b]])
 
 
 def _crossfitted(part: Part, images: Images, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -352,7 +352,7 @@ class ModelConfig:
 
 @dataclass
 class ThresholdConfig:
-    """Choose the score above which an anomaly model calls an image a defect."""
+    """Choose the score above which an anomaly model calls an image a defect, and when a classifier is sure."""
 
     rule: str = knob(
         "quantile",
@@ -367,6 +367,15 @@ class ThresholdConfig:
         "share of these good images below the threshold; one new good image in twenty is a false reject then",
         above=0,
         most=1,
+    )
+    alpha: float | None = knob(
+        None,
+        "share of a class's images whose set of possible classes may miss it; a classifier is sure of an image where "
+        "the set is its prediction alone. null: 0.1, the usual one, and of a class with fewer than nine held-out "
+        "images 1 / (n + 1), the least that can be promised of n; with less a class is in every set",
+        above=0,
+        below=1,
+        needs=(but("split.val_is_test", True, why="no images are held out of the test images"),),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mvtec_lab.engine.model import Model
 from mvtec_lab.evaluation.confidence import (
     aurc,
     calibrate,
@@ -19,8 +22,13 @@ from mvtec_lab.evaluation.confidence import (
     smallest_alpha,
     sure,
 )
+from mvtec_lab.models.weights import load_file, save_file
+from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.report import REPORT, sum_up
-from mvtec_lab.results import RunResult
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.summary import summarise
+from mvtec_lab.results import BEST, PREDICTIONS, RESULT, RunResult, read_csv
 
 Lab = Callable[..., int]
 
@@ -134,10 +142,139 @@ def test_coverage_curve_by_hand_and_ties() -> None:
         assert coverage_curve(tied, right)[1].tolist() == pytest.approx([1, (1 + 1 / 3) / 2, (1 + 2 / 3) / 3, 0.5])
 
 
-def test_a_report_draws_coverage_against_accuracy(lab: Lab, tmp_path: Path) -> None:
-    assert lab(f"hydra.run.dir={tmp_path / 'run'}") == 0
-    assert 0 <= RunResult.load(tmp_path / "run").metrics["test"]["aurc"] <= 1
-    sum_up(tmp_path / "run")
-    page = (tmp_path / "run" / REPORT).read_text(encoding="utf-8")
-    assert "Coverage against accuracy" in page
-    assert "AURC" in page
+def rows_of(run: Path, split: str = "test") -> list[dict[str, str]]:
+    return [row for row in read_csv(run / PREDICTIONS) if row.get("split", split) == split]
+
+
+def without_sets(run: Path) -> None:
+    """Make a run as the lab left it before there were sets."""
+    content = load_file(run / BEST)
+    del content["about"]["sets"]
+    save_file(content, run / BEST)
+    rows = read_csv(run / PREDICTIONS)
+    columns = [key for key in rows[0] if key not in ("set", "certainty")]
+    with (run / PREDICTIONS).open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    result = json.loads((run / RESULT).read_text())
+    del result["sets"]
+    for values in result["metrics"].values():
+        for key in ("sure", "sure_accuracy", "aurc", "set_coverage", "intervals"):
+            values.pop(key, None)
+    (run / RESULT).write_text(json.dumps(result))
+
+
+def test_a_run_says_of_which_test_images_it_is_sure(
+    lab: Lab, product: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", ["split.val=0.3", "optimizer.lr=0.05"]
+    assert lab(*settings, f"hydra.run.dir={run}") == 0
+    result, rows = RunResult.load(run), rows_of(run)
+    assert result.sets is not None
+    held_out = result.sets["held_out"]
+    assert held_out == {name: result.counts["val"][name] for name in result.classes}
+    assert result.sets["alpha"] == {name: max(0.1, 1 / (n + 1)) for name, n in held_out.items()}
+    # The least probability that a class's own validation images gave it, as alpha is the least that can be promised.
+    for name, least in result.sets["least"].items():
+        own = [float(row[f"prob_{name}"]) for row in rows_of(run, "val") if row["label"] == name]
+        assert least == pytest.approx(min(own), rel=1e-4)
+    assert all(row["set"] == row["certainty"] == "" for row in rows_of(run, "val"))
+    for row in rows:
+        members = [n for n in result.classes if float(row[f"prob_{n}"]) >= result.sets["least"][n] * (1 - 1e-5)]
+        assert row["set"] == "|".join(members)
+        assert row["certainty"] == ("sure" if members == [row["prediction"]] else "unsure")
+    test = result.metrics["test"]
+    certain = [row for row in rows if row["certainty"] == "sure"]
+    assert test["sure"] == pytest.approx(len(certain) / len(rows))
+    for name, share in test["set_coverage"].items():
+        assert share == pytest.approx(np.mean([name in row["set"].split("|") for row in rows if row["label"] == name]))
+    if certain:
+        right = [row["label"] == row["prediction"] for row in certain]
+        assert test["sure_accuracy"] == pytest.approx(np.mean(right))
+        low, high = test["intervals"]["sure_accuracy"]
+        assert low <= np.mean(right) <= high
+    assert "sure" not in result.metrics["val"]
+
+    # A loaded checkpoint says the same of the same images, and changes nothing of itself.
+    before = (run / BEST).read_bytes()
+    assert lab("task=evaluate", f"ckpt={run}", f"hydra.run.dir={tmp_path / 'judged'}") == 0
+    assert [{**row} for row in rows_of(tmp_path / "judged")] == rows
+    assert (run / BEST).read_bytes() == before
+    capsys.readouterr()
+    assert lab("task=predict", f"ckpt={run}", f"source={product}/test", f"hydra.run.dir={tmp_path / 'new'}") == 0
+    new = {Path(row["path"]).relative_to(product).as_posix(): row for row in read_csv(tmp_path / "new" / PREDICTIONS)}
+    assert all(new[row["path"]][key] == row[key] for row in rows for key in ("prediction", "set", "certainty"))
+    unsure = sum(row["certainty"] == "unsure" for row in new.values())
+    assert f"{unsure} of {len(new)} images are unsure" in capsys.readouterr().out
+    sum_up(run)
+    assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")
+    assert "Own class in the set" in (run / REPORT).read_text(encoding="utf-8")
+
+
+def test_a_run_from_before_there_were_sets_is_loaded_and_compared(lab: Lab, product: Path, tmp_path: Path) -> None:
+    for attempt in ("base", "cosine"):
+        assert lab(f"attempt={attempt}", f"hydra.run.dir={tmp_path / 'runs' / attempt}") == 0
+    old = tmp_path / "runs" / "base"
+    without_sets(old)
+    assert lab("task=predict", f"ckpt={old}", f"source={product}/test", f"hydra.run.dir={tmp_path / 'p'}") == 0
+    assert not {"set", "certainty"} & read_csv(tmp_path / "p" / PREDICTIONS)[0].keys()
+    assert lab("task=evaluate", f"ckpt={old}", f"hydra.run.dir={tmp_path / 'e'}") == 0
+    assert not {"set", "certainty"} & read_csv(tmp_path / "e" / PREDICTIONS)[0].keys()
+    comparison = compare(load_runs(tmp_path / "runs"))
+    assert comparison.pairs[0].refused is None
+    rows = {row["attempt"]: row for row in summarise(comparison)}
+    assert rows["base"]["test_sure"] is None
+    assert rows["cosine"]["test_sure"] is not None
+    sum_up(tmp_path / "runs")
+
+
+def test_changed_certainty_is_noticed(lab: Lab, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert lab(f"hydra.run.dir={run}") == 0
+    text, other = (run / PREDICTIONS).read_text(), {"sure": "unsure", "unsure": "sure"}
+    first = rows_of(run)[0]["certainty"]
+    changed = text.rsplit(f",{first}", 1)
+    (run / PREDICTIONS).write_text(f",{other[first]}".join(changed))
+    with pytest.raises(Exception, match="says test sure"):
+        compare(load_runs(run))
+
+
+def test_an_alpha_that_cannot_be_promised_gives_full_sets_and_a_warning(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert lab("threshold.alpha=0.01", f"hydra.run.dir={run}") == 0
+    result = RunResult.load(run)
+    assert result.sets is not None
+    assert set(result.sets["least"].values()) == {0}
+    assert any("threshold.alpha=0.01 is less than can be promised" in text for text in result.warnings)
+    assert {row["set"] for row in rows_of(run)} == {"|".join(result.classes)}
+    assert result.metrics["test"]["sure"] == 0
+    assert "sure_accuracy" not in result.metrics["test"]
+    assert set(result.metrics["test"]["set_coverage"].values()) == {1}
+    sum_up(run)  # without a dot
+    assert lab("threshold.alpha=0.01", "split.val_is_test=true") == 2
+    assert "no images are held out" in capsys.readouterr().err
+    assert lab("attempt=patchcore", "threshold.alpha=0.2") == 2
+    assert "threshold.alpha" in capsys.readouterr().err
+    assert lab("threshold.alpha=1.5") == 2
+
+
+def test_validation_on_the_test_images_chooses_no_sets(lab: Lab, tmp_path: Path) -> None:
+    assert lab("split.val_is_test=true", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert RunResult.load(tmp_path / "run").sets is None
+    assert "certainty" not in rows_of(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize("sets", [{"least": [0.1]}, {"least": ["a"] * 3}, [1], {"least": [-1.0] * 3}])
+def test_a_checkpoint_with_sets_that_are_none_is_refused(
+    lab: Lab, tmp_path: Path, product: Path, sets: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = DefectClassifier("resnet18", ["crack", "good", "hole"], weights=None, image_size=32)
+    model = Model(module, "classifier", module.classes, 32, 65_535, [0.5] * 3, [0.2] * 3)
+    content = model.content()
+    content["about"]["sets"] = sets
+    save_file(content, tmp_path / "a.ckpt")
+    assert lab("task=predict", f"ckpt={tmp_path / 'a.ckpt'}", f"source={product}/test") == 2
+    assert "sets that are none" in capsys.readouterr().err

@@ -165,6 +165,12 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
     held_out, column = model.module.hparams["held_out"], 1 + model.classes.index("crack")
     assert len(held_out) == 14 + 4
     rows = [row for row in predictions(tmp_path / "run").values() if row["split"] == "val"]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    learnt = {name: sum(result["counts"][split][name] for split in ("train", "val")) for name in result["classes"]}
+    assert result["sets"]["held_out"] == learnt  # all of them choose the sets, by the inner folds' word on them
+    own = sorted((values[column] for values in held_out.values() if values[0] == column - 1), reverse=True)
+    assert len(own) == learnt["crack"] < 9
+    assert result["sets"]["least"]["crack"] == pytest.approx(own[-1])  # the least of all, as alpha is 1 / (n + 1)
     for row in rows:
         assert any(values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for values in held_out.values())
 

@@ -24,7 +24,7 @@ from mvtec_lab.engine import onnx
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.problems.segmentation.problem import PROBLEM
-from mvtec_lab.results import read_csv
+from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.tasks import export
 
 DEPLOYMENT = Path(__file__).resolve().parents[1] / "docs/deployment.md"
@@ -89,10 +89,16 @@ def test_a_classifier_is_exported_with_any_head(attempt: str, lab, product: Path
     assert about["check"]["of"] == "the run's test images"
     assert "threshold" not in about
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    sets, inside = RunResult.load(tmp_path / "run").sets, session.get_modelmeta().custom_metadata_map
+    for key in ("least", "alpha", "held_out"):
+        assert dict(zip(about["classes"], about[key], strict=True)) == sets[key]
+        assert json.loads(inside[key]) == about[key]
     for row in [row for row in read_csv(tmp_path / "run/predictions.csv") if row["split"] == "test"]:
         picture = np.array(Image.open(product / row["path"]))
         ((probabilities,),) = session.run(None, {"images": picture.transpose(2, 0, 1)[None].astype(np.float32) / 255})
         assert probabilities == pytest.approx([float(row[f"prob_{n}"]) for n in about["classes"]], abs=1e-4)
+        sure = recipe(str(product / row["path"]), 'about["least"]')["sure"]
+        assert bool(sure) == (row["certainty"] == "sure")
 
 
 def test_what_openvino_cannot_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def what_counts(run_dir: Path) -> dict[str, Any]:
     best = torch.load(run_dir / "best.ckpt", weights_only=True)
     return {
         "metrics": result.metrics,
+        "sets": (result.sets, best["about"]["sets"]),
         "epochs": result.epochs,
         "best": (result.best_epoch, best["epoch"], best["score"]),
         "history": history,

@@ -10,11 +10,12 @@ from typing import Any
 
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.errors import LabError
+from mvtec_lab.foreign import Size, misfit
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
 
 ABOUT = "about"  # where a checkpoint keeps what is not weights
-_LATER = {"fit": "squeeze", "tile": None}  # what older checkpoints do not say
+_LATER = {"fit": "squeeze", "tile": None, "sets": None}  # what older checkpoints do not say
 
 
 @dataclass
@@ -33,6 +34,9 @@ class Model:
         map_threshold: the same of a pixel's score; None without maps.
         fit: how images get into the square, as in ``Frame``.
         tile: pixels a side of the tiles that it sees of an image; None: it sees the image as a whole.
+        sets: of a classifier, by key a list with a number per class: ``least``, the probability from which on an image
+            may be of the class; ``alpha``, the share of its images that may miss it; ``held_out``, the images that
+            this was chosen on. None: nothing was chosen.
     """
 
     module: Any  # a LightningModule: Any, as each problem calls its own's methods
@@ -47,6 +51,7 @@ class Model:
     map_threshold: float | None = None
     fit: str = "squeeze"
     tile: int | None = None
+    sets: dict[str, list[float]] | None = None
 
     @property
     def frame(self) -> Frame:
@@ -93,4 +98,16 @@ def read_checkpoint(path: str | os.PathLike[str], source: str | None = None) -> 
     for key in ("threshold", "map_threshold"):
         if about[key] is not None and not math.isfinite(about[key]):
             raise LabError(f"{source} holds {about[key]} as its {key}: train that run again")
+    if wrong := _misfit_of_sets(about["sets"], len(about["classes"])):
+        raise LabError(f"{source} has sets that are none ({wrong}): train that run again")
     return content
+
+
+def _misfit_of_sets(sets: Any, classes: int) -> str | None:
+    """Return what is wrong with the sets of a checkpoint, which may come from anywhere; None: nothing is."""
+    if sets is None:
+        return None
+    if wrong := misfit(sets, dict[str, list[Size]], "sets"):
+        return wrong
+    short = [key for key in ("least", "alpha", "held_out") if len(sets.get(key, ())) != classes]
+    return f"{short[0]} has not {classes} numbers" if short else None

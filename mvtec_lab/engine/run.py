@@ -79,7 +79,8 @@ class Judgement:
 
     def write(self, run_dir: Path) -> None:
         """Write predictions.csv and the pictures."""
-        write_csv(run_dir / PREDICTIONS, self.rows, list(self.rows[0]))
+        columns = dict.fromkeys(key for row in self.rows for key in row)  # a split may have more than another
+        write_csv(run_dir / PREDICTIONS, self.rows, list(columns))
         for name, picture in self.pictures.items():
             write_picture(run_dir / name, picture)
 

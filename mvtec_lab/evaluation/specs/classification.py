@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics as st
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -132,7 +133,7 @@ def _counted_interval(of_images: Callable[[Rows], np.ndarray], key: str, metrics
 
 def _counted(key: str, of_images: Callable[[Rows], np.ndarray], title: str) -> Metric:
     inference = Inference(interval=partial(_counted_interval, of_images))
-    return _class(key, title=title, of_images=of_images, inference=inference, words=_SURE)
+    return _class(key, title=title, of_images=of_images, inference=inference, words=replace(_SURE, bounded=True))
 
 
 _OF_CERTAINTY = {SURE: 1.0, UNSURE: 0.0}

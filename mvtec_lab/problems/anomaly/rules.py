@@ -10,7 +10,7 @@ from mvtec_lab.problems.base import Method, Rules, check_folds
 
 _CLASSES = (
     "data.sampler data.imbalance augment.paste augment.mix scheduler.name trainer.compile trainer.monitor "
-    "loss.name loss.class_weights loss.defer loss.posthoc "
+    "threshold.alpha loss.name loss.class_weights loss.defer loss.posthoc "
     "model.unfreeze model.warmup_epochs model.head model.neighbours model.generate"
 )
 

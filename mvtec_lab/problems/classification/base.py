@@ -105,6 +105,14 @@ class Classifier(pl.LightningModule):
         """
         return self.probabilities(batches)
 
+    def unseen(self, data: MVTecDataModule) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels [N] and probabilities [N, C] of images that the classifier was not fitted to: validation's.
+
+        They chose the epoch, so that these probabilities are a little too good.
+        """
+        dataset = data.dataset("val")
+        return dataset.labels.numpy(), self.judged("val", dataset, data.val_dataloader())
+
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
         """Return which parts of some images spoke for a class, on the CPU; None where the classifier cannot say.
 

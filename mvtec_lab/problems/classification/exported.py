@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mvtec_lab.problems.classification.base import Classifier
+
+_USE = "probabilities are those of classes, in their order; the highest one is the prediction"
+_SURE = (
+    "an image may be of each class whose probability is the class's number in least or more, and is sure where that is "
+    "the prediction alone; alpha, by class, is the share of its images that may miss it, as promised by held_out images"
+)
 
 
 class Probabilities(nn.Module):
     """Return the class probabilities [N, C] of normalised images."""
 
     outputs = ("probabilities",)
-    about: ClassVar[Mapping[str, str]] = {
-        "use": "probabilities are those of classes, in their order; the highest one is the prediction"
-    }
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, sets: Mapping[str, Sequence[float]] | None = None) -> None:
         super().__init__()
         self.classifier = classifier
+        self.about: dict[str, Any] = {"use": _USE}
+        if sets is not None:
+            self.about = {"use": f"{_USE}; {_SURE}", **sets}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.classifier(images).float().softmax(1),)

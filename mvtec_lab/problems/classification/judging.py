@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.classification.base import Classifier
 from mvtec_lab.problems.classification.explanations import explain
 from mvtec_lab.problems.classification.outcome import Outcome
+from mvtec_lab.problems.classification.sets import set_metrics
 from mvtec_lab.reporting.figures import MOST, confusion_figure
 from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
@@ -21,8 +23,10 @@ from mvtec_lab.results import EXPLANATIONS, MISTAKES
 def judge(run: Run) -> Judgement:
     """Predict validation and test images; with ``val_is_test`` the images are passed once and counted as both."""
     data, result, classifier = run.data, run.result, run.model.module
-    outcomes = _outcomes(classifier, data)
+    outcomes = _outcomes(classifier, data, run.model.sets)
     test = outcomes["test"]
+    if run.model.sets is not None:
+        result.sets = {key: dict(zip(data.classes, of, strict=True)) for key, of in run.model.sets.items()}
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
     if train:  # else there is no most frequent class: every image is tested
         result.majority_baseline = majority_baseline(np.array(train), test.labels)
@@ -48,7 +52,9 @@ def judge(run: Run) -> Judgement:
     return Judgement(metrics, rows, pictures, board, summary)
 
 
-def _outcomes(classifier: Classifier, data: MVTecDataModule) -> dict[str, Outcome]:
+def _outcomes(
+    classifier: Classifier, data: MVTecDataModule, sets: Mapping[str, Sequence[float]] | None
+) -> dict[str, Outcome]:
     outcomes = {}
     trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
     loaders = {"test": data.test_dataloader}
@@ -59,7 +65,9 @@ def _outcomes(classifier: Classifier, data: MVTecDataModule) -> dict[str, Outcom
         labels = dataset.labels.numpy()
         probabilities = classifier.judged(split, dataset, loader())
         metrics = classification_metrics(labels, probabilities, data.classes, trained)
-        outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics)
+        of_split = sets if split == "test" else None
+        metrics |= set_metrics(of_split, data.classes, labels, probabilities)
+        outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics, of_split)
     if data.val_is_test:
         outcomes["val"] = replace(outcomes["test"], split="val")
     return {split: outcomes[split] for split in ("val", "test") if split in outcomes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,17 +11,22 @@ import numpy as np
 
 from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.engine.pictures import SHOWN, sheet
+from mvtec_lab.problems.classification.sets import set_columns
 
 
 @dataclass
 class Outcome:
-    """Hold the predictions of one split: ``labels`` [N], ``probabilities`` [N, C], in the order of ``dataset``."""
+    """Hold the predictions of one split: ``labels`` [N], ``probabilities`` [N, C], in the order of ``dataset``.
+
+    ``sets`` is the model's, of the test images; validation's have chosen them.
+    """
 
     split: str
     dataset: MVTecDataset
     labels: np.ndarray
     probabilities: np.ndarray
     metrics: dict[str, Any]
+    sets: Mapping[str, Sequence[float]] | None = None
 
     @property
     def predictions(self) -> np.ndarray:
@@ -36,9 +42,14 @@ class Outcome:
                 "label": sample.label,
                 "prediction": classes[prediction],
                 **{f"prob_{name}": f"{p:.6g}" for name, p in zip(classes, probabilities, strict=True)},
+                **of_set,
             }
-            for sample, prediction, probabilities in zip(
-                self.dataset.samples, self.predictions, self.probabilities, strict=True
+            for sample, prediction, probabilities, of_set in zip(
+                self.dataset.samples,
+                self.predictions,
+                self.probabilities,
+                set_columns(self.sets, classes, self.probabilities),
+                strict=True,
             )
         ]
 

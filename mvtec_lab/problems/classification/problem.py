@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -14,6 +17,8 @@ from mvtec_lab.problems.classification.build import build, class_of, rehearse, r
 from mvtec_lab.problems.classification.exported import Probabilities
 from mvtec_lab.problems.classification.judging import judge
 from mvtec_lab.problems.classification.rules import findings
+from mvtec_lab.problems.classification.sets import choose_sets, counted_unsure, set_columns
+from mvtec_lab.results import CERTAINTY, UNSURE
 
 
 class Classification(Problem):
@@ -43,23 +48,31 @@ class Classification(Problem):
         return [*super().findings(config), *findings(config)]
 
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+        together = model.module.probabilities([{"image": images}])
+        columns = set_columns(model.sets, model.classes, together)
         predictions = []
-        for probabilities in model.module.probabilities([{"image": images}]):
+        for probabilities, of_set in zip(together, columns, strict=True):
             name, confidence = model.classes[probabilities.argmax()], probabilities.max()
-            row = {"prediction": name, "confidence": f"{confidence:.6g}"}
+            row = {"prediction": name, "confidence": f"{confidence:.6g}", **of_set}
             row |= {f"prob_{c}": f"{p:.6g}" for c, p in zip(model.classes, probabilities, strict=True)}
-            predictions.append(Prediction(row, f"{name} ({confidence:.2f})"))
+            mark = ", unsure" if of_set.get(CERTAINTY) == UNSURE else ""
+            predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
+
+    def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        return counted_unsure(model.sets, model.classes, rows)
 
     def fit(self, run: Run) -> None:
         run.model.module.fit(run)
+        if run.trainer.is_global_zero and not run.data.val_is_test:
+            choose_sets(run, *run.model.module.unseen(run.data))
 
     def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
         return class_of(config.model.method).marks(config, data)
 
     def exported(self, model: Model) -> nn.Module:
         require_onnx(model)
-        return Probabilities(model.module)
+        return Probabilities(model.module, model.sets)
 
 
 PROBLEM = Classification()

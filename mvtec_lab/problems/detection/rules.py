@@ -9,7 +9,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Rules, check_supervised
 
 _CLASSES = (
-    "augment.mix trainer.compile loss.name loss.class_weights loss.defer loss.posthoc "
+    "augment.mix trainer.compile threshold.alpha loss.name loss.class_weights loss.defer loss.posthoc "
     "model.head model.neighbours model.generate model.warmup_epochs"
 )
 UNTILED = "boxes across tiles are not joined yet: give an anomaly model, attempt=patchcore say, or leave data.tile out"

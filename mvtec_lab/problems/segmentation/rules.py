@@ -10,6 +10,7 @@ from mvtec_lab.problems.base import Method, Rules, check_supervised
 
 _OTHERS = {
     "threshold.rule threshold.quantile": "it is for one-class methods: here validation chooses the thresholds",
+    "threshold.alpha": "it is for classifiers",
     "loss.name loss.class_weights loss.defer loss.posthoc": "it learns masks, by cross-entropy and Dice",
     "model.head model.neighbours model.generate model.warmup_epochs": "it predicts pixels, not classes",
     "augment.mix": "it mixes the classes of whole images",

@@ -158,6 +158,11 @@ class Descriptors(Classifier):
                     probabilities[place] = held_out[digest][1:]
         return probabilities
 
+    def unseen(self, data: MVTecDataModule) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels [N] and the inner folds' probabilities [N, C] of the images that it was fitted on."""
+        rows = np.array(list(self.hparams["held_out"].values())).reshape(-1, 1 + len(self.classes))
+        return rows[:, 0].astype(np.int64), rows[:, 1:]
+
     @torch.no_grad()
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
         if self.memory is None:

@@ -1,0 +1,79 @@
+"""Choose the classes that an image may show, from images that are held out, and say of which images a model is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mvtec_lab.engine.run import Run
+from mvtec_lab.evaluation.confidence import set_thresholds, sets_of, smallest_alpha, sure
+from mvtec_lab.evaluation.statistics import wilson_interval
+from mvtec_lab.results import CERTAINTY, SURE, UNSURE
+
+Sets: TypeAlias = Mapping[str, Sequence[float]] | None  # ``Model.sets``
+
+ALPHA = 0.1  # where ``threshold.alpha`` is null and a class has images enough
+SET, JOINT = "set", "|"
+
+
+def choose_sets(run: Run, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Choose ``run.model.sets`` from held-out predictions, and write best.ckpt with them.
+
+    Args:
+        run: whose model was trained or fitted.
+        labels: [N]; none with ``val_is_test``: nothing is chosen then.
+        probabilities: [N, C], as the model predicts them.
+    """
+    if not len(labels):
+        return
+    classes, wanted = run.model.classes, run.config.threshold.alpha
+    held_out = np.bincount(labels, minlength=len(classes)).tolist()
+    least = [smallest_alpha(images) for images in held_out]
+    alpha = [max(ALPHA, share) for share in least] if wanted is None else [wanted] * len(classes)
+    run.model.sets = {
+        "least": set_thresholds(labels, probabilities, alpha).tolist(),
+        "alpha": alpha,
+        "held_out": held_out,
+    }
+    run.keep()
+    if wanted is not None and (short := [i for i, share in enumerate(least) if wanted < share]):
+        named = ", ".join(f"{classes[i]} {held_out[i]}" for i in short)
+        run.warn(
+            f"threshold.alpha={wanted:g} is less than can be promised of few held-out images ({named}): these classes "
+            f"are in every set: give {max(least[i] for i in short):.3g} or more, or more images"
+        )
+
+
+def set_columns(sets: Sets, classes: Sequence[str], probabilities: np.ndarray) -> list[dict[str, str]]:
+    """Return the columns of images [N, C] for predictions.csv: the names in their set, and sure or unsure."""
+    if sets is None:
+        return [{}] * len(probabilities)
+    members, certain = sets_of(probabilities, sets["least"]), sure(probabilities, sets["least"])
+    names = (JOINT.join(compress(classes, of_image)) for of_image in members)
+    return [{SET: of_image, CERTAINTY: SURE if c else UNSURE} for of_image, c in zip(names, certain, strict=True)]
+
+
+def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """Return ``set_coverage``, the share of each class's images with that class in their set, and an interval.
+
+    The 95% interval (Wilson) is that of the accuracy of those images that the model is sure of, if there are any.
+    """
+    if sets is None:
+        return {}
+    members, certain = sets_of(probabilities, sets["least"]), sure(probabilities, sets["least"])
+    covered, right = members[np.arange(len(labels)), labels], probabilities.argmax(axis=1) == labels
+    shares = [float(covered[labels == i].mean()) if (labels == i).any() else None for i in range(len(classes))]
+    interval = list(wilson_interval(int(right[certain].sum()), int(certain.sum()))) if certain.any() else None
+    return {"set_coverage": dict(zip(classes, shares, strict=True)), "intervals": {"sure_accuracy": interval}}
+
+
+def counted_unsure(sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how many images of predictions.csv are unsure, and what was promised of the others."""
+    if sets is None:
+        return []
+    unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
+    promised = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
+    return [f"{unsure} of {len(rows)} images are unsure; sure and wrong are at most, by class: {promised}"]

@@ -175,6 +175,14 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
         assert any(values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for values in held_out.values())
 
 
+def test_images_that_validated_were_learnt_and_evaluate_says_so(lab, capsys):
+    assert lab(*SETTINGS, "model.options.parts=[global]", "hydra.run.dir=run") == 0
+    capsys.readouterr()
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "split.protocol=test_only", "hydra.run.dir=judged") == 0
+    output = capsys.readouterr()
+    assert "18 of these images trained this checkpoint" in output.out + output.err
+
+
 def test_without_spare_good_images_it_compares_with_those_that_it_learns_from(lab, product: Path, tmp_path: Path):
     shutil.rmtree(product / "train")
     assert lab(*SETTINGS, "model.options.parts=[global,local]", "hydra.run.dir=run") == 0

@@ -234,6 +234,10 @@ class Problem:
         """Return why these settings run on one device only; None where several can share the work."""
         return None
 
+    def learns_from(self, config: Config) -> Sequence[str]:
+        """Return the splits from whose images a model learns: what validates is not learnt, by default."""
+        return ("train",)
+
     def findings(self, config: Config) -> list[str]:
         """Return what the settings take from the worth of the figures, a line each; ``audit=strict`` refuses them."""
         return [VAL_IS_TEST_MARK] if config.split.val_is_test else []

@@ -159,14 +159,15 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     run = run_of(ckpt)
     if run is None:
         return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images is not known"]
+    origin = origin_of(ckpt)
+    learnt = ("train",) if origin is None else problem_of(origin.model.method).learns_from(origin)
     # By contents, wherever the images lie now. Of two images with the same contents the one that trained counts.
-    known = {row["digest"]: row["split"] for row in sorted(run[1], key=lambda row: row["split"] == "train")}
+    known = {row["digest"]: row["split"] for row in sorted(run[1], key=lambda row: row["split"] in learnt)}
     splits = [known.get(digest) for digest in digests(images)]
     warnings = []
-    if seen := splits.count("train"):
+    if seen := sum(split in learnt for split in splits):
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
         warnings.append(f"{what}: the figures are too good")
-    origin = origin_of(ckpt)
     if origin is not None and "test" in splits:
         warnings += problem_of(origin.model.method).chosen_on_test(origin)
     return warnings

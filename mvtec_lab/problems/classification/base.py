@@ -60,6 +60,11 @@ class Classifier(pl.LightningModule):
         """
 
     @classmethod
+    def learns_from(cls, config: Config) -> Sequence[str]:
+        """Return the splits from whose images it learns."""
+        return ("train",)
+
+    @classmethod
     def marks(cls, config: Config, data: MVTecDataModule) -> list[str]:
         """Return warnings that are known before training, a line each."""
         return []

@@ -44,6 +44,9 @@ class Classification(Problem):
             return super().chosen_on_val(config)
         return f"the choice of the epoch by {config.trainer.monitor}"
 
+    def learns_from(self, config: Config) -> Sequence[str]:
+        return class_of(config.model.method).learns_from(config)
+
     def findings(self, config: Config) -> list[str]:
         return [*super().findings(config), *findings(config)]
 

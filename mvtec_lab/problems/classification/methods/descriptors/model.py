@@ -118,6 +118,12 @@ class Descriptors(Classifier):
             **settings_of(config),
         )
 
+    @classmethod
+    def learns_from(cls, config: Config) -> Sequence[str]:
+        # A tail of training images that were thinned out would grow back by those for validation.
+        alone = config.split.val_is_test or config.data.imbalance is not None
+        return ("train",) if alone else ("train", "val")
+
     @property
     def blocks(self) -> list[Block]:
         """Return the blocks of all parts, in their order."""
@@ -181,15 +187,14 @@ class Descriptors(Classifier):
         return self._heat[path]
 
     def fit(self, run: Run) -> None:
-        """Decide the views, remember good patches, describe all images and fit the head; write best.ckpt."""
+        """Remember good patches, describe all images and fit the head; write best.ckpt."""
         started = time.perf_counter()
         data, result, config = run.data, run.result, run.config
         trainer = run.build_trainer()
         self.to(trainer.strategy.root_device).eval()
         result.parameters = {"total": sum(p.numel() for p in self.parameters()), "trained": self.weight.numel()}
         result.luck = result.weights == "random"
-        splits = ("train",) if data.val_is_test or config.data.imbalance is not None else ("train", "val")
-        learnt = [sample for split in splits for sample in data.of_split(split)]
+        learnt = [sample for split in self.learns_from(config) for sample in data.of_split(split)]
         images = Images(run, self.cells, [sample for sample in data.samples if sample.split])
         if self.memory is not None:
             self._remember(run, images, learnt)

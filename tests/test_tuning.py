@@ -81,7 +81,9 @@ def test_the_blocks_train_under_the_head_and_the_backbone_rests() -> None:
 def test_inner_folds_say_whether_the_blocks_change(lab, tmp_path: Path, monkeypatch, rate: float, helps: str) -> None:
     monkeypatch.setattr(tuning, "RATE", rate)
     assert lab("attempt=lab/finetune", *SMALL, "model.options.tune=2", "hydra.run.dir=run") == 0
-    assert RunResult.load(tmp_path / "run").decided["tune"].startswith(helps)
+    result = RunResult.load(tmp_path / "run")
+    assert result.decided["tune"].startswith(helps)
+    assert (result.parameters["trained"] > 100_000) == (helps == "yes")  # the head alone has some thousands
     rows = read_csv(tmp_path / "run/predictions.csv")
     if helps == "no":  # then it is the recipe that it started from
         assert lab("attempt=lab/anomaly", *SMALL, "hydra.run.dir=frozen") == 0

@@ -320,6 +320,9 @@ class Descriptors(Classifier):
         run.result.decided["tune"] = f"{'yes' if helps else 'no'}: log loss {tuned:.3f}, frozen {frozen:.3f}"
         self.hparams["tuned"] = helps
         self.tail = self._trained(seen, labels, fitted.layer) if helps else None
+        if self.tail is not None:
+            run.result.parameters["trained"] += sum(p.numel() for p in self.tail.parameters())
+        run.result.parameters["total"] = sum(p.numel() for p in self.parameters())
         return probabilities if helps else fitted.probabilities
 
     def _trained(self, seen: Sequence[Seen], labels: np.ndarray, head: Linear) -> Tail:

@@ -12,10 +12,17 @@ from mvtec_lab.registry import Registry
 # What an image is described by: subclasses of parts.Part.
 PARTS: Registry[type[Any]] = Registry(
     "part",
-    {name: f"{__name__}.parts:{name.capitalize()}" for name in ("global", "anomaly", "residual", "local", "where")},
+    {
+        **{
+            name: f"{__name__}.parts:{name.capitalize()}"
+            for name in ("global", "anomaly", "residual", "local", "where")
+        },
+        "masks": f"{__name__}.masks:Masks",
+    },
     require=["rows"],
 )
 MEMORYLESS = ("global",)  # parts that ask for no good patches
+FITTED = ("masks",)  # parts that learn from training images
 HEADS = ("logistic", "ridge", "lda")
 
 
@@ -26,6 +33,15 @@ def check(config: Config) -> None:
         PARTS[name]  # raises where it is unknown
     if len(set(parts)) < len(parts):
         raise LabError(f"model.options.parts names a part twice: {', '.join(parts)}")
+    for name in config.model.options.get("alone") or ():
+        if name not in parts:
+            raise LabError(f"model.options.alone names {name}, which is none of parts=[{', '.join(parts)}]")
+    learning = [name for name in parts if name in FITTED]
+    if learning and config.model.options.get("tune"):
+        raise LabError(
+            f"model.options.tune trains under parts that stay as they are, and {learning[0]} learns from the images: leave "
+            "one of them out"
+        )
 
 
 def idle(config: Config) -> dict[str, str]:
@@ -46,8 +62,11 @@ METHOD = Method(
     options={
         "parts": Option(
             list,
-            "what an image is described by: global, anomaly, residual, local, where ...",
+            "what an image is described by: global, anomaly, residual, local, where, masks",
             default=["global", "local", "where"],
+        ),
+        "alone": Option(
+            list, "parts that have a head of their own, beside that of the others: the mean of their logits classifies"
         ),
         # Eight took twice the time of four and brought nothing on MVTec's bottle; one costs it two points.
         "views": Option(int, "views of an image whose maps are averaged", default=4, choices=(1, 2, 4, 8)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mvtec_lab.data.samples import Sample
@@ -18,6 +19,7 @@ from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Se
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import SETTINGS, Part
 from mvtec_lab.progress import bar
+from mvtec_lab.results import GOOD
 
 
 class Images:
@@ -37,7 +39,6 @@ class Images:
         self.groups = [sample.group for sample in self.samples]
         self.memory: Memory | None = None
         self.own: dict[str, int] = {}  # group -> its number in the memory, where the memory is of these images
-        self.kept: dict[Any, Any] = {}  # what parts that are fitted several times keep of an image
         data = run.data
         self.name = f"{data.folder.name} {run.result.backbone} descriptors at {data.frame}"
 
@@ -73,12 +74,19 @@ class Images:
         own = self.own.get(self.groups[place], -1)
         return Seen(self.cells.maps(row.to(device)), self.memory, part, own)
 
-    def mask(self, place: int) -> Tensor | None:
-        """Return the share of each cell that an image's mask marks, [cells] in [0, 1]; None where there is no mask."""
-        mask = self.dataset.small_masks([place])[0] if self.samples[place].mask else None
-        if mask is None:
+    def marked(self, place: int) -> Tensor | None:
+        """Return the share of each cell that an image's mask marks as its type of defect, [cells] in [0, 1].
+
+        None where that is not known: there is no mask or an empty one, or it shows several types.
+        """
+        sample, side = self.samples[place], self.cells.side
+        device = self.run.trainer.strategy.root_device
+        if sample.label == GOOD:
+            return torch.zeros(side**2, device=device)
+        if not sample.outlined or sample.mixed:
             return None
-        return torch.nn.functional.adaptive_avg_pool2d(mask[None].float(), self.cells.side).flatten()
+        mask = self.dataset.small_masks([place]).float().to(device)
+        return F.adaptive_avg_pool2d(mask, side).flatten() if mask.any() else None
 
     def rows(self, parts: Sequence[Part]) -> list[Tensor]:
         """Return the rows [N, D] of each part, on the CPU; parts that are not kept yet are computed together."""

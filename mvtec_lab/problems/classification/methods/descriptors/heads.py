@@ -41,14 +41,14 @@ class Fitted:
     Args:
         layer: of raw descriptors.
         probabilities: of each image by the inner fold that has not seen it, [N, C]; NaN where there is none.
-        strength: what was chosen, of the head's ``grid``.
+        strength: what was chosen, of the head's ``grid``; of several heads a tuple.
         chosen: whether inner folds chose it; False where there could be none.
         left_out: whether optional blocks have no weight.
     """
 
     layer: Linear
     probabilities: np.ndarray
-    strength: float | tuple[float, float]
+    strength: Any
     chosen: bool = True
     left_out: bool = False
 
@@ -133,7 +133,7 @@ def deal(labels: np.ndarray, groups: Sequence[str], count: int = INNER) -> np.nd
     return folds
 
 
-def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray, groups: Sequence[str]) -> Fitted:
+def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray, folds: np.ndarray) -> Fitted:
     """Fit a head to images; inner folds choose its strength by the mean over classes of their mean log loss.
 
     Whether optional blocks are left out is chosen with it.
@@ -144,10 +144,10 @@ def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray,
             fold it sees nothing of the images that are left out.
         blocks: the blocks of columns, each of which counts by its weight.
         labels: classes of the images, [N], each from 0 to C - 1 occurring.
-        groups: images with an equal group are left out together.
+        folds: inner fold of each image, [N], as ``deal`` returns them.
     """
     head, everything, none = HEADS[kind], np.arange(len(labels)), np.arange(0)
-    folds, classes = deal(labels, groups), int(labels.max()) + 1
+    classes = int(labels.max()) + 1
     sets = [blocks]
     if len({block.optional for block in blocks}) > 1:
         sets.append([block._replace(weight=0.0) if block.optional else block for block in blocks])
@@ -173,6 +173,44 @@ def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray,
     basis = _basis(known, sets[number])
     layer = basis.unfold(head.fit(basis(known), labels, strength))
     return Fitted(layer, softmax(logits[place], axis=1), strength, chosen, number > 0)
+
+
+def fit_heads(
+    kind: str, rows: Rows, parts: Sequence[Sequence[Block]], alone: Sequence[int], labels: np.ndarray, folds: np.ndarray
+) -> Fitted:
+    """Fit a head to several parts of a row, and one to each of the others; the mean of their logits classifies.
+
+    So a few strong descriptors are not drowned by hundreds, nor do they drown them, and no weight has to be fitted:
+    weights of the heads that inner folds chose were no better than equal ones.
+
+    Args:
+        kind, rows, labels, folds: as in ``fit_head``.
+        parts: the blocks of each part.
+        alone: numbers of the parts with a head of their own.
+    """
+    together = [number for number in range(len(parts)) if number not in alone]
+    ends = np.cumsum([0, *(sum(block.width for block in blocks) for blocks in parts)])
+    columns, fits = [], []
+    for numbers in [together] * bool(together) + [[number] for number in alone]:
+        own = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in numbers])
+
+        def of_own(fitting: np.ndarray, others: np.ndarray, own: np.ndarray = own) -> tuple[np.ndarray, np.ndarray]:
+            known, unknown = rows(fitting, others)
+            return known[:, own], unknown[:, own]
+
+        blocks = [block for number in numbers for block in parts[number]]
+        columns.append(own)
+        fits.append(fit_head(kind, of_own, blocks, labels, folds))
+    if len(fits) == 1:
+        return fits[0]
+    weight = np.zeros((ends[-1], fits[0].layer.weight.shape[1]))
+    for own, fitted in zip(columns, fits, strict=True):
+        weight[own] = fitted.layer.weight / len(fits)
+    layer = Linear(weight, np.mean([fitted.layer.bias for fitted in fits], axis=0))
+    logs = np.mean([np.log(np.maximum(fitted.probabilities, TINY)) for fitted in fits], axis=0)
+    strengths = tuple(fitted.strength for fitted in fits)
+    chosen, left_out = all(fitted.chosen for fitted in fits), any(fitted.left_out for fitted in fits)
+    return Fitted(layer, softmax(logs, axis=1), strengths, chosen, left_out)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -27,8 +26,9 @@ from mvtec_lab.problems import settings_of
 from mvtec_lab.problems.base import checked_options
 from mvtec_lab.problems.classification.base import Classifier, Evidence
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
+from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
 from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, remember
-from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, Linear, deal, fit_head, log_loss
+from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, Linear, deal, fit_heads, log_loss
 from mvtec_lab.problems.classification.methods.descriptors.heads import Rows as RowsOf
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
@@ -244,18 +244,24 @@ class Descriptors(Classifier):
             if not any(float(np.ptp(row)) for row in arrays[-1].numpy()):
                 run.warn("every place is equally far from the good patches: the parts pool images as a whole")
 
+        labels, groups = images.labels[places], [images.groups[place] for place in places]
+        folds = deal(labels, groups)
+        crossfitted = {part: Crossfitted(part, images, places.tolist(), folds) for part in self.parts if part.fits}
+        for part, of_part in crossfitted.items():
+            if remark := part.remark(of_part.silent, len(places)):
+                run.warn(remark)
+
         def rows(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             pairs = [
-                (known[part][places[fitting]], known[part][others])
+                (known[part][places[fitting]], known[part][places[others]])
                 if part in known
-                else _crossfitted(part, images, places[fitting], others)
+                else crossfitted[part](fitting, others)
                 for part in self.parts
             ]
             of_fitting, of_others = zip(*pairs, strict=True)
             return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
 
-        labels, groups = images.labels[places], [images.groups[place] for place in places]
-        fitted = fit_head(self.options["head"], lambda a, b: rows(a, places[b]), self.blocks, labels, groups)
+        fitted = self._head(rows, labels, folds)
         if not fitted.chosen:
             run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
         run.result.decided["strength"] = str(fitted.strength)
@@ -274,15 +280,17 @@ class Descriptors(Classifier):
             for name, label, shares in zip(names, labels, probabilities, strict=True)
             if np.isfinite(shares).all()
         }
-        for part in self.parts:
-            if part.fits:
-                part.learn(images, places.tolist())
         for split in ("val", "test"):
             if samples := run.data.of_split(split):
                 at = np.array([place_of[sample.path] for sample in samples])
                 array = self._rows_of(images, at, known)
                 run.data.load_features(split, Rows(array, range(len(array))))
         run.result.features = sorted(run.data.features)
+
+    def _head(self, rows: RowsOf, labels: np.ndarray, folds: np.ndarray) -> Fitted:
+        """Return the head, or the mean of several, fitted to rows of images; arguments as in ``fit_heads``."""
+        alone = [self.options["parts"].index(name) for name in self.options["alone"] or ()]
+        return fit_heads(self.options["head"], rows, [part.blocks for part in self.parts], alone, labels, folds)
 
     @torch.no_grad()
     def _rows_of(self, images: Images, places: np.ndarray, known: Mapping[Part, np.ndarray]) -> Tensor:
@@ -298,7 +306,7 @@ class Descriptors(Classifier):
         Args:
             places: of the images to learn from.
             fitted: the head of frozen maps.
-            rows: as ``fit_head`` takes them, but for the places of images that are left out.
+            rows: as ``fit_head`` takes them.
         """
         labels, groups = images.labels[places], [images.groups[place] for place in places]
         seen = [images[place] for place in places.tolist()]
@@ -307,9 +315,8 @@ class Descriptors(Classifier):
             own, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             if len(np.unique(labels[own])) < len(self.classes):
                 continue
-            of_own = partial(_of_some, rows, own, places)
-            groups_of_own = [groups[i] for i in own]
-            head = fit_head(self.options["head"], of_own, self.blocks, labels[own], groups_of_own).layer
+            of_own = partial(_of_some, rows, own)
+            head = self._head(of_own, labels[own], deal(labels[own], [groups[i] for i in own])).layer
             tail = self._trained([seen[i] for i in own], labels[own], head)
             with torch.no_grad():
                 of_others = torch.stack([self._rows_in(tail(seen[i])) for i in others])
@@ -343,23 +350,7 @@ def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:
 
 
 def _of_some(
-    rows: RowsOf, own: np.ndarray, places: np.ndarray, a: np.ndarray, b: np.ndarray
+    rows: RowsOf, own: np.ndarray, fitting: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows as ``fit_head`` takes them, of those images alone that ``own`` numbers."""
-    return rows(own[a], places[own[b]])
-
-
-def _crossfitted(part: Part, images: Images, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a part's rows of images to fit a head on, by copies that have not seen them, and of others."""
-    folds = deal(images.labels[fitting], [images.groups[place] for place in fitting])
-    known = np.zeros((len(fitting), sum(block.width for block in part.blocks)), np.float32)
-
-    def shown(places: np.ndarray) -> Part:
-        own = deepcopy(part)
-        own.learn(images, places.tolist())
-        return own
-
-    for fold in np.unique(folds):  # those that are in no fold are known to a part of all
-        known[folds == fold] = _rows(shown(fitting[(folds != fold) | (fold < 0)]), images, fitting[folds == fold])
-    unknown = np.zeros((0, known.shape[1]), np.float32)
-    return known, _rows(shown(fitting), images, others) if len(others) else unknown
+    return rows(own[fitting], own[others])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ TEMPERATURE = (
 COARSE = 7  # cells a side of the coarse map: an eighth of an object
 RANKS = 9  # of distances: the 1st, 2nd, 4th ... 256th largest, a third of the 784 cells of 448 pixels
 TINY = 1e-6  # below any distance that is not rounding
+
+Sums = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Block(NamedTuple):
 class Part(nn.Module):
     """Describe images by rows of numbers; a part is a subclass with ``rows``.
 
-    A part that ``fits`` is shown training images by ``learn`` before it is asked; what it keeps of them are buffers.
+    A part that ``fits`` learns from training images before it is asked; what it keeps of them are buffers. It says what
+    it has to know of an image as tensors that add up over images: so copies of it that have not seen some of the images
+    cost next to nothing.
     """
 
     memory: ClassVar[bool] = True  # it asks for good patches
@@ -70,8 +74,28 @@ class Part(nn.Module):
         """Return the descriptors of an image, [D]; D is the sum of the widths of ``blocks``."""
         raise NotImplementedError
 
-    def learn(self, images: Any, places: Sequence[int]) -> None:
-        """Fit the part on training images (``fitting.Images``), by their places."""
+    def sums(self, seen: Seen, marked: Tensor | None, label: str) -> Sums | None:
+        """Return what a part that ``fits`` has to know of a training image; None: the image teaches nothing.
+
+        Args:
+            seen: of this image.
+            marked: the share of each cell that its mask marks, [cells] in [0, 1]; None: that is not known.
+            label: its class.
+        """
+        raise NotImplementedError
+
+    def learn(self, sums: Sums | None) -> None:
+        """Fit the part to the sums of all training images; None: none of them teaches anything."""
+        raise NotImplementedError
+
+    def remark(self, silent: int, images: int) -> str:
+        """Return what has to be said where some of the training images taught nothing; empty where nothing has.
+
+        Args:
+            silent: how many of them.
+            images: how many there are.
+        """
+        return ""
 
 
 class Global(Part):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from mvtec_lab.problems.classification.methods.descriptors import masks
 from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
 from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, deal, fit_head, fit_heads
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
@@ -71,7 +72,7 @@ def test_patches_are_typed_as_scikit_learns_discriminant_types_them():
     patches, kinds = [], []
     for place, label in enumerate(images.labels):
         seen = images[place]
-        patches.append(seen.away * Masks(Setting(CLASSES, WIDTHS, SIDE))._unit(seen.away))
+        patches.append(Masks(Setting(CLASSES, WIDTHS, SIDE))._reduced(seen.away))
         kinds.append(images.masks[place] * label)
     rows, kinds = torch.cat(patches).double().numpy(), torch.cat(kinds).numpy()
     known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE, priors=[1 / 3] * 3).fit(rows, kinds)
@@ -91,6 +92,15 @@ def test_odds_tell_the_type_of_defects_in_images_that_are_new_to_it():
     assert odds.shape[1] == sum(block.width for block in part.blocks) == 3
     assert odds[labels == 0, -1].max() < odds[labels > 0, -1].min()  # of any type
     assert (odds[labels > 0, :2].argmax(1) + 1 == labels[labels > 0]).all()
+
+
+def test_wide_patches_are_projected_and_typed_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(masks, "WIDEST", 6)
+    images = Images()
+    part, labels = fitted(images), images.labels
+    odds = torch.stack([part.rows(images[place]) for place in range(30)]).numpy()
+    assert np.median(odds[labels == 0, -1]) < odds[labels > 0, -1].min()
+    assert part.directions.shape == (sum(WIDTHS), 3)
 
 
 def test_no_image_is_described_by_its_own_mask():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from mvtec_lab.results import GOOD
 
 SHRINKAGE = 0.5  # of the covariance to a sphere: with a few masks it is hardly known
 HIGHEST = 5  # patches whose mean odds are told: of one alone they are chance
+WIDEST = 512  # channels; what is wider is projected at random, as sums of squares of a resnet50's 3,584 take minutes
 FARTHEST = 30.0  # log odds; of a type that no mask shows, they would be infinite
 
 
@@ -62,7 +64,7 @@ class Masks(Part):
         of_kind[0] = shown * (marked == 0)
         if marked.any():
             of_kind[self.kinds.index(label)] = shown * marked
-        patches = seen.away * self._unit(seen.away)
+        patches = self._reduced(seen.away)
         squares = patches.new_zeros(len(self.kinds), patches.shape[1], patches.shape[1])
         for number, share in enumerate(of_kind):
             some = share > 0
@@ -85,7 +87,7 @@ class Masks(Part):
         within = (1 - SHRINKAGE) * within + SHRINKAGE * level * torch.eye(len(within)).double()
         directions = torch.linalg.solve(within, means.T)
         self.offsets[known] = -0.5 * (means.T * directions).sum(0).to(self.offsets)
-        self.directions[:, known] = (directions * self._unit(means)[:, None]).to(self.directions)
+        self.directions[:, known] = self._reduced(directions.T, back=True).T.to(self.directions)
 
     def remark(self, silent: int, images: int) -> str:
         if not self.typed:
@@ -94,10 +96,19 @@ class Masks(Part):
             return f"{silent} of {images} training images have no mask of their defect: the part masks ignores them"
         return ""
 
-    def _unit(self, like: Tensor) -> Tensor:
-        """Return what gives each channel of patches the good ones' deviation 1, [C]: in patches, layers weigh alike."""
-        widths = self.setting.widths
-        return torch.cat([like.new_full((width,), (len(widths) * width) ** 0.5) for width in widths])
+    def _reduced(self, patches: Tensor, back: bool = False) -> Tensor:
+        """Return patches [n, C] in which every channel's deviation is that of good ones, 1, and that are not too wide.
+
+        Args:
+            back: turn directions of such patches, [n, at most WIDEST], into those of patches, [n, C].
+        """
+        widths = self.setting.widths  # in patches, layers weigh alike
+        unit = np.concatenate([np.full(width, (len(widths) * width) ** 0.5) for width in widths])
+        if len(unit) <= WIDEST:
+            return patches * torch.from_numpy(unit).to(patches)
+        drawn = np.random.default_rng(0).normal(0, WIDEST**-0.5, (len(unit), WIDEST)) * unit[:, None]
+        turn = torch.from_numpy(drawn).to(patches)
+        return patches @ (turn.T if back else turn)
 
 
 def _highest(values: Tensor) -> Tensor:

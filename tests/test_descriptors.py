@@ -96,7 +96,7 @@ def test_a_head_does_not_see_what_its_inner_folds_leave_out(kind: str):
         asked.append((fitting, others))
         return rows[fitting], rows[others]
 
-    fitted = fit_head(kind, given, [Block(30), Block(10, 0.5)], labels, groups)
+    fitted = fit_head(kind, given, [Block(30), Block(10, 0.5)], labels, deal(labels, groups))
     assert fitted.chosen
     assert (fitted.layer(rows).argmax(1) == labels).all()
     np.testing.assert_allclose(fitted.probabilities.sum(1), 1)
@@ -119,7 +119,7 @@ def test_noise_is_not_told_apart_by_out_of_fold_predictions():
     labels = np.arange(60) % 2
     rows = rng.normal(size=(60, 200))
     groups = [str(place) for place in range(60)]
-    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(200)], labels, groups)
+    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(200)], labels, deal(labels, groups))
     assert (fitted.layer(rows).argmax(1) == labels).mean() == 1  # what it was fitted on says nothing
     assert 0.25 < (fitted.probabilities.argmax(1) == labels).mean() < 0.75
 

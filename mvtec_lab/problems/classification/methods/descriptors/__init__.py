@@ -39,8 +39,8 @@ def check(config: Config) -> None:
     learning = [name for name in parts if name in FITTED]
     if learning and config.model.options.get("tune"):
         raise LabError(
-            f"model.options.tune trains under parts that stay as they are, and {learning[0]} learns from the images: leave "
-            "one of them out"
+            f"model.options.tune trains under parts that stay as they are, and {learning[0]} learns from the images: "
+            "leave one of them out"
         )
 
 

@@ -349,8 +349,6 @@ def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:
         return np.stack([part.rows(images[int(place)]).cpu().numpy() for place in places])
 
 
-def _of_some(
-    rows: RowsOf, own: np.ndarray, fitting: np.ndarray, others: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _of_some(rows: RowsOf, own: np.ndarray, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows as ``fit_head`` takes them, of those images alone that ``own`` numbers."""
     return rows(own[fitting], own[others])

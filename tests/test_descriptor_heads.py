@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block
 
 LABELS = np.arange(48) % 4
+FOLDS = deal(LABELS, [str(place) for place in range(48)])
 
 
 def rows_of(rng: np.random.Generator, signal: float, width: int) -> np.ndarray:
@@ -25,21 +26,18 @@ def test_inner_folds_leave_an_optional_block_out_where_it_only_disturbs(kind: st
     # 5 deviations: hardly an error; the noise of 60 columns, weighing as much as four of signal, costs some
     rows = np.concatenate([rows_of(rng, 5.0 if useful else 0.0, 60), rows_of(rng, 1.0 if useful else 2.5, 4)], 1)
     blocks = [Block(60, optional=True), Block(4)]
-    fitted = fit_head(kind, lambda a, b: (rows[a], rows[b]), blocks, LABELS, [str(k) for k in range(len(LABELS))])
+    fitted = fit_head(kind, lambda a, b: (rows[a], rows[b]), blocks, LABELS, FOLDS)
     assert fitted.left_out == (not useful)
     assert bool(np.abs(fitted.layer.weight[:60]).max()) == useful
     assert np.abs(fitted.layer.weight[60:]).max() > 0
     if not useful:
-        alone = fit_head(
-            kind, lambda a, b: (rows[a, 60:], rows[b, 60:]), [Block(4)], LABELS, [str(k) for k in range(48)]
-        )
+        alone = fit_head(kind, lambda a, b: (rows[a, 60:], rows[b, 60:]), [Block(4)], LABELS, FOLDS)
         np.testing.assert_allclose(fitted.probabilities, alone.probabilities, atol=1e-3)  # as far as its solver goes
 
 
 def test_a_block_is_kept_where_it_is_all_there_is():
     rows = rows_of(np.random.default_rng(0), 0.0, 20)
-    groups = [str(k) for k in range(len(LABELS))]
-    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(20, optional=True)], LABELS, groups)
+    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(20, optional=True)], LABELS, FOLDS)
     assert not fitted.left_out
     assert fitted.layer.weight.any()
 
@@ -47,12 +45,11 @@ def test_a_block_is_kept_where_it_is_all_there_is():
 def test_a_block_counts_by_its_weight_and_not_by_its_width():
     rng = np.random.default_rng(1)
     some, other = rows_of(rng, 2.0, 4), rows_of(rng, 0.0, 12)
-    groups = [str(k) for k in range(len(LABELS))]
 
     def fitted(weight: float) -> np.ndarray:
         rows = np.concatenate([some, other], 1)
         return fit_head(
-            "logistic", lambda a, b: (rows[a], rows[b]), [Block(4), Block(12, weight)], LABELS, groups
+            "logistic", lambda a, b: (rows[a], rows[b]), [Block(4), Block(12, weight)], LABELS, FOLDS
         ).layer.weight
 
     assert np.abs(fitted(0.1)[4:]).max() < 0.2 * np.abs(fitted(1.0)[4:]).max()

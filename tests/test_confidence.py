@@ -25,6 +25,7 @@ from mvtec_lab.evaluation.confidence import (
 from mvtec_lab.models.weights import load_file, save_file
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.figures import MOST, coverage_figure
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.summary import summarise
@@ -142,6 +143,18 @@ def test_coverage_curve_by_hand_and_ties() -> None:
         assert coverage_curve(tied, right)[1].tolist() == pytest.approx([1, (1 + 1 / 3) / 2, (1 + 2 / 3) / 3, 0.5])
 
 
+def test_the_figure_of_coverage_shows_what_lies_low_and_says_what_it_leaves_out() -> None:
+    coverage, accuracy = np.arange(1, 21) / 20, np.linspace(0, 0.62, 20)  # wrong where it is most confident
+    figure = coverage_figure({"a": (coverage, accuracy), "b": (coverage, accuracy[::-1])}, {"b": (0.4, 0.35)})
+    (axis,) = figure.axes
+    assert [len(line.get_xdata()) for line in axis.lines] == [20, 20, 1]
+    assert axis.get_ylim()[0] == 0
+    assert coverage_figure({"a": (coverage, 1 - accuracy / 2)}, {}).axes[0].get_ylim()[0] == pytest.approx(0.6)
+    many = coverage_figure({str(i): (coverage, accuracy) for i in range(MOST + 1)}, {}).axes[0]
+    assert len(many.lines) == MOST
+    assert f"the first {MOST} of {MOST + 1} attempts" in many.get_xlabel()
+
+
 def rows_of(run: Path, split: str = "test") -> list[dict[str, str]]:
     return [row for row in read_csv(run / PREDICTIONS) if row.get("split", split) == split]
 
@@ -199,7 +212,8 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     # A loaded checkpoint says the same of the same images, and changes nothing of itself.
     before = (run / BEST).read_bytes()
     assert lab("task=evaluate", f"ckpt={run}", f"hydra.run.dir={tmp_path / 'judged'}") == 0
-    assert [{**row} for row in rows_of(tmp_path / "judged")] == rows
+    assert rows_of(tmp_path / "judged") == rows
+    assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["sets"] == result.sets
     assert (run / BEST).read_bytes() == before
     capsys.readouterr()
     assert lab("task=predict", f"ckpt={run}", f"source={product}/test", f"hydra.run.dir={tmp_path / 'new'}") == 0
@@ -209,6 +223,8 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     assert f"{unsure} of {len(new)} images are unsure" in capsys.readouterr().out
     sum_up(run)
     assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")
+    promised = [f"<td>{1 - share:.3g}</td>" for share in result.sets["alpha"].values()]
+    assert all(cell in (run / REPORT).read_text(encoding="utf-8") for cell in promised)
     assert "Own class in the set" in (run / REPORT).read_text(encoding="utf-8")
 
 

@@ -288,7 +288,8 @@ def coverage_figure(
             lowest = min(lowest, points[name][1])
     ax.set_xlim(0, 1)
     ax.set_ylim(max(0.0, np.floor(10 * lowest) / 10), 1.005)  # a line at 1 is seen whole
-    ax.set_xlabel("coverage: share of the test images that are answered", color=GREY)
+    first = f", the first {MOST} of {len(curves)} attempts" if len(curves) > MOST else ""
+    ax.set_xlabel(f"coverage: share of the test images that are answered{first}", color=GREY)
     ax.set_ylabel("accuracy on them", color=GREY)
     _quiet(ax)
     ax.grid(color=RULE)

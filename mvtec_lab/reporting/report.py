@@ -19,10 +19,11 @@ from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.confidence import coverage_curve
 from mvtec_lab.evaluation.metrics import top_confusions
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics
+from mvtec_lab.evaluation.statistics import wilson_interval
 from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, summary
-from mvtec_lab.reporting.attempts import Attempt, mean
+from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.dataset import PAGE, page_of
 from mvtec_lab.reporting.pages import describe_command, protocol, write_page
@@ -383,15 +384,23 @@ def _scores(attempt: Attempt) -> Part | None:
 
 
 def _in_their_set(attempt: Attempt) -> Part | None:
-    """Return how many images of each class have it in their set, and what was promised; None without sets."""
+    """Return how many test images of each class have it in their set, and what was promised; None without sets."""
     of_runs = [run.sets for run in attempt.done if run.sets]
-    rows = []
+    rows: list[list[Any]] = []
     for name in attempt.done[0].classes if of_runs else ():
-        shares = [run.metrics["test"].get("set_coverage", {}).get(name) for run in attempt.done if run.sets]
-        promised = mean(1 - of_run["alpha"][name] for of_run in of_runs)
-        rows.append([name, mean(of_run["held_out"][name] for of_run in of_runs), promised, mean(shares)])
-    title = "Own class in the set" + (f", means of {len(of_runs)} runs" if len(of_runs) > 1 else "")
-    return Part(title, headings=["class", "held-out images", "promised", "test images"], rows=rows) if rows else None
+        tested = [
+            (image, name in row["set"].split("|"))
+            for t in attempt.on()
+            for image, row in zip(t.images, t.rows, strict=True)
+            if row["label"] == name and row.get("set") is not None
+        ]
+        share, images = mean(float(held) for _, held in tested), len({image for image, _ in tested})
+        bounds = (None, None) if share is None else wilson_interval(share * images, images)
+        held_out, promised = (mean(of_run[key][name] for of_run in of_runs) for key in ("held_out", "alpha"))
+        covered = Estimate(share, *bounds) if share is not None else None
+        rows.append([name, f"{held_out:.3g}", f"{1 - (promised or 0):.3g}", images, covered])
+    headings = ["class", "held out", "promised", "tested", "has it", "95% interval"]
+    return Part("Own class in the set", headings=headings, rows=rows) if rows else None
 
 
 # What the page shows of an attempt: side by side, in words, and below.

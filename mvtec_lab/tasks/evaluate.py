@@ -83,6 +83,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "category": data.folder.name,
         "method": model.method,
         "threshold": result.threshold,
+        "sets": result.sets,
         "device": str(model.module.device),
         "threads": torch.get_num_threads(),
         "metrics": judgement.metrics,

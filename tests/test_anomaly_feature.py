@@ -418,7 +418,7 @@ def test_rad_compares_with_good_patches_near_the_place_in_each_layer() -> None:
         expected += frozen.smooth(heat, 16) / 2
     scores = model(test, 16)
     torch.testing.assert_close(scores.map, expected, rtol=2e-3, atol=2e-3)  # the bank is kept in half precision
-    assert torch.equal(scores.image, scores.map.flatten(1).amax(1))
+    assert torch.equal(scores.image, scores.map.flatten(1).topk(3).values.mean(1))  # 1% of 256
 
 
 def test_rad_finds_what_is_elsewhere_in_good_images(tiny_net: str) -> None:

@@ -297,7 +297,7 @@ def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch
 
 def test_a_run_is_scored_by_its_maps_and_so_are_its_tasks(run, lab, widget: Path, tmp_path: Path) -> None:
     """What the run computes, predict computes: with tiles too, an image's score is the highest of its tiles'."""
-    result = run("run", "attempt=rad", *PATCHCORE[1:], "model.options.score=top", "data.image_size=48", "data.tile=32")
+    result = run("run", *PATCHCORE, "model.options.score=top", "data.image_size=48", "data.tile=32")
     assert result.metrics["test"]["image_auroc"] > 0.9
     rows = {row["path"]: row for row in read_csv(Path(result.run_dir) / "predictions.csv") if row["split"] == "test"}
     ckpt, source = f"ckpt={result.run_dir}/best.ckpt", f"source={widget / 'test'}"
@@ -459,7 +459,7 @@ def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path
         (PATCHCORE, False),
         pytest.param(AUTOENCODER, False, marks=pytest.mark.slow),
         pytest.param(PATCHCORE, True, marks=pytest.mark.slow),
-        pytest.param(("attempt=rad", *PATCHCORE[1:], "model.options.score=top"), True, marks=pytest.mark.slow),
+        pytest.param(("attempt=rad", *PATCHCORE[1:], "model.options.score=max"), True, marks=pytest.mark.slow),
         pytest.param((*AUTOENCODER, "augment=standard"), True, marks=pytest.mark.slow),
         pytest.param(("attempt=draem", "data.image_size=32"), True, marks=pytest.mark.slow),
     ],

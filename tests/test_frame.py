@@ -270,7 +270,7 @@ LETTERBOX = ("data.fit=letterbox", "data.image_size=64")
 RUNS = {
     "classification": ["attempt=base"],
     "anomaly": ["attempt=patchcore", LAYERS],
-    "by place": ["attempt=rad", LAYERS, "model.options.score=top"],
+    "by place": ["attempt=rad", LAYERS, "model.options.score=max"],
     "tiles": ["attempt=patchcore", LAYERS, "data.tile=32"],  # of 24 x 32 pixels: an image is 24 high
     "segmentation": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6"],
     "segmented tiles": ["attempt=segment/fpn", LAYERS, "optimizer.lr=0.02", "trainer.max_epochs=6", "data.tile=32"],

@@ -100,7 +100,7 @@ class PlaceMemory(FeatureModel):
     def forward(self, maps: Maps, size: int) -> Scores:
         layers = [smooth(bank(layer), size, maps.inside) for bank, layer in zip(self.banks, maps, strict=True)]
         heat = torch.stack(layers).mean(0)
-        return Scores(of_map(heat, "max"), heat)
+        return Scores(of_map(heat, "top", maps.inside), heat)
 
 
 class Rad(FrozenFeatureModel):

@@ -32,7 +32,6 @@ from mvtec_lab.problems import padding
 from mvtec_lab.problems.anomaly.base import Scores
 from mvtec_lab.problems.anomaly.models import build_anomaly_model
 from mvtec_lab.problems.anomaly.scores import score
-from mvtec_lab.problems.classification import explanations
 from mvtec_lab.problems.classification.classifier import DefectClassifier
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.views import kept_inside
@@ -389,7 +388,7 @@ def test_a_peak_on_the_defect_is_in_its_mask(lab, product: Path, tmp_path: Path,
         return heat / heat.amax((1, 2), keepdim=True), torch.stack([highest // 64, highest % 64], 1)
 
     wide(product)
-    monkeypatch.setattr(explanations, "activation_maps", maps)
+    monkeypatch.setattr("mvtec_lab.problems.classification.classifier.activation_maps", maps)
     assert lab(*RUNS["classification"], *LETTERBOX, "hydra.run.dir=run") == 0
     explained = RunResult.load(tmp_path / "run").explained
     assert explained is not None

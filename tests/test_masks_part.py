@@ -82,6 +82,9 @@ def test_patches_are_typed_as_scikit_learns_discriminant_types_them():
     own = seen.away @ part.directions + part.offsets
     expected = odds[4 * SIDE**2 : 5 * SIDE**2]
     np.testing.assert_allclose(own - own[:, :1], expected - expected[:, :1], atol=1e-3)
+    of_types = expected[:, 1:] - expected[:, :1]
+    of_types = np.concatenate([of_types, np.logaddexp(*of_types.T)[:, None]], 1)
+    np.testing.assert_allclose(part.rows(seen), np.sort(of_types, 0)[-5:].mean(0), atol=1e-3)
 
 
 def test_odds_tell_the_type_of_defects_in_images_that_are_new_to_it():

@@ -175,6 +175,18 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
         assert any(values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for values in held_out.values())
 
 
+@pytest.mark.slow
+def test_a_file_for_the_line_gives_what_the_checkpoint_gives(lab, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    parts = "model.options.parts=[global,anomaly,residual,local,where,masks]"
+    for name, settings in {"run": (), "padded": ("data.fit=letterbox",)}.items():
+        assert lab(*SETTINGS, parts, *settings, f"hydra.run.dir={name}") == 0
+        assert lab("task=export", f"ckpt={name}/best.ckpt", f"hydra.run.dir={name}_file") == 0
+        exported = json.loads((tmp_path / f"{name}_file/export.json").read_text())
+        assert exported["output"] == "probabilities [1, 3]"
+        assert exported["check"]["difference"] < 1e-5
+
+
 def test_images_that_validated_were_learnt_and_evaluate_says_so(lab, capsys):
     assert lab(*SETTINGS, "model.options.parts=[global]", "hydra.run.dir=run") == 0
     capsys.readouterr()

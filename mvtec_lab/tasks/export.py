@@ -84,7 +84,8 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     names = network.outputs[: len(wanted)]
     single = getattr(network, "single", False)
     batches = (1,) if single else BATCHES
-    shapes = (", ".join(["K" if single else "N", *map(str, values.shape[1:])]) for values in wanted)
+    rows = getattr(network, "rows", "K") if single else "N"
+    shapes = (", ".join([rows, *map(str, values.shape[1:])]) for values in wanted)
     outputs = (f"{name} [{shape}]" for name, shape in zip(names, shapes, strict=True))
     about = {
         "method": model.method,

@@ -31,6 +31,7 @@ class Classifier(pl.LightningModule):
 
     method: ClassVar[Method]
     no_onnx: ClassVar[str] = ""  # why task=export cannot write it
+    single: ClassVar[bool] = False  # it looks at each image by itself: so does the file that task=export writes
     #: title and sentence of the sheet of ``evidence``, and why there is none where it returns None
     shows: ClassVar[tuple[str, str]] = ("", "")
     hides: ClassVar[str] = "This method has no map of what spoke for a class."

@@ -20,10 +20,11 @@ class Probabilities(nn.Module):
     """Return the class probabilities [N, C] of normalised images."""
 
     outputs = ("probabilities",)
+    rows = "1"  # where the file takes one image
 
     def __init__(self, classifier: Classifier, sets: Mapping[str, Sequence[float]] | None = None) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.single = classifier, classifier.single
         self.about: dict[str, Any] = {"use": _USE}
         if sets is not None:
             self.about = {"use": f"{_USE}; {_SURE}", **sets}

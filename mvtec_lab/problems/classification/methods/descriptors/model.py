@@ -61,7 +61,7 @@ class Descriptors(Classifier):
     """
 
     method = METHOD
-    no_onnx = "it compares an image with those that it remembers"
+    single = True
     shows = (
         "Where the image is unlike good ones",
         "The distance of each place to the nearest good patch: the ring is the peak, the blue line the outline of the "

@@ -97,6 +97,19 @@ def test_odds_tell_the_type_of_defects_in_images_that_are_new_to_it():
     assert (odds[labels > 0, :2].argmax(1) + 1 == labels[labels > 0]).all()
 
 
+def test_sure_odds_are_told_apart():
+    """Odds of a clear defect are e to the hundred and more; what is surer still is told so."""
+    images = Images()
+    for place, label in enumerate(images.labels):
+        if label:
+            images.maps[place, 4] += 300 * images.masks[place].view(SIDE, SIDE)
+    part = fitted(images)
+    odds = torch.stack([part.rows(images[place]) for place in np.flatnonzero(images.labels).tolist()])
+    assert odds.min() > 0
+    assert odds[:, -1].max() > 100
+    assert odds[:, -1].unique().numel() == len(odds)
+
+
 def test_wide_patches_are_projected_and_typed_all_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(masks, "WIDEST", 6)
     images = Images()
@@ -166,8 +179,11 @@ def test_images_without_a_mask_teach_nothing(masked: list[int]):
     assert crossfitted.silent == 20 - len(masked)
     assert part.typed == bool(masked)
     assert ("ignores" if masked else "how far") in part.remark(crossfitted.silent, 30)
-    rows = part.rows(images[5])
+    rows = torch.stack([part.rows(images[place]) for place in range(30)])
     assert rows.isfinite().all()
+    if masked:  # masks of cracks alone
+        assert (rows[:, 1] < rows[:, 0]).all()
+        assert rows[:, 1].unique().numel() > 20  # nor is it one number for all images
     assert np.isfinite(crossfitted(np.arange(30), np.arange(0))[0]).all()
     assert not part.remark(0, 30) or not masked
 

@@ -15,7 +15,6 @@ from mvtec_lab.results import GOOD
 SHRINKAGE = 0.5  # of the covariance to a sphere: with a few masks it is hardly known
 HIGHEST = 5  # patches whose mean odds are told: of one alone they are chance
 WIDEST = 512  # channels; what is wider is projected at random, as sums of squares of a resnet50's 3,584 take minutes
-FARTHEST = 30.0  # log odds; of a type that no mask shows, they would be infinite
 
 
 class Masks(Part):
@@ -53,8 +52,10 @@ class Masks(Part):
             return torch.cat([far.new_zeros(len(self.kinds) - 1), far])
         scores = seen.away @ self.directions + self.offsets
         odds = scores[:, 1:] - scores[:, :1]
-        odds = torch.cat([odds, odds.logsumexp(1, keepdim=True)], 1).clamp(-FARTHEST, FARTHEST)
-        return _highest(odds.masked_fill(seen.shown(seen.side)[:, None] == 0, -FARTHEST))
+        odds = torch.cat([odds, odds.logsumexp(1, keepdim=True)], 1)
+        shown = seen.shown(seen.side) > 0
+        least = odds[shown][:, odds[0].isfinite()].min()  # what no mask shows is as unlikely as anything is
+        return _highest(torch.where(odds.isfinite() & shown[:, None], odds, least))
 
     def sums(self, seen: Seen, marked: Tensor | None, label: str) -> Sums | None:
         if marked is None:

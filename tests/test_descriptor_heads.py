@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, INNER, deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block
 
 LABELS = np.arange(48) % 4
@@ -54,3 +55,25 @@ def test_a_block_counts_by_its_weight_and_not_by_its_width():
 
     assert np.abs(fitted(0.1)[4:]).max() < 0.2 * np.abs(fitted(1.0)[4:]).max()
     assert not fitted(0.0)[4:].any()
+
+
+def test_of_strengths_that_sixty_images_do_not_tell_apart_the_most_restrained_is_taken():
+    rng = np.random.default_rng(2)
+    rows, folds = rows_of(rng, 3.0, 8), FOLDS
+    taken = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(8)], LABELS, folds).strength
+    means, errors = [], []
+    for strength in HEADS["logistic"].grid:
+        lost = np.zeros(len(LABELS))
+        for fold in range(INNER):
+            fitting, others = folds != fold, folds == fold
+            mean, scale = rows[fitting].mean(0), rows[fitting].std(0) * 8**0.5
+            model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+            model.fit((rows[fitting] - mean) / scale, LABELS[fitting])
+            logs = model.predict_log_proba((rows[others] - mean) / scale)
+            lost[others] = -logs[np.arange(len(logs)), LABELS[others]]
+        means.append(lost.mean())
+        errors.append(lost.std() / len(lost) ** 0.5)
+    best = int(np.argmin(means))
+    within = [place for place, mean in enumerate(means) if mean <= means[best] + errors[best]]
+    assert min(within) < best, "the case tells nothing"
+    assert taken == HEADS["logistic"].grid[min(within)]

@@ -56,7 +56,7 @@ class Fitted:
 class Logistic:
     """Multinomial logistic regression in which every class weighs alike; the strength is scikit-learn's C."""
 
-    grid: Sequence[float] = INVERSE
+    grid: Sequence[float] = INVERSE  # as every head's, from held back to free
     fallback = 3.0
 
     @staticmethod
@@ -136,7 +136,8 @@ def deal(labels: np.ndarray, groups: Sequence[str], count: int = INNER) -> np.nd
 def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray, folds: np.ndarray) -> Fitted:
     """Fit a head to images; inner folds choose its strength by the mean over classes of their mean log loss.
 
-    Whether optional blocks are left out is chosen with it.
+    Whether optional blocks are left out is chosen with it. Of the strengths whose loss is within a standard error of
+    the lowest one's, the most restrained is taken (Breiman et al., 1984): sixty images do not tell these apart.
 
     Args:
         kind: of ``HEADS``.
@@ -168,7 +169,7 @@ def fit_head(kind: str, rows: Rows, blocks: Sequence[Block], labels: np.ndarray,
     judged = np.isfinite(logits[0]).all(1)
     known, _ = rows(everything, none)
     chosen = bool(judged.any())
-    place = int(np.argmin([_loss(values[judged], labels[judged]) for values in logits])) if chosen else 0
+    place = _chosen(logits[:, judged], labels[judged], [number for number, _ in trials]) if chosen else 0
     number, strength = trials[place] if chosen else (0, head.fallback)
     basis = _basis(known, sets[number])
     layer = basis.unfold(head.fit(basis(known), labels, strength))
@@ -248,9 +249,27 @@ def _shares(labels: np.ndarray) -> np.ndarray:
     return 1 / (counts[labels] * np.count_nonzero(counts))
 
 
+def _chosen(logits: np.ndarray, labels: np.ndarray, sets: Sequence[int]) -> int:
+    """Return the trial to take: of the best one's set, the first whose loss is within a standard error of the best.
+
+    Args:
+        logits: [T, N, C]; within a set, trials are held back less and less.
+        sets: of each trial.
+    """
+    share, losses = _shares(labels), np.stack([_losses(values, labels) for values in logits])
+    means = losses @ share
+    best = int(means.argmin())
+    error = float(np.sqrt(np.square(share * (losses[best] - means[best])).sum()))
+    return next(trial for trial in range(best + 1) if sets[trial] == sets[best] and means[trial] <= means[best] + error)
+
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    likelihood: np.ndarray = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return -likelihood
+
+
 def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    likelihood = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-    return float(-(_shares(labels) * likelihood).sum())
+    return float(_shares(labels) @ _losses(logits, labels))
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:

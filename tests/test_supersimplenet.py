@@ -228,6 +228,7 @@ def test_a_run_with_known_defects_is_judged_by_what_it_did_not_learn(lab, widget
     for key in ("image_auroc", "pixel_auroc", "pixel_aupro", "f1"):
         assert mixed.metrics["test"][key] is not None
     assert mixed.threshold["rule"] == "quantile"
+    assert not [w for w in mixed.warnings if w.startswith("class")]  # good images validate, whatever is known
     rows = {name: read_csv(tmp_path / name / PREDICTIONS) for name in ("mixed", "alone")}
     assert [r["path"] for r in rows["mixed"]] == [r["path"] for r in rows["alone"]]
     learnt = {r["path"] for r in read_csv(tmp_path / "mixed/samples.csv") if r["split"] == "train"}

@@ -16,6 +16,7 @@ from mvtec_lab.data.dataset import MVTecDataset
 from mvtec_lab.data.images import digests, each_image, grey_masks, odd_masks
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.splits import SPLITS
+from mvtec_lab.results import GOOD
 
 TINY = 10  # validation images; with fewer, one image is more than ten points of any share of them
 MANY = 8  # classes of one line each, as many as MVTec has defect types; more are named together
@@ -27,11 +28,12 @@ Pairs = list[tuple[int, int]]  # places of two samples
 _known: dict[tuple[object, ...], Copies] = {}  # the jobs of a sweep mostly audit the same pictures
 
 
-def audit(dataset: MVTecDataset, chosen: str) -> list[str]:
+def audit(dataset: MVTecDataset, chosen: str, good_alone: bool = False) -> list[str]:
     """Return the findings on these images and their splits, one line each, copies first.
 
     Args:
         chosen: what rests on the validation images, in words.
+        good_alone: good images validate, whatever else was learnt.
     """
     samples = dataset.samples
     paths = [dataset.folder / s.path for s in samples]
@@ -41,7 +43,7 @@ def audit(dataset: MVTecDataset, chosen: str) -> list[str]:
         place = {path: k for k, path in enumerate(paths)}
         _known[key] = near_copies(list(each_image(paths, lambda path: thumbnail(dataset.shown(place[path])))))
     near = {pair: how for pair, how in _known[key].items() if files[pair[0]] != files[pair[1]]}
-    findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples, chosen)
+    findings = same_files(samples, files) + _leaks(samples, list(near), near) + thin_splits(samples, chosen, good_alone)
     masks = [dataset.folder / s.mask for s in samples if s.mask and not s.objects]
     odd = odd_masks(masks)
     more = [f"and {len(odd) - SHOWN} more such masks"] if len(odd) > SHOWN else []
@@ -71,11 +73,11 @@ def same_files(samples: Sequence[Sample], files: Sequence[str]) -> list[str]:
     return findings
 
 
-def thin_splits(samples: Sequence[Sample], chosen: str) -> list[str]:
+def thin_splits(samples: Sequence[Sample], chosen: str, good_alone: bool = False) -> list[str]:
     """Return findings on a tiny validation set, and on classes with no image or a single one in val or test.
 
     Args:
-        chosen: as in ``audit``.
+        chosen, good_alone: as in ``audit``.
     """
     findings = []
     for split in ("val", "test"):
@@ -86,6 +88,7 @@ def thin_splits(samples: Sequence[Sample], chosen: str) -> list[str]:
         # with validation = test there is no val; a one-class method validates on the class that it learns
         judged = [s for s in samples if split == "test" or s.split == "train"]
         names = classes_of(judged) if total else []
+        names = [n for n in names if n == GOOD] if split == "val" and good_alone else names
         findings += _each_class(
             [n for n in names if counts[n] == 1], f"a single image in {split}", "figures rest on that one"
         )

@@ -281,7 +281,7 @@ class MVTecDataModule(pl.LightningDataModule):
         Args:
             chosen: as in ``audit``.
         """
-        return audit(self.images([s for s in self.samples if s.split]), chosen)
+        return audit(self.images([s for s in self.samples if s.split]), chosen, self.sampling.good_alone)
 
     @property
     def val_is_test(self) -> bool:

@@ -275,7 +275,7 @@ def _divided(config: Config, scanned: Scan, sound: list[Sample]) -> tuple[list[S
         white = config.data.white or white_level(files([s for s in used if s.split == "train"]))
         frame = Frame(config.data.image_size, config.data.fit)
         pictures = MVTecDataset(scanned.folder, used, image_size=frame, white=white)
-        findings = [*audit(pictures, problem.chosen_on_val(config)), *problem.findings(config)]
+        findings = [*audit(pictures, problem.chosen_on_val(config), problem.good_alone), *problem.findings(config)]
         said = [*parted(scanned.samples, settled(scanned.samples, config.split)), *scanned.oddities(samples)]
         said += drawn_test(scanned.samples, samples, config.split)
         return samples, white, [*said, *too_bright(files(used), white), *findings]

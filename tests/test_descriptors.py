@@ -168,11 +168,13 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
     result = json.loads((tmp_path / "run/result.json").read_text())
     learnt = {name: sum(result["counts"][split][name] for split in ("train", "val")) for name in result["classes"]}
     assert result["sets"]["held_out"] == learnt  # all of them choose the sets, by the inner folds' word on them
-    own = sorted((values[column] for values in held_out.values() if values[0] == column - 1), reverse=True)
+    own = sorted((values[column] for (values,) in held_out.values() if values[0] == column - 1), reverse=True)
     assert len(own) == learnt["crack"] < 9
     assert result["sets"]["least"]["crack"] == pytest.approx(own[-1])  # the least of all, as alpha is 1 / (n + 1)
     for row in rows:
-        assert any(values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for values in held_out.values())
+        assert any(
+            values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for (values,) in held_out.values()
+        )
 
 
 @pytest.mark.slow
@@ -192,6 +194,9 @@ def test_images_that_validated_were_learnt_and_evaluate_says_so(lab, capsys):
     capsys.readouterr()
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "split.protocol=test_only", "hydra.run.dir=judged") == 0
     output = capsys.readouterr()
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=own") == 0
+    own = capsys.readouterr()
+    assert "trained this checkpoint" not in own.out + own.err  # val is judged by the inner folds
     assert "18 of these images trained this checkpoint" in output.out + output.err
 
 
@@ -223,6 +228,26 @@ def test_one_image_of_a_class_and_equal_scores_are_marked(lab, product: Path, tm
         path.unlink()
     assert lab(*SETTINGS, "model.options.parts=[global,anomaly]", "hydra.run.dir=run") == 0
     assert np.isfinite(json.loads((tmp_path / "run/result.json").read_text())["metrics"]["test"]["balanced_accuracy"])
+
+
+def test_maps_that_the_cache_keeps_are_those_of_the_parts(lab, tmp_path: Path):
+    """What is shown of lab/anomaly are distances to patches anywhere, and of lab/local to those in place."""
+    for name, parts in {"anomaly": "anomaly", "local": "local", "plain": "local"}.items():
+        cache = ("cache.dir=null",) if name == "plain" else ()
+        assert lab(*SETTINGS, f"model.options.parts=[global,{parts}]", *cache, f"hydra.run.dir={name}") == 0
+    assert (tmp_path / "local/explanations.jpg").read_bytes() == (tmp_path / "plain/explanations.jpg").read_bytes()
+
+
+def test_copies_of_an_image_are_held_out_one_by_one(lab, product: Path, tmp_path: Path):
+    from mvtec_lab import load_model
+
+    for kind in ("crack", "hole"):
+        for path in sorted((product / "test" / kind).iterdir())[1:]:
+            shutil.copy(product / "test" / kind / "000.png", path)
+    assert lab(*SETTINGS, "model.options.parts=[global]", "hydra.run.dir=run") == 0
+    held_out = load_model(tmp_path / "run/best.ckpt").module.hparams["held_out"]
+    assert sum(map(len, held_out.values())) == 18
+    assert len(held_out) < 12
 
 
 def test_attempts_run_on_the_tiny_product_letterboxed(lab, tmp_path: Path):

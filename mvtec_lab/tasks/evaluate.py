@@ -63,11 +63,11 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
             f"{remedy(model.classes, classes)}"
         )
     set_up(config, data, problem.findings(config), chosen="every figure of it")  # nothing is chosen here
-    judged = [data.folder / s.path for s in data.samples if s.split in ("val", "test")]
+    judged = {split: [data.folder / s.path for s in data.samples if s.split == split] for split in ("val", "test")}
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
     could = len(pool_of([replace(s, split="") for s in data.samples], "test"))  # without train/good of a test folder
     its_own = own or ((run := run_of(ckpt)) is not None and run[0] == data.folder.resolve())
-    if len(judged) < could and not its_own:
+    if sum(map(len, judged.values())) < could and not its_own:
         warnings.append(f"{len(judged)} of {could} images are judged: split.protocol=test_only judges all")
     place, d = str(claim(run_dir, METRICS)), config.data
     result = RunResult(config.attempt, config.seed, d.name, data.folder.name, config.model.backbone, place)
@@ -155,8 +155,14 @@ def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
         require_same(folder, now, contents_listed(run[1]), f"the run of {ckpt}", remedy)
 
 
-def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
-    """Return a warning where judged images trained the checkpoint or chose its threshold, as its run's files say."""
+def _seen_before(ckpt: Path, judged: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Return a warning where judged images trained the checkpoint or chose its threshold, as its run's files say.
+
+    A model that learns from its validation images judges them by what has not seen them: as val they are not counted.
+
+    Args:
+        judged: the images of val and test.
+    """
     run = run_of(ckpt)
     if run is None:
         return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images is not known"]
@@ -164,9 +170,10 @@ def _seen_before(ckpt: Path, images: Sequence[Path]) -> list[str]:
     learnt = ("train",) if origin is None else problem_of(origin.model.method).learns_from(origin)
     # By contents, wherever the images lie now. Of two images with the same contents the one that trained counts.
     known = {row["digest"]: row["split"] for row in sorted(run[1], key=lambda row: row["split"] in learnt)}
-    splits = [known.get(digest) for digest in digests(images)]
+    splits = [known.get(digest) for digest in digests([*judged["test"], *judged["val"]])]
+    tested = splits[: len(judged["test"])]
     warnings = []
-    if seen := sum(split in learnt for split in splits):
+    if seen := sum(split in learnt for split in tested) + splits[len(tested) :].count("train"):
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
         warnings.append(f"{what}: the figures are too good")
     if origin is not None and "test" in splits:

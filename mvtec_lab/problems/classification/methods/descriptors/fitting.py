@@ -102,7 +102,7 @@ class Images:
         further = [SETTINGS, self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
         arrays = []
         for part in parts:
-            key = [part.version, further] if part.memory else [part.version]
+            key = [part.key, further] if part.memory else [part.key]
 
             def blocks(part: Part = part) -> Iterator[np.ndarray]:
                 yield computed()[lacking.index(part)].numpy()

@@ -52,7 +52,8 @@ class Descriptors(Classifier):
         image_size: S, pixels.
         padded: whether images are letterboxed.
         class_counts: training images of each class, [C].
-        held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes.
+        held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes, and those of
+            copies of it.
         tuned: whether the backbone's last blocks are the trained ones, where ``tune`` asks for that.
         options: the method's own, by name.
 
@@ -78,7 +79,7 @@ class Descriptors(Classifier):
         image_size: int = 448,
         padded: bool = False,
         class_counts: Sequence[int] | None = None,
-        held_out: Mapping[str, Sequence[float]] | None = None,
+        held_out: Mapping[str, Sequence[Sequence[float]]] | None = None,
         tuned: bool = True,
         **options: Any,
     ) -> None:
@@ -157,16 +158,20 @@ class Descriptors(Classifier):
 
     def judged(self, split: str, dataset: MVTecDataset, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
         """Return the probabilities [N, C] of a split: of validation images that it was fitted on, the inner folds'."""
-        probabilities, held_out = self.probabilities(batches), self.hparams["held_out"]
+        probabilities = self.probabilities(batches)
         if split == "val":
+            rest = {digest: list(rows) for digest, rows in self.hparams["held_out"].items()}
             for place, digest in enumerate(digests([dataset.folder / sample.path for sample in dataset.samples])):
-                if digest in held_out:
-                    probabilities[place] = held_out[digest][1:]
+                label = int(dataset.labels[place])
+                if own := [row for row in rest.get(digest, ()) if row[0] == label]:
+                    probabilities[place] = own[0][1:]
+                    rest[digest].remove(own[0])
         return probabilities
 
     def unseen(self, data: MVTecDataModule) -> tuple[np.ndarray, np.ndarray]:
         """Return labels [N] and the inner folds' probabilities [N, C] of the images that it was fitted on."""
-        rows = np.array(list(self.hparams["held_out"].values())).reshape(-1, 1 + len(self.classes))
+        of_files = self.hparams["held_out"].values()
+        rows = np.array([row for copies in of_files for row in copies]).reshape(-1, 1 + len(self.classes))
         return rows[:, 0].astype(np.int64), rows[:, 1:]
 
     @torch.no_grad()
@@ -241,7 +246,7 @@ class Descriptors(Classifier):
         known = dict(zip(fixed, (array.numpy() for array in arrays), strict=False))
         if self.memory is not None:
             self._heat = {sample.path: row.clone() for sample, row in zip(images.samples, arrays[-1], strict=True)}
-            if not any(float(np.ptp(row)) for row in arrays[-1].numpy()):
+            if all(float(np.ptp(row)) < EQUAL for row in arrays[-1].numpy()):
                 run.warn("every place is equally far from the good patches: the parts pool images as a whole")
 
         labels, groups = images.labels[places], [images.groups[place] for place in places]
@@ -275,11 +280,11 @@ class Descriptors(Classifier):
         if self.tail is not None:
             probabilities = self._tune(run, images, places, fitted, rows)
         names = digests([run.data.folder / sample.path for sample in learnt])
-        self.hparams["held_out"] = {
-            name: [int(label), *shares.astype(np.float32).tolist()]
-            for name, label, shares in zip(names, labels, probabilities, strict=True)
-            if np.isfinite(shares).all()
-        }
+        held_out: dict[str, list[list[float]]] = {}
+        for name, label, shares in zip(names, labels, probabilities, strict=True):
+            if np.isfinite(shares).all():
+                held_out.setdefault(name, []).append([int(label), *shares.astype(np.float32).tolist()])
+        self.hparams["held_out"] = held_out
         for split in ("val", "test"):
             if samples := run.data.of_split(split):
                 at = np.array([place_of[sample.path] for sample in samples])
@@ -340,6 +345,9 @@ class Descriptors(Classifier):
         return tail
 
 
+EQUAL = (
+    0.01  # difference of distances that is rounding: they are about 1 between good patches, and kept in half precision
+)
 OWN_GOOD = "an image is compared with the others of these"
 NO_GOOD = "give model.options.parts=[global]"
 

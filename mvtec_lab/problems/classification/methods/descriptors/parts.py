@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,11 @@ class Part(nn.Module):
     def blocks(self) -> list[Block]:
         """Return the blocks that a row consists of."""
         return [Block(sum(self.setting.widths))]
+
+    @property
+    def key(self) -> list[Any]:
+        """Return what its rows depend on beside an image and the good patches; a part of the key in the cache."""
+        return [type(self).__module__, type(self).__name__, self.version]
 
     def rows(self, seen: Seen) -> Tensor:
         """Return the descriptors of an image, [D]; D is the sum of the widths of ``blocks``."""
@@ -182,6 +187,10 @@ class Distances(Part):
     def __init__(self, setting: Setting, in_place: bool) -> None:
         super().__init__(setting)
         self.where = in_place
+
+    @property
+    def key(self) -> list[Any]:
+        return [*super().key, self.where]
 
     def rows(self, seen: Seen) -> Tensor:
         return seen.local if self.where else seen.free

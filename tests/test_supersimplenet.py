@@ -205,6 +205,9 @@ def test_a_defect_without_a_mask_is_known_by_its_label_alone(known, widget: Path
     # With its cells taken for good ones the loss is another one, and so it is where the label is not believed.
     assert loss() != loss(bare=torch.zeros_like(bare.known.bare))
     assert loss() != loss(defect=torch.zeros_like(bare.known.defect))
+    # Of a batch of such defects alone no cell is known.
+    some = bare.known.bare.nonzero()[:2, 0]
+    assert torch.isfinite(bare.loss_of({name: values[some] for name, values in batch.items()}))
 
 
 def test_validation_images_are_no_known_ones(known) -> None:

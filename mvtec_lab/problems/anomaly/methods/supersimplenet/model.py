@@ -206,7 +206,10 @@ class SuperSimpleNet(AnomalyModel):
         noise.movedim(1, -1)[noisy] = (self.options["noise"] * drawn).to(noise)
         logits, scores = self.heads(adapted + noise, shown, together=known is not None)
         logits, anomalous = logits.float()[counted], anomalous[counted]
-        return truncated_l1(logits, anomalous) + focal(logits, anomalous) + focal(scores.float(), of_images)
+        loss = focal(scores.float(), of_images)
+        if len(logits):  # else all images of the batch are defects without a mask
+            loss = truncated_l1(logits, anomalous) + focal(logits, anomalous) + loss
+        return loss
 
     def forward(self, images: Tensor) -> Scores:
         joint = self.joint(self.features(images))

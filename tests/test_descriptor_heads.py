@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, INNER, deal, fit_head
+from mvtec_lab.problems.classification.methods.descriptors.heads import (
+    HEADS,
+    INNER,
+    Fitted,
+    Linear,
+    calibrated,
+    deal,
+    fit_head,
+)
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block
 
 LABELS = np.arange(48) % 4
@@ -77,3 +86,23 @@ def test_of_strengths_that_sixty_images_do_not_tell_apart_the_most_restrained_is
     within = [place for place, mean in enumerate(means) if mean <= means[best] + errors[best]]
     assert min(within) < best, "the case tells nothing"
     assert taken == HEADS["logistic"].grid[min(within)]
+
+
+def test_a_restrained_head_becomes_as_sure_as_it_is_right():
+    """Its predictions stay; images without a prediction of an inner fold choose nothing, and those all right little."""
+    rng, labels = np.random.default_rng(0), np.arange(400) % 4
+    logits = rng.normal(size=(400, 4)) + 2 * np.eye(4)[labels]  # these are calibrated when multiplied by 2
+    fitted = Fitted(Linear(np.eye(4), np.ones(4)), softmax(1.4 * logits, axis=1), 1.0)
+    fitted.probabilities[7] = np.nan
+    surer = calibrated(fitted, labels)
+    share = surer.layer.weight[0, 0]
+    assert share == pytest.approx(2 / 1.4, rel=0.1)
+    assert surer.layer.bias == pytest.approx(share)
+    known = np.arange(400) != 7
+    assert (surer.probabilities[known].argmax(1) == logits[known].argmax(1)).all()
+    assert surer.probabilities[known] == pytest.approx(softmax(share * 1.4 * logits[known], axis=1))
+    assert np.isnan(surer.probabilities[7]).all()
+    right = Fitted(fitted.layer, softmax(np.eye(4)[labels], axis=1), 1.0)
+    assert calibrated(right, labels).layer.weight[0, 0] == pytest.approx(2)
+    none = Fitted(fitted.layer, np.full((400, 4), np.nan), 1.0)
+    assert calibrated(none, labels) is none

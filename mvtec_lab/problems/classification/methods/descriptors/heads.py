@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
+from mvtec_lab.evaluation.confidence import fit_temperature
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block
 
 INNER = 5  # folds within what is fitted on
 TINY = 1e-12
+SURER = 2.0
 # Of blocks whose columns are standardised, each with a mean square of 1 per image. 3 was as good as a choice on each of
 # five products; below 1 all of them lost.
 INVERSE = (1.0, 3.0, 10.0, 30.0)
@@ -212,6 +214,24 @@ def fit_heads(
     strengths = tuple(fitted.strength for fitted in fits)
     chosen, left_out = all(fitted.chosen for fitted in fits), any(fitted.left_out for fitted in fits)
     return Fitted(layer, softmax(logs, axis=1), strengths, chosen, left_out)
+
+
+def calibrated(fitted: Fitted, labels: np.ndarray) -> Fitted:
+    """Return a head with a temperature, chosen on the predictions of inner folds; what it predicts stays as it is.
+
+    A restrained head is less sure than it is right. It becomes ``SURER`` times as sure at most: a few dozen images that
+    are all right would ask for certainty.
+
+    Args:
+        labels: classes of the images, [N].
+    """
+    known = np.isfinite(fitted.probabilities).all(1)
+    if not known.any():
+        return fitted
+    logs = np.log(np.maximum(fitted.probabilities, TINY))
+    temperature = max(fit_temperature(labels[known], logs[known]), 1 / SURER)
+    layer = Linear(fitted.layer.weight / temperature, fitted.layer.bias / temperature)
+    return replace(fitted, layer=layer, probabilities=softmax(logs / temperature, axis=1))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,14 @@ from mvtec_lab.problems.classification.base import Classifier, Evidence
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
 from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
 from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, remember
-from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, Linear, deal, fit_heads, log_loss
+from mvtec_lab.problems.classification.methods.descriptors.heads import (
+    Fitted,
+    Linear,
+    calibrated,
+    deal,
+    fit_heads,
+    log_loss,
+)
 from mvtec_lab.problems.classification.methods.descriptors.heads import Rows as RowsOf
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
@@ -267,6 +274,8 @@ class Descriptors(Classifier):
             return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
 
         fitted = self._head(rows, labels, folds)
+        if self.tail is None:  # a tail trains from the head as it was fitted
+            fitted = calibrated(fitted, labels)
         if not fitted.chosen:
             run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
         run.result.decided["strength"] = str(fitted.strength)

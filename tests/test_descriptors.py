@@ -230,6 +230,15 @@ def test_one_image_of_a_class_and_equal_scores_are_marked(lab, product: Path, tm
     assert np.isfinite(json.loads((tmp_path / "run/result.json").read_text())["metrics"]["test"]["balanced_accuracy"])
 
 
+def test_a_memory_larger_than_what_is_free_is_refused(lab, monkeypatch, capsys):
+    import psutil
+
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert lab(*SETTINGS, "model.options.parts=[local]", "hydra.run.dir=run") != 0
+    assert "give a smaller model.options.memory" in capsys.readouterr().err
+
+
 def test_maps_that_the_cache_keeps_are_those_of_the_parts(lab, tmp_path: Path):
     """What is shown of lab/anomaly are distances to patches anywhere, and of lab/local to those in place."""
     for name, parts in {"anomaly": "anomaly", "local": "local", "plain": "local"}.items():

@@ -49,7 +49,7 @@ class Memory(nn.Module):
             for name, shape in shapes.items():
                 self.register_buffer(name, torch.zeros(shape, dtype=kind))
         self.register_buffer("hidden", torch.zeros(side, side, images, dtype=torch.bool))
-        self.register_buffer("owner", torch.zeros(images, dtype=torch.int16))
+        self.register_buffer("owner", torch.zeros(images, dtype=torch.int32))
 
     def packed(self) -> np.ndarray:
         """Return everything that it holds as one row, [1, n] float32, which a cache can keep."""

@@ -38,9 +38,10 @@ from mvtec_lab.problems.classification.methods.descriptors.heads import (
 )
 from mvtec_lab.problems.classification.methods.descriptors.heads import Rows as RowsOf
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
-from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
+from mvtec_lab.problems.classification.methods.descriptors.memory import JUDGED, Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block, Distances, Part, Setting
 from mvtec_lab.problems.classification.methods.descriptors.tuning import Tail
+from mvtec_lab.problems.memory import require_memory
 from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import BEST, GOOD
 
@@ -233,6 +234,8 @@ class Descriptors(Classifier):
         if not spare and not good:
             raise LabError(f"{run.data.folder} has no good images to compare others with: {NO_GOOD}")
         count = min(self.options["memory"], len(spare or good))
+        kept = 4 * self.cells.side**2 * sum(self.cells.widths) * (count + JUDGED)  # bytes, while they are taken in
+        require_memory(kept, self.device, f"the patches of {count} good images", "give a smaller model.options.memory")
         memory = Memory(self.cells.widths, self.cells.side, count).to(self.device)
         if spare:
             remember(memory, Images(run, self.cells, spare, remembered=False), range(len(spare)))

@@ -38,7 +38,7 @@ class Images:
         self.classes, self.labels = self.dataset.classes, self.dataset.labels.numpy()
         self.groups = [sample.group for sample in self.samples]
         self.memory: Memory | None = None
-        self.own: dict[str, int] = {}  # group -> its number in the memory, where the memory is of these images
+        self.others: dict[int, Memory] = {}  # of an image that the memory has seen: one that has not
         data = run.data
         self.name = f"{data.folder.name} {run.result.backbone} descriptors at {data.frame}"
 
@@ -71,8 +71,7 @@ class Images:
         row, inside = self._row(place) if self._maps is None else self._maps[place][None], self.inside(place)
         device = self.run.trainer.strategy.root_device
         part = None if inside is None else inside.to(device)
-        own = self.own.get(self.groups[place], -1)
-        return Seen(self.cells.maps(row.to(device)), self.memory, part, own)
+        return Seen(self.cells.maps(row.to(device)), self.others.get(place, self.memory), part)
 
     def marked(self, place: int) -> Tensor | None:
         """Return the share of each cell that an image's mask marks as its type of defect, [cells] in [0, 1].
@@ -99,7 +98,9 @@ class Images:
             return [torch.stack(rows) for rows in zip(*of_images, strict=True)]
 
         lacking = list(parts)
-        further = [SETTINGS, self.memory and self.memory.digest(), [self.own.get(group, -1) for group in self.groups]]
+        digests = {id(memory): memory.digest() for memory in (self.memory, *self.others.values()) if memory}
+        memories = [self.others.get(place, self.memory) for place in range(len(self))]
+        further = [SETTINGS, list(digests.values()), [memory and digests[id(memory)] for memory in memories]]
         arrays = []
         for part in parts:
             key = [part.key, further] if part.memory else [part.key]
@@ -112,8 +113,8 @@ class Images:
         return arrays
 
 
-def remember(memory: Memory, images: Images, places: Sequence[int]) -> dict[str, int]:
-    """Fill a memory with good images, drawn among them; return the number that it has for the group of each.
+def remember(memory: Memory, images: Images, places: Sequence[int]) -> Memory:
+    """Fill a memory with good images, drawn among them, and return it.
 
     Args:
         places: of the good images.
@@ -138,4 +139,4 @@ def remember(memory: Memory, images: Images, places: Sequence[int]) -> dict[str,
         next(blocks())
     else:
         memory.hold(array[0])
-    return own
+    return memory

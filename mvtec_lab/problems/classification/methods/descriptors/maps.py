@@ -85,13 +85,10 @@ class Seen:
         maps: [1, C, H, W] of each layer.
         memory: the good patches; None: no part asks for them.
         inside: which pixels show the image, [1, S, S] bool; None: all of them.
-        own: group of good images in the memory that are left out, as the image is of it; -1: none.
     """
 
-    def __init__(
-        self, maps: Sequence[Tensor], memory: Memory | None, inside: Tensor | None = None, own: int = -1
-    ) -> None:
-        self.maps, self.inside, self.own = list(maps), inside, own
+    def __init__(self, maps: Sequence[Tensor], memory: Memory | None, inside: Tensor | None = None) -> None:
+        self.maps, self.inside = list(maps), inside
         self._memory = memory
         self.side = max(layer.shape[-1] for layer in maps)
 
@@ -119,12 +116,12 @@ class Seen:
     @cached_property
     def free(self) -> Tensor:
         """Return how far patches are from good ones, wherever these lie, [cells]; 0 beside a letterboxed image."""
-        return self.memory.distances(self._joined, self.shown(self.side), False, self.own)
+        return self.memory.distances(self._joined, self.shown(self.side), False)
 
     @cached_property
     def local(self) -> Tensor:
         """Return how far patches are from good ones that lie at most one cell away, [cells]; 0 as ``free``."""
-        return self.memory.distances(self._joined, self.shown(self.side), True, self.own)
+        return self.memory.distances(self._joined, self.shown(self.side), True)
 
     @cached_property
     def _joined(self) -> Tensor:

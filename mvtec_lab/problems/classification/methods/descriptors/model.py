@@ -233,18 +233,34 @@ class Descriptors(Classifier):
         spare, good = run.data.spare_good(), [sample for sample in learnt if sample.label == GOOD]
         if not spare and not good:
             raise LabError(f"{run.data.folder} has no good images to compare others with: {NO_GOOD}")
-        count = min(self.options["memory"], len(spare or good))
-        kept = 4 * self.cells.side**2 * sum(self.cells.widths) * (count + JUDGED)  # bytes, while they are taken in
-        require_memory(kept, self.device, f"the patches of {count} good images", "give a smaller model.options.memory")
-        memory = Memory(self.cells.widths, self.cells.side, count).to(self.device)
         if spare:
-            remember(memory, Images(run, self.cells, spare, remembered=False), range(len(spare)))
+            of_spare = Images(run, self.cells, spare, remembered=False)
+            memory = remember(self._memory_for(len(spare)), of_spare, range(len(spare)))
         else:
             run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
             place_of = {sample.path: place for place, sample in enumerate(images.samples)}
-            images.own = remember(memory, images, [place_of[sample.path] for sample in good])
+            places = np.array([place_of[sample.path] for sample in learnt])
+            folds = deal(images.labels[places], [sample.group for sample in learnt])
+            is_good = np.array([sample.label == GOOD for sample in learnt])
+            memory = remember(self._memory_for(len(good)), images, places[is_good].tolist())
+            # An image that a memory has seen is near to it: what describes one that is learnt has not seen its fold.
+            for fold in np.unique(folds):
+                if len(rest := places[is_good & (folds != fold)].tolist()):
+                    other = remember(self._memory_for(len(rest)), images, rest)
+                    images.others |= dict.fromkeys(places[folds == fold].tolist(), other)
         self.memory = images.memory = memory
-        run.result.decided["memory"] = f"{count} of {len(spare or good)} good images"
+        run.result.decided["memory"] = f"{len(memory.owner)} of {len(spare or good)} good images"
+
+    def _memory_for(self, images: int) -> Memory:
+        """Return an empty memory for good images.
+
+        Raises:
+            LabError: what is held while it is filled takes more than is free.
+        """
+        count = min(self.options["memory"], images)
+        kept = 4 * self.cells.side**2 * sum(self.cells.widths) * (count + JUDGED)  # bytes
+        require_memory(kept, self.device, f"the patches of {count} good images", "give a smaller model.options.memory")
+        return Memory(self.cells.widths, self.cells.side, count).to(self.device)
 
     def _fit_head(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
         """Fit parts that are fitted and the head, and hand the data module the rows of the test images."""
@@ -360,7 +376,7 @@ class Descriptors(Classifier):
 EQUAL = (
     0.01  # difference of distances that is rounding: they are about 1 between good patches, and kept in half precision
 )
-OWN_GOOD = "an image is compared with the others of these"
+OWN_GOOD = "an image is compared with those of other inner folds"
 NO_GOOD = "give model.options.parts=[global]"
 
 

@@ -122,7 +122,7 @@ class Changed(Seen):
     """Give what is seen of images with another last map; good patches are looked for by the maps as they were."""
 
     def __init__(self, origin: Seen, last: Tensor) -> None:
-        super().__init__([*origin.maps[:-1], last], origin._memory, origin.inside, origin.own)
+        super().__init__([*origin.maps[:-1], last], origin._memory, origin.inside)
         self.origin = origin
 
     @property

@@ -174,7 +174,8 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
 def test_a_file_for_the_line_gives_what_the_checkpoint_gives(lab, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     parts = "model.options.parts=[global,anomaly,residual,local,where,masks]"
-    for name, settings in {"run": (), "padded": ("data.fit=letterbox",)}.items():
+    # 14 cells a side have a coarse map of 7.
+    for name, settings in {"run": (), "padded": ("data.fit=letterbox",), "coarse": ("data.image_size=56",)}.items():
         assert lab(*SETTINGS, parts, *settings, f"hydra.run.dir={name}") == 0
         assert lab("task=export", f"ckpt={name}/best.ckpt", f"hydra.run.dir={name}_file") == 0
         exported = json.loads((tmp_path / f"{name}_file/export.json").read_text())

@@ -177,7 +177,7 @@ class Where(Part):
         spread = (there * away) @ away.T
         width, height = spread[0, 0], spread[1, 1]
         sizes = torch.stack([width + 1e-4, height + 1e-4, width + height + 1e-4, width * height - spread[0, 1] ** 2])
-        coarse = F.adaptive_max_pool2d(seen.local.view(1, side, side), self._coarse).flatten()
+        coarse = F.adaptive_max_pool2d(seen.local.view(1, 1, side, side), self._coarse).flatten()
         return torch.cat([highest.clamp_min(TINY), sizes.clamp_min(TINY), coarse.clamp_min(TINY)]).log()
 
 

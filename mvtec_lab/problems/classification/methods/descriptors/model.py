@@ -293,8 +293,6 @@ class Descriptors(Classifier):
             return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
 
         fitted = self._head(rows, labels, folds)
-        if self.tail is None:  # a tail trains from the head as it was fitted
-            fitted = calibrated(fitted, labels)
         if not fitted.chosen:
             run.warn(f"too few images for inner folds: the head's strength is {fitted.strength}, and nothing chose it")
         run.result.decided["strength"] = str(fitted.strength)
@@ -302,11 +300,14 @@ class Descriptors(Classifier):
             pairs = zip(self.options["parts"], self.parts, strict=True)
             optional = [name for name, part in pairs if all(block.optional for block in part.blocks)]
             run.result.decided["left out"] = ", ".join(optional)
+        probabilities = fitted.probabilities
+        if self.tail is not None:  # it trains from the head as it was fitted
+            probabilities = self._tune(run, images, places, fitted, rows)
+        if self.tail is None:  # also where inner folds say that the blocks stay as they are
+            fitted = calibrated(fitted, labels)
+            probabilities = fitted.probabilities
         self.weight = torch.from_numpy(fitted.layer.weight).float().to(self.device)
         self.bias = torch.from_numpy(fitted.layer.bias).float().to(self.device)
-        probabilities = fitted.probabilities
-        if self.tail is not None:
-            probabilities = self._tune(run, images, places, fitted, rows)
         names = digests([run.data.folder / sample.path for sample in learnt])
         held_out: dict[str, list[list[float]]] = {}
         for name, label, shares in zip(names, labels, probabilities, strict=True):

@@ -208,6 +208,7 @@ def test_thin_splits(folder: Path) -> None:
         ("detect/fcos", "the choice of the epoch by val/loss and of the threshold"),
         ("detect/maskrcnn", "the choice of the epoch by val/map and of the threshold"),
         ("stfpm", "the threshold"),
+        ("lab/where", ""),  # inner folds of all images that it learns choose
         ("patchcore", ""),  # its threshold rests on all good images
     ],
 )

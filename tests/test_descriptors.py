@@ -159,6 +159,11 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
     assert len(held_out) == 14 + 4
     rows = [row for row in predictions(tmp_path / "run").values() if row["split"] == "val"]
     result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["validates_by"] == "inner folds"
+    assert len(rows) == result["metrics"]["val"]["images"] == 14 + 4  # training images validate as well
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert result["metrics"]["val"]["accuracy"] == pytest.approx(right / 18)
+    assert not any("val" in line.split() for line in result["warnings"])  # four images of val are no small validation
     learnt = {name: sum(result["counts"][split][name] for split in ("train", "val")) for name in result["classes"]}
     assert result["sets"]["held_out"] == learnt  # all of them choose the sets, by the inner folds' word on them
     own = sorted((values[column] for (values,) in held_out.values() if values[0] == column - 1), reverse=True)
@@ -168,6 +173,24 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
         assert any(
             values[column] == pytest.approx(float(row["prob_crack"]), abs=1e-5) for (values,) in held_out.values()
         )
+
+
+def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, tmp_path: Path, capsys):
+    """What was thinned out is not learnt back from val: its images are new to the model, and validate as they are."""
+    settings = (*SETTINGS, "model.options.parts=[global]", "data.imbalance=2")
+    assert lab(*settings, "hydra.run.dir=run") == 0
+    assert "validation by inner folds" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    learnt, val = (sum(result["counts"][split].values()) for split in ("train", "val"))
+    assert learnt < 14
+    assert result["metrics"]["val"]["images"] == learnt + val
+    assert sum(result["sets"]["held_out"].values()) == learnt + val
+    rows = {path: row for path, row in predictions(tmp_path / "run").items() if row["split"] == "val"}
+    assert lab("task=evaluate", "ckpt=run/best.ckpt", "data.imbalance=2", "hydra.run.dir=judged") == 0
+    assert "val, inner folds" in capsys.readouterr().out
+    judged = {path: row for path, row in predictions(tmp_path / "judged").items() if row["split"] == "val"}
+    for path, row in rows.items():
+        assert float(judged[path]["prob_crack"]) == pytest.approx(float(row["prob_crack"]), abs=1e-5)
 
 
 @pytest.mark.slow

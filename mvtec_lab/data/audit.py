@@ -32,7 +32,7 @@ def audit(dataset: MVTecDataset, chosen: str, good_alone: bool = False) -> list[
     """Return the findings on these images and their splits, one line each, copies first.
 
     Args:
-        chosen: what rests on the validation images, in words.
+        chosen: what rests on the images of val, in words; empty: nothing does.
         good_alone: good images validate, whatever else was learnt.
     """
     samples = dataset.samples
@@ -80,10 +80,10 @@ def thin_splits(samples: Sequence[Sample], chosen: str, good_alone: bool = False
         chosen, good_alone: as in ``audit``.
     """
     findings = []
-    for split in ("val", "test"):
+    for split in ("val", "test") if chosen else ("test",):
         counts = Counter(s.label for s in samples if s.split == split)
         total = sum(counts.values())
-        if split == "val" and chosen and 0 < total < TINY:
+        if split == "val" and 0 < total < TINY:
             findings.append(f"val has {total} image(s): {chosen} rests on them")
         # with validation = test there is no val; a one-class method validates on the class that it learns
         judged = [s for s in samples if split == "test" or s.split == "train"]

@@ -242,6 +242,10 @@ class Problem:
         """Return what the settings take from the worth of the figures, a line each; ``audit=strict`` refuses them."""
         return [VAL_IS_TEST_MARK] if config.split.val_is_test else []
 
+    def validates_by(self, config: Config) -> str:
+        """Return what judges images that were learnt where these validate, "inner folds"; empty: those of val do."""
+        return ""
+
     def chosen_on_val(self, config: Config) -> str:
         """Return what a run chooses by its validation images, and by which of their metrics; empty: nothing by them."""
         return "the choice among attempts"

@@ -506,7 +506,7 @@ def _sizes(runs: Sequence[RunResult]) -> str:
     for run in runs:
         for split, counts in run.counts.items():
             sizes.setdefault(split, set()).add(sum(counts.values()))
-    return ", ".join("–".join(map(str, sorted({min(n), max(n)}))) + f" {split}" for split, n in sizes.items())
+    return ", ".join(f"{summary.span(counts)} {split}" for split, counts in sizes.items())
 
 
 def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -212,11 +212,21 @@ def _marks(attempt: Attempt) -> list[str]:
         "random weights": any(run.weights == "random" and run.backbone != "none" for run in runs),
         "pretrained on drawn images": any(run.weights == SAMPLE_WEIGHTS for run in runs),
         "validation = test": any(run.val_is_test for run in runs),
+        **dict.fromkeys(_by_folds(attempt.done), True),
         **{text: rule in _rules(attempt) for rule, text in RULES.items()},
         # A fallback in some of them: everything else that differs makes a row of its own.
         "runs of one attempt differ in their weights": len({run.weights for run in runs if run.weights}) > 1,
     }
     return [text for text, applies in marks.items() if applies]
+
+
+def _by_folds(runs: Sequence[RunResult]) -> list[str]:
+    """Return ``validation by inner folds, 65–66 images``, if so, for each way in which learnt images were judged."""
+    sizes: dict[str, set[int]] = {}
+    for run in runs:
+        if run.validates_by and (images := run.metrics.get("val", {}).get("images")):
+            sizes.setdefault(run.validates_by, set()).add(images)
+    return [f"validation by {how}, {span(counts)} images" for how, counts in sizes.items()]
 
 
 def write_summary(rows: Sequence[Row], directory: Path) -> None:
@@ -250,6 +260,11 @@ def cell(row: Row, column: Column) -> str:
     if not column.bounded or value is None:
         return number(value, column.digits)
     return str(Estimate(value, row[f"{column.key}_low"], row[f"{column.key}_high"]))
+
+
+def span(numbers: Collection[int]) -> str:
+    """Return ``8`` of equal numbers, ``8–9`` of others."""
+    return "–".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def p_value(value: float | None) -> str:

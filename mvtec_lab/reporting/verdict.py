@@ -153,9 +153,10 @@ def _flattered(best: Attempt) -> str:
         return ""
     images = mean(run.metrics["val"].get("images") for run in best.done)
     few = f"these {images:g} images" if images else "these images"
+    choice = "settings" if any(run.validates_by for run in best.done) else "epoch"
     return (
-        f" The {value:.3f} on validation is no promise for new images: {few} chose the epoch and the attempt, so luck "
-        "on them is part of it. Expect the test figure."
+        f" The {value:.3f} on validation is no promise for new images: {few} chose the {choice} and the attempt, so "
+        "luck on them is part of it. Expect the test figure."
     )
 
 

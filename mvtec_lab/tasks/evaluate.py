@@ -67,8 +67,8 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
     could = len(pool_of([replace(s, split="") for s in data.samples], "test"))  # without train/good of a test folder
     its_own = own or ((run := run_of(ckpt)) is not None and run[0] == data.folder.resolve())
-    if sum(map(len, judged.values())) < could and not its_own:
-        warnings.append(f"{len(judged)} of {could} images are judged: split.protocol=test_only judges all")
+    if (images := sum(map(len, judged.values()))) < could and not its_own:
+        warnings.append(f"{images} of {could} images are judged: split.protocol=test_only judges all")
     place, d = str(claim(run_dir, METRICS)), config.data
     result = RunResult(config.attempt, config.seed, d.name, data.folder.name, config.model.backbone, place)
     result.problem, result.method, result.warnings = problem.name, model.method, warnings
@@ -86,22 +86,24 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "sets": result.sets,
         "device": str(model.module.device),
         "threads": torch.get_num_threads(),
+        "validates_by": result.validates_by,
         "metrics": judgement.metrics,
         "explained": result.explained,
         "warnings": result.warnings,
     }
     write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", problem.name, judgement.metrics)
+    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics)
     print(f"written to {run_dir}")
     return facts
 
 
-def _print(title: str, problem: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def _print(title: str, result: RunResult, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of validation and test, the test's intervals last, and those of every defect type."""
     test, console = metrics["test"], Console()
     splits = {split: metrics[split] for split in ("val", "test") if split in metrics}
-    headers = ["metric", *(f"{split}\n{values['images']} images" for split, values in splits.items())]
-    specs, intervals = metrics_of(problem), test.get("intervals", {})
+    by = {"val": f", {result.validates_by}" if result.validates_by else ""}
+    headers = ["metric", *(f"{split}{by.get(split, '')}\n{v['images']} images" for split, v in splits.items())]
+    specs, intervals = metrics_of(result.problem), test.get("intervals", {})
     rows = [
         [spec.title, *(_figure(spec.of(values)) for values in splits.values()), _interval(intervals.get(spec.key))]
         for spec in specs
@@ -158,26 +160,27 @@ def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
 def _seen_before(ckpt: Path, judged: Mapping[str, Sequence[Path]]) -> list[str]:
     """Return a warning where judged images trained the checkpoint or chose its threshold, as its run's files say.
 
-    A model that learns from its validation images judges them by what has not seen them: as val they are not counted.
+    Where learnt images validate, what judges them has not seen them (``validates_by``): as val they are not counted.
 
     Args:
         judged: the images of val and test.
     """
-    run = run_of(ckpt)
-    if run is None:
+    run, origin = run_of(ckpt), origin_of(ckpt)
+    if run is None or origin is None:
         return [f"no {SAMPLES} and {CONFIG} beside {ckpt}: whether it was trained on these images is not known"]
-    origin = origin_of(ckpt)
-    learnt = ("train",) if origin is None else problem_of(origin.model.method).learns_from(origin)
+    problem = problem_of(origin.model.method)
+    learnt = problem.learns_from(origin)
     # By contents, wherever the images lie now. Of two images with the same contents the one that trained counts.
     known = {row["digest"]: row["split"] for row in sorted(run[1], key=lambda row: row["split"] in learnt)}
     splits = [known.get(digest) for digest in digests([*judged["test"], *judged["val"]])]
-    tested = splits[: len(judged["test"])]
+    tested, validating = splits[: len(judged["test"])], splits[len(judged["test"]) :]
+    flattered = 0 if problem.validates_by(origin) else validating.count("train")
     warnings = []
-    if seen := sum(split in learnt for split in tested) + splits[len(tested) :].count("train"):
+    if seen := sum(split in learnt for split in tested) + flattered:
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
         warnings.append(f"{what}: the figures are too good")
-    if origin is not None and "test" in splits:
-        warnings += problem_of(origin.model.method).chosen_on_test(origin)
+    if "test" in splits:
+        warnings += problem.chosen_on_test(origin)
     return warnings
 
 

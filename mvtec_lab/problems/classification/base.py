@@ -35,6 +35,7 @@ class Classifier(pl.LightningModule):
     #: title and sentence of the sheet of ``evidence``, and why there is none where it returns None
     shows: ClassVar[tuple[str, str]] = ("", "")
     hides: ClassVar[str] = "This method has no map of what spoke for a class."
+    validates_by: ClassVar[str] = ""  # as ``Problem.validates_by``
 
     classes: list[str]
     weights_name: str
@@ -101,23 +102,14 @@ class Classifier(pl.LightningModule):
                 parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
         return require_finite(torch.cat(parts), "the class probabilities").numpy()
 
-    def judged(self, split: str, dataset: MVTecDataset, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-        """Return the probabilities by which a split is judged, as ``probabilities`` does.
+    def validated(self, data: MVTecDataModule) -> tuple[MVTecDataset, np.ndarray] | None:
+        """Return the images that validate, and their class probabilities [N, C]; None where there are none.
 
-        Args:
-            split: val or test.
-            dataset: its images.
-            batches: of these images, or of features of them.
-        """
-        return self.probabilities(batches)
-
-    def unseen(self, data: MVTecDataModule) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels [N] and probabilities [N, C] of images that the classifier was not fitted to: validation's.
-
-        They chose the epoch, so that these probabilities are a little too good.
+        Whatever predicts an image has not been fitted to it. By default these are the images of val. Those chose the
+        epoch, so that the probabilities are a little too good.
         """
         dataset = data.dataset("val")
-        return dataset.labels.numpy(), self.judged("val", dataset, data.val_dataloader())
+        return (dataset, self.probabilities(data.val_dataloader())) if len(dataset) else None
 
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
         """Return which parts of some images spoke for a class, on the CPU; None where the classifier cannot say.

@@ -25,6 +25,7 @@ def judge(run: Run) -> Judgement:
     data, result, classifier = run.data, run.result, run.model.module
     outcomes = _outcomes(classifier, data, run.model.sets)
     test = outcomes["test"]
+    result.validates_by = "" if data.val_is_test else classifier.validates_by
     if run.model.sets is not None:
         result.sets = {key: dict(zip(data.classes, of, strict=True)) for key, of in run.model.sets.items()}
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
@@ -57,13 +58,11 @@ def _outcomes(
 ) -> dict[str, Outcome]:
     outcomes = {}
     trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
-    loaders = {"test": data.test_dataloader}
-    if not data.val_is_test and data.of_split("val"):
-        loaders["val"] = data.val_dataloader
-    for split, loader in loaders.items():
-        dataset = data.dataset(split)
+    judged = {"test": (data.dataset("test"), classifier.probabilities(data.test_dataloader()))}
+    if not data.val_is_test and (validated := classifier.validated(data)) is not None:
+        judged["val"] = validated
+    for split, (dataset, probabilities) in judged.items():
         labels = dataset.labels.numpy()
-        probabilities = classifier.judged(split, dataset, loader())
         metrics = classification_metrics(labels, probabilities, data.classes, trained)
         of_split = sets if split == "test" else None
         metrics |= set_metrics(of_split, data.classes, labels, probabilities)

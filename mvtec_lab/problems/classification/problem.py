@@ -40,12 +40,17 @@ class Classification(Problem):
         )
 
     def chosen_on_val(self, config: Config) -> str:
+        if self.validates_by(config):
+            return ""
         if config.model.head == "knn" or not METHODS[config.model.method].trains:
             return super().chosen_on_val(config)
         return f"the choice of the epoch by {config.trainer.monitor}"
 
     def learns_from(self, config: Config) -> Sequence[str]:
         return class_of(config.model.method).learns_from(config)
+
+    def validates_by(self, config: Config) -> str:
+        return "" if config.split.val_is_test else class_of(config.model.method).validates_by
 
     def findings(self, config: Config) -> list[str]:
         return [*super().findings(config), *findings(config)]
@@ -67,8 +72,11 @@ class Classification(Problem):
 
     def fit(self, run: Run) -> None:
         run.model.module.fit(run)
-        if run.trainer.is_global_zero and not run.data.val_is_test:
-            choose_sets(run, *run.model.module.unseen(run.data))
+        if not run.trainer.is_global_zero or run.data.val_is_test:
+            return
+        if (validated := run.model.module.validated(run.data)) is not None:
+            dataset, probabilities = validated
+            choose_sets(run, dataset.labels.numpy(), probabilities)
 
     def marks(self, config: Config, data: MVTecDataModule) -> list[str]:
         return class_of(config.model.method).marks(config, data)

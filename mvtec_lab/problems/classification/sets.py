@@ -24,11 +24,9 @@ def choose_sets(run: Run, labels: np.ndarray, probabilities: np.ndarray) -> None
 
     Args:
         run: whose model was trained or fitted.
-        labels: [N]; none with ``val_is_test``: nothing is chosen then.
-        probabilities: [N, C], as the model predicts them.
+        labels: [N].
+        probabilities: [N, C].
     """
-    if not len(labels):
-        return
     classes, wanted = run.model.classes, run.config.threshold.alpha
     held_out = np.bincount(labels, minlength=len(classes)).tolist()
     least = [smallest_alpha(images) for images in held_out]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,7 @@ class Descriptors(Classifier):
     """Describe images by frozen maps and classify the descriptors.
 
     It is fitted on training and validation images. What is chosen is chosen by inner folds, whose predictions of the
-    images that they left out are ``held_out``; validation is judged by these.
+    images that they left out are ``held_out``: validation's figures, and sets of classes, are of these.
 
     Args:
         classes: the class names in the order of their index.
@@ -60,8 +60,8 @@ class Descriptors(Classifier):
         image_size: S, pixels.
         padded: whether images are letterboxed.
         class_counts: training images of each class, [C].
-        held_out: digest of an image's file -> its label and the out-of-fold probabilities of the classes, and those of
-            copies of it.
+        held_out: digest of the file of an image that was learnt -> its label and the out-of-fold probabilities of the
+            classes, and those of copies of it; nothing, where no inner fold left it out.
         tuned: whether the backbone's last blocks are the trained ones, where ``tune`` asks for that.
         options: the method's own, by name.
 
@@ -76,6 +76,7 @@ class Descriptors(Classifier):
         "The distance of each place to the nearest good patch: the ring is the peak, the blue line the outline of the "
         "defect's mask.",
     )
+    validates_by = "inner folds"
     hides = "There is no map: nothing of model.options.parts compares an image with good ones."
 
     def __init__(
@@ -164,23 +165,25 @@ class Descriptors(Classifier):
     def _classified(self, rows: Tensor) -> Tensor:
         return rows @ self.weight + self.bias
 
-    def judged(self, split: str, dataset: MVTecDataset, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-        """Return the probabilities [N, C] of a split: of validation images that it was fitted on, the inner folds'."""
-        probabilities = self.probabilities(batches)
-        if split == "val":
-            rest = {digest: list(rows) for digest, rows in self.hparams["held_out"].items()}
-            for place, digest in enumerate(digests([dataset.folder / sample.path for sample in dataset.samples])):
-                label = int(dataset.labels[place])
-                if own := [row for row in rest.get(digest, ()) if row[0] == label]:
-                    probabilities[place] = own[0][1:]
-                    rest[digest].remove(own[0])
-        return probabilities
+    def validated(self, data: MVTecDataModule) -> tuple[MVTecDataset, np.ndarray] | None:
+        """Return learnt images with the inner folds' probabilities [N, C], and images of val that are new with its own.
 
-    def unseen(self, data: MVTecDataModule) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels [N] and the inner folds' probabilities [N, C] of the images that it was fitted on."""
-        of_files = self.hparams["held_out"].values()
-        rows = np.array([row for copies in of_files for row in copies]).reshape(-1, 1 + len(self.classes))
-        return rows[:, 0].astype(np.int64), rows[:, 1:]
+        A learnt image that no inner fold leaves out, the only one of its class, does not validate.
+        """
+        rest = {digest: list(rows) for digest, rows in self.hparams["held_out"].items()}
+        learnt, validation = ([*data.of_split(split)] for split in ("train", "val"))
+        names = digests([data.folder / sample.path for sample in learnt + validation])
+        samples, shares = [], []
+        for sample, name in zip(learnt + validation, names, strict=True):
+            label = self.classes.index(sample.label)
+            if (own := next((row for row in rest.get(name, ()) if row[0] == label), None)) is not None:
+                rest[name].remove(own)
+                samples.append(sample)
+                shares.append(own[1:])
+        if new := [place for place, name in enumerate(names[len(learnt) :]) if name not in rest]:
+            samples += [validation[place] for place in new]
+            shares += self.probabilities(data.val_dataloader())[new].tolist()
+        return (data.images(samples), np.array(shares, dtype=np.float32)) if samples else None
 
     @torch.no_grad()
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
@@ -311,10 +314,13 @@ class Descriptors(Classifier):
         names = digests([run.data.folder / sample.path for sample in learnt])
         held_out: dict[str, list[list[float]]] = {}
         for name, label, shares in zip(names, labels, probabilities, strict=True):
+            of_file = held_out.setdefault(name, [])
             if np.isfinite(shares).all():
-                held_out.setdefault(name, []).append([int(label), *shares.astype(np.float32).tolist()])
+                of_file.append([int(label), *shares.astype(np.float32).tolist()])
         self.hparams["held_out"] = held_out
         for split in ("val", "test"):
+            if split in self.learns_from(run.config):
+                continue  # judged by inner folds
             if samples := run.data.of_split(split):
                 at = np.array([place_of[sample.path] for sample in samples])
                 array = self._rows_of(images, at, known)

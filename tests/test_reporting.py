@@ -19,10 +19,21 @@ from rich.console import Console
 from mvtec_lab.engine import pictures
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
-from mvtec_lab.reporting import figures, pages, report, summary
+from mvtec_lab.reporting import details, figures, pages, report, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.results import CONFIG, EXPLANATIONS, HISTORY, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import (
+    CONFIG,
+    EXPLANATIONS,
+    HISTORY,
+    MISTAKES,
+    PREDICTIONS,
+    RESULT,
+    RunResult,
+    read_csv,
+    write_csv,
+)
 
 CLASSES = ["good", "broken_large", "broken_small", "contamination"]
 PANELS = ("train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy")
@@ -101,7 +112,7 @@ def fabricate(
         config["verdict"] = verdict
     (run_dir / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     tiles = np.random.default_rng(seed).integers(0, 255, (7, 24, 32, 3), dtype=np.uint8)
-    Image.fromarray(pictures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / report.MISTAKES)
+    Image.fromarray(pictures.sheet(list(tiles), ["bottle"] * 7, [False] * 6 + [True])).save(run_dir / MISTAKES)
     run.save()
     return run
 
@@ -292,7 +303,7 @@ def test_images_by_defect_type_are_those_of_all_folds() -> None:
         done=[SimpleNamespace(metrics={"test": {"by_type": types}}) for types in (*folds, folds[0])],  # two seeds
         on=lambda: [SimpleNamespace(images=[i for i, _ in of], rows=[{"type": k} for _, k in of]) for of in kinds],
     )
-    part = report._by_type(attempt)  # type: ignore[arg-type]
+    part = details.by_type(attempt)  # type: ignore[arg-type]
     assert part is not None
     assert [row[:2] for row in part.rows] == [["crack", 3], ["hole", 1]]
     assert part.rows[0][2] == pytest.approx(2 / 3)
@@ -335,14 +346,14 @@ def test_a_validation_figure_that_luck_has_raised_is_called_no_promise(tmp_path:
         run = fabricate(tmp_path / name, name, right=right)
         run.metrics["val"] = {**run.metrics["val"], "balanced_accuracy": validation, "images": 16}
         run.save()
-    first, *_ = compare(report.load_runs(tmp_path)).verdict
+    first, *_ = compare(load_runs(tmp_path)).verdict
     assert first.startswith("No attempt is shown to be the best. Best on validation: augment (balanced accuracy 1.000)")
     assert (
         "The 1.000 on validation is no promise for new images: these 16 images chose the epoch and the attempt" in first
     )
     run.metrics["val"]["balanced_accuracy"] = 0.76  # within the interval of the test
     run.save()
-    assert "no promise" not in compare(report.load_runs(tmp_path)).verdict[0]
+    assert "no promise" not in compare(load_runs(tmp_path)).verdict[0]
 
 
 def test_no_run_is_a_clear_error(tmp_path: Path) -> None:
@@ -398,7 +409,7 @@ def test_report_escapes_what_comes_from_files(tmp_path: Path) -> None:
 
 def test_report_says_what_is_missing(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "0", "base")
-    for name in (HISTORY, PREDICTIONS, CONFIG, report.MISTAKES):
+    for name in (HISTORY, PREDICTIONS, CONFIG, MISTAKES):
         (Path(run.run_dir) / name).unlink()
     text = text_of(page(tmp_path))
     for part in (

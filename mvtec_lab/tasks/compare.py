@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.reporting.origin import common_folder
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.report import REPORT, common_folder, show_results, sum_up
+from mvtec_lab.reporting.report import REPORT, show_results, sum_up
 from mvtec_lab.reporting.summary import SUMMARY, curves
 
 

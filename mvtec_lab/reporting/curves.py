@@ -1,0 +1,60 @@
+"""Draw what grows: the training curves by epoch, and the accuracy by the share of images that are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvtec_lab.evaluation.confidence import coverage_curve
+from mvtec_lab.foreign import damaged
+from mvtec_lab.reporting import figures
+from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.results import CERTAINTY, HISTORY, ROWS, SURE, RunResult, from_one, table_of
+
+
+def training_curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return the training curves as a picture, and the names of the attempts that should have left some."""
+    runs = {a.name: [(run, rows) for run in a.runs if (rows := _history(run))] for a in attempts}
+    histories = {name: [rows for _, rows in of] for name, of in runs.items()}
+    best = {name: [run.best_epoch for run, _ in of] for name, of in runs.items()}
+    drawn = any(histories.values())
+    return {
+        # Side by side, and below each other for a phone.
+        "curves": [figures.to_data_uri(figures.curves_figure(histories, best, n)) for n in (2, 1) if drawn],
+        "marked": any(epoch is not None for epochs in best.values() for epoch in epochs),
+        "own_losses": drawn and len({run.method for a in attempts for run in a.runs if run.epochs}) > 1,
+        # A run that is completed without an epoch fits once, and has no curve.
+        "curveless": [
+            a.name for a in attempts if not histories[a.name] and not any(r.completed and not r.epochs for r in a.runs)
+        ],
+    }
+
+
+def _history(run: RunResult) -> list[dict[str, str]]:
+    rows = table_of(run.run_dir, HISTORY, "epoch") or []
+    try:
+        for row in rows:
+            int(row["epoch"]), [float(cell) for cell in row.values() if cell]
+            if not 0 <= int(row["epoch"]) < ROWS:
+                raise ValueError(f"epoch {row['epoch']}")
+    except (TypeError, ValueError) as error:
+        raise damaged(Path(run.run_dir, HISTORY), error) from error
+    return from_one(rows)
+
+
+def coverage(attempts: Sequence[Attempt]) -> str | None:
+    """Return accuracy against coverage of the attempts as a picture; None where none has left its confidences."""
+    curves, points = {}, {}
+    for attempt in attempts:
+        rows = [row for t in attempt.on() if t.classes for row in t.rows]
+        if not rows or any(f"prob_{row['prediction']}" not in row for row in rows):
+            continue
+        right = np.array([row["label"] == row["prediction"] for row in rows])
+        curves[attempt.name] = coverage_curve([float(row[f"prob_{row['prediction']}"]) for row in rows], right)
+        certain = np.array([row.get(CERTAINTY) == SURE for row in rows])
+        if certain.any():
+            points[attempt.name] = float(certain.mean()), float(right[certain].mean())
+    return figures.to_data_uri(figures.coverage_figure(curves, points)) if curves else None

@@ -1,0 +1,117 @@
+"""Say where the figures of a page come from: images, split, backbones, settings, seeds and software of the runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mvtec_lab.reporting.dataset import page_of
+from mvtec_lab.reporting.pages import describe_command, protocol
+from mvtec_lab.reporting.pairs import Comparison
+from mvtec_lab.reporting.runs import RUN_KEYS, Settings
+from mvtec_lab.reporting.summary import distinct, span
+from mvtec_lab.results import RESULT, RunResult
+
+# What a reader wants to know of a training, where it is the same for all runs.
+COMMON = {
+    "data.image_size": "images of {0} x {0} pixels",
+    "optimizer.name": "optimizer {}",
+    "optimizer.lr": "learning rate {}",
+    "data.batch_size": "{} images a batch",
+    "loss.name": "loss {}",
+    "trainer.max_epochs": "at most {} epochs",
+}
+
+
+def origin_of(comparison: Comparison, runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Return what the page says of the images, backbones, seeds and software of the runs."""
+    settings = comparison.settings
+    protocols: dict[str, list[str]] = {}
+    for run in runs:
+        if text := protocol(settings[run.run_dir], run.counts, run.drawn_from_all):
+            protocols.setdefault(text, []).append(run.attempt)
+    finished = max((Path(run.run_dir) / RESULT).stat().st_mtime for run in runs)
+    return {
+        "protocols": [
+            f"{text} ({', '.join(distinct(names))})" if len(protocols) > 1 else text
+            for text, names in protocols.items()
+        ],
+        "common": _common([run for run in runs if run.completed], settings),
+        "sizes": _sizes(runs),
+        "backbones": distinct(run.backbone for run in runs if run.backbone != "none"),
+        "seeds": sorted({run.seed for run in runs}),
+        "finished": datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
+        "versions": _merged([run.versions for run in runs]),
+        "revisions": sorted({run.git_revision for run in runs if run.git_revision}),
+    }
+
+
+def _common(runs: Sequence[RunResult], settings: Mapping[str, Settings]) -> str:
+    """Return the settings of training that all runs share, in words; empty where a run does not say what it used."""
+    if not runs or not all(settings[run.run_dir] and run.idle is not None for run in runs):
+        return ""
+    weights = distinct(f"{run.backbone}, weights {run.weights or 'not recorded'}" for run in runs)
+    parts = [f"backbone {weights[0]}"] if len(weights) == 1 and runs[0].backbone != "none" else []
+    for key, words in COMMON.items():
+        values = distinct(settings[run.run_dir].get(key, "null") for run in runs)
+        if len(values) == 1 and values[0] != "null" and not any(key in (run.idle or ()) for run in runs):
+            parts.append(words.format(values[0]))
+    return ", ".join(parts)
+
+
+def _sizes(runs: Sequence[RunResult]) -> str:
+    """Return the images in each split, ``62 train, 8–9 val, 20 test``: a range where the runs differ."""
+    sizes: dict[str, set[int]] = {}
+    for run in runs:
+        for split, counts in run.counts.items():
+            sizes.setdefault(split, set()).add(sum(counts.values()))
+    return ", ".join(f"{span(counts)} {split}" for split, counts in sizes.items())
+
+
+def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the versions by package, all of them where a package has several."""
+    names = dict.fromkeys(name for of_run in versions for name in of_run)
+    return {name: ", ".join(distinct(v[name] for v in versions if name in v)) for name in names}
+
+
+def differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt."""
+    table, settings = [], comparison.settings
+    groups = [[own for run in attempt.runs if (own := settings[run.run_dir])] for attempt in comparison.attempts]
+    for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
+        cells = [tuple(distinct(values.get(key, "–") for values in group)) for group in groups]
+        known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
+        varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
+        if key != "attempt" and varies:
+            table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
+    return table
+
+
+def data_pages(comparison: Comparison, runs: Sequence[RunResult], directory: Path) -> dict[str, Any]:
+    """Return the addresses of the pages that describe the images, and the commands that write those which are missing.
+
+    A sweep writes its page before its report. Elsewhere, for runs of other days and machines, the images may be gone,
+    and decoding all would take longer than the comparison: the command does it.
+    """
+    pages: dict[str, None] = {}
+    commands: dict[tuple[str, str], str] = {}
+    for run in {(run.data, run.category, Path(run.run_dir).parent): run for run in runs}.values():
+        page, settings = page_of(run, directory), comparison.settings[run.run_dir]
+        if page is not None:
+            pages[quote(Path(os.path.relpath(page, directory)).as_posix())] = None
+        elif settings:
+            command = f"{describe_command(settings)} {shlex.quote(f'hydra.run.dir={directory}')}"
+            commands.setdefault((run.data, run.category), command)
+    return {"data_pages": [*pages], "data_commands": [*commands.values()]}
+
+
+def common_folder(directory: Path, runs: Sequence[RunResult]) -> str:
+    """Return the folder above all runs: the directory itself, unless they are from elsewhere."""
+    if all(directory in Path(run.run_dir).parents or directory == Path(run.run_dir) for run in runs):
+        return str(directory)
+    return os.path.commonpath([Path(run.run_dir).resolve() for run in runs])

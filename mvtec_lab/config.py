@@ -464,8 +464,8 @@ class VerdictConfig:
 
     metric: str | None = knob(
         None,
-        "the metric that decides: accuracy, balanced_accuracy, image_auroc, iou, map50 ...; null: the problem's first, "
-        "for classifiers accuracy",
+        "the metric that decides: accuracy, balanced_accuracy, log_loss, image_auroc, iou, map50 ...; null: the "
+        "problem's first, for classifiers accuracy",
         changes="run",
     )
     reference: str | None = knob(

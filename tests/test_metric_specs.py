@@ -72,7 +72,8 @@ def compared(folder: Path, **verdict: str) -> Comparison:
 
 
 def test_the_first_metric_that_decides_is_a_problems_default() -> None:
-    assert [metric.key for metric in specs.deciding("classification")] == ["accuracy", "balanced_accuracy", "macro_f1"]
+    deciding = ["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier"]
+    assert [metric.key for metric in specs.deciding("classification")] == deciding
     assert [specs.deciding(problem)[0].key for problem in ("anomaly", "brightness")] == ["image_auroc", "error"]
     assert specs.choosing("classification").key == "balanced_accuracy"
     assert specs.choosing("brightness") is ERROR
@@ -87,7 +88,7 @@ def test_the_first_metric_that_decides_is_a_problems_default() -> None:
 def test_every_built_in_metric_that_decides_can_be_tested(problem: str) -> None:
     for metric in specs.deciding(problem):
         assert metric.inference.paired or metric.of_images
-        assert metric.share
+        assert metric.share == (metric.key not in ("log_loss", "brier"))
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvtec_lab.evaluation.confidence import aurc
+from mvtec_lab.evaluation.proper import log_losses
 from mvtec_lab.results import GOOD
 
 BINS = 15  # of the calibration error: Guo et al.'s number
@@ -81,13 +82,12 @@ def classification_metrics(
     occurring = truth + named > 0
     defect = np.array([name != GOOD for name in classes])
     judged = GOOD in classes and truth[defect].any()
-    likelihood = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).eps)  # as scikit-learn clips
     return {
         "accuracy": float(hits.sum() / len(labels)),
         "balanced_accuracy": float(np.mean([value for value in recall if value is not None])),
         "macro_f1": float((2 * hits[occurring] / (truth + named)[occurring]).mean()),
         "defect_accuracy": float(hits[defect].sum() / truth[defect].sum()) if judged else None,
-        "loss": float(-np.log(likelihood).mean()),
+        "loss": float(log_losses(labels, probabilities).mean()),
         "calibration_error": _calibration_error(probabilities.max(axis=1), predictions == labels),
         "aurc": aurc(probabilities.max(axis=1), predictions == labels),
         "recall": dict(zip(classes, recall, strict=True)),

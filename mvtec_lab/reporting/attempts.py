@@ -65,12 +65,12 @@ class Attempt:
         self.name, self.runs = name, list(runs)
         self.done = [run for run in runs if run.completed]
         self.problem = (self.done or self.runs)[0].problem
-        known = deciding(self.problem)
-        asked = (each for each in known if each.key == metric and self._states(each))
-        self.metric = next(asked, known[0])
         self.luck = any(run.luck for run in self.done)
         self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
         predicted = [t for run in self.done if (t := tested(run)) is not None]
+        known = deciding(self.problem)
+        asked = (each for each in known if each.key == metric and self._states(each))
+        self.metric = next(asked, known[0])
         latest = {(t.images, t.run.seed, _drawn(settings[t.run.run_dir])): t for t in predicted}
         self.copies = len(predicted) - len(latest)
         superseded = {id(t.run) for t in predicted} - {id(t.run) for t in latest.values()}
@@ -83,9 +83,9 @@ class Attempt:
         self.planned = max(len(begun), *(_folds(settings[run.run_dir]) for run in runs))
 
     def _states(self, metric: Metric) -> bool:
-        """Tell whether the runs have a metric: one of another problem is not stated by every method of this one."""
+        """Tell whether the runs have a metric: not every method states those of other problems, or probabilities."""
         values = (metric.of(run.metrics.get("test", {})) for run in self.done)
-        return metric.problem == self.problem or not self.done or any(value is not None for value in values)
+        return not self.done or any(value is not None for value in values)
 
     def on(self, test_sets: Collection[TestSet] | None = None) -> list[Tested]:
         """Return the test predictions of all runs on some test sets; None: on all."""

@@ -11,6 +11,7 @@ import numpy as np
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.anomaly import PIXEL_METRICS, PixelScores, image_figures
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
+from mvtec_lab.evaluation.proper import log_losses
 from mvtec_lab.evaluation.specs import METRICS, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Rows
 from mvtec_lab.foreign import damaged, file_of
@@ -64,10 +65,10 @@ def _of_classes(run: RunResult, rows: Rows) -> dict[str, Any]:
     if counts is not None:
         counted["majority_baseline"] = majority_baseline(np.repeat(np.arange(len(counts)), counts), labels)
     if f"prob_{run.classes[0]}" in rows[0]:
-        truth = np.array([float(row[f"prob_{row['label']}"]) for row in rows])
-        if not ((truth >= 0) & (truth <= 1 + 1e-5)).all():  # NaN is no probability either
+        probabilities = np.array([[float(row[f"prob_{name}"]) for name in run.classes] for row in rows])
+        if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():  # NaN is no probability either
             raise ValueError("a probability lies outside [0, 1]")
-        counted["loss"] = float(-np.log(truth.clip(np.finfo(np.float64).eps)).mean())
+        counted["loss"] = float(log_losses(labels, probabilities).mean())
     return counted
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.specs import choosing, columns_of, metrics_of
+from mvtec_lab.evaluation.specs import add_means, choosing, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
 from mvtec_lab.knobs import changing
@@ -119,7 +119,7 @@ def settings_of(run: RunResult) -> Settings:
 
 
 def tested(run: RunResult) -> Tested | None:
-    """Return a run's test predictions; None where it failed or left none.
+    """Return a run's test predictions, and add means over images that its result.json lacks; None without predictions.
 
     Raises:
         LabError: its predictions.csv is damaged, or gives other metrics than its result.json.
@@ -137,6 +137,7 @@ def tested(run: RunResult) -> Tested | None:
         if predictions.classes:
             _ = predictions.right  # labels and predictions are known classes
         require_own_metrics(run, all_rows)
+        add_means(run.problem, run.metrics, all_rows)  # those that are younger than the run
     except KeyError as error:
         raise damaged(path, f"no column or class {error}") from error
     except (TypeError, ValueError) as error:

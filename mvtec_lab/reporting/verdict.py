@@ -322,8 +322,8 @@ def _nothing_learnt(group: Sequence[Attempt]) -> str:
     beside = f"on test than {metric.chance[1]} ({metric.title} {worst:.3f}). "
     who = f"{group[0].name} is not" if len(group) == 1 else "no attempt is"
     if all(metric.sign * (e.value - baseline) <= 0 for _, baseline, e in known):
-        return f"Nothing was learnt: {who} better {beside}"
-    return f"It is not shown that anything was learnt: {who} shown to be better {beside}"
+        return f"{metric.words.chance[0]}: {who} better {beside}"
+    return f"{metric.words.chance[1]}: {who} shown to be better {beside}"
 
 
 def _baselines(done: Sequence[Attempt], metric: Metric) -> list[str]:

@@ -65,7 +65,7 @@ def add_means(problem: str, metrics: Mapping[str, dict[str, Any]], rows: Sequenc
     for metric in (m for m in all_metrics() if m.judges(problem) and m.of_images):
         for split, values in metrics.items():
             of_split = [{key: str(value) for key, value in row.items()} for row in rows if row["split"] == split]
-            if metric.key not in values and of_split and (mean := metric.mean_of(of_split)) is not None:
+            if metric.of(values) is None and of_split and (mean := metric.mean_of(of_split)) is not None:
                 values[metric.key] = mean
 
 

@@ -6,11 +6,12 @@ import statistics as st
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from mvtec_lab.evaluation import differences, statistics
+from mvtec_lab.evaluation import differences, proper, statistics
 from mvtec_lab.evaluation.differences import Difference
 from mvtec_lab.evaluation.specs.metric import Bounds, Inference, Metric, NotComparableError, Runs, Values, Words, rarest
 from mvtec_lab.evaluation.tested import Rows, confusions, means_of_images
@@ -100,6 +101,12 @@ _GROUPS = Words(
     "images as the most frequent one. Tail: the rare ones, with at most a fifth as many. Middle: those between.",
     wide=True,
 )
+_PROBABILITIES = Words(
+    aspect="Calibration",
+    about="Log loss (nats) and Brier score (0 to 2) judge the probabilities: how likely the true class was said to be, "
+    "right or wrong. A model that is too sure has worse ones than its accuracy would give.",
+    chance=("The probabilities say nothing", "It is not shown that the probabilities say anything"),
+)
 _CALIBRATION = Words(
     aspect="Calibration",
     about="Calibration error: how far the predicted class's probability is from the share of right predictions. On a "
@@ -136,6 +143,30 @@ def _counted(key: str, of_images: Callable[[Rows], np.ndarray], title: str) -> M
     return _class(key, title=title, of_images=of_images, inference=inference, words=replace(_SURE, bounded=True))
 
 
+def _proper(key: str, title: str, unit: str, most: float, of_images: Callable[..., np.ndarray]) -> Metric:
+    """Return a metric of the probabilities that a run states; without any its images do not count."""
+
+    def of_rows(rows: Rows) -> np.ndarray:
+        stated = proper.stated(rows)
+        return np.full(len(rows), np.nan) if stated is None else of_images(*stated)
+
+    def chance(run: RunResult) -> float | None:
+        return proper.of_shares(run.counts.get("train", {}), run.counts.get("test", {}), key)
+
+    return _deciding_class(
+        key,
+        title=title,
+        words=_PROBABILITIES,
+        better="lower",
+        unit=unit,
+        span=(0.0, most),
+        of_images=of_rows,
+        chance=(chance, "stating for every image how frequent the classes are in training"),
+        # Folds whose losses agree to the last digit do not occur by chance, as shares of a few images do.
+        inference=Inference(resolution=lambda images, runs: 0.0),
+    )
+
+
 _OF_CERTAINTY = {SURE: 1.0, UNSURE: 0.0}
 
 METRICS = (
@@ -152,6 +183,8 @@ METRICS = (
         inference=_BALANCED,
     ),
     _deciding_class("macro_f1", title="macro F1", heading="macro\nF1", chance=_ONE_F1, inference=_MACRO),
+    replace(_proper("log_loss", "log loss", "nats", inf, proper.log_losses), value=lambda metrics: metrics.get("loss")),
+    _proper("brier", "Brier score", "", 2.0, proper.brier_scores),
     _class("defect_accuracy", title="defects only", heading="defect\nonly", words=Words(aside="on defects alone")),
     _class("head_recall", title="head recall", words=_GROUPS, value=_of_group("head")),
     _class("middle_recall", title="middle recall", words=_GROUPS, value=_of_group("middle")),

@@ -6,6 +6,7 @@ import itertools
 import statistics as st
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -39,6 +40,7 @@ class Words:
         bounded: its column shows the interval as well.
         aspect: the title of a further table of the report that it stands in.
         about: a sentence below the report's table.
+        chance: what is said where no attempt is better than chance, and where none is shown to be.
     """
 
     implied: bool = False
@@ -50,6 +52,7 @@ class Words:
     bounded: bool = False
     aspect: str = ""
     about: str = ""
+    chance: tuple[str, str] = ("Nothing was learnt", "It is not shown that anything was learnt")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Metric:
         heading: of its column in the terminal; empty: no column in the tables of results.
         better: which values are better.
         unit: of its values; None: a share of 1, whose differences are given in points.
+        span: the least and the largest value of one that is no share.
         decides: attempts can be compared by it.
         chooses: its value on validation chooses the best attempt; the default is the first metric that decides.
         needed: every completed run has it.
@@ -110,6 +114,7 @@ class Metric:
     heading: str = ""
     better: Literal["higher", "lower"] = "higher"
     unit: str | None = None
+    span: Bounds = (-inf, inf)
     decides: bool = False
     chooses: bool = False
     needed: bool = False
@@ -143,9 +148,14 @@ class Metric:
         return 1 if self.better == "higher" else -1
 
     @property
+    def range(self) -> Bounds:
+        """Return the least and the largest value that there can be."""
+        return (0.0, 1.0) if self.share else self.span
+
+    @property
     def limit(self) -> float:
         """Return the largest difference that there can be."""
-        return 1.0 if self.share else float("inf")
+        return self.range[1] - self.range[0]
 
     @property
     def stated(self) -> bool:
@@ -168,7 +178,8 @@ class Metric:
 
     def clip(self, low: float, high: float, change: bool = False) -> Bounds:
         """Return an interval within the range of the metric, or of a ``change`` of it."""
-        return (max(-1.0 if change else 0.0, low), min(1.0, high)) if self.share else (low, high)
+        least, most = (-self.limit, self.limit) if change else self.range
+        return max(least, low), min(most, high)
 
     def step_of(self, difference: float, sign: bool = False) -> str:
         """Return a difference as text: ``12.5`` (points) of a share, else the value with the unit."""
@@ -210,7 +221,7 @@ class Metric:
         ours, theirs = self._means(first), self._means(second)
         pairs = np.array([(ours[image], theirs[image]) for image in ours if image in theirs])
         if len(pairs) < 2:
-            raise NotComparableError("a test needs two images")
+            raise NotComparableError(f"a test of {self.title} needs two images that both attempts have it for")
         return differences.mean_difference(pairs[:, 0], pairs[:, 1], self.limit)
 
     def _means(self, runs: Runs) -> dict[str, float]:

@@ -29,6 +29,7 @@ RUNS = (  # backbone, attempt, and batch size: the lab's default, and one that f
 )
 GOALS = {False: 0.9, True: 0.6}  # of the limit, without augmentation and with it
 WORKERS = 8  # of the plain loop; as many as the lab's
+GENERATED = {"throughput", "steps"}  # parts that need generated images
 ANOMALY = ("padim", "patchcore", "stfpm")
 SIZES = (224, 448)
 WHERE = {  # attempts that learn masks or boxes, and the metric shown of each
@@ -256,16 +257,16 @@ def sweep(data: list[str], folder: str, *more: str) -> float:
 
 
 def grid(data: list[str], **_: Any) -> None:
+    notes = [
+        f"{data[-1]}: {', '.join(speed.GRID)}, resnet18 random, up to 30 epochs each; cold cache, process start and "
+        "report included"
+    ]
     rows: list[list[str | float]] = []
     at_once = ["hydra/launcher=parallel", f"hydra.launcher.n_jobs={len(speed.GRID)}"]
     for name, more in {"one after the other": [], "four at once": at_once}.items():
         with tempfile.TemporaryDirectory() as folder:
             rows.append([name, sweep(data, folder, *more)])
-    notes = [
-        f"{data[-1]}: {', '.join(speed.GRID)}, resnet18 random, up to 30 epochs each; cold cache, process start and "
-        "report included"
-    ]
-    common.show("gpu_grid", notes, ["runs", "seconds"], rows)
+        common.show("gpu_grid", notes, ["runs", "seconds"], rows)
 
 
 def main() -> None:
@@ -288,7 +289,7 @@ def main() -> None:
         parser.error(f"{', '.join(unknown)}: no part; known are {', '.join(every)}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or scratch
-        if not Path(folder, "images").exists():
+        if GENERATED & set(args.parts or every) and not Path(folder, "images").exists():
             common.fresh(growth.generate, Path(folder) / "images", args.images)
         data = common.data_overrides(args.data_root)
         for name in args.parts or every:

@@ -177,6 +177,16 @@ def test_stfpm_multiplies_the_layers_normalised_distances() -> None:
     assert anomaly_map(teacher, teacher).abs().max() == 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands for a GPU
+def test_stfpm_reads_images_channels_first_where_kernels_are_slow_to_start(device: str, tiny_net: str) -> None:
+    model, first = build("stfpm", tiny_net).to(device), []
+    for network in (model.features.network, model.student):
+        network.register_forward_pre_hook(lambda _, given: first.append(given[0].is_contiguous()))
+    images = torch.rand(2, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    model.loss(images)
+    assert first == [device != "cpu"] * 2
+
+
 def test_stfpm_leaves_its_teacher_alone(fitted: Callable[[str], AnomalyModel], tiny_net: str) -> None:
     torch.manual_seed(0)
     untrained = build("stfpm", tiny_net).state_dict()

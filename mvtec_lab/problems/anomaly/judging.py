@@ -24,7 +24,7 @@ from mvtec_lab.evaluation.anomaly import best_f1_threshold, image_figures, quant
 from mvtec_lab.evaluation.metrics import majority_baseline
 from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
-from mvtec_lab.problems.anomaly.scores import SHOWN, pictures, score, sheets
+from mvtec_lab.problems.anomaly.scores import SHOWN, pictures, score, sheets, warm_up
 from mvtec_lab.problems.anomaly.training import out_of_fold
 from mvtec_lab.problems.scored import Scored, figures, prediction_rows
 from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
@@ -42,6 +42,8 @@ NO_MAP = ("", "This method scores whole images: it has no map.")
 def judge(run: Run) -> Judgement:
     """Score all images, choose the threshold where the model has none yet, and write best.ckpt then."""
     data, result, model, device = run.data, run.result, run.model, run.model.module.device
+    if device.type != "cpu":
+        warm_up(model.module, data.dataset("test"), data.batch_size, device)
     started = time.perf_counter()
     of_test = score(model.module, data.dataset("test"), data.batch_size, device)
     test = Scored(data.images(data.of_split("test")), *of_test)

@@ -75,6 +75,19 @@ def score(
     return np.array(scores, np.float32), maps if len(maps) == len(scores) else None
 
 
+def warm_up(model: AnomalyModel, dataset: MVTecDataset, batch_size: int, device: torch.device) -> None:
+    """Score the first batch, and the last one where it is smaller, and forget the scores.
+
+    A GPU's kernels are chosen and loaded at the first batch of each size, which takes seconds: no image's time.
+    """
+    model.to(device).eval()
+    places = range(len(dataset))
+    first, last = places[:batch_size], places[len(places) // batch_size * batch_size :]
+    for some in dict.fromkeys([first, last]):
+        for images in Reading(dataset, batch_size, device, some):
+            list(scores_of(model, images))
+
+
 def of_image(
     pairs: Sequence[tuple[np.float32, np.ndarray | None]], windows: Sequence[Window | None]
 ) -> tuple[np.float32, np.ndarray | None]:

@@ -19,7 +19,7 @@ from mvtec_lab.problems.classification.methods.descriptors.heads import (
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block
 
 LABELS = np.arange(48) % 4
-FOLDS = deal(LABELS, [str(place) for place in range(48)])
+FOLDS = deal(LABELS, range(48))
 
 
 def rows_of(rng: np.random.Generator, signal: float, width: int) -> np.ndarray:
@@ -33,9 +33,9 @@ def rows_of(rng: np.random.Generator, signal: float, width: int) -> np.ndarray:
 @pytest.mark.parametrize("useful", [True, False])
 def test_inner_folds_leave_an_optional_block_out_where_it_only_disturbs(kind: str, useful: bool):
     rng = np.random.default_rng(0)
-    # 5 deviations: hardly an error; the noise of 60 columns, weighing as much as four of signal, costs some
+    # 5 deviations: hardly an error; the noise of 60 columns, thrice the weight of four of signal, costs some
     rows = np.concatenate([rows_of(rng, 5.0 if useful else 0.0, 60), rows_of(rng, 1.0 if useful else 2.5, 4)], 1)
-    blocks = [Block(60, optional=True), Block(4)]
+    blocks = [Block(60, 3.0, optional=True), Block(4)]
     fitted = fit_head(kind, lambda a, b: (rows[a], rows[b]), blocks, LABELS, FOLDS)
     assert fitted.left_out == (not useful)
     assert bool(np.abs(fitted.layer.weight[:60]).max()) == useful

@@ -27,7 +27,7 @@ def remembered(images: int = 8, shown: torch.Tensor | None = None) -> tuple[Memo
     patches = torch.from_numpy(np.random.default_rng(0).normal(size=(images, SIDE**2, sum(WIDTHS)))).float()
     memory = Memory(WIDTHS, SIDE, images)
     visible = torch.ones(SIDE**2) if shown is None else shown
-    memory.learn(((each, visible) for each in patches), range(images), range(images))
+    memory.learn(((each, visible) for each in patches), range(images))
     return memory, patches
 
 
@@ -82,7 +82,7 @@ def test_a_head_does_not_see_what_its_inner_folds_leave_out(kind: str):
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     rows = rng.normal(size=(30, 40)) + 4 * np.eye(40)[labels]
-    groups = [str(place // 3) for place in range(30)]
+    groups = [place // 3 for place in range(30)]
     asked: list[tuple[np.ndarray, np.ndarray]] = []
 
     def given(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +111,14 @@ def test_noise_is_not_told_apart_by_out_of_fold_predictions():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     rows = rng.normal(size=(60, 200))
-    groups = [str(place) for place in range(60)]
-    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(200)], labels, deal(labels, groups))
+    fitted = fit_head("logistic", lambda a, b: (rows[a], rows[b]), [Block(200)], labels, deal(labels, range(60)))
     assert (fitted.layer(rows).argmax(1) == labels).mean() == 1  # what it was fitted on says nothing
     assert 0.25 < (fitted.probabilities.argmax(1) == labels).mean() < 0.75
 
 
 def test_the_only_image_of_a_class_is_left_out_of_no_fold():
     labels = np.array([0] * 7 + [1])
-    folds = deal(labels, [str(place) for place in range(8)])
+    folds = deal(labels, range(8))
     assert folds[-1] == -1
     assert sorted(folds[:7]) == [0, 0, 1, 1, 2, 3, 4]
 
@@ -191,6 +190,32 @@ def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, t
     judged = {path: row for path, row in predictions(tmp_path / "judged").items() if row["split"] == "val"}
     for path, row in rows.items():
         assert float(judged[path]["prob_crack"]) == pytest.approx(float(row["prob_crack"]), abs=1e-5)
+
+
+def test_the_names_of_the_files_do_not_matter(lab, product: Path, tmp_path: Path):
+    """Which good images are remembered and how inner folds are dealt depends on what the files hold."""
+    parts = ("model.options.parts=[global,local]", "model.options.memory=2", "split.protocol=file")
+    with (product / "split.csv").open("w") as file:
+        file.write("path,split\n")
+        for number, path in enumerate(sorted(product.glob("test/*/*.png"))):
+            file.write(f"{path.relative_to(product)},{('train', 'train', 'val', 'test')[number % 4]}\n")
+    runs = []
+    for name in ("run", "renamed"):
+        split = product / "split.csv"
+        assert lab(*SETTINGS, *parts, f"split.file={split}", "seed=0", f"hydra.run.dir={name}") == 0
+        runs.append(predictions(tmp_path / name))
+        if name == "run":
+            for path in sorted(product.glob("*/*/*.png")):
+                path.rename(path.with_name(f"x{99 - int(path.name[:3]):03}{path.name[3:]}"))
+            lines = (line.rpartition("/") for line in split.read_text().splitlines()[1:])
+            again = (f"{folder}/x{99 - int(rest[:3]):03}{rest[3:]}" for folder, _, rest in lines)
+            split.write_text("path,split\n" + "\n".join(again) + "\n")
+    first, second = runs
+    assert len(first) == len(second) > 10
+    for path, row in first.items():
+        folder, _, name = path.rpartition("/")
+        other = second[f"{folder}/x{99 - int(name[:3]):03}{name[3:]}"]
+        assert {**row, "path": ""} == {**other, "path": ""}
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class Images:
             self.masks.append(mask.flatten())
         self.memory = Memory(WIDTHS, SIDE, 8)
         good = torch.from_numpy(rng.normal(size=(8, SIDE**2, sum(WIDTHS)))).float()
-        self.memory.learn(((patches, torch.ones(SIDE**2)) for patches in good), range(8), range(8))
+        self.memory.learn(((patches, torch.ones(SIDE**2)) for patches in good), range(8))
 
     def __getitem__(self, place: int) -> Seen:
         return Seen(list(self.maps[place][None].split(WIDTHS, dim=1)), self.memory)
@@ -243,7 +243,7 @@ def test_two_heads_classify_by_the_mean_of_their_logits():
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     rows = rng.normal(size=(30, 7)) + 2 * np.eye(7)[labels]
-    folds = deal(labels, [str(place) for place in range(30)])
+    folds = deal(labels, range(30))
 
     def given(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rows[fitting], rows[others]

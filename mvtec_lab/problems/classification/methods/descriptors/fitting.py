@@ -1,4 +1,7 @@
-"""What a recipe is fitted on: images with their maps, good patches, and rows of descriptors, kept in the cache."""
+"""What a recipe is fitted on: images with their maps, good patches, and rows of descriptors, kept in the cache.
+
+Whatever is drawn among images follows the digests of their files: with other names they give the same model.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvtec_lab.data.images import digests
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.engine.features import kept
 from mvtec_lab.engine.run import Run
@@ -36,7 +40,8 @@ class Images:
         self.run, self.cells, self.samples, self.remembered = run, cells, list(samples), remembered
         self.dataset = run.data.images(self.samples)
         self.classes, self.labels = self.dataset.classes, self.dataset.labels.numpy()
-        self.groups = [sample.group for sample in self.samples]
+        self.digests = digests([run.data.folder / sample.path for sample in self.samples])
+        self.groups = _by_content([sample.group for sample in self.samples], self.digests)
         self.memory: Memory | None = None
         self.others: dict[int, Memory] = {}  # of an image that the memory has seen: one that has not
         data = run.data
@@ -113,15 +118,26 @@ class Images:
         return arrays
 
 
+def _by_content(groups: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return a number for the group of each image, in the order of the lowest digest of a group's files."""
+    lowest: dict[str, str] = {}
+    for group, name in zip(groups, names, strict=True):
+        lowest[group] = min(name, lowest.get(group, name))
+    rank = {group: number for number, group in enumerate(sorted(lowest, key=lambda group: (lowest[group], group)))}
+    return [rank[group] for group in groups]
+
+
 def remember(memory: Memory, images: Images, places: Sequence[int]) -> Memory:
-    """Fill a memory with good images, drawn among them, and return it.
+    """Fill a memory with good images and return it.
+
+    It remembers those whose files have the lowest digests: a draw that depends on their content, not on their names.
 
     Args:
         places: of the good images.
     """
+    places = sorted(places, key=lambda place: images.digests[place])
     own = {group: number for number, group in enumerate(dict.fromkeys(images.groups[place] for place in places))}
     groups = [own[images.groups[place]] for place in places]
-    drawn = np.random.default_rng(0).permutation(len(places)).tolist()
 
     def patches() -> Iterator[tuple[Tensor, Tensor]]:
         with bar() as progress:
@@ -131,10 +147,10 @@ def remember(memory: Memory, images: Images, places: Sequence[int]) -> Memory:
 
     def blocks() -> Iterator[np.ndarray]:
         with torch.no_grad():
-            memory.learn(patches(), groups, drawn)
+            memory.learn(patches(), groups)
         yield memory.packed()
 
-    array = images.keep("good patches", 1, [len(memory.owner), list(places), groups], blocks)
+    array = images.keep("good patches", 1, [len(memory.owner), places, groups], blocks)
     if array is None:
         next(blocks())
     else:

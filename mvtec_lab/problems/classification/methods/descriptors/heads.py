@@ -112,14 +112,18 @@ class Discriminant:
 HEADS: dict[str, Any] = {"logistic": Logistic, "ridge": Ridge, "lda": Discriminant}
 
 
-def deal(labels: np.ndarray, groups: Sequence[str], count: int = INNER) -> np.ndarray:
+def deal(labels: np.ndarray, groups: Sequence[int], count: int = INNER) -> np.ndarray:
     """Return the inner fold of each image, [N]: the groups of each class are dealt out in turn, in a drawn order.
 
     So every fold leaves some of each class to be fitted on. A class with one group has no image that could be left out:
     it stays, -1.
+
+    Args:
+        labels: classes of the images, [N].
+        groups: of the images, as ``Images.groups``: their order, which is that of their content, decides the draw.
     """
     rng, folds, turn = np.random.default_rng(0), np.full(len(labels), -1), 0
-    of_group: dict[str, int] = {}
+    of_group: dict[int, int] = {}
     by_size = sorted(np.unique(labels), key=lambda kind: ((labels == kind).sum(), kind))
     for kind in by_size:
         own = sorted({groups[place] for place in np.flatnonzero(labels == kind).tolist()})

@@ -61,16 +61,15 @@ class Memory(nn.Module):
         for value, part in zip(values, row.split([value.numel() for value in values]), strict=True):
             value.copy_(part.view_as(value))
 
-    def learn(self, patches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[int], drawn: Sequence[int]) -> None:
-        """Take in good images.
+    def learn(self, patches: Iterable[tuple[Tensor, Tensor]], groups: Sequence[int]) -> None:
+        """Take in good images, of which the first ones are remembered.
 
         Args:
             patches: of each image, [cells, C], and which of them show it, [cells] 0 or 1.
             groups: of each image, from 0 up.
-            drawn: the images to remember, by their numbers, and behind them the others.
         """
         cells, channels = self.usual.shape
-        kept, judged = drawn[: len(self.owner)], drawn[-JUDGED:]
+        kept, judged = range(len(self.owner)), range(len(groups))[-JUDGED:]
         images: dict[int, tuple[Tensor, Tensor]] = {}
         total, number = torch.zeros(cells, channels, dtype=torch.double), torch.zeros(cells, 1, dtype=torch.double)
         gram = torch.zeros(channels, channels, dtype=torch.double)

@@ -211,6 +211,9 @@ class Descriptors(Classifier):
         result.parameters = {"total": sum(p.numel() for p in self.parameters()), "trained": self.weight.numel()}
         result.luck = result.weights == "random"
         learnt = [sample for split in self.learns_from(config) for sample in data.of_split(split)]
+        # By content, as all that is drawn: with other names the images give the same model, to the last digit.
+        order = np.argsort(digests([data.folder / sample.path for sample in learnt]), kind="stable")
+        learnt = [learnt[place] for place in order]
         images = Images(run, self.cells, [sample for sample in data.samples if sample.split])
         if self.memory is not None:
             self._remember(run, images, learnt)
@@ -243,7 +246,7 @@ class Descriptors(Classifier):
             run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
             place_of = {sample.path: place for place, sample in enumerate(images.samples)}
             places = np.array([place_of[sample.path] for sample in learnt])
-            folds = deal(images.labels[places], [sample.group for sample in learnt])
+            folds = deal(images.labels[places], [images.groups[place] for place in places])
             is_good = np.array([sample.label == GOOD for sample in learnt])
             memory = remember(self._memory_for(len(good)), images, places[is_good].tolist())
             # An image that a memory has seen is near to it: what describes one that is learnt has not seen its fold.

@@ -63,7 +63,7 @@ METHOD = Method(
         "parts": Option(
             list,
             "what an image is described by: global, anomaly, residual, local, where, masks",
-            default=["global", "local", "where"],
+            default=["global", "anomaly", "residual", "local", "where"],
         ),
         "alone": Option(
             list, "parts that have a head of their own, beside that of the others: the mean of their logits classifies"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
-from benchmarks import levels
+from benchmarks import levels, metrics
+from mvtec_lab.evaluation import statistics
 
 
 @pytest.mark.slow
@@ -74,3 +76,44 @@ def test_the_interval_of_balanced_accuracy_covers_many_small_classes() -> None:
 def test_the_difference_that_is_stated_is_found_in_eight_of_ten_cases(design: levels.Design, comparisons: int) -> None:
     _, power = levels.stated_power(design, comparisons, repeats=600)
     assert 0.73 <= power <= 0.87  # 75 to 85%, and what 600 simulations are off by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "more"), metrics.KINDS)
+@pytest.mark.parametrize("design", metrics.DESIGNS, ids=lambda design: design.name)
+def test_equal_attempts_are_rarely_called_different_by_any_metric(
+    design: metrics.Design, metric: str, more: str
+) -> None:
+    assert metrics.level(design, metric, more) <= 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sure", [sure for _, sure, _ in metrics.CASES if isinstance(sure, tuple)])
+@pytest.mark.parametrize("metric", metrics.PROPER)
+@pytest.mark.parametrize("design", metrics.UNEQUAL, ids=lambda design: design.name)
+def test_equal_scores_of_unequal_attempts_are_rarely_called_different(
+    design: metrics.Design, metric: str, sure: tuple[float, float]
+) -> None:
+    if metric == "log_loss" and not design.repeats:
+        pytest.skip("the lab makes no such test")
+    cell = metrics.unequal(design, metric, 0.1, sure, metrics.NULLS)
+    assert cell is None or sum(cell) <= 0.08
+
+
+def test_scores_find_what_accuracy_does_not() -> None:
+    design = metrics.DESIGNS[0]
+    assert metrics.level(design, "brier", number=250) <= 0.1
+    assert metrics.power(design, "brier", 0.2, number=250) > metrics.power(design, "accuracy", 0.2, number=250) + 0.2
+    # Accuracy does not see how sure a model is, and log loss calls the less accurate one better.
+    accuracy, loss = (
+        metrics.unequal(metrics.DESIGNS[4], m, 0.1, metrics.UNSURE, 250) for m in ("accuracy", "log_loss")
+    )
+    assert accuracy[0] > accuracy[1]
+    assert loss[1] > loss[0]
+
+
+def test_the_fast_permutation_test_is_the_labs() -> None:
+    rng = np.random.default_rng(0)
+    for images, within in ((10, 1e-9), (40, 0.02)):  # all changes of sign, and as many random ones
+        first, second = rng.normal(0.2, 1, images), rng.normal(size=images)
+        assert metrics.permuted(first - second) == pytest.approx(statistics.paired_test(first, second)[1], abs=within)

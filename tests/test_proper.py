@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import brier_score_loss, log_loss
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation import proper, statistics
+from mvtec_lab.evaluation import differences, proper, statistics
 from mvtec_lab.evaluation.metrics import classification_metrics
-from mvtec_lab.evaluation.specs import METRICS, add_means
+from mvtec_lab.evaluation.specs import add_means
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.report import sum_up
@@ -96,22 +97,39 @@ def test_values_by_hand() -> None:
     assert proper.of_shares({}, {"a": 1}, "brier") is None
 
 
-@pytest.mark.parametrize(("metric", "unit"), [("log_loss", " nats"), ("brier", "")])
-def test_one_split_is_decided_by_the_images_probabilities(tmp_path: Path, metric: str, unit: str) -> None:
+def test_one_split_is_decided_by_brier_scores(tmp_path: Path) -> None:
     for name, clear in (("dull", 1.0), ("sharp", 1.4)):
         stating(tmp_path / name, name, clear, 1.0)
-    comparison = compared(tmp_path, metric)
+    comparison = compared(tmp_path, "brier")
     (pair,) = comparison.pairs
-    assert (pair.metric, pair.test, pair.different) == (metric, "paired permutation test", True)
+    assert (pair.metric, pair.test, pair.different) == ("brier", "t-test over images", True)
     assert pair.lead_of("sharp") > 0  # lower is better
     (dull, sharp), text = load_runs(tmp_path), " ".join(comparison.verdict)
-    of = METRICS[metric].of
-    assert pair.difference.value == pytest.approx(of(dull.metrics["test"]) - of(sharp.metrics["test"]), abs=1e-5)
-    assert f"better in {METRICS[metric].title} than" in text
-    assert f"(behind by {pair.difference.value:.3g}{unit}, p" in text
-    assert "points" not in text.replace("within one point", "")
-    # Accuracy, a count, tells nothing of these images.
-    assert not compared(tmp_path, "accuracy").pairs[0].different
+    assert pair.difference.value == pytest.approx(dull.metrics["test"]["brier"] - sharp.metrics["test"]["brier"])
+    for part in ("better in Brier score than", f"(behind by {pair.difference.value:.3g}, p"):
+        assert part in text
+    assert "points" not in text
+    assert not compared(tmp_path, "accuracy").pairs[0].different  # a count tells nothing of these images
+
+
+def test_log_loss_is_not_tested_on_one_split(tmp_path: Path) -> None:
+    """One image that a model is sure of, and wrong, decides it."""
+    for name, clear in (("dull", 1.0), ("sharp", 1.4)):
+        stating(tmp_path / name, name, clear, 1.0)
+    comparison = compared(tmp_path)
+    assert comparison.pairs[0].refused.endswith("give cv.folds, or verdict.metric=brier")
+    assert f"test log loss {load_runs(tmp_path)[1].metrics['test']['loss']:.3f}" in " ".join(comparison.verdict)
+
+
+def test_the_test_of_brier_scores_by_hand() -> None:
+    change = np.array([0.3, -0.1, 0.2, 0.4])
+    found, _ = differences.careful_difference(change, np.zeros(4), 0.5, 2.0)
+    error = np.sqrt(((change**2).sum() + 0.5 - 0.8**2 / 4.5) / 4.5 / 4.5)  # half an image more, which differs by 1
+    assert found.value == pytest.approx(0.2)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.2 / error, 3))
+    assert (found.low, found.high) == pytest.approx(tuple(0.2 + sign * 3.182 * error for sign in (-1, 1)), rel=1e-3)
+    # Two attempts that seem to differ alike in every image are no certainty.
+    assert differences.careful_difference(np.full(4, 0.1), np.zeros(4), 0.5, 2.0)[0].p > 0.5
 
 
 def test_folds_take_the_corrected_test_and_the_bounds_are_possible(tmp_path: Path) -> None:
@@ -171,7 +189,6 @@ def test_predictions_without_probabilities_are_judged_by_another_metric(tmp_path
     comparison = compared(tmp_path, "brier")
     assert comparison.metrics == ["accuracy"]
     assert "verdict.metric=brier is not what these attempts are judged by: accuracy instead." in comparison.verdict
-    assert compared(tmp_path).pairs[0].refused == "a test of log loss needs two images that both attempts have it for"
 
 
 def test_a_changed_score_and_impossible_probabilities_are_refused(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Inference:
         interval: the 95% interval over the images of one test set, from the runs' metrics and predictions.
         together: value and interval of all tested images together, from their confusions [N, C, C].
         paired: the difference of two attempts on the same images, and the name of the test.
+        extra: of ``differences.careful_difference``, the test of ``of_images``; 0: a permutation test.
         pooled: ``paired`` may take the images of several test sets together.
         single: the remedy where no paired test on a single test set is sound.
         resolution: what one image changes, from the number of images and one run per test set.
@@ -75,6 +76,7 @@ class Inference:
     interval: Callable[[str, Values, Runs], Bounds | None] | None = None
     together: Callable[[np.ndarray], tuple[float, Bounds | None, str]] | None = None
     paired: Callable[[Runs, Runs], tuple[Difference, str]] | None = None
+    extra: float = 0.0
     pooled: bool = True
     single: str = ""
     resolution: Callable[[float, Runs], float] | None = None
@@ -222,6 +224,8 @@ class Metric:
         pairs = np.array([(ours[image], theirs[image]) for image in ours if image in theirs])
         if len(pairs) < 2:
             raise NotComparableError(f"a test of {self.title} needs two images that both attempts have it for")
+        if self.inference.extra:
+            return differences.careful_difference(pairs[:, 0], pairs[:, 1], self.inference.extra, self.limit)
         return differences.mean_difference(pairs[:, 0], pairs[:, 1], self.limit)
 
     def _means(self, runs: Runs) -> dict[str, float]:

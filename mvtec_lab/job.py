@@ -538,7 +538,7 @@ def _show_run(result: RunResult, printed: set[str]) -> None:
     from mvtec_lab.reporting.summary import curves, print_table, summarise
 
     comparison = compare([result])
-    print_table(summarise(comparison), comparison.verdict, said=printed)
+    print_table(summarise(comparison), comparison.verdict, said=printed, headline=comparison.headline)
     print(f"run: {result.run_dir}   TensorBoard: {curves(result.run_dir)}")
 
 

@@ -162,15 +162,16 @@ class Attempt:
 
     @cached_property
     def learnt(self) -> bool | None:
-        """Tell whether it is shown to be better than the baseline; None where one of the two is not known.
+        """Tell whether it is shown to be better than the baseline.
 
-        Two test sets have no interval and show nothing.
+        None where one of the two is not known, or two test sets have no interval and show neither.
         """
         estimate, sign = self.estimate(), self.metric.sign
         if estimate is None or self.baseline is None:
             return None
         if estimate.low is None or estimate.high is None:
-            return len(self.tests) < 2 and sign * (estimate.value - self.baseline) > 0
+            beyond = sign * (estimate.value - self.baseline) > 0
+            return None if beyond and len(self.tests) > 1 else beyond
         return sign * ((estimate.low if sign > 0 else estimate.high) - self.baseline) > 0
 
     def score(self, test_sets: Collection[TestSet] = ()) -> tuple[bool, float, float]:

@@ -98,6 +98,7 @@ class Comparison:
     reference: str | None = None  #: the attempt that every pair has; None: all pairs are compared
     pairs: list[Pair] = field(default_factory=list)  #: those that were compared or refused
     best: str | None = None  #: the attempt that is best by validation
+    headline: list[str] = field(default_factory=list)  #: which attempt to use, how sure, what next: for a terminal
     verdict: list[str] = field(default_factory=list)  #: the conclusions, in sentences
 
     @property
@@ -116,6 +117,7 @@ class Comparison:
             "best": self.best,
             "metric": ", ".join(self.metrics),
             "reference": self.reference,
+            "headline": self.headline,
             "verdict": self.verdict,
             "alpha": ALPHA,
             "practically_equal_within": ROPE,

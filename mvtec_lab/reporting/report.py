@@ -16,6 +16,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.curves import coverage, training_curves
 from mvtec_lab.reporting.dataset import PAGE
 from mvtec_lab.reporting.details import detail_of
+from mvtec_lab.reporting.headline import headline_of, mistake_of
 from mvtec_lab.reporting.origin import common_folder, data_pages, differences, origin_of
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
@@ -31,7 +32,7 @@ def sum_up(
     directory: Path,
     *sources: str | os.PathLike[str],
     verdict: VerdictConfig | None = None,
-    show: Callable[[Sequence[summary.Row], Sequence[str]], None] | None = None,
+    show: Callable[[Sequence[summary.Row], Comparison], None] | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[list[summary.Row], Comparison]:
     """Compare runs and write summary.csv, comparison.json and report.html into a directory.
@@ -40,7 +41,7 @@ def sum_up(
         directory: where the files go.
         sources: every run below them is compared; none: below the directory itself.
         verdict: metric and reference, which go before those of the runs.
-        show: takes rows and verdict before anything is written, so that a full disk does not lose them.
+        show: takes rows and comparison before anything is written, so that a full disk does not lose them.
         notes: sentences that follow the verdict.
 
     Raises:
@@ -50,7 +51,7 @@ def sum_up(
     comparison.verdict += notes
     rows = summary.summarise(comparison)
     if show is not None:
-        show(rows, comparison.verdict)
+        show(rows, comparison)
     with held(directory, wait=True):
         remove_leftovers(directory, (summary.SUMMARY, COMPARISON, REPORT))
         summary.write_summary(rows, directory)
@@ -59,9 +60,9 @@ def sum_up(
     return rows, comparison
 
 
-def show_results(rows: Sequence[summary.Row], verdict: Sequence[str]) -> None:
-    """Print the table and the verdict, and that the report, which takes seconds, is next."""
-    summary.print_table(rows, verdict)
+def show_results(rows: Sequence[summary.Row], comparison: Comparison) -> None:
+    """Print headline, table and verdict, and that the report, which takes seconds, is next."""
+    summary.print_table(rows, comparison.verdict, headline=comparison.headline)
     print(f"drawing {REPORT} ...", flush=True)
 
 
@@ -82,6 +83,8 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         titles=distinct(row["data"] for row in rows),
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
+        headline=headline_of(comparison),
+        mistake_of=mistake_of,
         verdict=comparison.verdict,
         coverage=coverage(comparison.done),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],

@@ -326,7 +326,11 @@ def counted(row: Row) -> str:
 
 
 def print_table(
-    rows: Sequence[Row], verdict: Sequence[str], console: Console | None = None, said: Collection[str] = ()
+    rows: Sequence[Row],
+    verdict: Sequence[str],
+    console: Console | None = None,
+    said: Collection[str] = (),
+    headline: Sequence[str] = (),
 ) -> None:
     """Print the rows of ``summarise`` as a table, and below it the verdict, marks, warnings and failures.
 
@@ -335,8 +339,13 @@ def print_table(
         verdict: its sentences.
         console: where to print; None: the terminal.
         said: warnings that were printed before and are left out.
+        headline: its lines, which stand above the table.
     """
     console = console or Console()
+    for number, line in enumerate(headline):
+        console.print(Text(line, style="" if number else "bold"))
+    if headline:
+        console.print()
     for part in parts(rows):
         _print_results(console, part)
     if stated := [row for row in rows if row["reported_accuracy"] is not None]:

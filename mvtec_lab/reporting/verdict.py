@@ -314,7 +314,7 @@ def _models(pairs: Sequence[Pair]) -> list[str]:
 def _nothing_learnt(group: Sequence[Attempt]) -> str:
     """Say first of all where no attempt is better than one that learnt nothing."""
     known = [(a, a.baseline, e) for a in group if a.baseline is not None and (e := a.estimate()) is not None]
-    if not known or any(a.learnt for a, _, _ in known):
+    if not known or any(a.learnt is not False for a, _, _ in known):
         return ""
     metric = group[0].metric
     assert metric.chance is not None

@@ -63,6 +63,7 @@ _RECALL = Words(
     aside="defects found at the threshold",
     by_type="recall",
     bounded=True,
+    mistake="escapes",
     about="Defects found and false rejects are the shares of the defects and of the good images above the threshold, "
     "with their 95% intervals.",
 )
@@ -125,7 +126,7 @@ METRICS = (
         "false_alarm_rate",
         title="false rejects",
         heading="false\nrejects",
-        words=Words(aside="false rejects", bounded=True),
+        words=Words(aside="false rejects", bounded=True, mistake="false rejects"),
         better="lower",
         inference=_called(resolution=_one_of(False)),
     ),

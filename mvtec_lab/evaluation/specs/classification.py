@@ -15,7 +15,7 @@ from mvtec_lab.evaluation import differences, proper, statistics
 from mvtec_lab.evaluation.differences import EXTRA, Difference
 from mvtec_lab.evaluation.specs.metric import Bounds, Inference, Metric, NotComparableError, Runs, Values, Words, rarest
 from mvtec_lab.evaluation.tested import Rows, confusions, means_of_images
-from mvtec_lab.results import CERTAINTY, SURE, UNSURE, RunResult
+from mvtec_lab.results import CERTAINTY, GOOD, SURE, UNSURE, RunResult
 
 
 def _share_interval(key: str, metrics: Values, runs: Runs) -> Bounds:
@@ -117,6 +117,12 @@ _CALIBRATION = Words(
     "few dozen images some of it is luck.",
 )
 
+_GOOD_OR_DEFECT = Words(
+    aspect="Escapes and false rejects",
+    about="Escapes: the share of the defects that are called good. False rejects: the share of the good images that "
+    "are called a defect, of whatever type.",
+    bounded=True,
+)
 _SURE = Words(
     aspect="When the model is not sure",
     about="Sure: the share of the images whose set of possible classes is the prediction alone. Accuracy where sure: "
@@ -134,6 +140,14 @@ def _right_where_sure(rows: Rows) -> np.ndarray:
     return np.where(_sure(rows) == 1, right, np.nan)
 
 
+def _escaped(rows: Rows) -> np.ndarray:
+    return np.array([np.nan if row["label"] == GOOD else float(row["prediction"] == GOOD) for row in rows])
+
+
+def _rejected(rows: Rows) -> np.ndarray:
+    return np.array([float(row["prediction"] != GOOD) if row["label"] == GOOD else np.nan for row in rows])
+
+
 def _counted_interval(of_images: Callable[[Rows], np.ndarray], key: str, metrics: Values, runs: Runs) -> Bounds | None:
     """Return Wilson's interval of a mean of zeros and ones, over the images that count in a mean run."""
     values = [of_images(tested.rows) for tested in runs]
@@ -142,9 +156,21 @@ def _counted_interval(of_images: Callable[[Rows], np.ndarray], key: str, metrics
     return statistics.wilson_interval(counted.mean() * images, images) if len(counted) else None
 
 
+def _one_counted(of_images: Callable[[Rows], np.ndarray], images: float, runs: Runs) -> float:
+    """Return what one of the images that count changes: folds that agree by chance, all at 0, are no certainty."""
+    counted = [int((~np.isnan(of_images(tested.rows))).sum()) for tested in runs]
+    return float(np.mean([1 / max(1, count) for count in counted]))
+
+
 def _counted(key: str, of_images: Callable[[Rows], np.ndarray], title: str) -> Metric:
-    inference = Inference(interval=partial(_counted_interval, of_images))
+    inference = Inference(interval=partial(_counted_interval, of_images), resolution=partial(_one_counted, of_images))
     return _class(key, title=title, of_images=of_images, inference=inference, words=replace(_SURE, bounded=True))
+
+
+def _mistaken(key: str, of_images: Callable[[Rows], np.ndarray], title: str) -> Metric:
+    """Return a metric of good or defect alone, whatever the defect is called; without good images it has no value."""
+    words = replace(_GOOD_OR_DEFECT, mistake=title)
+    return replace(_counted(key, of_images, title), better="lower", words=words)
 
 
 def _proper(
@@ -195,6 +221,8 @@ METRICS = (
     ),
     _proper("brier", "Brier score", "", 2.0, proper.brier_scores),
     _class("defect_accuracy", title="defects only", heading="defect\nonly", words=Words(aside="on defects alone")),
+    _mistaken("escapes", _escaped, "escapes"),
+    _mistaken("false_rejects", _rejected, "false rejects"),
     _class("head_recall", title="head recall", words=_GROUPS, value=_of_group("head")),
     _class("middle_recall", title="middle recall", words=_GROUPS, value=_of_group("middle")),
     _class("tail_recall", title="tail recall", heading="rare\nclasses", words=_GROUPS, value=_of_group("tail")),

@@ -40,6 +40,8 @@ class Words:
         bounded: its column shows the interval as well.
         aspect: the title of a further table of the report that it stands in.
         about: a sentence below the report's table.
+        mistake: the kind of mistake that it counts, which stands in the verdict's first lines; where higher is better,
+            the mistakes are what is left to 1.
         chance: what is said where no attempt is better than chance, and where none is shown to be.
     """
 
@@ -52,6 +54,7 @@ class Words:
     bounded: bool = False
     aspect: str = ""
     about: str = ""
+    mistake: str = ""
     chance: tuple[str, str] = ("Nothing was learnt", "It is not shown that anything was learnt")
 
 

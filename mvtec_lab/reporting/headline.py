@@ -1,0 +1,201 @@
+"""Say what to do with a comparison, for somebody who reads nothing else: which attempt to use, how sure, what next.
+
+The light repeats it by colour, shape and word: green where the tests show what is said, amber where they leave it open,
+red where there is nothing to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mvtec_lab.evaluation.differences import LEAST_RUNS
+from mvtec_lab.evaluation.specs import metrics_of
+from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.pairs import Comparison, Pair
+from mvtec_lab.results import RunResult
+
+Light = Literal["green", "amber", "red"]
+SHAPES: dict[Light, str] = {"green": "●", "amber": "▲", "red": "■"}  # in a terminal; the page draws the same shapes
+MEANING = {"escapes": "of the defects pass as good", "false rejects": "of the good products are refused"}
+LATE = 0.9  # of the epochs: one whose weights were kept lies so near the end that training had not settled
+FEW_IMAGES = 5  # training images of a class; below it the class is hardly seen
+
+
+@dataclass
+class Headline:
+    """Hold the first lines of a verdict."""
+
+    light: Light
+    word: str  #: beside the light
+    use: str  #: which attempt to use, in a sentence
+    sure: str = ""  #: what to expect of it on new images
+    next: str = ""  #: what to do next, in a sentence
+    #: its mistakes on test, by kind: escapes, false rejects; shares with their 95% intervals
+    mistakes: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the headline as lines for a terminal, the light first."""
+        mistakes = "; ".join(f"{kind}: {mistake_of(kind, share)}" for kind, share in self.mistakes.items())
+        first = f"{SHAPES[self.light]} {self.word}. {self.use}"
+        return [first, *(line for line in (self.sure, f"{capital(mistakes)}." if mistakes else "", self.next) if line)]
+
+
+def headline_of(comparison: Comparison) -> Headline:
+    """Return the headline of a comparison whose verdict is drawn."""
+    done = comparison.done
+    if not done:
+        return Headline("red", "Failed", "There is nothing to use: no run was completed.", next="Next: see why, below.")
+    best = next((attempt for attempt in done if attempt.name == comparison.best), None)
+    if best is None:
+        why = "they were not all tested on the same images, or are judged by different metrics"
+        return Headline("amber", "Open", f"No single attempt can be named: {why}. The verdict says what is comparable.")
+    light, word, use, chosen = _use(best, comparison)
+    return Headline(light, word, use, _sure(chosen, light), _next(chosen, light, comparison), mistakes_of(chosen))
+
+
+def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
+    """Return light, word and the sentence that says which attempt to use, and that attempt."""
+    named = {attempt.name: attempt for attempt in comparison.done}
+    if all(attempt.learnt is False for attempt in named.values()):
+        who = best.name if len(named) == 1 else f"any of these {len(named)} attempts"
+        why = f" Likely because {reason}." if (reason := likely(best)) else ""
+        return "red", "Nothing learnt", f"Do not use {who}: it is not shown that anything was learnt.{why}", best
+    if len(named) == 1:
+        if not best.learnt:
+            return (
+                "amber",
+                "Open",
+                f"{best.name} is the only attempt, and nothing shows what its figure is worth.",
+                best,
+            )
+        what = best.metric.chance[1] if best.metric.chance else "chance"
+        return "green", "Learnt", f"{best.name}, the only attempt, is shown to be better than {what}.", best
+    if comparison.reference is not None:
+        return _against(named[comparison.reference], best, comparison)
+    beaten, level, lost = _sorted(best.name, comparison.pairs)
+    if lost:
+        other, pair = lost[0]
+        use = f"Use {_model(other, pair)}: it is shown to be better on test than {best.name}, which validation chose."
+        return "amber", "Open", use, named[other]
+    if beaten and not level and len(beaten) >= len(named) - 1:
+        others = beaten[0][0] if len(beaten) == 1 else f"all {len(beaten)} others"
+        return "green", "Shown", f"Use {_model(best.name, beaten[0][1])}: it is shown to be better than {others}.", best
+    some = f", and is shown to be better than {len(beaten)} of the {len(named) - 1} others" if beaten else ""
+    use = f"Use {best.name} if one has to be chosen now: it is the best on validation{some}; no attempt is shown to be "
+    return "amber", "Open", f"{use}the best.", best
+
+
+def _against(reference: Attempt, best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
+    """Return the same where every attempt is compared with one that is in use."""
+    name = reference.name
+    worse, level, better = _sorted(name, comparison.pairs)
+    chosen = next((pair for other, pair in better if other == best.name), None)
+    if chosen is not None:
+        use = f"Use {_model(best.name, chosen)}: it is shown to be better than {name}."
+        return "green", "Shown", use, best
+    if better:
+        other, pair = better[0]
+        use = f"Use {_model(other, pair)}: it is shown to be better on test than {name}; validation chose {best.name}."
+        return "amber", "Open", use, next(attempt for attempt in comparison.done if attempt.name == other)
+    if worse and not level:
+        others = worse[0][0] if len(worse) == 1 else f"all {len(worse)} others"
+        return (
+            "green",
+            "Shown",
+            f"Stay with {_model(name, worse[0][1])}: it is shown to be better than {others}.",
+            reference,
+        )
+    return "amber", "Open", f"Stay with {name}: no other attempt is shown to be better.", reference
+
+
+def _sorted(name: str, pairs: Sequence[Pair]) -> tuple[list[tuple[str, Pair]], ...]:
+    """Return the attempts that one is shown to be better than, not shown to differ from, and shown to be worse than."""
+    mine = [pair for pair in pairs if name in (pair.first, pair.second) and pair.difference is not None]
+    sides = sorted(((pair.lead_of(name), _other(name, pair), pair) for pair in mine), key=lambda side: side[0])
+    return (
+        [(other, pair) for lead, other, pair in sides if pair.different and lead > 0],
+        [(other, pair) for _, other, pair in sides if not pair.different],
+        [(other, pair) for lead, other, pair in sides if pair.different and lead <= 0],
+    )
+
+
+def _other(name: str, pair: Pair) -> str:
+    return pair.second if pair.first == name else pair.first
+
+
+def _model(name: str, pair: Pair) -> str:
+    return f"the model of {name} that was trained here" if pair.models else name
+
+
+def _sure(chosen: Attempt, light: Light) -> str:
+    """Say what to expect of an attempt on new images."""
+    estimate, metric = chosen.estimate(), chosen.metric
+    if estimate is None or light == "red":
+        return ""
+    figure = f"{metric.title} {estimate.value:.2f}"
+    if estimate.low is None or estimate.high is None:
+        few = f": {len(chosen.tests)} test sets have no interval" if 1 < len(chosen.tests) < LEAST_RUNS else ""
+        return f"On test it has {figure}; how far that holds is not known{few}."
+    return f"On new images like these expect {figure}, between {estimate.low:.2f} and {estimate.high:.2f} (95%)."
+
+
+def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
+    """Say what to do next. Of an open comparison the verdict's last sentence says it in figures."""
+    if light == "red":
+        return "Next: see that one attempt learns at all, before attempts are compared."
+    if len(comparison.done) == 1 and light == "green":
+        return f"Next: compare it with another attempt (-m attempt={chosen.name},NAME cv.folds=5)."
+    if light == "green":
+        return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
+    if any(pair.models for pair in comparison.pairs) or len(chosen.tests) < LEAST_RUNS:
+        return "Next: test every image, in folds that each attempt is trained for (cv.folds=5)."
+    return "Next: take the simplest of those that are not shown to differ, or test more images."
+
+
+def mistakes_of(attempt: Attempt) -> dict[str, Estimate]:
+    """Return the shares of each kind of mistake on test, with their intervals, as far as the problem has them."""
+    mistakes: dict[str, Estimate] = {}
+    for metric in metrics_of(attempt.problem):
+        estimate = attempt.estimate(metric.key) if metric.words.mistake else None
+        if estimate is None:
+            continue
+        if metric.sign > 0:  # what is found, and not what is missed
+            low, high = (None if bound is None else 1 - bound for bound in (estimate.high, estimate.low))
+            estimate = Estimate(1 - estimate.value, low, high, estimate.method)
+        mistakes[metric.words.mistake] = estimate
+    return mistakes
+
+
+def mistake_of(kind: str, share: Estimate) -> str:
+    """Return a share of mistakes in words, ``8.2% of the defects pass as good (95%: 4.1 to 19%)``."""
+    text = " ".join(filter(None, (f"{100 * share.value:.1f}%", MEANING.get(kind))))
+    bounds = (
+        "" if share.low is None or share.high is None else f" (95%: {100 * share.low:.1f} to {100 * share.high:.1f}%)"
+    )
+    return text + bounds
+
+
+def likely(attempt: Attempt) -> str:
+    """Return the likely reasons why an attempt learnt nothing, from the facts of its runs; empty where none is seen."""
+    return ", and ".join(_reasons(attempt.done))
+
+
+def _reasons(runs: Sequence[RunResult]) -> Iterator[str]:
+    if all(run.weights == "random" and run.backbone != "none" for run in runs):
+        yield "the network began with random weights (give model.weights)"
+    trained = [run for run in runs if run.epochs]
+    late = [run for run in trained if (run.best_epoch or 0) >= LATE * run.epochs]
+    if trained and 2 * len(late) > len(trained):
+        best = f"best epoch {late[0].best_epoch} of {late[0].epochs}"
+        yield f"training ended while it still improved ({best}; give trainer.max_epochs)"
+    rarest = [min(counts.values()) for run in runs if (counts := run.counts.get("train"))]
+    if rarest and min(rarest) < FEW_IMAGES:
+        yield f"a class has only {min(rarest)} training image{'s' if min(rarest) != 1 else ''}"
+
+
+def capital(text: str) -> str:
+    """Return a text with its first letter as a capital."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,162 @@
+"""The first lines of a verdict: which attempt to use, how sure, its mistakes, what next; in terminal, page and file."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_detection_report import detect
+from test_pairs import cross_validated, fold
+from test_reporting import fabricate, fail, text_of
+
+from mvtec_lab.config import VerdictConfig
+from mvtec_lab.reporting import report, summary
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.headline import Headline, headline_of
+from mvtec_lab.reporting.pairs import COMPARISON
+from mvtec_lab.reporting.runs import load_runs
+
+
+def of(directory: Path, **verdict: Any) -> Headline:
+    return headline_of(compare(load_runs(directory), VerdictConfig(**verdict)))
+
+
+def test_an_attempt_that_is_shown_to_be_the_best_is_named_on_green(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7], c=[5, 6, 5, 5, 6])
+    headline = of(tmp_path)
+    assert (headline.light, headline.word) == ("green", "Shown")
+    assert headline.use == "Use a: it is shown to be better than all 2 others."
+    assert headline.sure.startswith("On new images like these expect accuracy 0.93, between 0.")
+    assert "task=evaluate" in headline.next
+
+
+def test_an_open_comparison_says_so_and_what_to_do(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[11, 11, 10, 11, 12], c=[6, 5, 6, 6, 5])
+    headline = of(tmp_path)
+    assert (headline.light, headline.word) == ("amber", "Open")
+    assert "Use a if one has to be chosen now" in headline.use
+    assert "better than 1 of the 2 others; no attempt is shown to be the best" in headline.use
+
+
+def test_one_training_each_is_about_models_and_asks_for_folds(tmp_path: Path) -> None:
+    for name, right in (("good", 20), ("bad", 6)):
+        fabricate(tmp_path / name, name, right=right)
+    headline = of(tmp_path)
+    assert headline.use == "Use the model of good that was trained here: it is shown to be better than bad."
+    for name, right in (("fair", 18), ("other", 16)):
+        fabricate(tmp_path / "more" / name, name, right=right)
+    assert "cv.folds=5" in of(tmp_path / "more").next
+
+
+def test_validation_that_chose_the_wrong_one_is_overruled_in_words(tmp_path: Path) -> None:
+    for name, right, chosen in (("a", [11, 12, 11, 10, 12], 0.1), ("b", [6, 7, 5, 6, 7], 0.9)):
+        for i, count in enumerate(right):
+            run = fold(tmp_path / f"{name}{i}", name, i, count)
+            run.metrics["val"] = {"balanced_accuracy": chosen, "accuracy": chosen, "images": 8}
+            run.save()
+    headline = of(tmp_path)
+    assert headline.light == "amber"
+    assert headline.use == "Use a: it is shown to be better on test than b, which validation chose."
+    assert "accuracy 0.93" in headline.sure  # of the one that is named
+
+
+@pytest.mark.parametrize(
+    ("rival", "light", "use"),
+    [
+        ([11, 12, 10, 10, 12], "amber", "Stay with old: no other attempt is shown to be better."),
+        ([6, 7, 6, 6, 7], "green", "Stay with old: it is shown to be better than new."),
+        ([12, 12, 12, 12, 12], "green", "Use new: it is shown to be better than old."),
+    ],
+)
+def test_a_reference_stays_in_use_until_another_is_shown_to_be_better(
+    tmp_path: Path, rival: list[int], light: str, use: str
+) -> None:
+    cross_validated(tmp_path, old=[9, 9, 8, 9, 9] if "Use" in use else [11, 12, 11, 10, 12], new=rival)
+    headline = of(tmp_path, reference="old")
+    assert (headline.light, headline.use) == (light, use)
+
+
+def test_where_nothing_was_learnt_the_likely_reasons_are_said(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "base", right=6, weights="random", epochs=3, counts={"train": {"good": 20, "crack": 2}})
+    headline = of(tmp_path)
+    assert (headline.light, headline.word) == ("red", "Nothing learnt")
+    assert headline.use.startswith("Do not use base: it is not shown that anything was learnt. Likely because ")
+    for reason in ("random weights", "best epoch 3 of 3; give trainer.max_epochs", "only 2 training images"):
+        assert reason in headline.use
+    assert not headline.sure  # a figure to expect would be no use
+
+
+def test_two_test_sets_do_not_show_that_nothing_was_learnt(tmp_path: Path) -> None:
+    """They have no interval: 90% right on both was called nothing learnt."""
+    for name in ("a", "b"):
+        for i in range(2):
+            fold(tmp_path / f"{name}{i}", name, i, 11)
+    comparison = compare(load_runs(tmp_path))
+    assert "learnt" not in comparison.verdict[0]
+    headline = headline_of(comparison)
+    assert headline.light == "amber"
+    assert "2 test sets have no interval" in headline.sure
+
+
+def test_a_single_attempt_and_no_run_at_all(tmp_path: Path) -> None:
+    fail(tmp_path / "fail", "base")
+    assert of(tmp_path).light == "red"
+    fabricate(tmp_path / "a", "a", right=18)
+    headline = of(tmp_path)
+    assert (headline.light, headline.word) == ("green", "Learnt")
+    assert "always naming the most frequent class" in headline.use
+
+
+def test_attempts_on_different_images_have_no_single_answer(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "a", right=18)
+    fold(tmp_path / "b", "b", 1, 11)
+    headline = of(tmp_path)
+    assert headline.use.startswith("No single attempt can be named")
+
+
+def test_escapes_and_false_rejects_are_counted_with_intervals(tmp_path: Path) -> None:
+    """Of 20 images the classes take turns; the six last ones are wrong: a class is taken for the one after it."""
+    fabricate(tmp_path / "a", "a", right=14)
+    mistakes = of(tmp_path).mistakes
+    escapes, rejects = mistakes["escapes"], mistakes["false rejects"]
+    assert escapes.value == pytest.approx(2 / 15)  # 15 and 19, of the last class, are taken for the first: good
+    assert rejects.value == pytest.approx(1 / 5)  # 16
+    assert (escapes.low, escapes.high) == pytest.approx((0.0373, 0.3788), abs=1e-4)  # Wilson, 2 of 15
+    assert (rejects.low, rejects.high) == pytest.approx((0.0362, 0.6245), abs=1e-4)
+
+
+def test_no_mistake_in_any_fold_is_no_certainty(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[12, 12, 12, 12, 12])
+    for share in of(tmp_path).mistakes.values():
+        assert share.value == share.low == 0
+        assert share.high is not None
+        assert 0.03 < share.high < 0.5
+
+
+def test_of_anomaly_models_what_is_not_found_escapes(tmp_path: Path) -> None:
+    run = detect(tmp_path / "a", "patchcore")
+    found = run.metrics["test"]["recall_of_defects"]
+    run.metrics["test"]["intervals"]["recall_of_defects"] = [low, high] = [0.5 * found, 0.5 + 0.5 * found]
+    run.save()
+    escapes = of(tmp_path).mistakes["escapes"]
+    assert (escapes.value, escapes.low, escapes.high) == pytest.approx((1 - found, 1 - high, 1 - low))
+
+
+def test_terminal_page_and_file_begin_with_it(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7])
+    rows, comparison = report.sum_up(tmp_path)
+    out = io.StringIO()
+    summary.print_table(rows, comparison.verdict, Console(file=out, width=100), headline=comparison.headline)
+    assert out.getvalue().startswith("● Shown. Use a: it is shown to be better than b.\n")
+    assert "pass as good (95%: " in out.getvalue().partition("attempt")[0]
+    assert json.loads((tmp_path / COMPARISON).read_text())["headline"] == comparison.headline
+    html = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    text = text_of(html)
+    places = [text.index(part) for part in ("2 attempts", "Shown", "Use a:", "Escapes", "Next:", "Holdout")]
+    assert places == sorted(places)
+    assert '<circle cx="10"' in html  # a shape beside the colour and the word
+    assert html.count('<details class="attempt">') == 2  # folded

@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -492,10 +492,7 @@ def _replaced(job: Any, config: Config, words: list[str]) -> list[str]:
     """
     attempt = job.runtime.choices["attempt"]
     folders = [*(source.path for source in job.runtime.config_sources if source.provider == OWN), CONF]
-    file = next(file for folder in folders if (file := Path(folder, "attempt", f"{attempt}.yaml")).is_file())
-    values = OmegaConf.load(file)
-    assert isinstance(values, DictConfig)
-    values.pop("defaults", None)
+    values = _of_attempt(attempt, folders)
     merged = OmegaConf.merge(OmegaConf.structured(Config), values)  # numbers as the keys have them
     (of_file, of_run), named = (_flat(merged), _flat(config)), flatten(_plain(values))
     fixed = [key for key, value in typed_keys(words).items() if not {",", "("} & {*value}]
@@ -505,6 +502,17 @@ def _replaced(job: Any, config: Config, words: list[str]) -> list[str]:
         return []
     said = ", ".join(f"{key}={of_run.get(key, 'null')} in place of {of_file[key]}" for key in keys)
     return [f"what was typed replaces what attempt={attempt} sets: {said}"]
+
+
+def _of_attempt(attempt: str, folders: Sequence[str | Path]) -> DictConfig:
+    """Return the values that an attempt's file sets, and those of the attempts that it is made of."""
+    file = next(file for folder in folders if (file := Path(folder, "attempt", f"{attempt}.yaml")).is_file())
+    values = OmegaConf.load(file)
+    assert isinstance(values, DictConfig)
+    begun_from = [e for e in values.pop("defaults", ()) if isinstance(e, str) and e.startswith("/attempt/")]
+    merged = OmegaConf.merge(*(_of_attempt(name.removeprefix("/attempt/"), folders) for name in begun_from), values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _plain(values: Any) -> dict[str, Any]:

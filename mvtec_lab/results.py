@@ -291,6 +291,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):  # as it is typed
+        return f"[{','.join(map(_text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else redacted(str(value))
 
 

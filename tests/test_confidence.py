@@ -195,7 +195,7 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     assert all(row["set"] == row["certainty"] == "" for row in rows_of(run, "val"))
     for row in rows:
         members = [n for n in result.classes if float(row[f"prob_{n}"]) >= result.sets["least"][n] * (1 - 1e-5)]
-        assert row["set"] == "|".join(members)
+        assert row["set"] == ("|".join(members) or "(none)")
         assert row["certainty"] == ("sure" if members == [row["prediction"]] else "unsure")
     test = result.metrics["test"]
     certain = [row for row in rows if row["certainty"] == "sure"]
@@ -220,12 +220,15 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     new = {Path(row["path"]).relative_to(product).as_posix(): row for row in read_csv(tmp_path / "new" / PREDICTIONS)}
     assert all(new[row["path"]][key] == row[key] for row in rows for key in ("prediction", "set", "certainty"))
     unsure = sum(row["certainty"] == "unsure" for row in new.values())
-    assert f"{unsure} of {len(new)} images are unsure" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{unsure} of {len(new)} images are unsure" in said
+    assert f"it rests on {sum(held_out.values())} held-out images" in said
     sum_up(run)
     assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")
     promised = [f"<td>{1 - share:.3g}</td>" for share in result.sets["alpha"].values()]
     assert all(cell in (run / REPORT).read_text(encoding="utf-8") for cell in promised)
     assert "Own class in the set" in (run / REPORT).read_text(encoding="utf-8")
+    assert f"it rests on {sum(held_out.values())} held-out images" in (run / REPORT).read_text(encoding="utf-8")
 
 
 def test_a_run_from_before_there_were_sets_is_loaded_and_compared(lab: Lab, product: Path, tmp_path: Path) -> None:

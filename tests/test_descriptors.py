@@ -128,7 +128,7 @@ def predictions(folder: Path) -> dict[str, dict[str, str]]:
         return {row["path"]: row for row in csv.DictReader(file)}
 
 
-def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_path: Path):
+def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_path: Path, capsys):
     parts = "model.options.parts=[global,anomaly,residual,local,where]"
     assert lab(*SETTINGS, parts, "hydra.run.dir=run") == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
@@ -141,6 +141,7 @@ def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_pa
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
     judged = predictions(tmp_path / "judged")
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=new") == 0
+    assert "not guaranteed: inner folds judged the 18 held-out images" in capsys.readouterr().out
     new = {"test/" + path.split("test/")[-1]: row for path, row in predictions(tmp_path / "new").items()}
     for path, row in rows.items():
         if row["split"] == "test":
@@ -246,7 +247,7 @@ def test_without_spare_good_images_it_compares_with_those_that_it_learns_from(la
     shutil.rmtree(product / "train")
     assert lab(*SETTINGS, "model.options.parts=[global,local]", "hydra.run.dir=run") == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert any("no good images beside the" in line for line in result["warnings"])
+    assert any("no good images beside the" in line and "in train/good" in line for line in result["warnings"])
     assert result["decided"]["memory"] == "8 of 8 good images"
 
 
@@ -254,6 +255,7 @@ def test_mistakes_are_answered(lab, product: Path, capsys):
     said = {
         ("model.options.parts=[global,locl]",): "'locl'",
         ("model.options.parts=[global,global]",): "names a part twice",
+        ("model.options.parts=[global,masks]", "model.options.alone=[mask]"): "'mask': did you mean masks?",
         ("model.options.parts=[global]", "model.options.memory=9"): "looks at good patches",
         ("model.unfreeze=1",): "model.unfreeze",
         ("model.head=cosine",): "model.head",

@@ -162,15 +162,17 @@ def test_what_is_typed_in_place_of_what_an_attempt_sets_is_said(
     files = {
         "attempt/tiny": f"{GLOBAL}model: {{backbone: resnet18, unfreeze: all}}\noptimizer: {{lr: 1e-2}}",
         "attempt/other": f"{GLOBAL}optimizer: {{lr: 1e-2}}",
+        "attempt/from_tiny": f"{GLOBAL}defaults: [/attempt/tiny]\noptimizer: {{weight_decay: 1e-3}}",
     }
     words = ["data=folder", f"data.root={product}", "data.image_size=24", "model.weights=null"]
     words += ["trainer.max_epochs=1", "trainer.accelerator=cpu", f"model.backbone={tiny_net}", "optimizer.lr=0.01"]
-    assert own(files, "-m", "attempt=tiny,other", *words, "hydra.sweep.dir=sweep") == 0
+    assert own(files, "-m", "attempt=tiny,other,from_tiny", *words, "hydra.sweep.dir=sweep") == 0
     line = f"what was typed replaces what attempt=tiny sets: model.backbone={tiny_net} in place of resnet18"
     printed = capsys.readouterr()
     assert line in " ".join((printed.out + printed.err).split())
     warnings = {run.attempt: run.warnings for run in find_runs("sweep")}
     assert line in warnings["tiny"]
+    assert line.replace("=tiny sets", "=from_tiny sets") in warnings["from_tiny"]  # so does what it begins from
     assert not [warning for warning in warnings["other"] if "typed" in warning]
     assert line in (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
 

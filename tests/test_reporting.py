@@ -443,7 +443,12 @@ def test_predictions_of_another_class_list_are_named(tmp_path: Path) -> None:
 def test_seeds_that_differ_by_run_only_are_no_difference(tmp_path: Path) -> None:
     for index in range(4):
         fabricate(tmp_path / str(index), ("base", "augment")[index // 2], seed=index % 2)
+    for path in (tmp_path / "0" / CONFIG, tmp_path / "1" / CONFIG):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["model"] = {**config.get("model", {}), "options": {"parts": ["global", "where"]}}
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
     text = text_of(page(tmp_path))
+    assert "model.options.parts [global,where]" in text  # as it is typed
     assert "optimizer.lr" in text
     assert "split.seed" not in text.rpartition("What differs")[2]
 

@@ -121,6 +121,16 @@ def smallest_alpha(held_out: int) -> float:
     return 1 / (held_out + 1)
 
 
+def reservation(held_out: int, validates_by: str = "") -> str:
+    """Return on what the promise of ``set_thresholds`` rests, in a clause; ``validates_by`` as in ``Problem``."""
+    if not validates_by:
+        return f"it rests on {held_out} held-out images, and on new ones being like them"
+    return (
+        f"it is to be expected, not guaranteed: {validates_by} judged the {held_out} held-out images, by other models "
+        "than this one, and new images must be like them"
+    )
+
+
 def set_thresholds(labels: npt.ArrayLike, probabilities: npt.ArrayLike, alpha: npt.ArrayLike) -> np.ndarray:
     """Return the probability from which on each class belongs to an image's set, [C]: class-conditional conformal sets.
 

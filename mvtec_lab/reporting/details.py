@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mvtec_lab.evaluation.confidence import reservation
 from mvtec_lab.evaluation.metrics import top_confusions
 from mvtec_lab.evaluation.specs import METRICS, all_metrics
 from mvtec_lab.evaluation.statistics import wilson_interval
@@ -17,7 +18,7 @@ from mvtec_lab.foreign import damaged, file_of
 from mvtec_lab.reporting import figures, summary
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.runs import predictions_of
-from mvtec_lab.results import EXPLANATIONS, GOOD, MISTAKES, RunResult
+from mvtec_lab.results import CERTAINTY, EXPLANATIONS, GOOD, MISTAKES, RunResult
 
 PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
 TITLES = {MISTAKES: "Test images, worst mistakes first", EXPLANATIONS: "Explanations"}  # where a run says none
@@ -35,7 +36,7 @@ class Part:
     Args:
         title: of the part.
         source: the picture, as a ``data:`` address.
-        about: a sentence above the picture.
+        about: a sentence above the picture, or below the table.
         headings: of the table.
         rows: a cell is text, a number or an Estimate, which is drawn as a share with its interval.
     """
@@ -144,7 +145,7 @@ def _in_their_set(attempt: Attempt) -> Part | None:
             (image, name in row["set"].split("|"))
             for t in attempt.on()
             for image, row in zip(t.images, t.rows, strict=True)
-            if row["label"] == name and row.get("set") is not None
+            if row["label"] == name and row.get(CERTAINTY)
         ]
         share, images = mean(float(held) for _, held in tested), len({image for image, _ in tested})
         bounds = (None, None) if share is None else wilson_interval(share * images, images)
@@ -152,7 +153,11 @@ def _in_their_set(attempt: Attempt) -> Part | None:
         covered = Estimate(share, *bounds) if share is not None else None
         rows.append([name, f"{held_out:.3g}", f"{1 - (promised or 0):.3g}", images, covered])
     headings = ["class", "held out", "promised", "tested", "has it", "95% interval"]
-    return Part("Own class in the set", headings=headings, rows=rows) if rows else None
+    if not rows:
+        return None
+    images = max(round(sum(of_run["held_out"].values())) for of_run in of_runs)
+    about = f"What is promised: {reservation(images, attempt.done[0].validates_by)}."
+    return Part("Own class in the set", about=about, headings=headings, rows=rows)
 
 
 def _mistakes(attempt: Attempt) -> Part | None:

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mvtec_lab.evaluation.confidence import reservation
 from mvtec_lab.problems.classification.base import Classifier
 
 _USE = "probabilities are those of classes, in their order; the highest one is the prediction"
 _SURE = (
     "an image may be of each class whose probability is the class's number in least or more, and is sure where that is "
-    "the prediction alone; alpha, by class, is the share of its images that may miss it, as promised by held_out images"
+    "the prediction alone; alpha, by class, is the share of its images that may miss it, as held_out images promise: "
 )
 
 
@@ -27,7 +28,8 @@ class Probabilities(nn.Module):
         self.classifier, self.single = classifier, classifier.single
         self.about: dict[str, Any] = {"use": _USE}
         if sets is not None:
-            self.about = {"use": f"{_USE}; {_SURE}", **sets}
+            rests = reservation(round(sum(sets["held_out"])), classifier.validates_by)
+            self.about = {"use": f"{_USE}; {_SURE}{rests}", **sets}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.classifier(images).float().softmax(1),)

@@ -68,7 +68,7 @@ class Classification(Problem):
         return predictions
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        return counted_unsure(model.sets, model.classes, rows)
+        return counted_unsure(model.sets, model.classes, rows, model.module.validates_by)
 
     def fit(self, run: Run) -> None:
         run.model.module.fit(run)

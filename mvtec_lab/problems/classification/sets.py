@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mvtec_lab.engine.run import Run
-from mvtec_lab.evaluation.confidence import set_thresholds, sets_of, smallest_alpha, sure
+from mvtec_lab.evaluation.confidence import reservation, set_thresholds, sets_of, smallest_alpha, sure
 from mvtec_lab.evaluation.statistics import wilson_interval
 from mvtec_lab.results import CERTAINTY, SURE, UNSURE
 
@@ -17,6 +17,7 @@ Sets: TypeAlias = Mapping[str, Sequence[float]] | None  # ``Model.sets``
 
 ALPHA = 0.1  # where ``threshold.alpha`` is null and a class has images enough
 SET, JOINT = "set", "|"
+NONE = "(none)"  # the set of an image that is like no class; in brackets, as a class may be called none
 
 
 def choose_sets(run: Run, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -50,7 +51,7 @@ def set_columns(sets: Sets, classes: Sequence[str], probabilities: np.ndarray) -
     if sets is None:
         return [{}] * len(probabilities)
     members, certain = sets_of(probabilities, sets["least"]), sure(probabilities, sets["least"])
-    names = (JOINT.join(compress(classes, of_image)) for of_image in members)
+    names = (JOINT.join(compress(classes, of_image)) or NONE for of_image in members)
     return [{SET: of_image, CERTAINTY: SURE if c else UNSURE} for of_image, c in zip(names, certain, strict=True)]
 
 
@@ -68,10 +69,19 @@ def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabil
     return {"set_coverage": dict(zip(classes, shares, strict=True)), "intervals": {"sure_accuracy": interval}}
 
 
-def counted_unsure(sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how many images of predictions.csv are unsure, and what was promised of the others."""
+def counted_unsure(
+    sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]], validates_by: str
+) -> list[str]:
+    """Say how many images of predictions.csv are unsure, what was promised of the others, and on what that rests.
+
+    Args:
+        validates_by: as ``Problem.validates_by``.
+    """
     if sets is None:
         return []
     unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
     promised = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
-    return [f"{unsure} of {len(rows)} images are unsure; sure and wrong are at most, by class: {promised}"]
+    return [
+        f"{unsure} of {len(rows)} images are unsure; sure and wrong should be at most, by class: {promised}",
+        f"that is the promise; {reservation(round(sum(sets['held_out'])), validates_by)}",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.problems.base import LAYERS, Method, Option
 from mvtec_lab.registry import Registry
 
@@ -35,7 +35,7 @@ def check(config: Config) -> None:
         raise LabError(f"model.options.parts names a part twice: {', '.join(parts)}")
     for name in config.model.options.get("alone") or ():
         if name not in parts:
-            raise LabError(f"model.options.alone names {name}, which is none of parts=[{', '.join(parts)}]")
+            raise unknown("part in model.options.alone, of those in model.options.parts", name, parts)
     learning = [name for name in parts if name in FITTED]
     if learning and config.model.options.get("tune"):
         raise LabError(

@@ -386,7 +386,7 @@ class Descriptors(Classifier):
 EQUAL = (
     0.01  # difference of distances that is rounding: they are about 1 between good patches, and kept in half precision
 )
-OWN_GOOD = "an image is compared with those of other inner folds"
+OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
 NO_GOOD = "give model.options.parts=[global]"
 
 

@@ -53,9 +53,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
             weight = "bold" if row == column else "normal"
             ax.text(column, row, str(count), ha="center", va="center", color=colour, weight=weight)
     ticks = range(len(classes))
-    oblique = [_label(name, 26, 1) for name in classes]  # two lines of oblique text would run into the next label
+    oblique = [label_of(name, 26, 1) for name in classes]  # two lines of oblique text would run into the next label
     ax.set_xticks(ticks, oblique, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
-    ax.set_yticks(ticks, [_label(name) for name in classes], fontsize=9)
+    ax.set_yticks(ticks, [label_of(name) for name in classes], fontsize=9)
     ax.set_xlabel("predicted", color=GREY)
     ax.set_ylabel("true", color=GREY)
     ax.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
@@ -64,7 +64,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str | No
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
     if title:
-        ax.set_title(_label(title, 60), fontsize=11)
+        ax.set_title(label_of(title, 60), fontsize=11)
     return lettered(figure)
 
 
@@ -101,10 +101,10 @@ def curves_figure(
     for ax, key in zip(axes.flat, panels, strict=False):
         for index, (name, runs) in enumerate(histories.items()):
             lines = [_series(rows, key) for rows in runs]
-            _draw_runs(ax, [line for line in lines if line], index, _label(name, 40), thin)
+            _draw_runs(ax, [line for line in lines if line], index, label_of(name, 40), thin)
             _mark(ax, lines, (best or {}).get(name, ()), index, thin)
         ax.set_title(f"validation {metrics[key].title}" if key in metrics else LOSSES[key], fontsize=10)
-        _quiet(ax)
+        quiet(ax)
         ax.grid(color=RULE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key in metrics and metrics[key].share:
@@ -164,7 +164,7 @@ def _scale(ax: Axes, values: Mapping[str, Sequence[float]], linear: bool) -> Non
     elif far:
         high = max(top for name, top in tops.items() if name not in far)
         ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        who = _label(far[0], 30, 1) if len(far) == 1 else f"{len(far)} attempts"
+        who = label_of(far[0], 30, 1) if len(far) == 1 else f"{len(far)} attempts"
         what = f"↑ cut: {who}, up to {max(tops.values()):.3g}"
         ax.text(0.99, 0.98, what, ha="right", va="top", fontsize=8, color=INK, transform=ax.transAxes)
 
@@ -184,7 +184,7 @@ def _judged_by(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Me
 
 def _draw_runs(ax: Axes, lines: Sequence[Mapping[int, float]], index: int, label: str, thin: bool) -> None:
     """Draw a column of the histories of one attempt: its only run, or thin lines (if ``thin``) and their mean."""
-    style: dict[str, Any] = dict(zip(("color", "linestyle"), _style(index), strict=True))
+    style: dict[str, Any] = dict(zip(("color", "linestyle"), style_of(index), strict=True))
     if len(lines) > 1:
         for line in lines if thin else ():
             ax.plot(list(line), list(line.values()), linewidth=0.7, alpha=0.45, **style)
@@ -204,7 +204,7 @@ def _mark(ax: Axes, lines: Sequence[Mapping[int, float]], best: Sequence[int | N
     ]
     size = 40 if len(lines) == 1 else 14
     for epoch, value in places:
-        ax.scatter(epoch, value, size, _style(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
+        ax.scatter(epoch, value, size, style_of(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -231,12 +231,12 @@ def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlim(0, 1)
     best = f", the best {MOST} of {total} attempts" if total > MOST else ""
     what = f"test {metric.title}" + (f", {metric.unit}" if metric.unit else "") + best
-    _finish_rows(figure, ax, [_label(row["attempt"], 28) for row in rows], what)
+    finish_rows(figure, ax, [label_of(row["attempt"], 28) for row in rows], what)
     return lettered(figure)
 
 
 def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: Metric) -> None:
-    estimate, (colour, _) = row["estimate"], _style(y)
+    estimate, (colour, _) = row["estimate"], style_of(y)
     if estimate is None:
         ax.text(0.01, y, "no result", va="center", color=GREY, fontsize=9, transform=ax.get_yaxis_transform())
     else:
@@ -254,12 +254,12 @@ def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: Metric) -> None:
         ax.vlines(row["baseline"], y - 0.5, y + 0.5, color=GREY, linestyle=(0, (3, 3)), label=label)
 
 
-def _finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> None:
+def finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> None:
     """Name the rows of a chart and what its axis shows, and add the legend if there is anything to name."""
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_xlabel(what, color=GREY)
-    _quiet(ax)
+    quiet(ax)
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
@@ -280,8 +280,8 @@ def coverage_figure(
     ax = figure.add_subplot()
     lowest = 1.0
     for index, (name, (coverage, accuracy)) in enumerate(islice(curves.items(), MOST)):
-        colour, dashes = _style(index)
-        ax.plot(coverage, accuracy, color=colour, linestyle=dashes, label=_label(name, 40))
+        colour, dashes = style_of(index)
+        ax.plot(coverage, accuracy, color=colour, linestyle=dashes, label=label_of(name, 40))
         lowest = min([lowest, *accuracy[coverage >= FIRST_COVERAGE]])
         if name in points:
             ax.plot(*points[name], "o", color=colour, markersize=7, clip_on=False)
@@ -291,7 +291,7 @@ def coverage_figure(
     first = f", the first {MOST} of {len(curves)} attempts" if len(curves) > MOST else ""
     ax.set_xlabel(f"coverage: share of the test images that are answered{first}", color=GREY)
     ax.set_ylabel("accuracy on them", color=GREY)
-    _quiet(ax)
+    quiet(ax)
     ax.grid(color=RULE)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return lettered(figure)
@@ -322,7 +322,7 @@ def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:
     ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     what = "images" if len(shown) == len(classes) else f"images, the {MOST} most frequent of {len(classes)} classes"
-    _finish_rows(figure, ax, [_label(name, 30) for name in shown], what)
+    finish_rows(figure, ax, [label_of(name, 30) for name in shown], what)
     return lettered(figure)
 
 
@@ -350,8 +350,8 @@ def scores_figure(scores: Mapping[str, Sequence[float]], threshold: float, good:
         colour = PALETTE[0] if name in good else PALETTE[1]
         ax.plot(values, y + shift, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
     ax.axvline(threshold, color=INK, linestyle=(0, (3, 3)), linewidth=1, label="threshold")
-    _finish_rows(
-        figure, ax, [_label(f"{name} ({len(values)})", 30) for name, values in scores.items()], "score of an image"
+    finish_rows(
+        figure, ax, [label_of(f"{name} ({len(values)})", 30) for name, values in scores.items()], "score of an image"
     )
     return lettered(figure)
 
@@ -376,7 +376,8 @@ def to_jpeg(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _style(index: int) -> tuple[str, str]:
+def style_of(index: int) -> tuple[str, str]:
+    """Return colour and dashes of the attempt at a place, the same in every chart."""
     return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
@@ -400,11 +401,13 @@ def wrap(text: str, width: int, most: int | None = None) -> list[str]:
     return [line.replace(_HALF, "") for line in lines]
 
 
-def _label(name: str, width: int = 14, most: int = 3) -> str:
+def label_of(name: str, width: int = 14, most: int = 3) -> str:
+    """Return a name in lines that a chart has room for, in letters that its font has."""
     return readable("\n".join(wrap(name, width, most))).replace("$", r"\$")  # a bare $ would start a formula
 
 
-def _quiet(ax: Axes) -> None:
+def quiet(ax: Axes) -> None:
+    """Take the frame and the ticks off a chart, which say nothing."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#c5ccd3")
     ax.tick_params(length=0, labelsize=9)

@@ -21,6 +21,7 @@ from mvtec_lab.reporting.origin import common_folder, data_pages, differences, o
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.runs import failure, load_runs
+from mvtec_lab.reporting.spread import spread_figure, spreads
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import remove_leftovers
@@ -86,6 +87,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         headline=headline_of(comparison),
         mistake_of=mistake_of,
         verdict=comparison.verdict,
+        spreads=[(spread, figures.to_data_uri(spread_figure(spread))) for spread in spreads(comparison)],
         coverage=coverage(comparison.done),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],
         reported=[row for row in rows if row["reported_accuracy"] is not None],

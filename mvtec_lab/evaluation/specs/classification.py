@@ -131,13 +131,16 @@ _SURE = Words(
 )
 
 
+def _right(rows: Rows) -> np.ndarray:
+    return np.array([float(row["label"] == row["prediction"]) for row in rows])
+
+
 def _sure(rows: Rows) -> np.ndarray:
     return np.array([_OF_CERTAINTY.get(row.get(CERTAINTY) or "", np.nan) for row in rows])
 
 
 def _right_where_sure(rows: Rows) -> np.ndarray:
-    right = np.array([row["label"] == row["prediction"] for row in rows], dtype=np.float64)
-    return np.where(_sure(rows) == 1, right, np.nan)
+    return np.where(_sure(rows) == 1, _right(rows), np.nan)
 
 
 def _escaped(rows: Rows) -> np.ndarray:
@@ -203,7 +206,14 @@ _OF_CERTAINTY = {SURE: 1.0, UNSURE: 0.0}
 
 METRICS = (
     _deciding_class(
-        "accuracy", title="accuracy", heading="acc.", words=_ALL, needed=True, chance=_SHARE, inference=_ACCURACY
+        "accuracy",
+        title="accuracy",
+        heading="acc.",
+        words=_ALL,
+        needed=True,
+        of_images=_right,
+        chance=_SHARE,
+        inference=_ACCURACY,
     ),
     _deciding_class(
         "balanced_accuracy",

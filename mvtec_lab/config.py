@@ -172,8 +172,9 @@ class SplitConfig:
     )
     test: float = knob(
         0.2,
-        "share of the pool that tests; with one_class of the good images, where the data set has none for testing",
-        above=0,
+        "share of the pool that tests; with one_class of the good images, where the data set has none for testing; 0: "
+        "none, for the classifier to keep, of an attempt that a cross-validation has chosen",
+        least=0,
         below=1,
         needs=(only("split.protocol", "holdout", "own", "auto", "one_class"),),
     )
@@ -634,6 +635,8 @@ def validate_split(s: SplitConfig) -> None:
         raise LabError(f"split.protocol={s.protocol} {_NAMED[s.protocol]}: leave out split.per_class and split.pool")
     if s.per_class == 2 and not s.val_is_test:
         raise LabError("split.per_class=2 is out of range: give 3 or more, one image for each of train, val and test")
+    if untested(s) and s.val_is_test:
+        raise LabError("split.test=0 leaves no image that validates: leave out split.val_is_test")
     tested = 1 / s.folds if s.protocol == "kfold" else s.test
     held_out = tested + (0 if s.val_is_test else s.val)
     if s.protocol != "file" and held_out >= 1:
@@ -644,6 +647,11 @@ def validate_split(s: SplitConfig) -> None:
         raise LabError(f"split.fold={s.fold} does not exist: split.folds={s.folds} has folds 0 to {s.folds - 1}")
     if (s.protocol == "file") != (s.file is not None):
         raise LabError("split.protocol=file and split.file=FILE.csv (columns path,split) go together: give both")
+
+
+def untested(s: SplitConfig) -> bool:
+    """Tell whether a split asks for no test images."""
+    return s.test == 0 and s.protocol in ("holdout", "own", "auto", "one_class")
 
 
 def _check_pattern(group_by: str) -> None:

@@ -38,7 +38,17 @@ from mvtec_lab.data.paste import Paste, check_sources
 from mvtec_lab.data.samples import Sample, Scan, by_image, classes_of, kinds_of, seen_in
 from mvtec_lab.data.sampling import EpochBatches, EpochSampler, Sampling, class_weights
 from mvtec_lab.data.source import product_folder
-from mvtec_lab.data.splits import SPLITS, drawn_test, good_alone, parted, pool_of, settled, split_samples, thin_out
+from mvtec_lab.data.splits import (
+    SPLITS,
+    drawn_test,
+    good_alone,
+    parted,
+    pool_of,
+    settled,
+    split_samples,
+    thin_out,
+    to_keep,
+)
 from mvtec_lab.data.tiles import OVERLAP, Window, windows
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, read_picture, read_windows
 from mvtec_lab.errors import LabError
@@ -160,7 +170,7 @@ class MVTecDataModule(pl.LightningDataModule):
         self.split = settled(listed.samples, self.split)
         self.warnings += parted(listed.samples, self.split)
         self.warnings += listed.oddities(samples)
-        self.warnings += drawn_test(listed.samples, samples, self.split)
+        self.warnings += drawn_test(listed.samples, samples, self.split) + to_keep(self.split)
         if imbalance is not None:
             kept = ", ".join(f"{label} {count}" for label, count in Counter(s.label for s in train).most_common())
             self.warnings.append(f"data.imbalance={imbalance:g}: training thinned out to {kept}")

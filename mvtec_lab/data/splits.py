@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.config import SplitConfig, validate_split
+from mvtec_lab.config import SplitConfig, untested, validate_split
 from mvtec_lab.data.samples import Sample, classes_of, no_good
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import DEFECT, GOOD, read_csv
@@ -120,6 +120,10 @@ def _own(samples: Sequence[Sample], split: SplitConfig) -> list[Sample]:
         )
     if split.val_is_test and "val" in parts:
         raise LabError("the data set has validation images: leave out split.val_is_test")
+    if "test" in parts and split.test == 0:
+        raise LabError(
+            "split.test=0: the data set has test images of its own: split.protocol=holdout learns them as well"
+        )
     if "test" in parts:  # of split.val nothing is said: attempts set a share of their own, for data without that part
         _leave_out("test", split.test, "has test images of its own")
     units = _units([s for s in samples if s.split == "train"])
@@ -216,6 +220,15 @@ def drawn_test(listed: Sequence[Sample], samples: Sequence[Sample], split: Split
     return [
         f"the data set has no test images of its own: {tested[True]} good images, drawn by split.test={split.test:g}, "
         f"and all {tested[False]} defects are tested"
+    ]
+
+
+def to_keep(split: SplitConfig) -> list[str]:
+    """Return a line in a list where nothing is tested, as the model is to be kept; else an empty list."""
+    if not untested(split):
+        return []
+    return [
+        "no image is tested (split.test=0): what to expect of this model is its attempt's figure in cross-validation"
     ]
 
 
@@ -391,8 +404,10 @@ def _units(samples: list[Sample]) -> Units:
 
 
 def _draw(all_units: Units, left: Units, share: float, seed: int, name: str) -> set[str]:
-    """Draw ``share`` of the groups of each class, at least one, and leave at least one."""
+    """Draw ``share`` of the groups of each class, at least one, and leave at least one; none where it is 0."""
     drawn: set[str] = set()
+    if not share:
+        return drawn
     for label, groups in left.items():
         if len(groups) < 2:
             raise _too_few(label, len(all_units[label]), "holdout", 3)

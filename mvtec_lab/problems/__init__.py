@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
 
 from mvtec_lab import knobs
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, untested, validate
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry
@@ -124,6 +124,8 @@ def check(config: Config, typed: Collection[str] = frozenset()) -> None:
     rules = _rules_of(method)
     if config.data.tile is not None and rules.untiled:
         raise LabError(f"data.tile={config.data.tile} and model.method={method.name}: {rules.untiled}")
+    if untested(config.split) and rules.tested:
+        raise LabError(f"split.test=0 and model.method={method.name}: {rules.tested}")
     rules.check(config)
     if method.rules is not None:
         method.rules(config)

@@ -191,6 +191,7 @@ class Rules:
         deciding: returns the key of the validation metric by which a search ranks its runs; raises LabError if the
             settings give no such metric.
         untiled: why it cannot judge an image by tiles of it (``data.tile``), and what to do; empty where it can.
+        tested: why it cannot do without test images (``split.test=0``), and what to do; empty where it can.
     """
 
     check: Callable[[Config], None] = lambda config: None
@@ -198,6 +199,7 @@ class Rules:
     effective: Callable[[Config], Collection[str]] = lambda config: ()
     deciding: Callable[[Config], str] = lambda config: config.trainer.monitor.rpartition("/")[2]
     untiled: str = "it judges images as a whole: leave it out"
+    tested: str = "it is judged on test images: give a small share, split.test=0.05"
 
 
 def require_onnx(model: Model) -> None:

@@ -81,7 +81,7 @@ def _matrix(attempt: Attempt) -> np.ndarray | None:
 
 def by_type(attempt: Attempt) -> Part | None:
     """Return the metrics of each defect type, the means over the runs, and its images, each of them counted once."""
-    of_runs = [types for run in attempt.done if (types := run.metrics["test"].get("by_type"))]
+    of_runs = [types for run in attempt.done if (types := run.metrics.get("test", {}).get("by_type"))]
     keys = {key for types in of_runs for values in types.values() for key in values}
     metrics = {m.words.by_type: m.title for m in all_metrics() if m.words.by_type in keys}
     kind_of = {image: row.get("type") for t in attempt.on() for image, row in zip(t.images, t.rows, strict=True)}

@@ -48,6 +48,9 @@ def headline_of(comparison: Comparison) -> Headline:
     done = comparison.done
     if not done:
         return Headline("red", "Failed", "There is nothing to use: no run was completed.", next="Next: see why, below.")
+    if all(run.untested for attempt in done for run in attempt.done):
+        expected = "What to expect is the figure that their attempt had in cross-validation (cv.folds)."
+        return Headline("amber", "Untested", "These models have learnt what would have tested them.", expected)
     best = next((attempt for attempt in done if attempt.name == comparison.best), None)
     if best is None:
         why = "they were not all tested on the same images, or are judged by different metrics"

@@ -92,6 +92,7 @@ def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]
     """
     train = counts.get("train", {})
     split = {key.removeprefix("split."): value for key, value in settings.items() if key.startswith("split.")}
+    test = "no test images" if split.get("test") in ("0", "0.0") else f"test {split.get('test')}"
     match split.get("protocol"):
         case None:
             return None
@@ -106,11 +107,11 @@ def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]
             held_out = sum(counts.get("val", {}).values())
             return f"Trained on good images alone, {held_out} others held out for validation; tested on the test images"
         case "own":
-            return f"The data set's own split; what it lacks is drawn: validation {split['val']}, test {split['test']}"
+            return f"The data set's own split; what it lacks is drawn: validation {split['val']}, {test}"
         case "file":
             return f"Split by {split['file']}"
         case _:
-            text = f"Holdout, validation {split['val']}, test {split['test']}"
+            text = f"Holdout, validation {split['val']}, {test}"
     pool = "all images" if drawn_from_all or split["pool"] == "all" else "the test folder"
     return f"{text} of {pool}" + ("" if split["per_class"] == "null" else f", {split['per_class']} images a class")
 

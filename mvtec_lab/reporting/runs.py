@@ -63,9 +63,10 @@ def require_metrics(run: RunResult) -> None:
         needed.append(("val", choosing(run.problem)))
     for split, metric in needed:
         values = run.metrics.get(split, {})
-        if run.completed and metric.of(values) is None and (values or split == "test"):
+        lacks = values or (split == "test" and not run.untested)
+        if run.completed and metric.of(values) is None and lacks:
             raise damaged(path, f"metrics.{split} has no {metric.key}: write_run counts them from predictions")
-    if run.completed and not isinstance(run.metrics.get("test", {}).get("images"), int):
+    if run.completed and not run.untested and not isinstance(run.metrics.get("test", {}).get("images"), int):
         raise damaged(path, "metrics.test has no images, their number: write_run counts them")
 
 
@@ -129,6 +130,8 @@ def tested(run: RunResult) -> Tested | None:
     if all_rows is None:
         return None
     rows = sorted((r for r in all_rows if r["split"] == "test"), key=lambda r: r["path"])
+    if not rows and run.untested:
+        return None
     if not rows:
         raise damaged(path, "no test image")
     images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, untested, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.images import digests
 from mvtec_lab.data.splits import pool_of
@@ -55,6 +55,11 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     sized = replace(config.data, image_size=model.image_size, fit=model.fit, tile=model.tile, white=model.white)
     config = problem.to_judge(replace(config, data=sized), model)
     data = build_data(config, (model.mean, model.std), problem.targets_of(model.method))
+    if untested(config.split):
+        raise LabError(
+            f"{ckpt} has learnt all images of its run, and none is left to judge it on: give data.root=NEW_IMAGES "
+            "split.protocol=test_only"
+        )
     if own:  # first: a class that is gone is one whose files are
         _require_own(ckpt, data.folder, data.contents())
     if (classes := problem.classes(data)) != model.classes:

@@ -150,13 +150,14 @@ def _pictures(ckpt: Path, frame: Frame, white: int) -> tuple[np.ndarray, list[st
     """Return images [N, S, S, 3] uint8 to check with, their names, and what they show."""
     run = run_of(ckpt)
     rows = [row for row in run[1] if row["split"] == "test"] if run else []
+    rows, whose = (rows, "test images") if rows or not run else ([row for row in run[1] if row["split"]], "images")
     try:
         taken = [rows[i] for i in np.linspace(0, len(rows) - 1, CHECKED).astype(int)] if rows else []
         shown = [run[0] / row["path"] for row in taken] if run else []
         same = all(row["digest"] == digest for row, digest in zip(taken, digests(shown), strict=True))
         if shown and same:
             pictures = np.stack(list(each_image(shown, lambda path: _seen(read_cut(path, frame, white)))))
-            return pictures, [row["path"] for row in taken], "the run's test images"
+            return pictures, [row["path"] for row in taken], f"the run's {whose}"
     except LabError as error:
         log.info("checked without the run's images: %s", error)
     noise = np.random.default_rng(0).integers(0, 256, (CHECKED, frame.size, frame.size, 3), np.uint8)

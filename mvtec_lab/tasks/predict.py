@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.config import Config, untested, validate
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
 from mvtec_lab.data.transforms import Cut, normalise, read_cut
 from mvtec_lab.engine.model import Model
-from mvtec_lab.engine.origin import checkpoint_of
+from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.pictures import SHOWN, coloured, map_at, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
@@ -123,7 +124,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         IncompleteError: some images cannot be read; raised when the others are predicted and written.
     """
     validate(config)
-    model = load_model(checkpoint_of(config))
+    model = load_model(ckpt := checkpoint_of(config))
     problem, source = problem_of(model.method), Source(config.source)
     pictures = source.pictures(model.frame, model.white)
     run_dir = claim(run_dir, PREDICTIONS)
@@ -158,12 +159,20 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles), files=files_shown))
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more")
-    print("\n".join([*lines, *problem.conclude(model, rows), f"written to {run_dir}"]))
+    print("\n".join([*lines, *problem.conclude(model, rows), *_expected(ckpt), f"written to {run_dir}"]))
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
     source.report(len(rows))
     return rows
+
+
+def _expected(ckpt: str) -> list[str]:
+    """Return a line in a list where the checkpoint's run has no test images, else an empty list."""
+    with suppress(LabError):  # a damaged file beside it is no reason to predict nothing
+        if (origin := origin_of(Path(ckpt))) is not None and untested(origin.split):
+            return ["no image has tested this model: what to expect of it is its attempt's figure in cross-validation"]
+    return []
 
 
 def _predictions(

@@ -57,4 +57,5 @@ def deciding(config: Config) -> str:
     return "image_auroc"
 
 
-RULES = Rules(check, without_effect, deciding=deciding, untiled="")
+TESTED = "it learns from no image of test/, so that the run without it is the model to keep: leave it out"
+RULES = Rules(check, without_effect, deciding=deciding, untiled="", tested=TESTED)

@@ -21,15 +21,19 @@ from mvtec_lab.results import EXPLANATIONS, MISTAKES
 
 
 def judge(run: Run) -> Judgement:
-    """Predict validation and test images; with ``val_is_test`` the images are passed once and counted as both."""
+    """Predict validation and test images; with ``val_is_test`` the images are passed once and counted as both.
+
+    Without test images the pictures are of those that validate.
+    """
     data, result, classifier = run.data, run.result, run.model.module
     outcomes = _outcomes(classifier, data, run.model.sets)
-    test = outcomes["test"]
+    shown = [*outcomes][-1]
+    test = outcomes[shown]
     result.validates_by = "" if data.val_is_test else classifier.validates_by
     if run.model.sets is not None:
         result.sets = {key: dict(zip(data.classes, of, strict=True)) for key, of in run.model.sets.items()}
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
-    if train:  # else there is no most frequent class: every image is tested
+    if train and shown == "test":  # else there is no most frequent class: every image is tested
         result.majority_baseline = majority_baseline(np.array(train), test.labels)
     result.explained, explanations = explain(classifier, test, data.batch_size)
     no_map = ("", classifier.hides)
@@ -47,7 +51,7 @@ def judge(run: Run) -> Judgement:
     figures = ", ".join(f"{title} {value:.3f}" for title, value in values if value is not None)
     baseline = "" if result.majority_baseline is None else f" (majority baseline {result.majority_baseline:.3f})"
     chosen = f"; best epoch {result.best_epoch} of {result.epochs}" if result.epochs else ""
-    summary = f"test {figures}{baseline}, on {test.metrics['images']} images{chosen}"
+    summary = f"{shown} {figures}{baseline}, on {test.metrics['images']} images{chosen}"
     metrics = {split: outcome.metrics for split, outcome in outcomes.items()}
     rows = [row for outcome in outcomes.values() for row in outcome.rows()]
     return Judgement(metrics, rows, pictures, board, summary)
@@ -58,7 +62,9 @@ def _outcomes(
 ) -> dict[str, Outcome]:
     outcomes = {}
     trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
-    judged = {"test": (data.dataset("test"), classifier.probabilities(data.test_dataloader()))}
+    judged = {}
+    if data.of_split("test"):
+        judged["test"] = data.dataset("test"), classifier.probabilities(data.test_dataloader())
     if not data.val_is_test and (validated := classifier.validated(data)) is not None:
         judged["val"] = validated
     for split, (dataset, probabilities) in judged.items():

@@ -105,4 +105,5 @@ RULES = Rules(
     effective,
     untiled="it learns the class of a whole image, and most tiles of a defective image show no defect: give an anomaly "
     "model, attempt=patchcore say, or leave data.tile out",
+    tested="",
 )

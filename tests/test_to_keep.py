@@ -1,0 +1,55 @@
+"""``split.test=0``: the model to keep of an attempt that a cross-validation has chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvtec_lab.results import RunResult
+
+SAID = "no image is tested (split.test=0)"
+RECIPE = ("model.method=descriptors", "model.options.layers=[features.relu1,features.relu2]", "model.options.views=1")
+
+
+@pytest.mark.parametrize("settings", [(), (*RECIPE, "model.options.parts=[global]")], ids=["network", "recipe"])
+def test_a_model_to_keep_learns_what_would_be_tested_and_says_so(
+    settings: tuple[str, ...], lab, product: Path, tmp_path: Path, capsys
+) -> None:
+    assert lab("-m", *settings, "attempt=base", "split.test=0", "hydra.sweep.dir=sweep") == 0
+    printed = capsys.readouterr().out
+    assert "has no test accuracy" in printed
+    assert "Untested" in printed
+    assert SAID in " ".join(printed.split())
+    run = RunResult.load(tmp_path / "sweep/base")
+    assert run.untested
+    assert "test" not in run.metrics
+    images = len([*product.glob("test/*/*.png")])
+    assert sum(sum(run.counts[split].values()) for split in ("train", "val")) == images
+    assert run.metrics["val"]["images"] == (images if settings else sum(run.counts["val"].values()))
+    report = (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
+    assert "no test images" in report
+    assert SAID in report
+    source = product / "test/crack/000.png"
+    assert lab("task=predict", "ckpt=sweep", f"source={source}", "hydra.run.dir=new") == 0
+    assert "no image has tested this model" in capsys.readouterr().out
+    assert lab("task=evaluate", "ckpt=sweep", "hydra.run.dir=own") == 2
+    assert "split.protocol=test_only" in capsys.readouterr().err
+    new = ("data=folder", f"data.root={product}", "data.masks=optional", "split.protocol=test_only")
+    assert lab("task=evaluate", "ckpt=sweep", *new, "hydra.run.dir=judged") == 0
+    assert f"{images} of these images trained" in "".join(capsys.readouterr()) or not settings
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["metrics"]["test"]["images"] == images
+
+
+def test_what_needs_test_images_says_so(lab, product: Path, tmp_path: Path, capsys) -> None:
+    said = {
+        ("attempt=patchcore",): "it learns from no image of test/",
+        ("attempt=segment/fpn",): "give a small share, split.test=0.05",
+        ("split.val_is_test=true",): "leaves no image that validates",
+        ("split.test=-0.1",): "split.test",
+    }
+    for settings, line in said.items():
+        assert lab("split.test=0" if "split.test" not in settings[0] else "seed=0", *settings, "hydra.run.dir=run") == 2
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mvtec_lab.errors import LabError
+from mvtec_lab.models.maps import _last
 from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
@@ -43,6 +45,12 @@ def test_a_good_patch_in_a_wrong_place_is_near_anywhere_and_far_in_place():
     assert image.free.max() < 0.02  # half precision
     assert image.local[0] > 0.2
     assert image.local[1:].max() < 0.02
+
+
+def test_a_backbone_without_maps_is_answered_with_those_that_work():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 224 * 224, 2))
+    with pytest.raises(LabError, match="vit has no map with cells of 8 pixels: give a convolutional backbone"):
+        _last(network, ["0", "1"], "vit", (8, 16, 32))
 
 
 def test_padding_has_no_part():

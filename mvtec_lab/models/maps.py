@@ -178,7 +178,8 @@ def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequen
             by_cell[round(224 / output.shape[2])] = name
     if lacking := [cell for cell in cells if cell not in by_cell]:
         raise LabError(
-            f"{backbone} has no map with cells of {lacking[0]} pixels: name layers of it in model.options.layers"
+            f"{backbone} has no map with cells of {lacking[0]} pixels: give a convolutional backbone (mobilenet_v2, "
+            "resnet50, convnext_tiny; a transformer gives tokens), or name layers of it in model.options.layers"
         )
     return [by_cell[cell] for cell in cells]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.problems.base import LAYERS, Method, Option
+from mvtec_lab.problems.base import LAYERS, Method, Option, checked_options
 from mvtec_lab.registry import Registry
 
 # What an image is described by: subclasses of parts.Part.
@@ -27,17 +28,22 @@ HEADS = ("logistic", "ridge", "lda")
 
 
 def check(config: Config) -> None:
-    """Raise LabError for a part that is unknown or named twice."""
-    parts = config.model.options.get("parts") or METHOD.options["parts"].default
+    """Raise LabError as ``check_parts`` does."""
+    check_parts(checked_options(METHOD, config.model.options))
+
+
+def check_parts(options: Mapping[str, Any]) -> None:
+    """Raise LabError for a part that is unknown or named twice, or for parts that cannot be tuned; whole options."""
+    parts = options["parts"]
     for name in parts:
         PARTS[name]  # raises where it is unknown
     if len(set(parts)) < len(parts):
         raise LabError(f"model.options.parts names a part twice: {', '.join(parts)}")
-    for name in config.model.options.get("alone") or ():
+    for name in options["alone"] or ():
         if name not in parts:
             raise unknown("part in model.options.alone, of those in model.options.parts", name, parts)
     learning = [name for name in parts if name in FITTED]
-    if learning and config.model.options.get("tune"):
+    if learning and options["tune"]:
         raise LabError(
             f"model.options.tune trains under parts that stay as they are, and {learning[0]} learns from the images: "
             "leave one of them out"

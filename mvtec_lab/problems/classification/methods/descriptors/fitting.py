@@ -18,12 +18,18 @@ from mvtec_lab.data.images import digests
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.engine.features import kept
 from mvtec_lab.engine.run import Run
+from mvtec_lab.errors import LabError
 from mvtec_lab.models.maps import of_each
+from mvtec_lab.problems.classification.methods.descriptors.heads import deal
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen, joined
-from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
+from mvtec_lab.problems.classification.methods.descriptors.memory import JUDGED, Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import SETTINGS, Part
+from mvtec_lab.problems.memory import require_memory
 from mvtec_lab.progress import bar
 from mvtec_lab.results import GOOD
+
+OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
+NO_GOOD = "give model.options.parts=[global]"
 
 
 class Images:
@@ -125,6 +131,46 @@ def _by_content(groups: Sequence[str], names: Sequence[str]) -> list[int]:
         lowest[group] = min(name, lowest.get(group, name))
     rank = {group: number for number, group in enumerate(sorted(lowest, key=lambda group: (lowest[group], group)))}
     return [rank[group] for group in groups]
+
+
+def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) -> Memory:
+    """Return a memory of good images that take no part, or of those that are learnt from, with a warning.
+
+    Args:
+        images: all that take part; where the good ones are learnt, its ``others`` are filled.
+        learnt: the images to learn from.
+        most: how many are remembered at most.
+
+    Raises:
+        LabError: there is no good image, or what is held while the memory is filled takes more than is free.
+    """
+    spare, good = run.data.spare_good(), [sample for sample in learnt if sample.label == GOOD]
+    if not spare and not good:
+        raise LabError(f"{run.data.folder} has no good images to compare others with: {NO_GOOD}")
+    if spare:
+        of_spare = Images(run, images.cells, spare, remembered=False)
+        memory = remember(_memory_for(of_spare, len(spare), most), of_spare, range(len(spare)))
+    else:
+        run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
+        place_of = {sample.path: place for place, sample in enumerate(images.samples)}
+        places = np.array([place_of[sample.path] for sample in learnt])
+        folds = deal(images.labels[places], [images.groups[place] for place in places])
+        is_good = np.array([sample.label == GOOD for sample in learnt])
+        memory = remember(_memory_for(images, len(good), most), images, places[is_good].tolist())
+        # An image that a memory has seen is near to it: what describes one that is learnt has not seen its fold.
+        for fold in np.unique(folds):
+            if len(rest := places[is_good & (folds != fold)].tolist()):
+                other = remember(_memory_for(images, len(rest), most), images, rest)
+                images.others |= dict.fromkeys(places[folds == fold].tolist(), other)
+    run.result.decided["memory"] = f"{len(memory.owner)} of {len(spare or good)} good images"
+    return memory
+
+
+def _memory_for(images: Images, count: int, most: int) -> Memory:
+    cells, device, count = images.cells, images.run.trainer.strategy.root_device, min(most, count)
+    kept = 4 * cells.side**2 * sum(cells.widths) * (count + JUDGED)  # bytes
+    require_memory(kept, device, f"the patches of {count} good images", "give a smaller model.options.memory")
+    return Memory(cells.widths, cells.side, count).to(device)
 
 
 def remember(memory: Memory, images: Images, places: Sequence[int]) -> Memory:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import softmax
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -20,30 +19,27 @@ from mvtec_lab.data.dataset import MVTecDataset, Rows
 from mvtec_lab.data.images import digests
 from mvtec_lab.data.samples import Sample
 from mvtec_lab.engine.run import Run
-from mvtec_lab.errors import LabError
 from mvtec_lab.models.buffers import resize_buffers
 from mvtec_lab.problems import settings_of
 from mvtec_lab.problems.base import checked_options
 from mvtec_lab.problems.classification.base import Classifier, Evidence
-from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS
+from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS, check_parts
 from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
-from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, remember
+from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, good_patches
 from mvtec_lab.problems.classification.methods.descriptors.heads import (
     Fitted,
     Linear,
     calibrated,
     deal,
     fit_heads,
-    log_loss,
 )
 from mvtec_lab.problems.classification.methods.descriptors.heads import Rows as RowsOf
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
-from mvtec_lab.problems.classification.methods.descriptors.memory import JUDGED, Memory
+from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import Block, Distances, Part, Setting
-from mvtec_lab.problems.classification.methods.descriptors.tuning import Tail
-from mvtec_lab.problems.memory import require_memory
+from mvtec_lab.problems.classification.methods.descriptors.tuning import Tail, tuned
 from mvtec_lab.problems.padding import inside_of
-from mvtec_lab.results import BEST, GOOD
+from mvtec_lab.results import BEST
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +90,7 @@ class Descriptors(Classifier):
     ) -> None:
         super().__init__()
         self.options = checked_options(self.method, options)
+        check_parts(self.options)
         self.classes = list(classes)
         self.save_hyperparameters(logger=False)
         self.cells = Cells(backbone, weights, self.options["layers"], image_size, self.options["views"])
@@ -106,11 +103,6 @@ class Descriptors(Classifier):
         compares = any(part.memory for part in self.parts)
         self.memory = Memory(self.cells.widths, self.cells.side) if compares else None
         self._map = Distances(setting, any(part.in_place for part in self.parts))
-        if self.options["tune"] and (fitted := [n for n in self.options["parts"] if PARTS[n].fits]):
-            raise LabError(
-                f"model.options.tune={self.options['tune']} trains under parts that need no fitting: leave it out, or "
-                f"{', '.join(fitted)} in model.options.parts"
-            )
         self.tail = Tail(self.cells) if self.options["tune"] and tuned else None
         self._heat: dict[str, Tensor] = {}  # distances [cells] of images by their paths, as far as they are known
         self.register_buffer("weight", torch.zeros(sum(block.width for block in self.blocks), len(self.classes)))
@@ -216,7 +208,7 @@ class Descriptors(Classifier):
         learnt = [learnt[place] for place in order]
         images = Images(run, self.cells, [sample for sample in data.samples if sample.split])
         if self.memory is not None:
-            self._remember(run, images, learnt)
+            self.memory = images.memory = good_patches(run, images, learnt, self.options["memory"])
         log.info(
             "%s: %s over %s (%s), %d images to learn from, %d views; %s, %d CPU thread(s)",
             config.attempt,
@@ -233,40 +225,6 @@ class Descriptors(Classifier):
         self._fit_head(run, images, learnt)
         result.seconds = result.fit_seconds = time.perf_counter() - started
         run.model.save(run.run_dir / BEST)
-
-    def _remember(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
-        """Fill the memory with good images that take no part, or with those that are learnt from."""
-        spare, good = run.data.spare_good(), [sample for sample in learnt if sample.label == GOOD]
-        if not spare and not good:
-            raise LabError(f"{run.data.folder} has no good images to compare others with: {NO_GOOD}")
-        if spare:
-            of_spare = Images(run, self.cells, spare, remembered=False)
-            memory = remember(self._memory_for(len(spare)), of_spare, range(len(spare)))
-        else:
-            run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
-            place_of = {sample.path: place for place, sample in enumerate(images.samples)}
-            places = np.array([place_of[sample.path] for sample in learnt])
-            folds = deal(images.labels[places], [images.groups[place] for place in places])
-            is_good = np.array([sample.label == GOOD for sample in learnt])
-            memory = remember(self._memory_for(len(good)), images, places[is_good].tolist())
-            # An image that a memory has seen is near to it: what describes one that is learnt has not seen its fold.
-            for fold in np.unique(folds):
-                if len(rest := places[is_good & (folds != fold)].tolist()):
-                    other = remember(self._memory_for(len(rest)), images, rest)
-                    images.others |= dict.fromkeys(places[folds == fold].tolist(), other)
-        self.memory = images.memory = memory
-        run.result.decided["memory"] = f"{len(memory.owner)} of {len(spare or good)} good images"
-
-    def _memory_for(self, images: int) -> Memory:
-        """Return an empty memory for good images.
-
-        Raises:
-            LabError: what is held while it is filled takes more than is free.
-        """
-        count = min(self.options["memory"], images)
-        kept = 4 * self.cells.side**2 * sum(self.cells.widths) * (count + JUDGED)  # bytes
-        require_memory(kept, self.device, f"the patches of {count} good images", "give a smaller model.options.memory")
-        return Memory(self.cells.widths, self.cells.side, count).to(self.device)
 
     def _fit_head(self, run: Run, images: Images, learnt: Sequence[Sample]) -> None:
         """Fit parts that are fitted and the head, and hand the data module the rows of the test images."""
@@ -307,8 +265,15 @@ class Descriptors(Classifier):
             optional = [name for name, part in pairs if all(block.optional for block in part.blocks)]
             run.result.decided["left out"] = ", ".join(optional)
         probabilities = fitted.probabilities
-        if self.tail is not None:  # it trains from the head as it was fitted
-            probabilities = self._tune(run, images, places, fitted, rows)
+        if epochs := self.options["tune"]:  # they train from the head as it was fitted
+            seen = [images[place] for place in places.tolist()]
+
+            def head_of(own: np.ndarray) -> Linear:
+                inner = deal(labels[own], [groups[place] for place in own])
+                return self._head(partial(_of_some, rows, own), labels[own], inner).layer
+
+            tail, probabilities, said = tuned(self.cells, self.parts, seen, labels, folds, fitted, head_of, epochs)
+            self._take(tail, run, said)
         if self.tail is None:  # also where inner folds say that the blocks stay as they are
             fitted = calibrated(fitted, labels)
             probabilities = fitted.probabilities
@@ -330,6 +295,15 @@ class Descriptors(Classifier):
                 run.data.load_features(split, Rows(array, range(len(array))))
         run.result.features = sorted(run.data.features)
 
+    def _take(self, tail: Tail | None, run: Run, said: str) -> None:
+        """Take over trained last blocks, or leave the backbone's as they are; ``said``: why."""
+        self.tail = tail
+        self.hparams["tuned"] = tail is not None
+        run.result.decided["tune"] = said
+        if tail is not None:
+            run.result.parameters["trained"] += sum(p.numel() for p in tail.parameters())
+        run.result.parameters["total"] = sum(p.numel() for p in self.parameters())
+
     def _head(self, rows: RowsOf, labels: np.ndarray, folds: np.ndarray) -> Fitted:
         """Return the head, or the mean of several, fitted to rows of images; arguments as in ``fit_heads``."""
         alone = [self.options["parts"].index(name) for name in self.options["alone"] or ()]
@@ -343,51 +317,10 @@ class Descriptors(Classifier):
         blocks = [known[part][places] if part in known else _rows(part, images, places) for part in self.parts]
         return torch.from_numpy(np.concatenate(blocks, 1)).float()
 
-    def _tune(self, run: Run, images: Images, places: np.ndarray, fitted: Fitted, rows: RowsOf) -> np.ndarray:
-        """Train the backbone's last blocks, if inner folds say that it helps; return the out-of-fold probabilities.
-
-        Args:
-            places: of the images to learn from.
-            fitted: the head of frozen maps.
-            rows: as ``fit_head`` takes them.
-        """
-        labels, groups = images.labels[places], [images.groups[place] for place in places]
-        seen = [images[place] for place in places.tolist()]
-        probabilities, folds = np.full_like(fitted.probabilities, np.nan), deal(labels, groups)
-        for fold in np.unique(folds[folds >= 0]):
-            own, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            if len(np.unique(labels[own])) < len(self.classes):
-                continue
-            of_own = partial(_of_some, rows, own)
-            head = self._head(of_own, labels[own], deal(labels[own], [groups[i] for i in own])).layer
-            tail = self._trained([seen[i] for i in own], labels[own], head)
-            with torch.no_grad():
-                of_others = torch.stack([self._rows_in(tail(seen[i])) for i in others])
-            probabilities[others] = softmax(head(of_others.cpu().numpy()), axis=1)
-        both = np.isfinite(probabilities).all(1) & np.isfinite(fitted.probabilities).all(1)
-        tuned, frozen = (log_loss(each[both], labels[both]) for each in (probabilities, fitted.probabilities))
-        helps = bool(both.any()) and tuned < frozen
-        run.result.decided["tune"] = f"{'yes' if helps else 'no'}: log loss {tuned:.3f}, frozen {frozen:.3f}"
-        self.hparams["tuned"] = helps
-        self.tail = self._trained(seen, labels, fitted.layer) if helps else None
-        if self.tail is not None:
-            run.result.parameters["trained"] += sum(p.numel() for p in self.tail.parameters())
-        run.result.parameters["total"] = sum(p.numel() for p in self.parameters())
-        return probabilities if helps else fitted.probabilities
-
-    def _trained(self, seen: Sequence[Seen], labels: np.ndarray, head: Linear) -> Tail:
-        """Return the backbone's last blocks, trained on some images under a head."""
-        tail = Tail(self.cells).to(self.device)
-        weight, bias = (torch.from_numpy(values).float().to(self.device) for values in head)
-        tail.fit(seen, labels, self.parts, (weight, bias), self.options["tune"])
-        return tail
-
 
 EQUAL = (
     0.01  # difference of distances that is rounding: they are about 1 between good patches, and kept in half precision
 )
-OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
-NO_GOOD = "give model.options.parts=[global]"
 
 
 def _rows(part: Part, images: Images, places: np.ndarray) -> np.ndarray:

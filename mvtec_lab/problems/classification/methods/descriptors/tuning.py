@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.views import unviewed, view
+from mvtec_lab.problems.classification.methods.descriptors.heads import Fitted, Linear, log_loss
 from mvtec_lab.problems.classification.methods.descriptors.maps import Cells, Seen
 from mvtec_lab.problems.classification.methods.descriptors.parts import Part
 
@@ -22,6 +24,56 @@ from mvtec_lab.problems.classification.methods.descriptors.parts import Part
 MOST = 1_000_000
 RATE, DECAY = 1e-4, 0.01  # on a drawn product 3e-4 cost 13 points of balanced accuracy, 1e-4 two
 BATCH = 16  # images; four steps per epoch of a few dozen
+
+
+def tuned(
+    cells: Cells,
+    parts: Sequence[Part],
+    seen: Sequence[Seen],
+    labels: np.ndarray,
+    folds: np.ndarray,
+    fitted: Fitted,
+    head_of: Callable[[np.ndarray], Linear],
+    epochs: int,
+) -> tuple[Tail | None, np.ndarray, str]:
+    """Train the backbone's last blocks, if inner folds say that it helps.
+
+    Args:
+        cells, parts: as in ``Tail``, and what describes images.
+        seen, labels, folds: the images to learn from, their classes and their inner folds, [N].
+        fitted: the head of frozen maps.
+        head_of: returns the head of frozen maps that is fitted to some of the images, by their numbers.
+        epochs: how often each image is shown.
+
+    Returns:
+        The blocks, None where they stay as they are; the out-of-fold probabilities, [N, C]; what inner folds said.
+    """
+
+    def trained(own: np.ndarray, head: Linear) -> Tail:
+        device = next(cells.parameters()).device
+        tail = Tail(cells).to(device)
+        weight, bias = (torch.from_numpy(values).float().to(device) for values in head)
+        tail.fit([seen[i] for i in own.tolist()], labels[own], parts, (weight, bias), epochs)
+        return tail
+
+    probabilities = np.full_like(fitted.probabilities, np.nan)
+    for fold in np.unique(folds[folds >= 0]):
+        own, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        if len(np.unique(labels[own])) < len(np.unique(labels)):
+            continue
+        head = head_of(own)
+        tail = trained(own, head)
+        with torch.no_grad():
+            after = [tail(seen[i]) for i in others.tolist()]
+            rows = torch.stack([torch.cat([part.rows(each) for part in parts]) for each in after])
+        probabilities[others] = softmax(head(rows.cpu().numpy()), axis=1)
+    both = np.isfinite(probabilities).all(1) & np.isfinite(fitted.probabilities).all(1)
+    lost, frozen = (log_loss(each[both], labels[both]) for each in (probabilities, fitted.probabilities))
+    helps = bool(both.any()) and lost < frozen
+    said = f"{'yes' if helps else 'no'}: log loss {lost:.3f}, frozen {frozen:.3f}"
+    if not helps:
+        return None, fitted.probabilities, said
+    return trained(np.arange(len(seen)), fitted.layer), probabilities, said
 
 
 class Tail(nn.Module):

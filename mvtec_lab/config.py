@@ -523,6 +523,12 @@ class Config:
     resume: bool = knob(
         False, "skips a completed run, resumes an interrupted one, restarts a failed one", changes="nothing"
     )
+    race: bool = knob(
+        False,
+        "runs a sweep fold by fold, and no further folds of attempts that are shown to be worse than another one",
+        changes="nothing",
+        needs=(but("cv.folds", None, why="it drops attempts of a cross-validation"),),
+    )
     audit: str = knob(
         "warn",
         "what the audit of the data finds before training is a warning, or (strict) an error",

@@ -18,6 +18,7 @@ from mvtec_lab.problems import deciding
 
 # The keys that a cross-validation sets itself.
 _OF_FOLDS = {"split.protocol", "split.folds", "split.fold", "split.test", "split.file", "split.val_is_test"}
+_DRAWN = ("split.seed", "split.fold")  # of these it makes a grid
 
 
 def cross_validate(config: DictConfig) -> None:
@@ -51,6 +52,12 @@ def cross_validate(config: DictConfig) -> None:
             "split.val_is_test=false",  # inside a fold the checkpoint is chosen on images of its own
         ]
     )
+    if given.get("race", "false").lower() not in ("true", "false"):
+        raise LabError(f"race={given['race']} must be true or false: the whole sweep is one race")
+    if config.race:  # what comes first in a grid varies last: all attempts run a fold before any runs the next one
+        OmegaConf.set_readonly(config.hydra.sweeper, False)
+        drawn = dict(zip(_DRAWN, (seeds, ",".join(map(str, range(folds)))), strict=True))
+        config.hydra.sweeper.params = drawn | dict(config.hydra.sweeper.get("params") or {})
 
 
 def _given(config: DictConfig) -> list[str]:
@@ -72,7 +79,10 @@ def grid(config: DictConfig) -> list[DictConfig]:
     if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
         choices = config.hydra.runtime.choices
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
-        for key in (o.key_or_group for o in varied if o.key_or_group != "attempt"):
+        keys = [o.key_or_group for o in varied if o.key_or_group != "attempt"]
+        if config.race:
+            keys.sort(key=_DRAWN.__contains__)  # names are those of the sweep without a race
+        for key in keys:
             parts.append(f"{key}_${{lab_name:${{{f'hydra.runtime.choices.{key}' if key in choices else key}}}}}")
         OmegaConf.set_readonly(config.hydra.overrides.hydra, False)
         config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{'-'.join(parts)}'")

@@ -126,6 +126,7 @@ class Command:
     directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered
     configs: list[Config] = field(default_factory=list)  # those of the sweep's jobs; empty for a search
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
+    race: Any = None  # of the sweep; None: all of its jobs run
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
     status: int = 0  # of the jobs of this process
     result: Any = None  # of the last job of this process
@@ -221,6 +222,11 @@ class Job:
             remove_empty(run_dir, self.command.keep)
 
     def _run(self, config: Config, job: Any, run_dir: Path) -> Any:
+        if config.race and job.mode == RunMode.MULTIRUN:
+            from mvtec_lab.tasks.race import left_out  # and with it what a comparison needs
+
+            if (dropped := left_out(config, run_dir, Path(job.sweep.dir))) is not None:
+                return dropped
         options: dict[str, Any] = {}
         if "ckpt" in TASKS[config.task].reads:
             config.ckpt = checkpoint_of(config)

@@ -58,6 +58,23 @@ class Reported(TypedDict):
     split: str
 
 
+class Dropped(TypedDict):
+    """Say why a race left a run out: ``after`` so many of all ``folds`` its attempt was shown to be worse.
+
+    ``than`` is the attempt that led by ``lead`` in the metric; ``p`` counts all looks of the race, and all pairs.
+    ``errors`` are the standard errors of the difference to each other attempt at that look, with ``freedom`` degrees.
+    """
+
+    than: str
+    metric: str
+    lead: Size
+    p: Share
+    after: Count
+    folds: Count
+    freedom: Count
+    errors: dict[str, Size]
+
+
 class Explained(TypedDict, total=False):
     images: Count
     peak_in_mask: Count
@@ -83,7 +100,9 @@ class RunResult:
     backbone: str  #: as in ``model.backbone``
     run_dir: str  #: where its files lie
     started: str = ""  #: ISO 8601, UTC
-    status: str = "failed"  #: or "completed"; "running" where it is read while a process works on it
+    status: str = (
+        "failed"  #: or "completed"; "dropped" by a race; "running" where it is read while a process works on it
+    )
     fold: int | None = None  #: of its cross-validation; None: it is part of none
     weights: str | None = None  #: the weights really used: "IMAGENET1K_V1", a file, "random"
     classes: list[str] = field(default_factory=list)  #: in the order of their indices
@@ -128,6 +147,8 @@ class RunResult:
     device: str | None = None
     precision: str | None = None
     threads: Annotated[int | None, Count | None] = None  #: of the processor: with others, sums round differently
+    #: why a race left it out: than (the attempt that it is worse than), metric, lead, p, after (how many of) folds ...
+    dropped: Annotated[dict[str, Any] | None, Dropped | None] = None
     error: str | None = None  #: of a failed run
     exit_status: int = 0  #: of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)
@@ -152,10 +173,21 @@ class RunResult:
         return self.status == "running"
 
     @property
+    def left_out(self) -> bool:
+        """Tell whether a race dropped its attempt before it began."""
+        return self.status == "dropped"
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether it was begun, and neither completed nor still goes on."""
+        return not (self.completed or self.running or self.left_out)
+
+    @property
     def interrupted(self) -> bool:
         """Tell whether it was ended from outside: killed (nothing was recorded), Ctrl-C, SIGTERM, or a full disk."""
         stops = (KeyboardInterrupt.__name__, DiskFullError.__name__)
-        return not self.completed and (self.error is None or self.error.startswith(stops))
+        ended = not (self.completed or self.left_out)
+        return ended and (self.error is None or self.error.startswith(stops))
 
     @property
     def stopped(self) -> bool:
@@ -227,8 +259,10 @@ class RunResult:
 
 def _impossible(run: RunResult) -> str | None:
     """Return what cannot be true of a run although its fields have the right types; None: everything can."""
-    if run.status not in ("completed", "failed", "running"):
+    if run.status not in ("completed", "failed", "running", "dropped"):
         return f"status is {run.status!r}"
+    if run.left_out and (run.dropped is None or not 0 < run.dropped["after"] < run.dropped["folds"]):
+        return "it was dropped, and does not say by what"
     if not (run.problem and run.method):
         return "it has no problem" if run.method else "it has no method"
     if len(set(run.classes)) < len(run.classes):

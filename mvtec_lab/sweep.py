@@ -72,6 +72,7 @@ class Lab(Callback):
             jobs = grid(config)
             share_out(config, len(jobs))
             check_jobs(jobs, command)
+            _begin_race(command)
         except LabError as error:
             raise Stop(error) from error
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
@@ -117,6 +118,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
         with _of_job(job, len(jobs)):
             check(config, settle(config, given))
             look_at_files(config, launcher_of(job) in _HERE)
+    command.race = _race(jobs, configs)
     scans: dict[str, Any] = {}
     for job, config in zip(jobs, configs, strict=True):
         with _of_job(job, len(jobs)):
@@ -129,6 +131,26 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     with computing_with(command.prepare(configs[0].task, here, len(jobs))):
         _check_in_full(jobs, configs, command)
     command.configs = configs
+
+
+def _race(jobs: list[DictConfig], configs: list[Config]) -> Any:
+    """Return the race that was asked for; None where there is none."""
+    if not configs or not configs[0].race:
+        return None
+    from mvtec_lab.reporting.race import race_of  # and with it what a comparison needs
+
+    if any(map(_numbered, jobs)):
+        raise LabError("race=true knows its jobs by their directories: leave out hydra.sweep.subdir")
+    return race_of({job.hydra.sweep.subdir: config for job, config in zip(jobs, configs, strict=True)})
+
+
+def _begin_race(command: Command) -> None:
+    """Write race.json, which the jobs of a race share."""
+    if command.race is not None:
+        from mvtec_lab.reporting.race import begin
+
+        assert command.sweep_dir is not None
+        begin(command.race, command.sweep_dir, command.configs[0].resume)
 
 
 def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command) -> None:
@@ -267,7 +289,7 @@ def _status_of_jobs(command: Command) -> int:
             run = RunResult.load(path.parent)
         except LabError:  # the report names the damaged file
             continue
-        if not (run.completed or run.running):
+        if run.failed:
             statuses.append(run.exit_status if path.parent in command.directories or not command.directories else 1)
             statuses.append(1)  # one that was killed recorded no status
     return max(statuses, default=0)

@@ -9,13 +9,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.foreign import file_of, read_yaml
 from mvtec_lab.knobs import changing
 from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, flatten
 
 # Device and precision are not free: they change the last digits of every step.
 FREE = changing(Config, "nothing")
+
+
+def as_yaml(config: Config) -> str:
+    """Return the configuration as it is shown and kept: without the credentials of the archive's address."""
+    archive = config.data.archive
+    shown = replace(config, data=replace(config.data, archive=None if archive is None else redacted(archive)))
+    return OmegaConf.to_yaml(OmegaConf.structured(shown))
 
 
 def as_begun(run_dir: Path, config: Config) -> Config:

@@ -10,14 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
@@ -32,8 +31,8 @@ from mvtec_lab.engine.memory import peak_memory
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.process import without_hints
-from mvtec_lab.engine.resume import earlier_run
-from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.engine.resume import as_yaml, earlier_run
+from mvtec_lab.errors import LabError
 from mvtec_lab.knobs import settings
 from mvtec_lab.models.weights import save_file
 from mvtec_lab.results import (
@@ -271,13 +270,6 @@ class Run:
         write_whole(self.run_dir / CONFIG, as_yaml(self.config))
         rows = sample_rows(self.data, self.result.fold)
         write_csv(self.run_dir / SAMPLES, rows, list(rows[0]))
-
-
-def as_yaml(config: Config) -> str:
-    """Return the configuration as it is shown and kept: without the credentials of the archive's address."""
-    archive = config.data.archive
-    shown = replace(config, data=replace(config.data, archive=None if archive is None else redacted(archive)))
-    return OmegaConf.to_yaml(OmegaConf.structured(shown))
 
 
 def sample_rows(data: MVTecDataModule, fold: int | None) -> list[dict[str, Any]]:

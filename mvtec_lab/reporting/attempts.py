@@ -7,16 +7,18 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvtec_lab.evaluation import statistics
+from mvtec_lab.evaluation import racing, statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosing, deciding, metrics_of
 from mvtec_lab.evaluation.tested import Tested, TestSet, confusions
+from mvtec_lab.foreign import damaged
 from mvtec_lab.reporting.runs import Settings, tested
-from mvtec_lab.results import RunResult
+from mvtec_lab.results import RESULT, RunResult
 
 
 @dataclass
@@ -54,9 +56,10 @@ class Attempt:
         tests: what its runs predicted, by the names of the test images.
         folds: those of its test sets that are part of a cross-validation.
         planned: the folds of its whole cross-validation, whether they are done or not; 0 where it is part of none.
+        dropped: why a race left some of its runs out; None where none did.
 
     Raises:
-        LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
+        LabError: a predictions.csv or result.json is damaged, or nobody knows the problem of the runs.
     """
 
     def __init__(
@@ -64,9 +67,12 @@ class Attempt:
     ) -> None:
         self.name, self.runs = name, list(runs)
         self.done = [run for run in runs if run.completed]
+        self.dropped = _dropped(runs)
         self.problem = (self.done or self.runs)[0].problem
         self.luck = any(run.luck for run in self.done)
         self._split = {run.run_dir: settings[run.run_dir].get("split.seed") for run in runs}
+        if self.dropped is not None:
+            self.done = self._of_look(self.dropped)
         predicted = [t for run in self.done if (t := tested(run)) is not None]
         known = deciding(self.problem)
         asked = (each for each in known if each.key == metric and self._states(each))
@@ -86,6 +92,19 @@ class Attempt:
         """Tell whether the runs have a metric: not every method states those of other problems, or probabilities."""
         values = (metric.of(run.metrics.get("test", {})) for run in self.done)
         return not self.done or any(value is not None for value in values)
+
+    def _of_look(self, dropped: Mapping[str, Any]) -> list[RunResult]:
+        """Return the completed runs of the folds that dropped the attempt.
+
+        Of runs at once one may have ended while the race decided: whether it did, must not change the figures.
+        """
+        order = sorted({self._place(run) for run in self.runs if run.fold is not None})[: dropped["after"]]
+        return [run for run in self.done if self._place(run) in order]
+
+    def _place(self, run: RunResult) -> tuple[int, int]:
+        """Return the place of a run's fold in a race: folds of the first repeat come first."""
+        seed = self._split[run.run_dir] or ""
+        return int(seed) if seed.isdecimal() else -1, -1 if run.fold is None else run.fold
 
     def on(self, test_sets: Collection[TestSet] | None = None) -> list[Tested]:
         """Return the test predictions of all runs on some test sets; None: on all."""
@@ -271,6 +290,22 @@ def too_few(attempts: Sequence[Attempt]) -> str | None:
     if not folds or len(common) >= min(LEAST_RUNS, planned):
         return None
     return f"only {folds} of {planned} folds {'is' if folds == 1 else 'are'} done by"
+
+
+def _dropped(runs: Iterable[RunResult]) -> dict[str, Any] | None:
+    """Return why a race left runs out, of several races the earliest look; None where none did.
+
+    Raises:
+        LabError: a result.json names a look that no race takes.
+    """
+    reasons = []
+    for run in runs:
+        if run.left_out and run.dropped:
+            if run.dropped["after"] not in racing.looks(run.dropped["folds"]):
+                no = f"no race of {run.dropped['folds']} folds looks after {run.dropped['after']}"
+                raise damaged(Path(run.run_dir, RESULT), no)
+            reasons.append(run.dropped)
+    return min(reasons, key=lambda reason: reason["after"], default=None)
 
 
 def _folds(settings: Settings) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mvtec_lab.evaluation import differences, statistics
+from mvtec_lab.evaluation import differences, racing, statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS, Difference
 from mvtec_lab.evaluation.specs import METRICS, NotComparableError
 from mvtec_lab.evaluation.tested import TestSet
@@ -54,6 +54,7 @@ class Pair:
     #: Bayesian correlated t-test over the test sets; None on a single test set, or if the metric is no share
     bayesian: tuple[float, float, float] | None = None
     refused: str | None = None  #: why they were not compared
+    raced: bool = False  #: a race dropped one of them: p and interval count all of its looks
 
     @property
     def test(self) -> str | None:
@@ -137,7 +138,7 @@ def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key), ""
     common = shared((a, b))
     pair.test_sets, pair.images = len(common), len({image for images in common for image in images})
-    pair.refused = _refused(a, b, common)
+    pair.refused = refused(a, b, common)
     if pair.refused:
         return pair, None
     difference: Difference | None = None
@@ -164,7 +165,7 @@ def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     return pair, finds
 
 
-def _refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
+def refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
     """Return why two attempts cannot be compared at all; None where they can."""
     for attempt in (a, b):
         if not attempt.tests:
@@ -197,19 +198,57 @@ def _luck(a: Attempt, b: Attempt, images: TestSet) -> list[np.ndarray] | None:
     return [np.array(list(values.values())) for values in varying]
 
 
+def changes(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> tuple[np.ndarray, float, float] | None:
+    """Return how two attempts differ in each test set, [n], with what ``corrected_t_test`` takes beside them.
+
+    None where the metric of a test set is missing.
+    """
+    ours, theirs = a.values(common, a.metric), b.values(common, a.metric)
+    if min(len(ours), len(theirs)) < len(common):
+        return None
+    return ours - theirs, (a.ratio() + b.ratio()) / 2, a.resolution(common, a.metric)
+
+
 def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet]) -> Finds | None:
     metric = a.metric
-    ours, theirs = a.values(common, metric), b.values(common, metric)
-    if min(len(ours), len(theirs)) < len(common):
+    known = changes(a, b, common)
+    if known is None:
         pair.refused = f"not every test set has a {metric.title}"
         return None
-    change = ours - theirs
-    ratio, resolution = (a.ratio() + b.ratio()) / 2, a.resolution(common, metric)
-    pair.p = statistics.corrected_t_test(change, ratio, resolution)
-    low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
-    pair.difference = Estimate(float(change.mean()), low, high, "corrected resampled t-test")
+    change, ratio, resolution = known
     if metric.share:
         pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
+    test, value = "corrected resampled t-test", float(change.mean())
+    if dropped := [attempt for attempt in (a, b) if attempt.dropped]:
+        pair.raced, test = True, f"{test} over all looks of the race"
+        own = statistics.corrected_error(change, ratio, resolution)
+        pair.p, interval = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
+        pair.difference = Estimate(value, *metric.clip(*interval, change=True), test)
+        return None  # which difference another race would find is another question
+    pair.p = statistics.corrected_t_test(change, ratio, resolution)
+    low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
+    pair.difference = Estimate(value, low, high, test)
     noise = differences.noise_of_test_sets(change, ratio, resolution)
     # It does not grow, wherever the values lie.
     return partial(differences.found_difference, [noise], (0.5, 0.5), most=metric.limit)
+
+
+def _when(attempt: Attempt) -> int:
+    """Return after how many folds a race dropped an attempt."""
+    assert attempt.dropped is not None
+    return int(attempt.dropped["after"])
+
+
+def _at_its_look(
+    dropped: Attempt, a: Attempt, b: Attempt, value: float, own: float, folds: int
+) -> tuple[float, tuple[float, float]]:
+    """Return p and interval of a pair of which a race dropped one: these folds did it, so they count all looks.
+
+    The error is that of the look, which other attempts had a part in, and never below the ``own`` of these folds.
+    """
+    why, other = dropped.dropped, b if dropped is a else a
+    assert why is not None
+    error, freedom = why["errors"].get(other.name, 0.0), min(why["freedom"], (folds - 1) * racing.LENDERS)
+    if error < (1 - 1e-9) * own or why["metric"] != a.metric.key:
+        error, freedom = own, folds - 1
+    return racing.at_any_look(value, error, freedom, len(racing.looks(why["folds"])))

@@ -99,7 +99,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         attempts=[attempt.name for attempt in comparison.attempts],
         differences=differences(comparison),
         details=[detail_of(attempt) for attempt in comparison.done],
-        failures=[(run, failure(run)) for run in runs if not (run.completed or run.running)],
+        failures=[(run, failure(run)) for run in runs if run.failed],
         data_page=PAGE,
         **data_pages(comparison, runs, directory),
         logdir=shlex.quote(common_folder(directory, runs)),

@@ -123,17 +123,14 @@ def _deviation(attempt: Attempt) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _failed(run: RunResult) -> bool:
-    return not (run.completed or run.running)
-
-
 _ACCURACY = METRICS["accuracy"]
 _FIRST = (
     Column("attempt", lambda attempt: attempt.name),
     Column("runs", lambda attempt: len(attempt.runs)),
     Column("completed", lambda attempt: len(attempt.done)),
-    Column("failed", _count(_failed)),
+    Column("failed", _count(lambda run: run.failed)),
     Column("running", _count(lambda run: run.running)),
+    Column("dropped", _count(lambda run: run.left_out)),  # by a race
 )
 _CLOCK = (
     "Times: the seconds of the fit leave out the decoding of images, and features that the cache keeps. Seconds per "
@@ -171,7 +168,7 @@ _LAST = (
     Column("data", lambda attempt: ", ".join(distinct(f"{run.data}/{run.category}" for run in attempt.runs))),
     Column("marks", lambda attempt: _marks(attempt)),
     Column("warnings", lambda a: distinct(" ".join(text.split()) for run in a.runs for text in run.warnings)),
-    Column("error", lambda attempt: "; ".join(distinct(failure(r) for r in attempt.runs if _failed(r))) or None),
+    Column("error", lambda attempt: "; ".join(distinct(failure(r) for r in attempt.runs if r.failed)) or None),
 )
 
 

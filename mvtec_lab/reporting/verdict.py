@@ -11,6 +11,7 @@ from math import inf, isfinite
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
 from mvtec_lab.evaluation.tested import TestSet
+from mvtec_lab.reporting import dropped
 from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
 from mvtec_lab.reporting.pairs import Comparison, Pair
 
@@ -40,7 +41,7 @@ def sentences(comparison: Comparison) -> list[str]:
             who = f"{len(mine)} attempts are" if len(mine) > 1 else f"{mine[0].name} is"
             figures = [f"{who} judged by {METRICS[key].title}. {' '.join(figures)}"]
         lines += figures
-    return lines + _runs(comparison)
+    return lines + dropped.sentences(comparison) + _runs(comparison)
 
 
 def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -> list[str]:
@@ -67,10 +68,10 @@ def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -
 def _ranked(group: Sequence[Attempt]) -> list[Attempt]:
     """Return the attempts that share enough test sets to be ranked by them, as pairs are judged; maybe none.
 
-    As long as they share too few, those with the fewest test sets are left out, all of them: their order decides
-    nothing.
+    Those that a race dropped are not: they are shown to be worse, and the others go by all folds. As long as they share
+    too few, those with the fewest test sets are left out, all of them: their order decides nothing.
     """
-    ranked = list(group)
+    ranked = [attempt for attempt in group if not attempt.dropped] or list(group)
     while len(group) > 1 and ranked and (not shared(ranked) or too_few(ranked)):
         fewest = min(len(attempt.tests) for attempt in ranked)
         ranked = [attempt for attempt in ranked if len(attempt.tests) > fewest]
@@ -80,7 +81,11 @@ def _ranked(group: Sequence[Attempt]) -> list[Attempt]:
 def _unranked(group: Sequence[Attempt], ranked: Sequence[Attempt]) -> list[str]:
     """Name the attempts of a group that are not ranked beside others, and the test sets that they have."""
     of = max(max(attempt.planned, len(attempt.tests)) for attempt in group)
-    names = [f"{attempt.name} ({len(attempt.tests)} of {of})" for attempt in group if attempt not in ranked]
+    names = [
+        f"{attempt.name} ({len(attempt.tests)} of {of})"
+        for attempt in group
+        if attempt not in ranked and not attempt.dropped
+    ]
     return [f"Not ranked, with too few test sets in common: {', '.join(names)}."] if names else []
 
 
@@ -279,7 +284,7 @@ def _among(pairs: Sequence[Pair], best: str | None = None) -> list[str]:
 
 def _limits(done: Sequence[Attempt], pairs: Sequence[Pair], metric: Metric) -> list[str]:
     """Say which differences the test images find, all corrections included: the median over the pairs of a kind."""
-    lines, judged = [], [pair for pair in pairs if pair.p is not None]
+    lines, judged = [], [pair for pair in pairs if pair.p is not None and not pair.raced]
     for images, sets in sorted({(pair.images, pair.test_sets) for pair in judged}):
         found = [p.found for p in judged if (p.images, p.test_sets) == (images, sets)]
         median = st.median(min(metric.limit, inf if each is None else each) for each in found)

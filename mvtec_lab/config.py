@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from mvtec_lab.errors import LabError, unknown
-from mvtec_lab.knobs import but, check_values, knob, only
+from mvtec_lab.knobs import Needs, but, check_values, knob, only
 
 BALANCE_RULES = ("none", "inverse", "sqrt", "effective")
 BALANCING = ("logit_adjustment", "balanced_softmax", "group_softmax")  # those that favour rare classes
@@ -139,6 +139,13 @@ class DataConfig:
         "thins the training images out to an exponential tail: this many images of the most frequent class for one "
         "image of the rarest; val and test stay as they are; null: trains on all",
         least=1,
+    )
+    per_class: int | None = knob(
+        None,
+        "trains on at most this many images of each class, for a curve over their number: the images of a smaller "
+        "number are among those of a larger one, and val and test stay as they are; null: trains on all",
+        least=1,
+        needs=(Needs("data.imbalance", (None,), True, "it thins training out already"),),
     )
 
 

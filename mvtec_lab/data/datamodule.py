@@ -41,6 +41,7 @@ from mvtec_lab.data.source import product_folder
 from mvtec_lab.data.splits import (
     SPLITS,
     drawn_test,
+    few_of_each,
     good_alone,
     parted,
     pool_of,
@@ -162,6 +163,9 @@ class MVTecDataModule(pl.LightningDataModule):
             imbalance = self.sampling.imbalance
             if imbalance is not None:
                 samples = thin_out(samples, imbalance, self.split.seed)
+            per_class = self.sampling.per_class
+            if per_class is not None:
+                samples = few_of_each(samples, per_class, self.split.seed)
             train = [s for s in samples if s.split == "train"]
             if self.augment.paste:
                 check_sources(train)
@@ -174,6 +178,11 @@ class MVTecDataModule(pl.LightningDataModule):
         if imbalance is not None:
             kept = ", ".join(f"{label} {count}" for label, count in Counter(s.label for s in train).most_common())
             self.warnings.append(f"data.imbalance={imbalance:g}: training thinned out to {kept}")
+        if per_class is not None and (
+            fewer := [k for k, n in Counter(s.label for s in train).items() if n < per_class]
+        ):
+            who = f"class {min(fewer)!r} has" if len(fewer) == 1 else f"{len(fewer)} classes have"
+            self.warnings.append(f"data.per_class={per_class}: {who} fewer training images, all of which train")
         self.samples = samples
 
     def list_files(self) -> Scan:

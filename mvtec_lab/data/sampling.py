@@ -23,6 +23,7 @@ class Sampling:
         imbalance: thins the training images out to an exponential tail, as in DataConfig; None: never.
         good_alone: leaves a fold's defects out, and trains on train/good, as ``good_alone`` of splits.py says.
         known: defects of each type that train beside them nevertheless, at most.
+        per_class: trains on at most this many images of each class; None: on all.
     """
 
     rule: str = "none"
@@ -30,6 +31,7 @@ class Sampling:
     imbalance: float | None = None
     good_alone: bool = False
     known: int = 0
+    per_class: int | None = None
 
 
 def class_weights(counts: Sequence[int], rule: str, beta: float = 0.99) -> np.ndarray:

@@ -337,14 +337,27 @@ def thin_out(samples: Sequence[Sample], ratio: float, seed: int) -> list[Sample]
     pool = Counter(s.label for s in used)
     order = sorted(classes_of(used), key=lambda label: -pool[label])  # of the pool: the same for every fold
     training = {label: [s for s in used if s.split == "train" and s.label == label] for label in order}
-    kept = _tail({label: len(training[label]) for label in order}, ratio)
+    return _first_drawn(samples, _tail({label: len(training[label]) for label in order}, ratio), seed, "imbalance")
+
+
+def few_of_each(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """Leave out training images until each class has at most ``count``; of two draws the smaller is in the larger.
+
+    Groups are left out as a whole; only one group of each class may be parted.
+    """
+    return _first_drawn(samples, {s.label: count for s in samples if s.split == "train"}, seed, "few_of_each")
+
+
+def _first_drawn(samples: Sequence[Sample], kept: Mapping[str, int], seed: int, name: str) -> list[Sample]:
+    """Leave out training images but the first ``kept`` of each class, in the order of a draw."""
     chosen: set[str] = set()
-    for label, of_class in training.items():
-        drawn = [of_class[i] for i in _generator(seed, "imbalance", label).permutation(len(of_class))]
+    for label, count in kept.items():
+        of_class = [s for s in samples if s.split == "train" and s.label == label]
+        drawn = [of_class[i] for i in _generator(seed, name, label).permutation(len(of_class))]
         turn: dict[str, int] = {}  # group -> when its first image was drawn
         for s in drawn:
             turn.setdefault(s.group, len(turn))
-        chosen.update(s.path for s in sorted(drawn, key=lambda s: turn[s.group])[: kept[label]])
+        chosen.update(s.path for s in sorted(drawn, key=lambda s: turn[s.group])[:count])
     return [replace(s, split="") if s.split == "train" and s.path not in chosen else s for s in samples]
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _READING = ("image_size", "fit", "tile", "white", "batch_size")
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
 TAKEN = {
-    "data": ("name", "root", "category", "good", "labels", "defects", "masks", "imbalance", *_READING),
+    "data": ("name", "root", "category", "good", "labels", "defects", "masks", "imbalance", "per_class", *_READING),
     "split": tuple(Config().split.__dataclass_fields__),
     "model": ("method",),  # which goes with the split's protocol
     "threshold": ("rule",),

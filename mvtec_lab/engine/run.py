@@ -311,6 +311,7 @@ SHOWN = [
     "data.batch_size",
     "data.sampler",
     "data.imbalance",
+    "data.per_class",
     "augment.mix",
     "augment.paste",
     "optimizer.name",

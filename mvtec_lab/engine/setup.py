@@ -50,7 +50,7 @@ def data_module(
         num_workers=d.num_workers,
         masks=d.masks,
         split=config.split,
-        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance, good_alone, known),
+        sampling=Sampling(d.sampler, d.sampler_beta, d.imbalance, good_alone, known, d.per_class),
         augment=config.augment,
         cache=None if c.dir is None else ArrayCache(c.dir, c.max_gb),
         mean=normalisation[0],

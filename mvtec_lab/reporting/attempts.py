@@ -317,7 +317,8 @@ def _folds(settings: Settings) -> int:
 def _drawn(settings: Settings) -> str | None:
     """Return what tells training sets apart that are tested on the same images.
 
-    These are sets that were thinned out to a tail, and the good images of a one-class split.
+    These are sets that were thinned out, and the good images of a one-class split.
     """
-    draws = settings.get("data.imbalance", "null") != "null" or settings.get("split.protocol") == "one_class"
+    thinned = any(settings.get(key, "null") != "null" for key in ("data.imbalance", "data.per_class"))
+    draws = thinned or settings.get("split.protocol") == "one_class"
     return settings.get("split.seed") if draws else None

@@ -17,6 +17,7 @@ from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.runs import Settings, by_attempt, require_metrics, settings_of
+from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.verdict import sentences
 from mvtec_lab.results import RunResult
@@ -58,6 +59,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)
     still = f"Still running, and not part of this: {names}." if running else None
     result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
+    result.verdict += [curve.sentence for curve in curves_of(result)]
     result.verdict += [spread.sentence for spread in spreads(result)]
     result.headline = headline_of(result).lines
     return result

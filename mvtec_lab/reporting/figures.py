@@ -289,12 +289,17 @@ def coverage_figure(
     ax.set_xlim(0, 1)
     ax.set_ylim(max(0.0, np.floor(10 * lowest) / 10), 1.005)  # a line at 1 is seen whole
     first = f", the first {MOST} of {len(curves)} attempts" if len(curves) > MOST else ""
-    ax.set_xlabel(f"coverage: share of the test images that are answered{first}", color=GREY)
-    ax.set_ylabel("accuracy on them", color=GREY)
+    finish_curves(figure, ax, f"coverage: share of the test images that are answered{first}", "accuracy on them")
+    return lettered(figure)
+
+
+def finish_curves(figure: Figure, ax: Axes, across: str, upwards: str) -> None:
+    """Name the axes of a chart of curves, and add the legend below."""
+    ax.set_xlabel(across, color=GREY)
+    ax.set_ylabel(upwards, color=GREY)
     quiet(ax)
     ax.grid(color=RULE)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return lettered(figure)
 
 
 def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -21,6 +21,7 @@ from mvtec_lab.reporting.origin import common_folder, data_pages, differences, o
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.runs import failure, load_runs
+from mvtec_lab.reporting.shots import curves_of, shots_figure
 from mvtec_lab.reporting.spread import spread_figure, spreads
 from mvtec_lab.reporting.summary import distinct
 from mvtec_lab.reporting.verdict import FEW
@@ -73,7 +74,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
-    path = directory / REPORT
+    path, shots = directory / REPORT, curves_of(comparison)
     write_page(
         path,
         "report.html.j2",
@@ -87,6 +88,8 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         headline=headline_of(comparison),
         mistake_of=mistake_of,
         verdict=comparison.verdict,
+        shots=shots,
+        shots_figure=figures.to_data_uri(shots_figure(shots)) if shots else None,
         spreads=[(spread, figures.to_data_uri(spread_figure(spread))) for spread in spreads(comparison)],
         coverage=coverage(comparison.done),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],

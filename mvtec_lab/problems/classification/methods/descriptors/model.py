@@ -122,8 +122,9 @@ class Descriptors(Classifier):
 
     @classmethod
     def learns_from(cls, config: Config) -> Sequence[str]:
-        # A tail of training images that were thinned out would grow back by those for validation.
-        alone = config.split.val_is_test or config.data.imbalance is not None
+        # Training images that were thinned out would grow back by those for validation.
+        thinned = config.data.imbalance is not None or config.data.per_class is not None
+        alone = config.split.val_is_test or thinned
         return ("train",) if alone else ("train", "val")
 
     @property

@@ -9,7 +9,7 @@ from mvtec_lab.problems.segmentation.methods import sam_box
 _TRAINING = (
     "optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum scheduler.name scheduler.step_size "
     "scheduler.gamma scheduler.patience trainer.max_epochs trainer.patience trainer.precision augment.transforms "
-    "augment.views augment.paste data.sampler data.imbalance"
+    "augment.views augment.paste data.sampler data.imbalance data.per_class"
 )
 
 

@@ -1,0 +1,118 @@
+"""Show what labelled images bring: an attempt's figure over its training images a class (``data.per_class=2,5,10``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from mvtec_lab.evaluation.learning_curve import Forecast, forecast
+from mvtec_lab.evaluation.specs import METRICS, Metric
+from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
+from mvtec_lab.reporting.figures import finish_curves, label_of, style_of
+from mvtec_lab.reporting.fonts import lettered
+from mvtec_lab.reporting.pairs import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEY = "data.per_class"
+NORMAL = 1.96  # standard errors from a value to a bound of its 95% interval
+TWICE = 2  # times the largest number of images, which is as far as the forecast goes
+
+
+@dataclass
+class Curve:
+    """Hold the figure of one attempt over its training images a class.
+
+    Args:
+        name: the attempt.
+        points: training images a class (the mean over classes and runs) and the metric, in ascending order.
+    """
+
+    name: str
+    metric: Metric
+    points: list[tuple[float, Estimate]]
+
+    @property
+    def sentence(self) -> str:
+        """Say what the images brought, and what twice as many may bring."""
+        (few, first), (many, last) = self.points[0], self.points[-1]
+        text = f"{self.name}: {self.metric.title} {first.value:.3f} with {few:.3g} training images of each class"
+        text += f", {last.value:.3f} with {many:.3g}"
+        expected = self.forecast
+        if expected is None:
+            return f"{text}."
+        more = expected.images - many
+        low, high = (self._value(bound) for bound in (expected.high, expected.low))
+        value = self._value(expected.value)
+        bounds = f"{min(low, high):.2f} to {max(low, high):.2f}"
+        hope = f"{more:.3g} more of each may bring it to {value:.3f} ({bounds})"
+        return f"{text}; {hope}, if errors go on falling as so far."
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Return the error with twice the images; None where a power law of the error cannot be told."""
+        known = [(images, e) for images, e in self.points if e.low is not None and e.high is not None]
+        if not self.metric.share and self.metric.sign > 0:
+            return None  # it has no best value from which an error is counted
+        errors = [1 - e.value if self.metric.sign > 0 else e.value for _, e in known]
+        spreads = [(e.high - e.low) / (2 * NORMAL) for _, e in known if e.high is not None and e.low is not None]
+        return forecast([images for images, _ in known], errors, spreads, TWICE * known[-1][0]) if known else None
+
+    def _value(self, error: float) -> float:
+        return max(0.0, 1 - error) if self.metric.sign > 0 else error
+
+
+def curves_of(comparison: Comparison) -> list[Curve]:
+    """Return a curve for each attempt that was trained on several numbers of images of each class."""
+    varied = [attempt for attempt in comparison.done if _varies(attempt, comparison)]
+    curves = []
+    for name, group in groupby(sorted(varied, key=_base), key=_base):
+        for key in comparison.metrics:
+            mine = [attempt for attempt in [*group] if attempt.metric.key == key]
+            points = {images: e for attempt in mine if (images := _images(attempt)) and (e := attempt.estimate())}
+            if len(points) > 1:
+                curves.append(Curve(name, METRICS[key], sorted(points.items(), key=lambda point: point[0])))
+    return curves
+
+
+def _varies(attempt: Attempt, comparison: Comparison) -> bool:
+    return f" {KEY}=" in attempt.name and KEY in comparison.settings[attempt.runs[0].run_dir]
+
+
+def _base(attempt: Attempt) -> str:
+    """Return an attempt's name without its number of images."""
+    return re.sub(rf" {re.escape(KEY)}=\S+", "", attempt.name)
+
+
+def _images(attempt: Attempt) -> float | None:
+    """Return the training images of a class, the mean over the classes and runs: some classes may have too few."""
+    counts = [[*train.values()] for run in attempt.done if (train := run.counts.get("train"))]
+    return mean(mean(of_run) for of_run in counts)
+
+
+def shots_figure(curves: Sequence[Curve]) -> Figure:
+    """Draw the figure of every attempt over its training images a class, with its intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.4 + 0.2 * ((len(curves) + 1) // 2)), layout="constrained")
+    ax = figure.add_subplot()
+    for index, curve in enumerate(curves):
+        colour, dashes = style_of(index)
+        images, estimates = zip(*curve.points, strict=True)
+        places = [each * 1.02**index for each in images]  # side by side: intervals would hide each other
+        values = [estimate.value for estimate in estimates]
+        ax.plot(places, values, "o", color=colour, linestyle=dashes, markersize=5, label=label_of(curve.name, 40))
+        for place, estimate in zip(places, estimates, strict=True):
+            if estimate.low is not None and estimate.high is not None:
+                ax.plot([place, place], [estimate.low, estimate.high], color=colour, linewidth=1.5, alpha=0.6)
+    ax.set_xscale("log")
+    ticks = sorted({images for curve in curves for images, _ in curve.points})
+    ax.set_xticks(ticks, [f"{images:.3g}" for images in ticks])
+    ax.set_xticks([], minor=True)
+    metric = curves[0].metric
+    finish_curves(figure, ax, "training images of each class", f"test {metric.title}")
+    return lettered(figure)

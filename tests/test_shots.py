@@ -1,0 +1,101 @@
+"""Few training images of each class (``data.per_class``): nested draws, the same test images, and what more bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from test_reporting import fabricate, text_of
+
+from mvtec_lab import problems
+from mvtec_lab.config import Config, SplitConfig
+from mvtec_lab.data.samples import Sample
+from mvtec_lab.data.splits import few_of_each, split_samples
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.learning_curve import forecast
+from mvtec_lab.reporting import report
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.shots import curves_of
+from mvtec_lab.results import CONFIG
+
+
+def divided() -> list[Sample]:
+    paths = [
+        (f"test/{label}/{i:03}.png", label) for label, n in (("good", 20), ("crack", 12), ("hole", 5)) for i in range(n)
+    ]
+    return split_samples([Sample(path, label) for path, label in paths], SplitConfig(seed=3))
+
+
+def of(samples: list[Sample], split: str) -> set[str]:
+    return {s.path for s in samples if s.split == split}
+
+
+def test_fewer_images_are_among_more_and_the_others_stay() -> None:
+    samples = divided()
+    drawn = {count: few_of_each(samples, count, 3) for count in (1, 2, 5, 50)}
+    assert of(drawn[1], "train") < of(drawn[2], "train") < of(drawn[5], "train") < of(samples, "train")
+    assert of(drawn[50], "train") == of(samples, "train")
+    assert all(of(each, part) == of(samples, part) for each in drawn.values() for part in ("val", "test"))
+    labels = [s.label for s in drawn[2] if s.split == "train"]
+    assert {label: labels.count(label) for label in labels} == {"good": 2, "crack": 2, "hole": 2}
+    assert of(few_of_each(samples, 5, 4), "train") != of(drawn[5], "train")  # another seed, another draw
+
+
+def test_both_ways_to_thin_out_training_are_refused_together() -> None:
+    config = Config()
+    config.data.per_class, config.data.imbalance = 5, 10.0
+    with pytest.raises(LabError, match=r"data\.per_class=5 does nothing for data.imbalance=10\.0: it thins"):
+        problems.check(config, {})
+    config.data.per_class, config.data.imbalance = 0, None
+    with pytest.raises(LabError, match=r"data\.per_class=0 is out of range: give 1 or more"):
+        problems.check(config, {})
+
+
+def curve(folder: Path, name: str, right: dict[int, int], **fields: Any) -> None:
+    """Write a run for each number of training images of a class, with this many of 20 test images right."""
+    for count, hits in right.items():
+        counts = {"train": dict.fromkeys(("good", "crack"), count), "test": {"good": 20}}
+        run = fabricate(folder / f"{name}{count}", name, right=hits, counts=counts, **fields)
+        path = Path(run.run_dir, CONFIG)
+        settings = yaml.safe_load(path.read_text())
+        settings["data"] = {"per_class": count}
+        path.write_text(yaml.safe_dump(settings))
+
+
+def test_each_attempt_has_a_curve_in_verdict_and_report(tmp_path: Path) -> None:
+    curve(tmp_path, "base", {2: 10, 5: 14, 10: 16})
+    curve(tmp_path, "head", {2: 12, 10: 13})
+    _, comparison = report.sum_up(tmp_path)
+    base, head = curves_of(comparison)
+    assert (base.name, [(images, e.value) for images, e in base.points]) == ("base", [(2, 0.5), (5, 0.7), (10, 0.8)])
+    assert base.sentence.startswith(
+        "base: accuracy 0.500 with 2 training images of each class, 0.800 with 10; 10 more of each"
+    )
+    assert head.forecast is None  # two points always lie on a power law
+    assert head.sentence == "head: accuracy 0.600 with 2 training images of each class, 0.650 with 10."
+    assert {base.sentence, head.sentence} <= {*comparison.verdict}
+    html = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    assert "What labelled images bring" in text_of(html)
+    assert 'alt="Test figure of each attempt by its training images of each class"' in html
+
+
+def test_without_the_key_there_is_no_curve(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "a")
+    fabricate(tmp_path / "b", "b")
+    assert curves_of(compare(load_runs(tmp_path))) == []
+
+
+def test_a_power_law_is_followed_and_its_interval_grows_with_the_noise() -> None:
+    images = np.array([2, 5, 10, 20])
+    errors = 0.6 * images**-0.5
+    exact = forecast(images, errors, [0] * 4, 40)
+    noisy = forecast(images, errors, [0.03] * 4, 40)
+    assert exact is not None
+    assert noisy is not None
+    assert exact.value == exact.low == exact.high == pytest.approx(0.6 * 40**-0.5)
+    assert noisy.low < exact.value < noisy.high
+    assert forecast(images[:2], errors[:2], [0, 0], 20) is None

@@ -23,8 +23,8 @@ from mvtec_lab.evaluation.differences import LEAST_RUNS
 # Each look has so many times the folds of the one before. Rare looks come late, and frequent ones cost level: between
 # 1.2 and 2 the share of runs that simulated races of 10 to 50 folds leave out changes by two points at most.
 FACTOR = 1.5
-# This share of races may drop an attempt that is not worse. The verdict has 5% of its own: with 2% more, 6% of all
-# simulated sweeps say something wrong of a pair, with 5% more 9% (``python -m benchmarks.races``).
+# This share of races may drop an attempt that is not worse. The verdict has 5% of its own: one of both says something
+# wrong of a pair in 6.4% of simulated sweeps at most (``python -m benchmarks.races``).
 LEVEL = 0.02
 # So many attempts at most lend their degrees of freedom. With all of ten, of which one varies ten times as much as the
 # others, 5.4% of simulated races drop an attempt that is not worse, with four 2.9%.

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from mvtec_lab.reporting.runs import load_runs as load_runs
     from mvtec_lab.reporting.summary import print_table as print_table
     from mvtec_lab.reporting.summary import summarise as summarise
+    from mvtec_lab.reporting.tables import read_results as read_results
     from mvtec_lab.results import RunResult as RunResult
     from mvtec_lab.results import read_csv as read_csv
     from mvtec_lab.tasks.describe import Description as Description
@@ -133,6 +134,7 @@ _HOMES = {
     "read_folder": "data.layouts",
     "read_image": "data.images",
     "read_mask": "data.images",
+    "read_results": "reporting.tables",
     "read_yolo": "data.annotations",
     "register_backbone": "models.backbones",
     "register_loss": "problems.classification",

@@ -24,6 +24,7 @@ from mvtec_lab.reporting.runs import failure, load_runs
 from mvtec_lab.reporting.shots import curves_of, shots_figure
 from mvtec_lab.reporting.spread import spread_figure, spreads
 from mvtec_lab.reporting.summary import distinct
+from mvtec_lab.reporting.tables import RUNS, write_runs
 from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import remove_leftovers
 
@@ -37,7 +38,7 @@ def sum_up(
     show: Callable[[Sequence[summary.Row], Comparison], None] | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[list[summary.Row], Comparison]:
-    """Compare runs and write summary.csv, comparison.json and report.html into a directory.
+    """Compare runs and write summary.csv, runs.csv, comparison.json and report.html into a directory.
 
     Args:
         directory: where the files go.
@@ -55,8 +56,9 @@ def sum_up(
     if show is not None:
         show(rows, comparison)
     with held(directory, wait=True):
-        remove_leftovers(directory, (summary.SUMMARY, COMPARISON, REPORT))
+        remove_leftovers(directory, (summary.SUMMARY, RUNS, COMPARISON, REPORT))
         summary.write_summary(rows, directory)
+        write_runs([run for attempt in comparison.attempts for run in attempt.runs], comparison.settings, directory)
         comparison.save(directory)
         write_report(comparison, rows, directory)
     return rows, comparison

@@ -227,10 +227,20 @@ def _by_folds(runs: Sequence[RunResult]) -> list[str]:
 
 
 def write_summary(rows: Sequence[Row], directory: Path) -> None:
-    """Write the rows of ``summarise`` into summary.csv."""
-    keys = [column.key for column in columns()]
+    """Write the rows of ``summarise`` into summary.csv, without columns in which no attempt has a value.
+
+    Those that say how the runs went, and those of the metrics that the attempts are judged by, always stand there.
+    """
+    judged = {f"test_{row['metric'].key}{part}" for row in rows for part in ("", "_low", "_high")}
+    always = {"marks", "warnings", "error", *judged, *(column.key for column in _FIRST)}
+    keys = [key for key in (c.key for c in columns()) if key in always or any(_said(row[key]) for row in rows)]
     cells = ({key: "; ".join(c) if isinstance(c := row[key], list) else c for key in keys} for row in rows)
     write_csv(directory / SUMMARY, cells, keys)
+
+
+def _said(value: Any) -> bool:
+    """Tell whether a cell of summary.csv is not empty."""
+    return value is not None and value not in ("", [])
 
 
 def remarks(rows: Sequence[Row], key: str) -> list[str]:

@@ -34,6 +34,7 @@ FORMATS = {
 PUBLIC = ("visa", "loco", "mvtec_ad2", "btad", "real_iad")  # data sets whose layouts data/layouts reads
 # The sample's own weights, pretrained by mvtec_lab/pretrain.py on invented products, and the backbone that they are of.
 SAMPLE_BACKBONE, SAMPLE_WEIGHTS = "shufflenet_v2_x1_0", "SAMPLE_V1"
+LOGGERS = ("tensorboard", "mlflow", "wandb")  # which are also the names of their packages
 MONITORS = ("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1")
 
 _LEARNING = but("model.head", "knn", why="a vote of neighbours trains nothing")
@@ -463,6 +464,12 @@ class TrainerConfig:
         "of the numbers in training. auto: bf16-mixed or 16-mixed on a GPU that has it, else 32",
         choices=PRECISIONS,
     )
+    logger: Any = knob(
+        "tensorboard",
+        "where the curves go besides history.csv: tensorboard, mlflow, wandb, or several, [tensorboard,mlflow]; the "
+        "extras mlflow and wandb bring the other two",
+        changes="nothing",
+    )
     compile: bool = knob(False, "torch.compile: up to half a minute before the first step, no gain on a CPU")
 
 
@@ -600,12 +607,28 @@ def validate(config: Config) -> None:
         )
     _check_bins(config.loss.bins)
     _check_devices(config.trainer.devices)
+    loggers_of(config.trainer.logger)
     validate_split(config.split)
     if d.root is None:
         remedy = "give data.root=FOLDER" + (" or set MVTEC_ROOT" if d.name == "mvtec" else "")
         raise LabError(f"data={d.name} does not know where its images lie: {remedy}")
     if d.category is None and d.name in ("sample", "mvtec"):
         raise LabError(f"data={d.name} needs data.category=NAME")
+
+
+def loggers_of(value: Any) -> list[str]:
+    """Return the names in a value of ``trainer.logger``.
+
+    Raises:
+        LabError: one that there is not, or none.
+    """
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    for name in names:
+        if name not in LOGGERS:
+            raise unknown("trainer.logger", name, LOGGERS)
+    if not names:
+        raise LabError(f"trainer.logger={value} names no logger: give {', '.join(LOGGERS)}, or several in a list")
+    return list(dict.fromkeys(names))
 
 
 def formats_of(config: Config) -> list[str]:

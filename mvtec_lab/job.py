@@ -28,6 +28,7 @@ from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS, Config, ModelConfig
 from mvtec_lab.data.names import look as look_at_transforms
 from mvtec_lab.engine.hardware import look as look_at_devices
+from mvtec_lab.engine.loggers import require_loggers
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
@@ -125,6 +126,7 @@ class Command:
     sweep_dir: Path | None = None
     directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered
     configs: list[Config] = field(default_factory=list)  # those of the sweep's jobs; empty for a search
+    varied: list[str] | None = None  # the keys that vary among them; None for a search and a single run
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
     race: Any = None  # of the sweep; None: all of its jobs run
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
@@ -234,7 +236,7 @@ class Job:
             given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
             options["own"] = _take_data_of_run(config, given)
         elif config.task == "train":
-            options["checked"] = self.command.checked
+            options |= {"checked": self.command.checked, "varied": self.command.varied}
         look_at_files(config)
         look_at_data(config)
         remarks = _stand_ins(job)
@@ -364,6 +366,8 @@ def look_at_files(config: Config, here: bool = True) -> None:
         look_at_names(m.backbone if problems.METHODS[m.method].backbone else None, m.weights, m.unfreeze)
     if task.takes("trainer.accelerator"):
         look_at_devices(config.trainer, here)
+        if here:
+            require_loggers(config)
     if task.takes("augment.transforms"):
         look_at_transforms(config.augment.transforms)
     files = {

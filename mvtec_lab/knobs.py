@@ -88,6 +88,16 @@ def settings(section: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def varied(sections: Sequence[Any]) -> list[str]:
+    """Return the keys whose values differ among configurations; empty for one."""
+    values = [settings(section) for section in sections]
+    return [key for key in dict.fromkeys(key for of in values for key in of) if any(_differs(key, values))]
+
+
+def _differs(key: str, values: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
+    return (of.get(key) != values[0].get(key) for of in values[1:])
+
+
 def check_values(section: Any, prefix: str = "") -> None:
     """Check every value of a section by its knob.
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mvtec_lab.arguments import text, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
+from mvtec_lab.engine.loggers import note_verdict
 from mvtec_lab.engine.resume import as_begun, earlier_run
 from mvtec_lab.engine.threads import computing_with
 from mvtec_lab.errors import LabError, redacted
@@ -36,6 +37,7 @@ from mvtec_lab.job import (
     settle,
     to_config,
 )
+from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.results import RESULT, RunResult, write_whole
 
@@ -130,7 +132,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     here = launcher_of(jobs[0]) == "BasicLauncher"  # others share the cores out, or have other ones
     with computing_with(command.prepare(configs[0].task, here, len(jobs))):
         _check_in_full(jobs, configs, command)
-    command.configs = configs
+    command.configs, command.varied = configs, varied(configs)
 
 
 def _race(jobs: list[DictConfig], configs: list[Config]) -> Any:
@@ -240,7 +242,8 @@ def sum_up(command: Command) -> int:
     with suppress(LabError, OSError):  # images that are gone, a full disk: the report says what is missing
         describe_sweep(command.configs, sweep_dir)
     try:
-        report.sum_up(sweep_dir, show=report.show_results, notes=missing)
+        _, comparison = report.sum_up(sweep_dir, show=report.show_results, notes=missing)
+        note_verdict(sweep_dir, comparison.verdict)
     except LabError as error:
         return max(status, complain(error, command.full_error))
     if missing:

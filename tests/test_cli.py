@@ -22,7 +22,7 @@ from mvtec_lab.results import RunResult, find_runs, read_csv
 
 RUN_FILES = {
     "best.ckpt", "config.yaml", "explanations.jpg", "history.csv", "last.ckpt", "mistakes.jpg", "predictions.csv",
-    "result.json", "run.log", "samples.csv",
+    "result.json", "run.log", "samples.csv", "train", "val",
 }  # fmt: skip
 
 

@@ -138,6 +138,7 @@ NEEDS = {
     "hydra/sweeper=optuna": "hydra_plugins.hydra_optuna_sweeper",
     "hydra/launcher=parallel": "hydra_plugins.hydra_joblib_launcher",
     "attempt=detect/yolo_world": "ultralytics",
+    "trainer.logger=[tensorboard,mlflow]": "mlflow",
 }
 
 

@@ -142,7 +142,7 @@ def test_epochs_are_counted_from_one_in_every_file(lab, tmp_path: Path) -> None:
     (said,) = re.findall(r"best epoch (\d) of 3", log)
     rows = read_csv(tmp_path / "run/history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] == re.findall(r"epoch (\d)/3 ", log)
-    assert {event.value for event in EventAccumulator("run").Reload().Scalars("epoch")} == {1, 2, 3}
+    assert {event.value for event in EventAccumulator("run").Reload().Scalars("optimizer/epoch")} == {1, 2, 3}
     run = RunResult.load(tmp_path / "run")
     losses = [float(row["val/loss"]) for row in rows]
     assert run.best_epoch == int(said) == losses.index(min(losses)) + 1

@@ -199,7 +199,7 @@ def test_tensorboard_shows_no_step_twice(lab, stop, tmp_path: Path) -> None:
     for name in ("run", "whole"):
         events = EventAccumulator(str(tmp_path / name)).Reload()
         shown.append({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
-        assert len(events.Images("input/first_batch")) == 1
+        assert len(events.Images("pictures/first_batch")) == 1
     assert shown[0] == shown[1]
 
 

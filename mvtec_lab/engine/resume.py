@@ -90,5 +90,6 @@ def clear(run_dir: Path) -> None:
         return
     for name in FILES:
         (run_dir / name).unlink(missing_ok=True)
-    for path in run_dir.glob("events.out.tfevents.*"):
-        path.unlink()
+    for folder in ("", "train", "val"):  # as TensorBoard's logger has them
+        for path in (run_dir / folder).glob("events.out.tfevents.*"):
+            path.unlink()

@@ -8,8 +8,8 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.contents import contents_listed, require_same
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.engine.boards import board_of, build_loggers, close, hyperparameters, log_results
 from mvtec_lab.engine.checkpoints import Checkpoints, WholeFiles, read_last
 from mvtec_lab.engine.devices import build_trainer
 from mvtec_lab.engine.history import History
@@ -33,7 +33,6 @@ from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.process import without_hints
 from mvtec_lab.engine.resume import as_yaml, earlier_run
 from mvtec_lab.errors import LabError
-from mvtec_lab.knobs import settings
 from mvtec_lab.models.weights import save_file
 from mvtec_lab.results import (
     BEST,
@@ -93,6 +92,7 @@ class Run:
         result: what becomes result.json; problems fill in what they know.
         began: ``time.perf_counter()`` when the task began.
         step: the optimizer step that the run continues from; None where it starts.
+        varied: the keys that vary in its sweep; None: it is part of no grid.
 
     ``peak_mib()`` is the most memory that was held since ``watch_memory``; None where nobody counts it.
     """
@@ -103,6 +103,7 @@ class Run:
     result: RunResult
     began: float
     step: int | None = None
+    varied: Sequence[str] | None = None
     checkpoints: Checkpoints | None = field(default=None, init=False)
     peak_mib: Callable[[], float | None] = lambda: None
 
@@ -120,7 +121,7 @@ class Run:
         self.peak_mib = peak_memory(self.trainer.strategy.root_device)
 
     def build_trainer(self, monitor: str | None = None, awaited: str = "val/loss") -> pl.Trainer:
-        """Return the run's trainer, with its history, its TensorBoard log and, where asked for, early stopping.
+        """Return the run's trainer, with its history, its loggers and, where asked for, early stopping.
 
         Args:
             monitor: the logged metric that chooses best.ckpt, the lowest one of ``.../loss``, else the highest; the
@@ -143,7 +144,7 @@ class Run:
             callbacks=callbacks,
             enable_checkpointing=False,  # Checkpoints does
             plugins=[WholeFiles()],
-            logger=RunLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=self.step),
+            logger=build_loggers(self.config, self.run_dir, self.step),
             enable_progress_bar=interactive,
             log_every_n_steps=1,  # an epoch has a handful of batches
         )
@@ -181,28 +182,38 @@ class Run:
         trained = {} if self.checkpoints is None else self.checkpoints.best
         save_file({**trained, **self.model.content()}, self.run_dir / BEST)
 
+    def show_picture(self, name: str, picture: np.ndarray) -> None:
+        """Show a picture of the run's beginning, uint8 RGB [H, W, 3], in TensorBoard."""
+        if (board := board_of(self.trainer.loggers)) is not None:
+            log_picture(board.experiment, f"pictures/{name}", picture, 0)
+
     def show(self, judgement: Judgement) -> None:
-        """Put a judgement, the configuration and the row of hyperparameters into TensorBoard."""
-        logger, step = self.trainer.logger, self.trainer.global_step
-        assert isinstance(logger, TensorBoardLogger)
-        writer = logger.experiment
-        for tag, content in judgement.board.items():
-            if isinstance(content, str):
-                writer.add_text(tag, content, step)
-            elif isinstance(content, np.ndarray):
-                log_picture(writer, tag, content, step)
-            else:
-                writer.add_figure(tag, content, step)
-        block = "    " + as_yaml(self.config).replace("\n", "\n    ")  # four spaces: a code block in Markdown
-        writer.add_text("config", block, 0)
-        scores = {
-            f"{split}_best/{key}": value
-            for split, metrics in judgement.metrics.items()
-            for key, value in metrics.items()
-            if isinstance(value, float)
-        }
-        logger.log_hyperparams(hyperparameters(self.config), scores)
-        logger.finalize("success")
+        """Put a judgement, the configuration and the row of hyperparameters into TensorBoard and the other loggers."""
+        step = self.trainer.global_step
+        if (board := board_of(self.trainer.loggers)) is not None:
+            writer = board.experiment
+            for name, content in judgement.board.items():
+                tag = f"pictures/{name.removeprefix('pictures/')}"  # after the losses, whatever they show
+                if isinstance(content, str):
+                    writer.add_text(tag, content, step)
+                elif isinstance(content, np.ndarray):
+                    log_picture(writer, tag, content, step)
+                else:
+                    writer.add_figure(tag, content, step)
+            block = "    " + as_yaml(self.config).replace("\n", "\n    ")  # four spaces: a code block in Markdown
+            writer.add_text("config", block, 0)
+        log_results(self.trainer.loggers, hyperparameters(self.config, self.varied), judgement.metrics)
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """End the loggers' runs when the run ends, well or not."""
+        status = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            if (trainer := getattr(self, "trainer", None)) is not None:
+                close(trainer.loggers, status)
 
     def resume(self) -> bool:
         """Take up the run that was interrupted in this directory; False where there is none to continue.
@@ -288,65 +299,6 @@ def sample_rows(data: MVTecDataModule, fold: int | None) -> list[dict[str, Any]]
         }
         for s in data.samples
     ]
-
-
-# The keys that attempts usually differ in: a page with every key could not be read.
-SHOWN = [
-    "attempt",
-    "seed",
-    "model.method",
-    "model.backbone",
-    "model.weights",
-    "model.unfreeze",
-    "model.warmup_epochs",
-    "model.head",
-    "model.generate",
-    "loss.name",
-    "loss.class_weights",
-    "loss.defer",
-    "loss.posthoc",
-    "data.image_size",
-    "data.fit",
-    "data.tile",
-    "data.batch_size",
-    "data.sampler",
-    "data.imbalance",
-    "data.per_class",
-    "augment.mix",
-    "augment.paste",
-    "optimizer.name",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "scheduler.name",
-    "trainer.max_epochs",
-    "trainer.patience",
-    "split.fold",
-]
-
-
-def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return what TensorBoard's table of runs shows of a configuration."""
-    values = settings(config)
-    shown = {key: values[key] for key in SHOWN} | {"augment": ", ".join(config.augment.transforms) or "none"}
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in shown.items()}
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard's events alone: config.yaml says more than hparams.yaml."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics; Lightning's count of epochs, which begins with 0, becomes that of the lab."""
-        counted = {"epoch": metrics["epoch"] + 1} if "epoch" in metrics else {}
-        super().log_metrics({**metrics, **counted}, step)
-
-    def save(self) -> None:
-        """Write the events that are still in memory."""
-        self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        """Close the events; where a run failed, its own error counts, not that they cannot be written."""
-        with suppress(OSError) if status == "failed" else nullcontext():
-            super().finalize(status)
 
 
 @contextmanager

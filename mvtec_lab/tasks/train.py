@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents
 from mvtec_lab.data.splits import division
 from mvtec_lab.engine.devices import check_devices, process_restored
+from mvtec_lab.engine.loggers import require_loggers
 from mvtec_lab.engine.resume import as_begun, clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
 from mvtec_lab.engine.setup import absolute_paths, claim, digests_of, set_up, training_seed
@@ -35,6 +36,7 @@ def run_attempt(
     config: Config | None = None,
     run_dir: str | Path = "outputs/run",
     checked: Mapping[str, Contents] | None = None,
+    varied: Sequence[str] | None = None,
 ) -> RunResult:
     """Train one attempt and judge it on validation and test images.
 
@@ -45,6 +47,7 @@ def run_attempt(
 
     Args:
         checked: the files that a sweep's check read, by product folder; others are refused.
+        varied: the keys that vary in its sweep, for the loggers' tables of runs.
 
     Raises:
         LabError: a mistake in the configuration or the data; raised before anything is written.
@@ -52,6 +55,7 @@ def run_attempt(
     began = time.perf_counter()
     config, run_dir = config or Config(), Path(run_dir)
     check(config)
+    require_loggers(config)
     if config.resume:
         config = as_begun(run_dir, config)
     earlier = earlier_run(run_dir, config) if config.resume else None
@@ -96,7 +100,7 @@ def run_attempt(
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),
     )
-    run = Run(config, data, model, result, began)
+    run = Run(config, data, model, result, began, varied=varied)
     if getattr(rank_zero_only, "rank", 0) != 0:  # Lightning starts this command again for each further device
         logging.disable(logging.WARNING)  # it trains along and leaves everything else to the first process
         run.resume()
@@ -108,7 +112,7 @@ def run_attempt(
             if config.resume:
                 clear(run_dir)
             claim(run_dir, CONFIG)
-        with result.recorded():
+        with result.recorded(), run.logged():
             for warning in result.warnings:
                 log.warning(warning, extra=IN_TABLE)
             if not resumed:

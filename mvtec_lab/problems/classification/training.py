@@ -6,9 +6,8 @@ import logging
 import time
 
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from mvtec_lab.engine.pictures import log_picture, sheet
+from mvtec_lab.engine.pictures import sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import training_seed
 from mvtec_lab.problems.classification.features import learn_images, use_features
@@ -53,9 +52,7 @@ def fit(run: Run) -> None:
 
 def log_first_batch(run: Run) -> None:
     """Show the first training batch as the network sees it, augmented and resized, in TensorBoard."""
-    dataset, logger = run.data.dataset("train"), run.trainer.logger
+    dataset = run.data.dataset("train")
     keys = list(run.data.train_sampler())[: min(SAMPLED, run.data.batch_size)]
     captions = [dataset.samples[place].label for place, _ in keys]
-    picture = sheet([dataset.view(key)[0] for key in keys], captions, [None] * len(keys))
-    assert isinstance(logger, TensorBoardLogger)
-    log_picture(logger.experiment, "input/first_batch", picture, 0)
+    run.show_picture("first_batch", sheet([dataset.view(key)[0] for key in keys], captions, [None] * len(keys)))

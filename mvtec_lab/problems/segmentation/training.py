@@ -7,10 +7,9 @@ import time
 
 import numpy as np
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from mvtec_lab.engine.features import use_views
-from mvtec_lab.engine.pictures import log_picture, outlined, sheet
+from mvtec_lab.engine.pictures import outlined, sheet
 from mvtec_lab.engine.run import Run
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.models.views import view
@@ -84,7 +83,7 @@ def _fit_types(run: Run, module: SegmentationModel, type_model: RegionTypes) -> 
 
 def _log_first_batch(run: Run) -> None:
     """Show the first training batch and its masks as the network sees them in TensorBoard."""
-    dataset, logger, module = run.data.dataset("train"), run.trainer.logger, run.model.module
+    dataset, module = run.data.dataset("train"), run.model.module
     keys = list(run.data.train_sampler())[: min(SAMPLED, run.data.batch_size)]
     tiles = []
     for place, seed in keys:
@@ -97,5 +96,4 @@ def _log_first_batch(run: Run) -> None:
         image, marked = (part.numpy() for part in both)
         tiles.append(outlined(np.ascontiguousarray(image.transpose(1, 2, 0)), marked > 0))
     captions = [dataset.samples[place].label for place, _ in keys]
-    assert isinstance(logger, TensorBoardLogger)
-    log_picture(logger.experiment, "input/first_batch", sheet(tiles, captions, [None] * len(keys)), 0)
+    run.show_picture("first_batch", sheet(tiles, captions, [None] * len(keys)))

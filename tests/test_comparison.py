@@ -175,14 +175,6 @@ def test_the_headline_says_where_nothing_was_learnt(tmp_path: Path) -> None:
     assert "learnt" not in first
 
 
-def test_two_test_sets_show_nothing_to_be_learnt(tmp_path: Path) -> None:
-    """They have no interval, and figures without one are no surer than a single test set's."""
-    cross_validated(tmp_path, a=[11, 9], b=[10, 8])
-    comparison = compare(load_runs(tmp_path))
-    assert [attempt.learnt for attempt in comparison.attempts] == [False, False]
-    assert "learnt" in comparison.verdict[0]
-
-
 def test_only_what_shares_its_test_images_is_ranked(tmp_path: Path) -> None:
     fold(tmp_path / "0", "a", 0, 12)
     fold(tmp_path / "1", "b", 0, 10)

@@ -39,6 +39,7 @@ from mvtec_lab.job import (
 )
 from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
+from mvtec_lab.products import Products
 from mvtec_lab.results import RESULT, RunResult, write_whole
 
 MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
@@ -122,17 +123,20 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
             look_at_files(config, launcher_of(job) in _HERE)
     command.race = _race(jobs, configs)
     scans: dict[str, Any] = {}
-    for job, config in zip(jobs, configs, strict=True):
-        with _of_job(job, len(jobs)):
+    products = Products(configs)
+    for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
+        with _of_job(job, len(jobs)), products.alone(number):
             look_at_data(config, scans)
+    products.require_one()
     if not jobs:
         return
     if not nearest_folder(sweep_dir).is_dir():
         raise LabError(f"{sweep_dir} cannot be written: give hydra.sweep.dir=FOLDER")
     here = launcher_of(jobs[0]) == "BasicLauncher"  # others share the cores out, or have other ones
     with computing_with(command.prepare(configs[0].task, here, len(jobs))):
-        _check_in_full(jobs, configs, command)
-    command.configs, command.varied = configs, varied(configs)
+        _check_in_full(jobs, configs, command, products)
+    products.require_one()
+    command.configs, command.varied = products.say(), varied(configs)
 
 
 def _race(jobs: list[DictConfig], configs: list[Config]) -> Any:
@@ -155,11 +159,11 @@ def _begin_race(command: Command) -> None:
         begin(command.race, command.sweep_dir, command.configs[0].resume)
 
 
-def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command) -> None:
+def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command, products: Products) -> None:
     """Refuse what only PyTorch or a look at the images can tell; note the jobs' directories and their data."""
     sweep_dir = command.sweep_dir
     assert sweep_dir is not None
-    for job, config in zip(jobs, configs, strict=True):
+    for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
         function_of(config.task)
         if not _numbered(job):
             directory = sweep_dir / job.hydra.sweep.subdir
@@ -169,10 +173,10 @@ def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Comma
                 earlier = earlier_run(directory, config)
                 if earlier is not None and earlier.completed:  # its data need not exist any more
                     continue
-        if config.task == "train":
+        if config.task == "train" and not products.fails(number):
             from mvtec_lab.tasks.check import check_job
 
-            with _of_job(job, len(jobs)):
+            with _of_job(job, len(jobs)), products.alone(number):
                 data = check_job(config, here=launcher_of(job) in _HERE)
                 files = command.checked.setdefault(str(data.folder.absolute()), {})
                 for file, digest in data.contents().items():

@@ -244,6 +244,11 @@ class Attempt:
         return estimates
 
     @property
+    def category(self) -> str:
+        """Return the product that its runs are about, or several."""
+        return ", ".join(dict.fromkeys(run.category for run in self.runs))
+
+    @property
     def described(self) -> dict[str, Any]:
         """Return the attempt's part of comparison.json."""
         own = metrics_of(self.problem)
@@ -252,6 +257,7 @@ class Attempt:
         estimates = {key: e for key, e in estimates.items() if e or METRICS[key] in own}
         return {
             "attempt": self.name,
+            "category": self.category,
             "problem": self.problem,
             "metric": self.metric.key,
             "runs": len(self.runs),

@@ -10,6 +10,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import choosing
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import BEST, RunResult
 
@@ -30,6 +31,9 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     if len(runs) == 1:
         return runs[0], "its only run"
     comparison = compare(runs)
+    if isinstance(comparison, ProductsComparison):
+        names = ", ".join(comparison.products)
+        raise LabError(f"{directory} holds runs of several products ({names}): give the directory of one run")
     attempt = next((attempt for attempt in comparison.attempts if attempt.name == comparison.best), None)
     if attempt is None:
         raise LabError(f"validation cannot choose among the runs of {directory}: {_remedy(comparison.done)}")

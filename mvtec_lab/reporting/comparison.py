@@ -2,21 +2,24 @@
 
 Every pair is compared, or each attempt with the one that ``verdict.reference`` names, in the default metric of the
 problem or in ``verdict.metric``. Attempts of several problems are compared where one metric judges them all. Holm's
-correction is over pairs.
+correction is over pairs. Attempts that were run on several products are compared on each, and over all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
+from mvtec_lab.reporting import products_verdict
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
-from mvtec_lab.reporting.runs import Settings, by_attempt, require_metrics, settings_of
+from mvtec_lab.reporting.products import over_products, products
+from mvtec_lab.reporting.products_headline import products_headline
+from mvtec_lab.reporting.runs import Settings, by_attempt, product_of, require_metrics, settings_of
 from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.verdict import sentences
@@ -42,24 +45,48 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     reference, note = _agreed("verdict.reference", asked.reference, settings.values())
     if key is not None:
         require_deciding(key)
-    groups = by_attempt(runs, settings)
+    names = products(runs)
+    groups = by_attempt(runs, settings, product_of) if names else by_attempt(runs, settings)
     lacking = set() if key is None else _lacking(METRICS[key], groups.values())
-    judged = {name: None if group[0].problem in lacking else key for name, group in groups.items()}
-    result = Comparison([Attempt(name, group, settings, judged[name]) for name, group in groups.items()], settings)
-    if key is not None and key not in result.metrics:
-        titles = " and ".join(METRICS[other].title for other in result.metrics)
-        metric_note = f"verdict.metric={key} is not what these attempts are judged by: {titles} instead."
+    attempts: dict[str, list[Attempt]] = {name: [] for name in names.values()}
+    for name, group in groups.items():
+        judged_by = None if group[0].problem in lacking else key
+        for product in dict.fromkeys(names.get(product_of(run), "") for run in group):
+            own = [run for run in group if names.get(product_of(run), "") == product]
+            attempts.setdefault(product, []).append(Attempt(name, own, settings, judged_by))
+    parts = {product: _compared(of, settings, key, reference) for product, of in attempts.items()}
+    agreed = [*filter(None, (metric_note, note))]
+    if names:
+        over = over_products(parts, reference, agreed)
+        over.verdict = products_verdict.sentences(over)
+        over.headline = products_headline(over).lines
+        return over
+    (result,) = parts.values() or (_compared([], settings, key, reference),)
+    result.verdict += agreed
+    return result
+
+
+def _compared(
+    attempts: Sequence[Attempt], settings: Mapping[str, Settings], key: str | None, reference: str | None
+) -> Comparison:
+    """Return the comparison of attempts, all of them on the same product where there are several."""
+    own = {run.run_dir: settings[run.run_dir] for attempt in attempts for run in attempt.runs}
+    result, notes = Comparison([*attempts], own), []
     done = [attempt.name for attempt in result.done]
     if reference in done:
         result.reference = reference
-    elif reference is not None and len(done) > 1:
-        note = f"verdict.reference={reference} is none of the completed attempts in the table: all pairs are compared."
     result.pairs = _pairs(result.done, result.reference)
     running = [attempt for attempt in result.attempts if any(run.running for run in attempt.runs)]
-    names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)
-    still = f"Still running, and not part of this: {names}." if running else None
-    result.verdict = [*sentences(result), *filter(None, (still, metric_note, note))]
-    result.verdict += [curve.sentence for curve in curves_of(result)]
+    if running:
+        names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)
+        notes.append(f"Still running, and not part of this: {names}.")
+    if key is not None and key not in result.metrics:
+        titles = " and ".join(METRICS[other].title for other in result.metrics)
+        notes.append(f"verdict.metric={key} is not what these attempts are judged by: {titles} instead.")
+    if reference is not None and reference not in done and len(done) > 1:
+        none = "is none of the completed attempts in the table: all pairs are compared."
+        notes.append(f"verdict.reference={reference} {none}")
+    result.verdict = [*sentences(result), *notes, *(curve.sentence for curve in curves_of(result))]
     result.verdict += [spread.sentence for spread in spreads(result)]
     result.headline = headline_of(result).lines
     return result

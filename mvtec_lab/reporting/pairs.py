@@ -55,6 +55,8 @@ class Pair:
     bayesian: tuple[float, float, float] | None = None
     refused: str | None = None  #: why they were not compared
     raced: bool = False  #: a race dropped one of them: p and interval count all of its looks
+    category: str = ""  #: the product that they were tested on
+    error: float | None = None  #: the standard error of the difference, as its noises seem
 
     @property
     def test(self) -> str | None:
@@ -112,9 +114,10 @@ class Comparison:
         """Return the keys of the metrics that pairs and verdict are about: mostly one per problem."""
         return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))
 
-    def save(self, directory: Path) -> None:
-        """Write comparison.json."""
-        content = {
+    @property
+    def described(self) -> dict[str, Any]:
+        """Return what comparison.json says."""
+        return {
             "best": self.best,
             "metric": ", ".join(self.metrics),
             "reference": self.reference,
@@ -125,7 +128,10 @@ class Comparison:
             "attempts": [attempt.described for attempt in self.attempts],
             "pairs": [pair.described for pair in self.pairs],
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def save(self, directory: Path) -> None:
+        """Write comparison.json."""
+        text = json.dumps(self.described, indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(directory / COMPARISON, f"{text}\n")
 
 
@@ -135,7 +141,7 @@ Finds = Callable[[float], float | None]
 
 def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
     """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
-    metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key), ""
+    metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key, category=a.category), ""
     common = shared((a, b))
     pair.test_sets, pair.images = len(common), len({image for images in common for image in images})
     pair.refused = refused(a, b, common)
@@ -162,6 +168,7 @@ def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
         disagreement = difference.noises[0].seen * pair.images + difference.value**2  # the mean square
         finds = partial(differences.found_by_mcnemar, pair.images, disagreement, difference.value)
     pair.p, pair.difference = difference.p, Estimate(*difference[:3], test)
+    pair.error = sum(noise.seen for noise in difference.noises) ** 0.5
     return pair, finds
 
 
@@ -218,7 +225,8 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
     change, ratio, resolution = known
     if metric.share:
         pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
-    test, value = "corrected resampled t-test", float(change.mean())
+    noise = differences.noise_of_test_sets(change, ratio, resolution)
+    test, value, pair.error = "corrected resampled t-test", float(change.mean()), noise.seen**0.5
     if dropped := [attempt for attempt in (a, b) if attempt.dropped]:
         pair.raced, test = True, f"{test} over all looks of the race"
         own = statistics.corrected_error(change, ratio, resolution)
@@ -228,7 +236,6 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
     pair.p = statistics.corrected_t_test(change, ratio, resolution)
     low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
     pair.difference = Estimate(value, low, high, test)
-    noise = differences.noise_of_test_sets(change, ratio, resolution)
     # It does not grow, wherever the values lie.
     return partial(differences.found_difference, [noise], (0.5, 0.5), most=metric.limit)
 

@@ -11,7 +11,7 @@ from typing import Any
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation.specs import METRICS, Metric
 from mvtec_lab.locks import held
-from mvtec_lab.reporting import figures, summary
+from mvtec_lab.reporting import figures, products_report, summary
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.curves import coverage, training_curves
 from mvtec_lab.reporting.dataset import PAGE
@@ -20,6 +20,7 @@ from mvtec_lab.reporting.headline import headline_of, mistake_of
 from mvtec_lab.reporting.origin import common_folder, data_pages, differences, origin_of
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
+from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import failure, load_runs
 from mvtec_lab.reporting.shots import curves_of, shots_figure
 from mvtec_lab.reporting.spread import spread_figure, spreads
@@ -60,7 +61,14 @@ def sum_up(
         summary.write_summary(rows, directory)
         write_runs([run for attempt in comparison.attempts for run in attempt.runs], comparison.settings, directory)
         comparison.save(directory)
-        write_report(comparison, rows, directory)
+        if isinstance(comparison, ProductsComparison):
+            pages = products_report.pages(comparison, REPORT)
+            for product, page in pages.items():
+                part = comparison.products[product]
+                write_report(part, summary.summarise(part), directory, page)
+            products_report.write_products_report(comparison, rows, directory / REPORT, pages)
+        else:
+            write_report(comparison, rows, directory)
     return rows, comparison
 
 
@@ -70,13 +78,13 @@ def show_results(rows: Sequence[summary.Row], comparison: Comparison) -> None:
     print(f"drawing {REPORT} ...", flush=True)
 
 
-def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory: Path) -> Path:
-    """Write report.html, complete or not at all, and return its path.
+def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory: Path, name: str = REPORT) -> Path:
+    """Write report.html, or the page of one of several products, complete or not at all, and return its path.
 
     The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
-    path, shots = directory / REPORT, curves_of(comparison)
+    path, shots = directory / name, curves_of(comparison)
     write_page(
         path,
         "report.html.j2",

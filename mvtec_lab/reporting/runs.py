@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
@@ -70,7 +71,16 @@ def require_metrics(run: RunResult) -> None:
         raise damaged(path, "metrics.test has no images, their number: write_run counts them")
 
 
-def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> dict[str, list[RunResult]]:
+def product_of(run: RunResult) -> tuple[str, str]:
+    """Return what tells products apart, wherever their files lie: the data set, and the category."""
+    return run.data, run.category
+
+
+def by_attempt(
+    runs: Iterable[RunResult],
+    settings: Mapping[str, Settings],
+    block: Callable[[RunResult], Any] = lambda run: None,
+) -> dict[str, list[RunResult]]:
     """Group runs by their attempt, in first-seen order.
 
     Runs of one attempt that differ in more than seed, fold and place do not repeat each other: they are groups of their
@@ -79,20 +89,28 @@ def by_attempt(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> d
     Args:
         runs: the runs.
         settings: the settings of each run, by its directory.
+        block: what a run belongs to within which alone differences count: its product, where there are several.
     """
     runs = list(runs)
     groups: dict[str, list[RunResult]] = {}
     common = {run.run_dir: _without_own_fold(settings[run.run_dir]) for run in runs}
-    for run in runs:
-        peers = [r.run_dir for r in runs if r.attempt == run.attempt and settings[r.run_dir]]
-        own = common[run.run_dir]
+    varied: dict[str, dict[str, None]] = {}
+    for attempt in dict.fromkeys(run.attempt for run in runs):
+        blocks: dict[Any, list[str]] = {}
+        for run in runs:
+            if run.attempt == attempt and settings[run.run_dir]:
+                blocks.setdefault(block(run), []).append(run.run_dir)
         # A path that all runs share may name the fold of one of them: without own folds it would differ.
-        varied = [
-            k
-            for k in own
-            if k not in RUN_KEYS and all(len({of[peer].get(k) for peer in peers}) > 1 for of in (settings, common))
-        ]
-        groups.setdefault(" ".join([run.attempt, *(f"{k}={own[k]}" for k in varied)]), []).append(run)
+        varied[attempt] = {
+            key: None
+            for peers in blocks.values()
+            for key in dict.fromkeys(key for peer in peers for key in common[peer])
+            if key not in RUN_KEYS and all(len({of[peer].get(key) for peer in peers}) > 1 for of in (settings, common))
+        }
+    for run in runs:
+        own = common[run.run_dir]
+        differs = [f"{key}={own[key]}" for key in own if key in varied[run.attempt]]
+        groups.setdefault(" ".join([run.attempt, *differs]), []).append(run)
     return groups
 
 

@@ -17,8 +17,10 @@ from rich.text import Text
 
 from mvtec_lab.config import SAMPLE_WEIGHTS
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosers, choosing
+from mvtec_lab.reporting import products_table
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
+from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import failure
 from mvtec_lab.reporting.terminal import LONGEST, print_columns, width_of
 from mvtec_lab.results import RunResult, write_csv
@@ -126,6 +128,7 @@ def _deviation(attempt: Attempt) -> float | None:
 _ACCURACY = METRICS["accuracy"]
 _FIRST = (
     Column("attempt", lambda attempt: attempt.name),
+    Column("category", lambda attempt: attempt.category),
     Column("runs", lambda attempt: len(attempt.runs)),
     Column("completed", lambda attempt: len(attempt.done)),
     Column("failed", _count(lambda run: run.failed)),
@@ -177,8 +180,10 @@ def summarise(comparison: Comparison) -> list[Row]:
 
     A row has the keys of ``columns`` (means over the completed runs, None where there are none; _low and _high are 95%
     intervals; marks and warnings are lists), and ``problem``, ``metric`` (which the attempt is judged by),
-    ``estimate`` (of that metric) and ``test_values`` (one per test set).
+    ``estimate`` (of that metric), ``test_values`` (one per test set) and ``product`` (where there are several).
     """
+    if isinstance(comparison, ProductsComparison):
+        return [row | {"product": name} for name, part in comparison.products.items() for row in summarise(part)]
     known = columns()
     return [
         {
@@ -187,6 +192,7 @@ def summarise(comparison: Comparison) -> list[Row]:
             "metric": attempt.metric,
             "estimate": attempt.estimate(),
             "test_values": attempt.values(list(attempt.tests), attempt.metric).tolist(),
+            "product": "",
         }
         for attempt in comparison.attempts
     ]
@@ -244,16 +250,21 @@ def _said(value: Any) -> bool:
 
 
 def remarks(rows: Sequence[Row], key: str) -> list[str]:
-    """Return the distinct texts of ``marks`` or ``warnings``, each with the attempts that it applies to."""
-    attempts_of: dict[str, list[str]] = {}
+    """Return the distinct texts of ``marks`` or ``warnings``, each with the attempts that it applies to.
+
+    Of several products the product is named, and not the attempt.
+    """
+    names_of: dict[str, list[str]] = {}
+    what = "product" if any(row["product"] for row in rows) else "attempt"
     for row in rows:
         for text in row[key]:
-            attempts_of.setdefault(text, []).append(row["attempt"])
+            names_of.setdefault(text, []).append(row[what])
     if len(rows) == 1:
-        return list(attempts_of)
-    done = [row["attempt"] for row in rows if row["completed"]]
-    every = {tuple(done): "every completed attempt", tuple(row["attempt"] for row in rows): "every attempt"}
-    return [f"{text} ({every.get(tuple(names)) or ', '.join(names)})" for text, names in attempts_of.items()]
+        return list(names_of)
+    done, known = (distinct(row[what] for row in rows if row["completed"] or every) for every in (False, True))
+    every = {tuple(done): f"every completed {what}", tuple(known): f"every {what}"}
+    named = {text: distinct(names) for text, names in names_of.items()}
+    return [f"{text} ({every.get(tuple(names)) or ', '.join(names)})" for text, names in named.items()]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -353,8 +364,18 @@ def print_table(
         console.print(Text(line, style="" if number else "bold"))
     if headline:
         console.print()
-    for part in parts(rows):
-        _print_results(console, part)
+    by_product = products_table.by_product(rows)
+    for product, of_product in by_product.items():
+        if products_table.failed(of_product):
+            console.print(Text(f"{product}: no result\n", style="red"))
+            continue
+        if product:
+            console.print(Text(product, style="bold"))
+        for part in parts(of_product):
+            _print_results(console, part)
+    if len(by_product) > 1:
+        console.print(Text("all products", style="bold"))
+        print_columns(console, *products_table.table(rows))
     if stated := [row for row in rows if row["reported_accuracy"] is not None]:
         _print_reported(console, stated)
     for line in verdict:
@@ -367,8 +388,9 @@ def print_table(
     for line in warned:
         console.print(Text(f"warning: {line}", style="yellow"))
     for row in rows:
-        if row["failed"]:
-            console.print(Text(f"failed: {row['attempt']}: {row['error']}", style="red"))
+        if row["failed"] and not products_table.failed(by_product[row["product"]]):
+            where = f" on {row['product']}" if row["product"] else ""
+            console.print(Text(f"failed: {row['attempt']}{where}: {row['error']}", style="red"))
 
 
 def _print_results(console: Console, rows: Sequence[Row]) -> None:

@@ -215,7 +215,7 @@ def _listed(sides: Sequence[Side]) -> str:
     """Return names, leads and p; in a long list those whose p is 1 come last, without it."""
     certain = [side for side in sides if len(sides) > FEW and side[2].p_holm is not None and side[2].p_holm >= 0.9995]
     text = ", ".join(
-        f"{name} ({METRICS[pair.metric].difference_of(lead, sign=True)}, p {_p(pair.p_holm)})"
+        f"{name} ({METRICS[pair.metric].difference_of(lead, sign=True)}, p {p_text(pair.p_holm)})"
         for name, lead, pair in sides
         if (name, lead, pair) not in certain
     )
@@ -230,7 +230,7 @@ def _in_full(side: Side) -> str:
     level = abs(lead) < 5e-4 if metric.share else lead == 0
     where = "level" if level else "behind" if lead < 0 else "ahead"
     by = "" if level else f" by {metric.difference_of(abs(lead))}"
-    text = f"{other} ({where}{by}, p {_p(pair.p_holm)}"
+    text = f"{other} ({where}{by}, p {p_text(pair.p_holm)}"
     if pair.bayesian:
         worse, equal, better = pair.bayesian
         further = better if (pair.first == other) == (where == "ahead") else worse
@@ -270,7 +270,7 @@ def _among(pairs: Sequence[Pair], best: str | None = None) -> list[str]:
     for pair in different if len(different) <= FEW else ():
         high, low = (pair.first, pair.second) if pair.lead > 0 else (pair.second, pair.first)
         subject, other = (f"The {high} model", f"that of {low}") if pair.models else (high, low)
-        ahead = f"({METRICS[pair.metric].difference_of(abs(pair.lead))}, p {_p(pair.p_holm)})"
+        ahead = f"({METRICS[pair.metric].difference_of(abs(pair.lead))}, p {p_text(pair.p_holm)})"
         lines.append(f"{subject} is shown to be better{of} than {other} {ahead}.")
     if len(different) > FEW:
         whose = f"the {len(others)} pairs of the others" if best else f"{len(others)} pairs"
@@ -396,7 +396,7 @@ def _named(pairs: Sequence[tuple[str, str]]) -> str:
     return f"{first} with each of {', '.join(many)}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
     return "unknown" if value is None else "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 

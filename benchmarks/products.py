@@ -1,0 +1,129 @@
+"""Simulate how often the verdict over several products calls equal attempts different, and finds those that differ.
+
+    python -m benchmarks.products
+
+The generator is fixed: the tables are the same each time, and tests/test_products.py holds the lab to them.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import common
+from mvtec_lab.evaluation import statistics
+from mvtec_lab.evaluation.differences import noise_of_test_sets
+from mvtec_lab.evaluation.products import RANKS, decides_by_ranks, friedman, mean_over_products, signed_rank
+
+ALPHA = 0.05
+REPEATS = 2_000  # of a cell: a share of 5% is then known to within one point
+FOLDS, SHARE = 5, 0.25  # tested images over those that the learner had
+PRODUCTS = (2, 3, 5, 8, 15)
+SIZES = (16, 40, 83, 24, 120)  # test images of the products in turn, and the attempts' accuracy there
+ACCURACIES = (0.75, 0.6, 0.9, 0.85, 0.7)
+SPREADS = (0.0, 0.03, 0.08)  # standard deviation between products of the true difference of two attempts
+# Of what makes an image hard: for all networks, and for all of an attempt; the rest is chance.
+COMMON, ALONE = 0.3, 0.3
+# A network's true accuracy scatters by 3 points, of which half is common to all folds: they share training images.
+SCATTER, SHARED = 0.03, 0.5
+
+
+class Sweep(NamedTuple):
+    """Hold the accuracy of each fold, [repeats, attempts, folds], and the images of one product."""
+
+    images: int
+    accuracy: np.ndarray
+
+
+def draw(products: int, spread: float, attempts: int = 2, ahead: float = 0.0, repeats: int = REPEATS) -> list[Sweep]:
+    """Return sweeps over products; the first attempt's true accuracy is ``ahead`` of the others on average."""
+    rng, sweeps = np.random.default_rng(0), []
+    for product in range(products):
+        images, accuracy = SIZES[product % len(SIZES)], ACCURACIES[product % len(ACCURACIES)]
+        true = accuracy + spread / np.sqrt(2) * rng.normal(size=(repeats, attempts))
+        true[:, 0] += ahead
+        sweeps.append(Sweep(images, _folds(rng, np.clip(true, 0.02, 0.98), images)))
+    return sweeps
+
+
+def _folds(rng: np.random.Generator, true: np.ndarray, images: int) -> np.ndarray:
+    """Return the accuracy of each fold [R, A, F] of attempts with true accuracies [R, A]."""
+    luck = np.sqrt(SHARED) * rng.normal(size=(*true.shape, 1))
+    luck = luck + np.sqrt(1 - SHARED) * rng.normal(size=(*true.shape, FOLDS))
+    limit = stats.norm.ppf(np.clip(true[..., None] + SCATTER * luck, 0.02, 0.98))
+    hard = np.sqrt(COMMON) * rng.normal(size=(len(true), 1, images))
+    hard = hard + np.sqrt(ALONE) * rng.normal(size=(*true.shape, images))
+    hard = hard + np.sqrt(1 - COMMON - ALONE) * rng.normal(size=(*true.shape, images))
+    fold = np.arange(images) % FOLDS
+    right = hard < limit[:, :, fold]
+    return np.stack([right[:, :, fold == f].mean(axis=2) for f in range(FOLDS)], axis=2)
+
+
+def called(sweeps: list[Sweep], test: str = "verdict") -> float:
+    """Return how often the verdict calls at least one pair with the first attempt, or any pair of equals, different.
+
+    Args:
+        sweeps: of ``draw``.
+        test: verdict: that which decides; mean: the random-effects mean; ranks: the signed-rank test.
+    """
+    repeats, attempts, _ = sweeps[0].accuracy.shape
+    pairs = list(combinations(range(attempts), 2))
+    ranked = test == "ranks" or (test == "verdict" and decides_by_ranks(len(sweeps), len(pairs), ALPHA))
+    found = 0
+    for repeat in range(repeats):
+        p = [_p(sweeps, repeat, pair, ranked) for pair in pairs]
+        found += min(statistics.holm(p)) < ALPHA
+    return found / repeats
+
+
+def _p(sweeps: list[Sweep], repeat: int, pair: tuple[int, int], ranked: bool) -> float:
+    changes = [s.accuracy[repeat, pair[0]] - s.accuracy[repeat, pair[1]] for s in sweeps]
+    values, images = [float(change.mean()) for change in changes], [s.images for s in sweeps]
+    if ranked:
+        return signed_rank(values)
+    noises = [noise_of_test_sets(c, SHARE, FOLDS / n) for c, n in zip(changes, images, strict=True)]
+    return mean_over_products(values, [noise.seen**0.5 for noise in noises], images).p
+
+
+def rank_alike(sweeps: list[Sweep]) -> float:
+    """Return how often Friedman's test tells attempts apart."""
+    table = np.stack([s.accuracy.mean(axis=2) for s in sweeps], axis=1)
+    return float(np.mean([friedman(each) < ALPHA for each in table]))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def main() -> None:
+    rows = []
+    for products in PRODUCTS:
+        for attempts in (2, 4):
+            ranked = decides_by_ranks(products, attempts * (attempts - 1) // 2, ALPHA)
+            null = [draw(products, spread, attempts) for spread in SPREADS]
+            apart = [draw(products, 0.03, attempts, ahead) for ahead in (0.05, 0.1)]
+            rows.append(
+                [
+                    f"{products}",
+                    f"{attempts}",
+                    "signed rank" if ranked else "mean",
+                    *(percent(called(sweeps)) for sweeps in null),
+                    percent(rank_alike(null[1])) if products >= RANKS and attempts > 2 else "",
+                    *(percent(called(sweeps)) for sweeps in apart),
+                ]
+            )
+    notes = [
+        "sweeps of equal attempts of which any two are called different at 0.05, %, Holm's correction included, by the "
+        "spread of their difference between products; Friedman's test beside, at a spread of 3 points",
+        "then sweeps whose first attempt is ahead by 5 or 10 points, at a spread of 3",
+        "products of 16 to 120 test images and accuracies of 0.6 to 0.9, five folds each",
+    ]
+    headings = ["products", "attempts", "test", *(f"spread {100 * s:.0f}" for s in SPREADS), "Friedman"]
+    common.show("products", notes, [*headings, "5 points", "10 points"], rows, False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Attempts on several products: a product that fails alone, a table for each, and one verdict over all."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import write_product
+from rich.console import Console
+from test_pairs import fold, said
+from test_reporting import fabricate, fail
+
+from mvtec_lab.config import VerdictConfig
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation import products as tests_of
+from mvtec_lab.reporting import products_figures, summary
+from mvtec_lab.reporting.best import best_run
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.products import ProductsComparison
+from mvtec_lab.reporting.report import REPORT, sum_up
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
+
+from benchmarks import products as simulated
+
+CATEGORIES = ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "tile")
+
+
+def write(folder: Path, ahead: dict[str, float], products: int, folds: int = 4, images: int = 20) -> None:
+    """Runs of attempts on products; each attempt is right in so many more images of each fold than half."""
+    rng = np.random.default_rng(0)
+    for product in CATEGORIES[:products]:
+        hard = rng.integers(-2, 3)
+        for name, more in ahead.items():
+            for number in range(folds):
+                right = int(np.clip(images / 2 + hard + more + rng.integers(-1, 2), 0, images))
+                place = folder / f"{name}-{product}-{number}"
+                fold(place, name, number, right, images, category=product)
+                path = place / CONFIG
+                path.write_text(f"{path.read_text()}data: {{name: mvtec, category: {product}}}\n")
+
+
+def compared(folder: Path, verdict: VerdictConfig | None = None) -> ProductsComparison:
+    comparison = compare(load_runs(folder), verdict)
+    assert isinstance(comparison, ProductsComparison)
+    return comparison
+
+
+def printed(comparison: ProductsComparison, width: int = 100) -> str:
+    out = io.StringIO()
+    summary.print_table(summary.summarise(comparison), comparison.verdict, Console(file=out, width=width))
+    return out.getvalue()
+
+
+# A sweep --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two sound products, and one with a single image of a defect."""
+    write_product(tmp_path / "root/widget")
+    write_product(tmp_path / "root/gear", {"good": 9, "dent": 7})
+    write_product(tmp_path / "root/thin", {"good": 9, "crack": 1})
+    return tmp_path / "root"
+
+
+def test_a_product_that_fails_refuses_no_other(lab, root: Path, tmp_path: Path, capsys) -> None:
+    words = [f"data.root={root}", "data.category=widget,thin,gear,none", "attempt=head,base", "trainer.max_epochs=1"]
+    assert lab("-m", *words, "hydra.sweep.dir=s") == 2
+    out, err = capsys.readouterr()
+    for text in ("thin: all 2 jobs fail, other products run", "class 'crack'", "unknown category 'none'"):
+        assert text in err
+    runs = {(run.attempt, run.category): run for run in load_runs("s")}
+    assert {key for key, run in runs.items() if run.completed} == {
+        (attempt, category) for attempt in ("base", "head") for category in ("widget", "gear")
+    }
+    assert not runs["base", "thin"].epochs
+    assert runs["base", "thin"].exit_status == 2
+    assert "class 'crack'" in str(runs["base", "thin"].error)
+    assert "thin: no result" in out
+    assert "thin is no part of this" in out
+    rows = read_csv(tmp_path / "s/summary.csv")
+    assert {(row["attempt"], row["category"]) for row in rows} == runs.keys()
+    content = json.loads((tmp_path / "s/comparison.json").read_text(encoding="utf-8"))
+    assert {entry["category"] for entry in content["attempts"]} == {"widget", "thin", "gear", "none"}
+    assert {pair["category"] for pair in content["pairs"]} == {"widget", "gear"}
+    assert (tmp_path / "s/dataset.html").is_file()  # of the products that there are
+
+
+@pytest.mark.slow
+def test_a_product_that_failed_is_run_when_its_images_are_there(lab, root: Path, tmp_path: Path) -> None:
+    words = [f"data.root={root}", "data.category=thin,gear,none", "attempt=base", "trainer.max_epochs=1"]
+    assert lab("-m", *words, "hydra.sweep.dir=s") == 2
+    before = (tmp_path / "s/base-data.category_gear" / RESULT).read_bytes()
+    write_product(root / "none")
+    write_product(root / "thin", {"good": 9, "crack": 5})
+    assert lab("-m", *words, "hydra.sweep.dir=s", "resume=true") == 0
+    assert all(run.completed for run in load_runs("s"))
+    assert (tmp_path / "s/base-data.category_gear" / RESULT).read_bytes() == before
+
+
+def test_a_sweep_without_a_sound_product_is_refused(lab, root: Path, tmp_path: Path, capsys) -> None:
+    words = [f"data.root={root}", "data.category=thin,none", "attempt=base", "trainer.max_epochs=1"]
+    assert lab("-m", *words, "hydra.sweep.dir=s") == 2
+    assert "thin: " in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+    # one product alone is refused as ever
+    assert lab("-m", f"data.root={root}", "data.category=thin", "attempt=base,head", "hydra.sweep.dir=s") == 2
+    assert not (tmp_path / "s").exists()
+
+
+# The verdict ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_products_are_compared_by_their_mean(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 7, "b": 0}, 3)
+    comparison = compared(tmp_path)
+    assert [*comparison.products] == [*CATEGORIES[:3]]
+    (pair,) = comparison.over
+    assert [*pair.by_product] == [*CATEGORIES[:3]]
+    assert pair.difference is not None
+    assert pair.difference.method == "random-effects mean over products"
+    within = {p.category: p for p in comparison.pairs}
+    assert pair.by_product == {name: within[name].difference.value for name in within}
+    expected = tests_of.mean_over_products(
+        [*pair.by_product.values()], [p.error for p in within.values()], [p.images for p in within.values()]
+    )
+    assert (pair.p, pair.difference.value) == (pytest.approx(expected.p), pytest.approx(expected.value))
+    assert pair.different
+    assert comparison.best == "a"
+    assert comparison.verdict[0].startswith("Best on validation, in the mean of 3 products: a")
+    assert "a is shown to be better than b (behind by" in said(comparison)
+    assert "3 products say little of others" in said(comparison)
+    mean = np.mean([a.estimate().value for a in comparison.attempts if a.name == "a"])
+    assert f"test accuracy {mean:.3f}" in said(comparison)
+    assert comparison.headline[0] == "● Shown. Use a: over 3 products it is shown to be better than b."
+    assert f"is {mean:.2f} in the mean of the products" in comparison.headline[1]
+    assert "escapes" in comparison.headline[2].lower()
+    text = printed(comparison)
+    assert max(map(len, text.splitlines())) <= 100
+    for name in (*CATEGORIES[:3], "all products", f"{mean:.3f}"):
+        assert name in text
+
+
+def test_many_products_are_compared_by_ranks(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 6, "b": 2, "c": 0}, 8, folds=3)
+    comparison = compared(tmp_path)
+    pairs = {(pair.first, pair.second): pair for pair in comparison.over}
+    assert {pair.difference.method for pair in pairs.values()} == {"Wilcoxon's signed-rank test over products"}
+    assert pairs["a", "c"].p == pytest.approx(2 / 2**8)
+    assert pairs["a", "c"].p_holm == pytest.approx(6 / 2**8)
+    assert pairs["a", "c"].different
+    assert {placed.attempt: placed.rank for placed in comparison.placed}["a"] == 1
+    assert comparison.friedman is not None
+    assert comparison.friedman < 0.01
+    assert "Mean rank over 8 products, 1 is the best: a 1.0" in said(comparison)
+
+
+def test_five_products_are_too_few_for_ranks_and_that_is_said(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 3, "b": 0}, 5, folds=3)
+    comparison = compared(tmp_path)
+    assert comparison.over[0].difference.method == "random-effects mean over products"
+    assert "Ranks of 5 products cannot reach p = 0.05" in said(comparison)
+    assert "Mean rank over 5 products" in said(comparison)
+
+
+def test_the_first_lines_say_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "level", {"a": 3, "b": 3}, 2)
+    level = compared(tmp_path / "level").headline
+    assert level[0].startswith("▲ Open. Use ")
+    assert "no attempt is shown to be the best" in level[0]
+    assert level[-1].startswith("Next: ")
+    write(tmp_path / "nothing", {"a": -7, "b": -7}, 3)
+    nothing = compared(tmp_path / "nothing")
+    assert nothing.headline[0].startswith("■ Nothing learnt. Use none of these attempts")
+    assert nothing.verdict[0].startswith("It is not shown that anything was learnt: on none of 3 products")
+    against = compared(tmp_path / "level", VerdictConfig(reference="b")).headline
+    assert against[0] == "▲ Open. Stay with b: over 2 products no other attempt is shown to be better."
+
+
+def test_files_say_what_the_verdict_says(tmp_path: Path) -> None:
+    for number, product in enumerate(CATEGORIES[:5]):
+        for name, right in (("a", 17), ("b", 8 + number)):
+            fabricate(tmp_path / f"{name}{number}", name, right=right, category=product)
+    rows, comparison = sum_up(tmp_path)
+    assert [(row["product"], row["attempt"]) for row in rows] == [(p, name) for p in CATEGORIES[:5] for name in "ab"]
+    page = (tmp_path / REPORT).read_text(encoding="utf-8")
+    for text in ("critical-difference diagram", "Differences by product", 'href="report_bottle.html"', "0.850"):
+        assert text in page
+    assert "Pair by pair" in (tmp_path / "report_bottle.html").read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert content["best"] == "a"
+    assert content["verdict"] == comparison.verdict
+    assert content["products"]["grid"]["best"] == "a"
+    assert sum(content["over_products"]["pairs"][0]["weights"].values()) == pytest.approx(1)
+
+
+def test_a_reference_is_compared_over_products(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 4, "b": 0, "c": 1}, 2)
+    comparison = compared(tmp_path, VerdictConfig(reference="b"))
+    assert {(pair.first, pair.second) for pair in comparison.over} == {("a", "b"), ("c", "b")}
+    assert comparison.reference == "b"
+    assert "verdict.reference=z is none" in said(compared(tmp_path, VerdictConfig(reference="z")))
+
+
+def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 5, "b": 0}, 3)
+    for run in load_runs(tmp_path):  # the probabilities that ``fabricate`` takes
+        path, rare = Path(run.run_dir, PREDICTIONS), 0.4 / (len(run.classes) - 1)
+        rows = [
+            row | {f"prob_{name}": 0.6 if name == row["prediction"] else rare for name in run.classes}
+            for row in read_csv(path)
+        ]
+        write_csv(path, rows, list(rows[0]))
+    comparison = compared(tmp_path, VerdictConfig(metric="log_loss"))
+    assert comparison.over[0].metric == "log_loss"
+    assert comparison.over[0].difference.value < 0
+    assert comparison.over[0].lead_of("a") > 0
+    assert {placed.attempt: placed.rank for placed in comparison.placed} == {"a": 1, "b": 2}
+    assert "b (behind by" in said(comparison)
+
+
+def test_what_does_not_count_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 5, "b": 0}, 3)
+    for number in (1, 2, 3):  # of capsule b has one fold of four
+        for path in (tmp_path / f"b-capsule-{number}").iterdir():
+            path.unlink()
+    fabricate(tmp_path / "alone", "c", category="bottle")
+    fail(tmp_path / "failed", "a", "ValueError: no such thing")
+    run = RunResult.load(tmp_path / "failed")
+    run.category = "zipper"
+    run.save()
+    comparison = compared(tmp_path)
+    pair = next(pair for pair in comparison.over if {pair.first, pair.second} == {"a", "b"})
+    assert [*pair.by_product] == ["bottle", "cable"]
+    assert "capsule does not count for a and b, as only 1 of 4 folds is done by both" in said(comparison)
+    assert "Not ranked over products, with too few of them: c (bottle)" in said(comparison)
+    assert "zipper is no part of this: ValueError: no such thing" in said(comparison)
+    assert [*comparison.products][-1] == "zipper"
+    assert "zipper: no result" in printed(comparison)
+
+
+def test_one_product_with_results_has_its_own_verdict(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 5, "b": 0}, 1)
+    fail(tmp_path / "failed", "a", "ValueError: no such thing")
+    run = RunResult.load(tmp_path / "failed")
+    run.category = "zipper"
+    run.save()
+    comparison = compared(tmp_path)
+    assert comparison.verdict[0].startswith("Only bottle has completed runs")
+    assert comparison.products["bottle"].verdict[0] in comparison.verdict
+    sum_up(tmp_path)
+
+
+def test_an_attempt_that_is_not_the_same_on_all_products_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 5, "b": 0}, 2)
+    for path in tmp_path.glob("a-cable-*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["optimizer"]["lr"] = 0.25
+        path.write_text(yaml.safe_dump(config))
+    assert "a is not the same attempt on all products (optimizer.lr: bottle 0.0001, cable 0.25)" in said(
+        compared(tmp_path)
+    )
+
+
+def test_settings_name_attempts_alike_on_all_products(tmp_path: Path) -> None:
+    for product in CATEGORIES[:2]:
+        for lr in (0.001, 0.01):
+            if (product, lr) == ("cable", 0.01):  # its only run of that kind is missing
+                continue
+            run = fabricate(tmp_path / f"{product}{lr}", "base", category=product)
+            path = Path(run.run_dir) / CONFIG
+            path.write_text(path.read_text(encoding="utf-8").replace("lr: 0.001", f"lr: {lr}"), encoding="utf-8")
+    names = {name: [a.name for a in part.attempts] for name, part in compared(tmp_path).products.items()}
+    assert names["bottle"] == ["base optimizer.lr=0.001", "base optimizer.lr=0.01"]
+    assert names["cable"] == ["base optimizer.lr=0.001"]
+
+
+def test_products_of_their_own_classes_are_put_together_and_that_is_said(tmp_path: Path) -> None:
+    for product, classes in (("bottle", ["good", "crack"]), ("cable", ["good", "cut"])):
+        for name in ("a", "b"):
+            fabricate(tmp_path / f"{name}{product}", name, category=product, classes=classes)
+    assert "no type of defect in common" in said(compared(tmp_path))
+
+
+def test_there_is_no_best_run_of_several_products(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 5, "b": 0}, 2)
+    for run in load_runs(tmp_path):
+        Path(run.run_dir, "best.ckpt").write_bytes(b"")
+    with pytest.raises(LabError, match="several products"):
+        best_run(tmp_path)
+
+
+# The statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_products_that_agree_weigh_by_their_images() -> None:
+    found = tests_of.mean_over_products([0.1, 0.2, 0.12], [0.05, 0.05, 0.05], [20, 20, 200])
+    assert found.weights[2] > 2 * found.weights[0]
+    assert found.low < found.value < found.high
+    equal = tests_of.mean_over_products([0.1, 0.2, 0.3], [0.0, 0.0, 0.0], [10, 10, 10])
+    assert equal.value == pytest.approx(0.2)
+    half = 4.302653 * 0.1 / np.sqrt(3)  # Student's interval of three equal weights
+    assert (equal.low, equal.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+    apart = tests_of.mean_over_products([-0.4, 0.5, 0.1], [0.01, 0.01, 0.01], [20, 20, 200])
+    assert apart.inconsistency > 0.9
+    assert apart.weights == pytest.approx((1 / 3,) * 3, abs=0.01)
+    with pytest.raises(ValueError, match="not finite"):
+        tests_of.mean_over_products([np.nan, 0.1], [0.1, 0.1], [10, 10])
+    with pytest.raises(ValueError, match="single product"):
+        tests_of.mean_over_products([0.1], [0.1], [10])
+
+
+def test_ranks_are_exact_with_and_without_ties() -> None:
+    assert tests_of.signed_rank([1, 2, 3, 4, 5, 6]) == pytest.approx(2 / 64)
+    assert tests_of.signed_rank([0.1] * 6) == pytest.approx(2 / 64)  # all alike
+    assert tests_of.signed_rank([0.0] * 6) == 1
+    assert tests_of.signed_rank([0.1, -0.1] * 3) == pytest.approx(1)
+    assert tests_of.decides_by_ranks(6, 1, 0.05)
+    assert not tests_of.decides_by_ranks(5, 1, 0.05)
+    assert not tests_of.decides_by_ranks(7, 6, 0.05)
+    assert tests_of.friedman([[3, 2, 1]] * 5) == 0
+    assert tests_of.friedman([[1, 1, 1]] * 5) == 1
+    assert tests_of.friedman([[3, 2, 1], [1, 3, 2], [2, 1, 3]]) == 1
+
+
+def test_bars_join_attempts_that_are_not_shown_to_differ() -> None:
+    different = {frozenset(pair) for pair in (("a", "c"), ("a", "d"))}
+    assert products_figures.groups("abcd", different) == [(0, 1), (1, 3)]
+    assert products_figures.groups("ab", {frozenset("ab")}) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", simulated.SPREADS)
+@pytest.mark.parametrize("products", simulated.PRODUCTS)
+def test_equal_attempts_are_rarely_called_different_over_products(products: int, spread: float) -> None:
+    assert simulated.called(simulated.draw(products, spread)) <= 0.065
+
+
+def test_attempts_that_differ_on_all_products_are_told_apart() -> None:
+    assert simulated.called(simulated.draw(5, 0.0, repeats=200)) <= 0.1
+    assert simulated.called(simulated.draw(8, 0.0, ahead=0.2, repeats=40)) > 0.8

@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from scipy import special, stats
 
-from benchmarks import common
+from benchmarks import common, metrics
 from mvtec_lab.evaluation import differences, statistics
 from mvtec_lab.evaluation.anomaly import PixelScores
 from mvtec_lab.evaluation.differences import EXTRA, LEAST_RUNS, Difference
@@ -437,6 +437,7 @@ def show_power() -> None:
 
 
 def main() -> None:
+    metrics.main()
     for show in (show_coverage, show_scores, show_pixels, show_power, show_seeds):
         show()
 

@@ -4,7 +4,7 @@ different where there is none.
 Two attempts learn centroids from their own noisy view of the same images, whose difficulty they mostly share, and state
 probabilities that are calibrated, or too sure. On one split they are models that nothing more is learnt by; over folds
 they are trained anew in each, so that folds share training images as those of the lab do. Called different is what
-the lab calls different: p below 0.05 and an interval without 0.
+the lab calls different: p below 0.05 and an interval without 0; of McNemar's test p alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 from unittest import mock
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, stats
 
 from benchmarks import common
 from mvtec_lab.evaluation import differences, statistics
@@ -191,25 +191,25 @@ def permuted(change: np.ndarray) -> float:
 
 def compared(metric: str, labels: np.ndarray, values: np.ndarray) -> Difference:
     """Compare two attempts as the lab does on one test set, from their images' values [2, R, N]."""
-    means = values.mean(axis=1)
-    change = means[0] - means[1]
+    first, second = values.mean(axis=1)
+    change = first - second
     if metric == "accuracy" and values.shape[1] == 1:
-        return differences.accuracy_difference(*means)[0]
+        return differences.accuracy_difference(first, second)[0]
     p = permuted(change[change != 0]) if (change != 0).sum() > 1 else 1.0
     fast = mock.patch.object(statistics, "paired_test", return_value=("", p))
     with fast, mock.patch.object(statistics, "permutation_test", return_value=p):
         if metric == "accuracy":
-            found = differences.accuracy_difference(*means)[0]
+            found = differences.accuracy_difference(first, second)[0]
         elif metric == "balanced_accuracy":
             weights = statistics.image_weights(labels) * len(labels)
             right, other = np.eye(CLASSES)[labels], np.eye(CLASSES)[(labels + 1) % CLASSES]
-            shares = [(m / weights)[:, None] * right + (1 - m / weights)[:, None] * other for m in means]
+            shares = [(m / weights)[:, None] * right + (1 - m / weights)[:, None] * other for m in (first, second)]
             confusions = [np.eye(CLASSES)[labels][:, :, None] * share[:, None, :] for share in shares]
             found = differences.balanced_difference(*confusions, statistics.balanced_accuracy)[0]
         elif metric == "log_loss":
-            found = differences.mean_difference(*means, np.inf)[0]
+            found = differences.mean_difference(first, second, np.inf)[0]
         else:
-            found = differences.careful_difference(*means, EXTRA["brier"], 2.0)[0]
+            found = differences.careful_difference(first, second, EXTRA["brier"], 2.0)[0]
     if values.shape[1] >= differences.LEAST_RUNS:
         figures = values.mean(axis=2)
         found = differences.with_seeds(found, [figures[0] - figures[1]])
@@ -260,8 +260,8 @@ def _better(design: Design, metric: str, labels: np.ndarray, values: np.ndarray)
         change = values.mean(axis=2)[0] - values.mean(axis=2)[1]
         different, lead = over_folds(metric, labels, change), change.mean()
     else:
-        found = compared(metric, labels, values)
-        different, lead = found.p < ALPHA and (found.low > 0 or found.high < 0), found.value
+        found, alone = compared(metric, labels, values), metric == "accuracy" and values.shape[1] == 1
+        different, lead = found.p < ALPHA and (alone or found.low > 0 or found.high < 0), found.value
     return np.array([different and lead > 0, different and lead < 0], dtype=float)
 
 
@@ -309,6 +309,10 @@ CASES: tuple[tuple[float, float | tuple[float, float], str], ...] = (
 )
 
 
+IMAGES = (5, 8, 10, 12, 16, 20, 24, 30, 40, 60, 83, 120, 200)  # of McNemar's test
+DISAGREEMENTS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9, 1.0)
+
+
 def apart(points: float) -> tuple[float, float]:
     """Return the accuracies of two attempts that differ by ``points``."""
     return MEAN + points / 2, MEAN - points / 2
@@ -328,7 +332,7 @@ def unequal(
     design: Design, metric: str, points: float, sure: float | tuple[float, float], number: int = POWERS
 ) -> tuple[float, float] | None:
     """Return how often the first attempt is called better, which is not calibrated, and how often the second."""
-    of = (*METRICS[:1], *PROPER)
+    of: tuple[str, ...] = (*METRICS[:1], *PROPER)
     if isinstance(sure, tuple):
         if metric not in PROPER or (found := even(design, metric, apart(points), sure)) is None:
             return None
@@ -380,7 +384,27 @@ def show_unequal() -> None:
     common.show("unequal", notes, ["the first attempt", "decides", *(design.name for design in UNEQUAL)], rows, False)
 
 
+def mcnemar_level(images: int, disagreement: float) -> float:
+    """Return how often McNemar's mid-p test calls equal models different that disagree in a share of the images."""
+    differ, called = np.arange(images + 1), np.zeros(images + 1)
+    for number in differ:
+        only = np.arange(number + 1)
+        called[number] = stats.binom.pmf(only, number, 0.5) @ (statistics.mcnemar_mid_p(only, number) < ALPHA)
+    return float(stats.binom.pmf(differ, images, disagreement) @ called)
+
+
+def show_mcnemar() -> None:
+    rows = [[f"{n}", *(percent(mcnemar_level(n, share)) for share in DISAGREEMENTS)] for n in IMAGES]
+    notes = [
+        "equal models called different at 0.05 by McNemar's mid-p test, %, counted over all "
+        "outcomes: by the share of the images that one of the two alone classifies rightly",
+    ]
+    heads = ["test images", *(f"disagree in {100 * share:.0f}%" for share in DISAGREEMENTS)]
+    common.show("mcnemar", notes, heads, rows, False)
+
+
 def main() -> None:
+    show_mcnemar()
     show_metrics()
     show_unequal()
 

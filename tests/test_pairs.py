@@ -69,8 +69,8 @@ def test_one_test_set_is_compared_image_by_image(tmp_path: Path) -> None:
     assert comparison.best == "good"
     pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
     near, far = pairs["good", "fair"], pairs["good", "bad"]
-    assert (near.test, near.p, near.p_holm) == ("exact McNemar test", 0.125, 0.125)  # four images, all one way
-    assert far.p == pytest.approx(2 * 0.5**14)
+    assert (near.test, near.p, near.p_holm) == ("mid-p McNemar test", 0.0625, 0.0625)  # four images, all one way
+    assert far.p == pytest.approx(0.5**14)
     assert far.p_holm == pytest.approx(3 * far.p)
     assert far.different
     assert not near.different
@@ -97,7 +97,7 @@ def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
     assert far.different
     assert far.bayesian is not None
     assert far.bayesian[2] > 0.99
-    assert far.image_test == "exact McNemar test"
+    assert far.image_test == "mid-p McNemar test"
     assert not near.different
     assert comparison.best == "a"
     assert not any(pair.models for pair in comparison.pairs)  # each fold has the luck of a training of its own

@@ -82,16 +82,18 @@ def test_mcnemar_is_the_sign_test_of_the_images_that_differ() -> None:
     first = [1] * 9 + [0] * 2 + [1] * 20
     second = [0] * 9 + [1] * 2 + [1] * 20
     name, p = statistics.paired_test(first, second)
-    assert name == "exact McNemar test"
-    assert p == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+    assert name == "mid-p McNemar test"
+    assert p == pytest.approx((2 * (1 + 11) + 55) / 2**11)  # half of what is as likely as what was seen
     assert statistics.paired_test([1, 1], [1, 1])[1] == 1
+    assert statistics.paired_test([1, 0, 1], [0, 1, 1])[1] == 1
+    assert statistics.paired_test([1] * 5, [0] * 5)[1] == pytest.approx(1 / 32)
 
 
-def test_the_permutation_test_generalises_mcnemar() -> None:
+def test_the_permutation_test_generalises_the_exact_mcnemar_test() -> None:
     first, second = np.array([1] * 9 + [0] * 2), np.array([0] * 9 + [1] * 2)
     name, p = statistics.paired_test(first * 0.5, second * 0.5)
     assert name == "paired permutation test"
-    assert p == pytest.approx(statistics.paired_test(first, second)[1], abs=0.01)
+    assert p == pytest.approx(stats.binomtest(9, 11).pvalue, abs=0.01)
 
 
 @pytest.mark.parametrize(("images", "disagreement", "alpha"), [(83, 0.2, 0.05), (83, 0.3, 0.05 / 6), (16, 0.2, 0.05)])
@@ -104,9 +106,10 @@ def test_the_difference_that_mcnemar_finds_is_found_in_eight_of_ten_cases(
     rng, called = np.random.default_rng(0), 0
     for _ in range(2_000):
         ours, theirs, _ = rng.multinomial(images, [(share + found) / 2, (share - found) / 2, 1 - share])
-        called += stats.binomtest(ours, ours + theirs).pvalue < alpha if ours + theirs else 0
+        called += statistics.mcnemar_mid_p(ours, ours + theirs) < alpha
     assert called / 2_000 == pytest.approx(0.8, abs=0.03)
-    assert differences.found_by_mcnemar(5, 0, 0, 0.05) is None  # five images, all one way: p is 0.0625
+    assert differences.found_by_mcnemar(4, 0, 0, 0.05) is None  # four images, all one way: p is 0.0625
+    assert differences.found_by_mcnemar(5, 0, 0, 0.05) is not None
 
 
 def test_the_difference_that_a_t_test_finds() -> None:
@@ -167,7 +170,6 @@ def test_swapping_predictions_of_equal_classes_is_mcnemars_test() -> None:
     first[25] = 0
     both = [_classified(labels, predictions) for predictions in (first, second)]
     p = statistics.permutation_test(statistics.balanced_accuracy, *both)
-    assert p == pytest.approx(statistics.paired_test(first == labels, second == labels)[1])
     assert p == pytest.approx(2 * 9 / 2**8)
     assert statistics.permutation_test(statistics.balanced_accuracy, *both[::-1]) == pytest.approx(p)
     assert statistics.permutation_test(statistics.macro_f1, both[0], both[0]) == 1

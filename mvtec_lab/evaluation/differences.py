@@ -308,7 +308,7 @@ def _of_share(share: float) -> float:
 
 
 def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha: float) -> float | None:
-    """Return the difference in accuracy that McNemar's exact test at level ``alpha`` finds with a probability of POWER.
+    """Return the difference in accuracy that McNemar's mid-p test at level ``alpha`` finds with a probability of POWER.
 
     A larger difference makes two models disagree in more images. Their number is assumed to lie halfway between the
     number that was seen and the number that keeps the product of both kinds, which is so where one model's odds of
@@ -327,8 +327,10 @@ def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha:
 
     product = max(disagreement**2 - difference**2, 0.0)
     counts = np.arange(images + 1)  # images that the two differ in, and of these the least that one side must have
-    least = counts - stats.binom.ppf(alpha / 2, counts, 0.5)
-    least += 2 * stats.binom.cdf(counts - least, counts, 0.5) > alpha
+    # The exact test's number, or one less.
+    least = np.maximum(counts - stats.binom.ppf(alpha / 2, counts, 0.5) - 1, (counts + 1) // 2)
+    for _ in range(2):
+        least += statistics.mcnemar_mid_p(least, counts) >= alpha
 
     def power(change: float) -> float:
         share = min(1.0, (max(disagreement, change) + np.sqrt(product + change**2)) / 2)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 RESAMPLES = 2_000  # of a bootstrap: its 95% bounds then move by less than a hundredth from one seed to the next
 PERMUTATIONS = 9_999  # a p-value of 0.05 is then known to within 0.004
-MCNEMAR, PERMUTATION = "exact McNemar test", "paired permutation test"
+MCNEMAR, PERMUTATION = "mid-p McNemar test", "paired permutation test"
 
 
 def interval_with_seeds(
@@ -136,16 +136,33 @@ def paired_test(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[str, float
     """Return the name of the test that two learners differ on the same images, and its two-sided p.
 
     Args:
-        first, second: whether the learner was right in each image, [N]. Values of 0 and 1 take McNemar's exact test;
+        first, second: whether the learner was right in each image, [N]. Values of 0 and 1 take McNemar's mid-p test;
             means over several runs take its generalisation, the permutation test that swaps the two at random.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if np.isin([first, second], (0, 1)).all():
-        from scipy import stats
-
         only, differ = int(np.sum(first > second)), int(np.sum(first != second))
-        return MCNEMAR, float(stats.binomtest(only, differ).pvalue) if differ else 1.0
+        return MCNEMAR, float(mcnemar_mid_p(only, differ))
     return PERMUTATION, _permuted(first, second, lambda a, b, axis: np.mean(a - b, axis=axis))
+
+
+def mcnemar_mid_p(only: npt.ArrayLike, differ: npt.ArrayLike) -> np.ndarray:
+    """Return the two-sided mid-p of McNemar's test: half of what is as likely as what was seen counts.
+
+    Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13, 2013. The exact test, which counts all of it,
+    calls equal models different in 0.1% of cases on 16 images, and finds half as much. This one calls at most 5.1% so,
+    as long as the two disagree in at most 80% of the images (``python -m benchmarks.metrics``).
+
+    Args:
+        only: images that the first alone classifies rightly.
+        differ: images that one of the two alone classifies rightly.
+    """
+    from scipy import stats
+
+    only, differ = np.asarray(only), np.asarray(differ)
+    less = np.minimum(only, differ - only)
+    mid = 2 * stats.binom.cdf(less, differ, 0.5) - stats.binom.pmf(less, differ, 0.5)
+    return np.where(2 * only == differ, 1.0, mid)
 
 
 def _permuted(first: np.ndarray, second: np.ndarray, statistic: Callable[..., np.ndarray]) -> float:

@@ -65,13 +65,15 @@ class Pair:
 
     @property
     def different(self) -> bool:
-        """Tell whether test and interval both say that one is better.
+        """Tell whether test and interval both say that one is better; McNemar's test says it alone.
 
         A permutation test asks whether two attempts classify alike, and finds that they do not where one trades a class
         for another and neither is better.
         """
         if self.p_holm is None or self.difference is None or self.p_holm >= ALPHA:
             return False
+        if self.test == statistics.MCNEMAR:
+            return True
         low, high = self.difference.low, self.difference.high
         return low is None or high is None or low > 0 or high < 0
 

@@ -107,7 +107,7 @@ _PROBABILITIES = Words(
     "right or wrong. A model that is too sure has worse ones than its accuracy would give.",
     chance=("The probabilities say nothing", "It is not shown that the probabilities say anything"),
 )
-# Up to 34% of simulated attempts of equal log loss were called different on 16 images, where one is too sure.
+# 22% of simulated attempts of equal log loss were called different on 16 images, where one is better and too sure.
 _ONE_IMAGE = (
     "one image that a model is sure of, and wrong, outweighs the others: give cv.folds, or verdict.metric=brier"
 )

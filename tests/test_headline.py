@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from test_detection_report import detect
@@ -14,6 +15,7 @@ from test_pairs import cross_validated, fold
 from test_reporting import fabricate, fail, text_of
 
 from mvtec_lab.config import VerdictConfig
+from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting import report, summary
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.headline import Headline, headline_of
@@ -135,6 +137,14 @@ def test_no_mistake_in_any_fold_is_no_certainty(tmp_path: Path) -> None:
         assert share.value == share.low == 0
         assert share.high is not None
         assert 0.03 < share.high < 0.5
+
+
+def test_where_no_class_is_good_nothing_can_escape() -> None:
+    """It was said that 0% of the defects pass as good, of a model that cannot call anything good."""
+    rows = [{"label": "crack", "prediction": kind, "prob_crack": "0.5", "prob_OK": "0.5"} for kind in ("OK", "crack")]
+    assert np.isnan(METRICS["escapes"].of_images(rows)).all()
+    some = [{**rows[0], "prob_good": "0.1"}, {**rows[1], "prediction": "good"}]
+    assert METRICS["escapes"].of_images(some).tolist() == [0, 1]
 
 
 def test_of_anomaly_models_what_is_not_found_escapes(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def _right_where_sure(rows: Rows) -> np.ndarray:
 
 
 def _escaped(rows: Rows) -> np.ndarray:
-    return np.array([np.nan if row["label"] == GOOD else float(row["prediction"] == GOOD) for row in rows])
+    # Where no class is good, nothing can pass as good: 0 escapes would be no merit.
+    known = any(f"prob_{GOOD}" in row or GOOD in (row["label"], row["prediction"]) for row in rows)
+    return np.array([float(row["prediction"] == GOOD) if known and row["label"] != GOOD else np.nan for row in rows])
 
 
 def _rejected(rows: Rows) -> np.ndarray:

@@ -29,7 +29,7 @@ from mvtec_lab.progress import bar
 from mvtec_lab.results import GOOD
 
 OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
-NO_GOOD = "give model.options.parts=[global]"
+NO_GOOD = "name their class (data.good=[OK]), or give attempt=lab/global, which compares with none"
 
 
 class Images:

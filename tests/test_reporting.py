@@ -174,7 +174,8 @@ def test_summary_of_completed_failed_and_several_seeds(tmp_path: Path) -> None:
     assert (full["completed"], full["test_accuracy"], full["error"]) == (0, None, "ValueError: too big")
 
     written = read_csv(tmp_path / summary.SUMMARY)
-    assert list(written[0]) == [column.key for column in summary.columns()]
+    assert list(written[0]) == [column.key for column in summary.columns() if column.key in written[0]]
+    assert "test_image_auroc" not in written[0]  # no attempt has one
     assert float(written[0]["test_accuracy"]) == pytest.approx(0.7)
     assert written[2]["test_accuracy"] == written[2]["test_accuracy_low"] == ""
     assert written[1]["marks"].startswith("random weights; runs of")
@@ -279,7 +280,7 @@ def test_results_from_before_the_long_tail_are_shown(tmp_path: Path) -> None:
     out = printed(tmp_path)
     assert "tail" not in out
     (row, _) = read_csv(tmp_path / summary.SUMMARY)
-    assert row["test_tail_recall"] == row["test_calibration_error"] == ""
+    assert not {"test_tail_recall", "test_calibration_error"} & row.keys()
     assert "Rare classes" not in page(tmp_path)
 
 

@@ -12,6 +12,7 @@ from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting import figures, products_figures, products_table, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.headline import mistake_of
+from mvtec_lab.reporting.origin import data_pages
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
 from mvtec_lab.reporting.products_headline import products_headline
@@ -44,6 +45,7 @@ def write_products_report(
         pages: as above; they lie beside it.
     """
     headings, table = products_table.table(rows)
+    runs = [run for attempt in comparison.attempts for run in attempt.runs]
     different = {frozenset((pair.first, pair.second)) for pair in comparison.over if pair.different}
     ranks = {placed.attempt: placed.rank for placed in comparison.placed if placed.rank is not None}
     drawn = len(comparison.common) >= RANKS and len(ranks) > 1
@@ -68,6 +70,7 @@ def write_products_report(
         metrics=METRICS,
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),
+        data_pages=data_pages(comparison, runs, path.parent)["data_pages"],
     )
 
 

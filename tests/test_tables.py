@@ -67,7 +67,7 @@ def test_the_summary_leaves_out_what_no_attempt_has(tmp_path: Path) -> None:
     fail(tmp_path / "s/bad", "full")
     sum_up(tmp_path / "s")
     columns = list(read_csv(tmp_path / "s/summary.csv")[0])
-    assert columns[:7] == ["attempt", "runs", "completed", "failed", "running", "dropped", "test_accuracy"]
+    assert columns[:8] == ["attempt", "category", "runs", "completed", "failed", "running", "dropped", "test_accuracy"]
     assert not {"test_image_auroc", "test_iou", "reported_accuracy", "threshold_rule"} & set(columns)
     assert {"warnings", "marks", "error"} <= set(columns)
     fail(tmp_path / "t/bad", "full")  # nothing was measured: the deciding metric still has its columns

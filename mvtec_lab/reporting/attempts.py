@@ -89,9 +89,13 @@ class Attempt:
         self.planned = max(len(begun), *(_folds(settings[run.run_dir]) for run in runs))
 
     def _states(self, metric: Metric) -> bool:
-        """Tell whether the runs have a metric: not every method states those of other problems, or probabilities."""
+        """Tell whether the runs have a metric: not every method states those of other problems, or probabilities.
+
+        Of its own problem's metrics that no image has a value of, as of maps, the pairs say why one is missing.
+        """
         values = (metric.of(run.metrics.get("test", {})) for run in self.done)
-        return not self.done or any(value is not None for value in values)
+        own = metric.problem == self.problem and metric.of_images is None
+        return own or not self.done or any(value is not None for value in values)
 
     def _of_look(self, dropped: Mapping[str, Any]) -> list[RunResult]:
         """Return the completed runs of the folds that dropped the attempt.

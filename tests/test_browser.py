@@ -135,9 +135,10 @@ def test_tensorboard_compares_the_attempts(browser: Any, tensorboard: str) -> No
     browser.get(f"{tensorboard}#timeseries")
     for run in ("grid/finetune", "grid/augment", "grid/cosine"):
         assert wait_for(browser, f"{text}.includes('{run}')")
-    for section in ("loss", "metrics", "optimizer", "pictures"):
+    sections = ["loss", "metrics", "optimizer", "pictures"]
+    for section in sections:
         assert wait_for(browser, f"{text}.includes('{section}')"), section
-    heads = "return [...document.querySelectorAll('card-group-toolbar .group-title')].map(head => head.innerText)"
+    heads = f"{text}.split('\\n').filter(line => {sections}.includes(line))"
     assert wait_for(browser, heads)[0] == "loss"  # what one looks at first
     browser.get(f"{tensorboard}#hparams")
     browser.refresh()

@@ -33,6 +33,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.job import TASKS, Command, Job, check, to_config
 from mvtec_lab.logs import logging_restored
 from mvtec_lab.own import CONF, own_files
+from mvtec_lab.pilot import Pilot, pilot_of
 from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def run_task(*words: str, directory: str | os.PathLike[str]) -> Any:
         directory: what it writes goes there; a run's directory, for a training.
 
     Returns:
-        A RunResult of ``train``, a list of rows of ``predict``, a Comparison of ``compare``, and the facts that the
-        other tasks write or print.
+        A RunResult of ``train``, a list of rows of ``predict``, a Comparison of ``compare``, a Plan of ``plan``, and
+        the facts that the other tasks write or print.
 
     Raises:
         LabError: the mistake that the command line would print; it is printed as well.
@@ -110,7 +111,27 @@ def _raise(command: Command, status: int) -> None:
 
 
 def _call(command: Command, arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status."""
+    """Run a command line, of a plan without runs its pilot first, and return its exit status."""
+    try:
+        pilot = pilot_of(arguments)
+    except LabError as error:
+        command.refused = True
+        return command.complain(error)
+    return _one(command, arguments) if pilot is None else _planned(command, pilot)
+
+
+def _planned(command: Command, pilot: Pilot) -> int:
+    """Train a pilot and plan from it; a run that failed leaves the others to plan from."""
+    trained = Command(full_error=command.full_error)
+    status = _one(trained, pilot.sweep)
+    if status == STOPPED or trained.refused or not begun(trained):
+        command.mistake, command.refused = trained.mistake, True
+        return status
+    return max(status, _one(command, pilot.plan))
+
+
+def _one(command: Command, arguments: Sequence[str]) -> int:
+    """Run a command line as it is, and return its exit status."""
     command.words = list(arguments)
     with _stopped_by_sigterm(), logging_restored():
         try:

@@ -580,6 +580,13 @@ class Config:
     )
     source: str | None = knob(None, "an image or a folder of new images")
     dirs: list[str] = knob(list, "the directories of sweeps and runs")
+    difference: float | None = knob(
+        None,
+        "the difference between two attempts that a plan is to show, in points, or in the unit of a metric that is no "
+        "share; null: 10 points, as the attempts of the four reports lie 7.5 to 17 points apart",
+        above=0,
+        changes="nothing",
+    )
 
 
 def validate(config: Config) -> None:

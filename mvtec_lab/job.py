@@ -66,7 +66,7 @@ TASKS = {
         "mvtec_lab.tasks.train:run_attempt",
         "trains an attempt and judges it on images that it has not seen; with -m, several side by side",
         ("",),
-        ignores=("ckpt", "format", "min_area", "source", "dirs"),
+        ignores=("ckpt", "format", "min_area", "source", "dirs", "difference"),
     ),
     "describe": Task(
         "mvtec_lab.tasks.describe:write_description",
@@ -110,6 +110,12 @@ TASKS = {
         "mvtec_lab.tasks.compare:compare_runs",
         "compares runs of several sweeps in one verdict",
         ("verdict.", "dirs"),
+        torch=False,
+    ),
+    "plan": Task(
+        "mvtec_lab.tasks.plan:plan_runs",
+        "says how many images, folds and repeats show a difference between attempts, from their runs or from a pilot",
+        ("verdict.", "dirs", "difference"),
         torch=False,
     ),
 }

@@ -31,12 +31,14 @@ class Noise(NamedTuple):
         seen: as it seems.
         freedom: its degrees of freedom.
         grows: with the difference, as that of images does; that of seeds does not.
+        known: the degrees of freedom of an earlier test that it was estimated from; None: of this one.
     """
 
     variance: float
     seen: float
     freedom: float
     grows: bool = True
+    known: float | None = None
 
 
 class Difference(NamedTuple):
@@ -248,14 +250,71 @@ def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Diffe
 
 
 def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float) -> Noise:
-    """Return the noise of a mean difference over test sets, as ``corrected_t_test`` takes it; arguments as there.
+    """Return the noise of a mean difference over test sets, as ``corrected_t_test`` takes it; arguments as there."""
+    return noise_over_sets(variance_of_test_sets(differences, ratio, resolution), len(np.asarray(differences)), ratio)
 
-    That test is careful. The variance that is seen is at least that of images which are each tested once.
-    """
+
+def variance_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float) -> float:
+    """Return the variance of the difference on one test set, as ``corrected_t_test`` takes it; arguments as there."""
     number = len(np.asarray(differences))
-    variance = statistics.corrected_error(differences, ratio, resolution) ** 2
-    seen = variance * max(1 / number, ratio / (1 + ratio)) / (1 / number + ratio)
-    return Noise(variance, seen, number - 1, grows=False)
+    return statistics.corrected_error(differences, ratio, resolution) ** 2 / (1 / number + ratio)
+
+
+def noise_over_sets(variance: float, sets: int, ratio: float, known: float | None = None) -> Noise:
+    """Return the noise of a mean difference over test sets, from its variance on one of them.
+
+    The corrected resampled t-test is careful. The variance that is seen is at least that of images which are each
+    tested once.
+
+    Args:
+        variance: on one test set.
+        sets: the number of test sets.
+        ratio: test images over the images that the learner had.
+        known: the degrees of freedom of ``variance`` where other test sets gave it.
+    """
+    seen = variance * max(1 / sets, ratio / (1 + ratio))
+    return Noise(variance * (1 / sets + ratio), seen, sets - 1, grows=False, known=known)
+
+
+def power_of(noises: Sequence[Noise], figures: tuple[float, float], alpha: float) -> Callable[[float], float]:
+    """Return the probability that a t-test at level ``alpha`` finds a difference, as a function of that difference.
+
+    The noises that were seen stand for the true ones, and those of the next test are drawn around them. Where other
+    images gave them, the true ones are drawn as well: few degrees of freedom leave them uncertain. The noise of images
+    grows with the distance of the worse method, as the variance of a share does.
+
+    Args:
+        noises: of the difference.
+        figures: the values of the two methods, in [0, 1], as they were seen.
+        alpha: the level of the test.
+    """
+    from scipy import special
+
+    rng, freedoms = np.random.default_rng(0), [noise.freedom for noise in noises]
+    drawn = np.stack([rng.chisquare(noise.freedom, DRAWS) / noise.freedom for noise in noises])
+    true = np.stack([_true(noise, rng) for noise in noises])
+    variance, seen = (true * np.array([noise[i] for noise in noises])[:, None] for i in (0, 1))
+    grows, high, now = np.array([[noise.grows] for noise in noises]), max(figures), sum(map(_of_share, figures))
+
+    def power(change: float) -> float:
+        growth = max(1.0, (_of_share(high) + _of_share(high - change)) / now)
+        more = seen * grows * (growth - 1)
+        error, freedom = _added((variance + more) * drawn, freedoms)
+        cut = special.stdtrit(freedom, 1 - alpha / 2) * error
+        spread = np.sqrt(np.maximum((seen + more).sum(axis=0), 1e-12))  # 0: none was seen
+        return float(special.ndtr((change - cut) / spread).mean())
+
+    return power
+
+
+def _true(noise: Noise, rng: np.random.Generator) -> np.ndarray:
+    """Return what the true variance may be in units of the one that was seen, one value for each of DRAWS."""
+    from scipy import stats
+
+    if noise.known is not None:
+        return noise.known / np.maximum(rng.chisquare(noise.known, DRAWS), 1e-9)
+    # An estimate of few degrees of freedom is more often too small than too large: its median is made the true one.
+    return np.full(DRAWS, noise.freedom / stats.chi2.median(noise.freedom))
 
 
 def found_difference(
@@ -263,36 +322,18 @@ def found_difference(
 ) -> float | None:
     """Return the difference that a t-test at level ``alpha`` finds with a probability of POWER.
 
-    The noises that were seen stand for the true ones, and those of the next test are drawn around them. The noise of
-    images grows with the distance of the worse method, as the variance of a share does.
-
     Args:
-        noises: of the difference.
-        figures: the values of the two methods, in [0, 1], as they were seen.
-        alpha: the level of the test.
+        noises, figures, alpha: as ``power_of`` takes them.
         most: the largest difference that there can be.
 
     Returns:
         The difference; None where not even ``most`` is found.
     """
-    from scipy import optimize, special, stats
+    from scipy import optimize
 
-    rng, freedoms = np.random.default_rng(0), [noise.freedom for noise in noises]
-    drawn = np.stack([rng.chisquare(noise.freedom, DRAWS) / noise.freedom for noise in noises])
-    # An estimate of few degrees of freedom is more often too small than too large: its median is made the true one.
-    usual = np.array([noise.freedom / stats.chi2.median(noise.freedom) for noise in noises])
-    variance, seen = (usual * np.array([noise[i] for noise in noises]) for i in (0, 1))
-    high, now = max(figures), sum(map(_of_share, figures))
-
-    def power(change: float) -> float:
-        growth = max(1.0, (_of_share(high) + _of_share(high - change)) / now)
-        more = seen * np.array([growth - 1 if noise.grows else 0.0 for noise in noises])
-        error, freedom = _added((variance + more)[:, None] * drawn, freedoms)
-        cut = special.stdtrit(freedom, 1 - alpha / 2) * error
-        return float(special.ndtr((change - cut) / np.sqrt(max((seen + more).sum(), 1e-12))).mean())  # 0: none was seen
-
+    power = power_of(noises, figures, alpha)
     if np.isinf(most):  # far beyond what any power needs
-        most = 100 * float(np.sqrt(variance.sum())) or 1.0
+        most = 100 * float(np.sqrt(sum(noise.variance for noise in noises))) or 1.0
     if power(most) < POWER:
         return None
     least = 1e-6 * most
@@ -307,23 +348,20 @@ def _of_share(share: float) -> float:
     return share * (1 - share)
 
 
-def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha: float) -> float | None:
-    """Return the difference in accuracy that McNemar's mid-p test at level ``alpha`` finds with a probability of POWER.
+def power_of_mcnemar(images: int, disagreement: float, difference: float, alpha: float) -> Callable[[float], float]:
+    """Return the probability that McNemar's mid-p test finds a difference in accuracy, as a function of it.
 
     A larger difference makes two models disagree in more images. Their number is assumed to lie halfway between the
     number that was seen and the number that keeps the product of both kinds, which is so where one model's odds of
     being right rise by one factor: simulated networks lie there.
 
     Args:
-        images: how many both were tested on.
-        disagreement: the share of them that one of the two gets right and the other wrong, as it was seen.
+        images: how many both are tested on.
+        disagreement: the share of images that one of the two gets right and the other wrong, as it was seen.
         difference: of the two accuracies, as it was seen.
         alpha: the level of the test.
-
-    Returns:
-        The difference; None where it finds none: too few images.
     """
-    from scipy import optimize, stats
+    from scipy import stats
 
     product = max(disagreement**2 - difference**2, 0.0)
     counts = np.arange(images + 1)  # images that the two differ in, and of these the least that one side must have
@@ -337,6 +375,20 @@ def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha:
         side = stats.binom.sf(least - 1, counts, (1 + change / max(share, change, 1e-9)) / 2)
         return float(stats.binom.pmf(counts, images, share) @ side)
 
+    return power
+
+
+def found_by_mcnemar(images: int, disagreement: float, difference: float, alpha: float) -> float | None:
+    """Return the difference in accuracy that McNemar's mid-p test finds with a probability of POWER.
+
+    Arguments as ``power_of_mcnemar`` takes them.
+
+    Returns:
+        The difference; None where it finds none: too few images.
+    """
+    from scipy import optimize
+
+    power = power_of_mcnemar(images, disagreement, difference, alpha)
     if power(1.0) < POWER:
         return None
     return float(optimize.brentq(lambda change: power(change) - POWER, 0.0, 1.0, xtol=1e-5))

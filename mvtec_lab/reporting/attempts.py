@@ -57,6 +57,7 @@ class Attempt:
         folds: those of its test sets that are part of a cross-validation.
         planned: the folds of its whole cross-validation, whether they are done or not; 0 where it is part of none.
         dropped: why a race left some of its runs out; None where none did.
+        parts: into which a fold's images were parted; 0 where its test sets are no folds.
 
     Raises:
         LabError: a predictions.csv or result.json is damaged, or nobody knows the problem of the runs.
@@ -87,6 +88,7 @@ class Attempt:
         self.folds = {images for images, *_ in latest if any(t.run.fold is not None for t in self.tests[images])}
         begun = {(self._split[run.run_dir], run.fold) for run in runs if run.fold is not None}
         self.planned = max(len(begun), *(_folds(settings[run.run_dir]) for run in runs))
+        self.parts = max(_parts(settings[run.run_dir]) for run in runs)
 
     def _states(self, metric: Metric) -> bool:
         """Tell whether the runs have a metric: not every method states those of other problems, or probabilities.
@@ -322,6 +324,12 @@ def _folds(settings: Settings) -> int:
     """Return the folds of all repeats of a run's cross-validation; 0 where it is part of none."""
     counts = [settings.get(key, "") for key in ("cv.folds", "cv.repeats")]
     return int(counts[0]) * int(counts[1]) if all(map(str.isdecimal, counts)) else 0
+
+
+def _parts(settings: Settings) -> int:
+    """Return ``split.folds`` of a run whose test set is a fold; 0 of any other."""
+    folds = settings.get("split.folds", "")
+    return int(folds) if settings.get("split.protocol") == "kfold" and folds.isdecimal() else 0
 
 
 def _drawn(settings: Settings) -> str | None:

@@ -14,6 +14,7 @@ from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting import products_verdict
+from mvtec_lab.reporting.advice import advice
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
@@ -88,6 +89,7 @@ def _compared(
         notes.append(f"verdict.reference={reference} {none}")
     result.verdict = [*sentences(result), *notes, *(curve.sentence for curve in curves_of(result))]
     result.verdict += [spread.sentence for spread in spreads(result)]
+    result.verdict += advice(result.best, result.pairs)
     result.headline = headline_of(result).lines
     return result
 
@@ -114,11 +116,12 @@ def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
         for first, second in combinations(attempts, 2)
         if reference in (None, first.name, second.name) or metric not in (first.metric, second.metric)
     ]
-    judged = [(pair, finds) for pair, finds in tested if pair.p is not None]
-    adjusted = statistics.holm([pair.p for pair, _ in judged if pair.p is not None])
-    for (pair, finds), p in zip(judged, adjusted, strict=True):
-        pair.p_holm, pair.found = p, finds(ALPHA / len(judged)) if finds else None  # Holm's first and hardest step
-    return [pair for pair, _ in tested]
+    judged = [(pair, pair.p) for pair in tested if pair.p is not None]
+    adjusted = statistics.holm([p for _, p in judged])
+    for (pair, _), p in zip(judged, adjusted, strict=True):
+        pair.p_holm, pair.alpha = p, ALPHA / len(judged)  # Holm's first and hardest step
+        pair.found = pair.evidence.found(pair.alpha) if pair.evidence else None
+    return tested
 
 
 def _agreed(key: str, asked: str | None, settings: Iterable[Settings]) -> tuple[str | None, str | None]:

@@ -9,9 +9,8 @@ Of a cross-validation that was interrupted one fold is no single test set: it sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from mvtec_lab.evaluation import differences, racing, statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS, Difference
+from mvtec_lab.evaluation.planning import Evidence, OnOneTestSet, OverTestSets
 from mvtec_lab.evaluation.specs import METRICS, NotComparableError
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting.attempts import Attempt, Estimate, shared, too_few
@@ -28,6 +28,9 @@ from mvtec_lab.results import write_whole
 COMPARISON = "comparison.json"
 ALPHA = 0.05  # the field's convention; intervals are its 95%
 ROPE = 0.01  # of a share; below it two classifiers are practically equal: Benavoli et al., JMLR 18, 2017
+
+
+_NOT_WRITTEN = ("bayesian", "evidence", "alpha")  # of a pair, into comparison.json as it is
 
 
 @dataclass
@@ -57,6 +60,9 @@ class Pair:
     raced: bool = False  #: a race dropped one of them: p and interval count all of its looks
     category: str = ""  #: the product that they were tested on
     error: float | None = None  #: the standard error of the difference, as its noises seem
+    #: what says which other designs would show a difference, and the level at which: that of Holm's first step
+    evidence: Evidence | None = field(default=None, repr=False)
+    alpha: float = ALPHA
 
     @property
     def test(self) -> str | None:
@@ -87,7 +93,8 @@ class Pair:
         """Return the pair's part of comparison.json."""
         worse, equal, better = self.bayesian or (None, None, None)
         further = {"test": self.test, "worse": worse, "equal": equal, "better": better, "different": self.different}
-        return {key: value for key, value in asdict(self).items() if key != "bayesian"} | further
+        mine = replace(self, evidence=None)
+        return {key: value for key, value in asdict(mine).items() if key not in _NOT_WRITTEN} | further
 
     def lead_of(self, name: str) -> float:
         """Return how much better one of the two is than the other."""
@@ -137,41 +144,52 @@ class Comparison:
         write_whole(directory / COMPARISON, f"{text}\n")
 
 
-# The difference that a pair's test finds at some level, if any.
-Finds = Callable[[float], float | None]
-
-
-def pair_of(a: Attempt, b: Attempt) -> tuple[Pair, Finds | None]:
-    """Return the comparison of two attempts, before Holm's correction, and what its test finds at some level."""
+def pair_of(a: Attempt, b: Attempt) -> Pair:
+    """Return the comparison of two attempts, before Holm's correction."""
     metric, pair, test = a.metric, Pair(a.name, b.name, a.metric.key, category=a.category), ""
     common = shared((a, b))
     pair.test_sets, pair.images = len(common), len({image for images in common for image in images})
     pair.refused = refused(a, b, common)
     if pair.refused:
-        return pair, None
+        return pair
     difference: Difference | None = None
     if metric.inference.pooled or len(common) == 1:
         try:
             difference, test = metric.compare(a.on(common), b.on(common))
         except NotComparableError as error:
             pair.refused = str(error)
-            return pair, None
+            return pair
     if difference is not None and metric.inference.pooled:
         pair.image_test, pair.image_p = test, difference.p
     if difference is None or len(common) > 1:
-        return pair, _over_test_sets(pair, a, b, common)
-    groups = _luck(a, b, common[0])
+        _over_test_sets(pair, a, b, common)
+        return pair
+    groups, of_images = _luck(a, b, common[0]), difference.noises
     pair.models = groups is None
     if groups:
         difference, test = differences.with_seeds(difference, groups), "t-test over images and seeds"
-    values = float(a.values(common, metric)[0]), float(b.values(common, metric)[0])
-    finds: Finds = partial(differences.found_difference, difference.noises, values, most=metric.limit)
-    if test == statistics.MCNEMAR:
-        disagreement = difference.noises[0].seen * pair.images + difference.value**2  # the mean square
-        finds = partial(differences.found_by_mcnemar, pair.images, disagreement, difference.value)
     pair.p, pair.difference = difference.p, Estimate(*difference[:3], test)
     pair.error = sum(noise.seen for noise in difference.noises) ** 0.5
-    return pair, finds
+    pair.evidence = OnOneTestSet(
+        pair.images,
+        of_images,
+        difference.noises[len(of_images) :],
+        seeds=max(len(group) for group in groups) if groups else 1,
+        difference=difference.value,
+        figures=(float(a.values(common, metric)[0]), float(b.values(common, metric)[0])),
+        most=metric.limit,
+        # the mean square
+        disagreement=of_images[0].seen * pair.images + difference.value**2 if test == statistics.MCNEMAR else None,
+        labelled=_labelled(a) if metric.inference.pooled else 0,
+    )
+    return pair
+
+
+def _labelled(attempt: Attempt) -> int:
+    """Return the images of a run that folds could test as well; 0 where it learns from others than it is tested on."""
+    run = attempt.done[0]
+    alike = {frozenset(of_split) for of_split in run.counts.values() if of_split}
+    return sum(sum(of_split.values()) for of_split in run.counts.values()) if len(alike) == 1 else 0
 
 
 def refused(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> str | None:
@@ -218,12 +236,12 @@ def changes(a: Attempt, b: Attempt, common: Sequence[TestSet]) -> tuple[np.ndarr
     return ours - theirs, (a.ratio() + b.ratio()) / 2, a.resolution(common, a.metric)
 
 
-def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet]) -> Finds | None:
+def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet]) -> None:
     metric = a.metric
     known = changes(a, b, common)
     if known is None:
         pair.refused = f"not every test set has a {metric.title}"
-        return None
+        return
     change, ratio, resolution = known
     if metric.share:
         pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
@@ -234,12 +252,19 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
         own = statistics.corrected_error(change, ratio, resolution)
         pair.p, interval = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
         pair.difference = Estimate(value, *metric.clip(*interval, change=True), test)
-        return None  # which difference another race would find is another question
+        return  # which difference another race would find is another question
     pair.p = statistics.corrected_t_test(change, ratio, resolution)
     low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
     pair.difference = Estimate(value, low, high, test)
-    # It does not grow, wherever the values lie.
-    return partial(differences.found_difference, [noise], (0.5, 0.5), most=metric.limit)
+    pair.evidence = OverTestSets(
+        variance=differences.variance_of_test_sets(change, ratio, resolution),
+        sets=len(common),
+        tested=float(np.mean([len(images) for images in common])),
+        ratio=ratio,
+        folds=max(a.parts, b.parts) or max(2, round(1 + 1 / ratio)),  # splits drawn at random test a share of their own
+        most=metric.limit,
+        alike=not change.any(),
+    )
 
 
 def _when(attempt: Attempt) -> int:

@@ -1,0 +1,32 @@
+"""Run task=plan: how many images, folds and repeats would show a difference, from runs that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mvtec_lab.config import Config
+from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.plan import PLAN, Plan, plan, show
+from mvtec_lab.reporting.runs import load_runs
+
+
+def plan_runs(config: Config, run_dir: str | Path) -> Plan:
+    """Plan from every run below ``config.dirs``, print the plan, and write plan.json into ``run_dir``.
+
+    Raises:
+        LabError: no directories, one without a run, or runs that nothing can be planned from.
+    """
+    if not config.dirs:
+        raise LabError("task=plan needs attempt=A,B, of which it trains a pilot, or runs that exist: dirs=[SWEEP]")
+    made = plan(compare(load_runs(*config.dirs), config.verdict), config.difference)
+    show(made)
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        made.save(run_dir)
+    except OSError as error:
+        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
+        raise disk_full(error, run_dir) or LabError(reason) from error
+    print(f"plan: {run_dir / PLAN}")
+    return made

@@ -324,8 +324,8 @@ def test_a_grid_of_lists_and_paths_stays_inside_its_sweep(lab, product: Path, tm
     assert all((tmp_path / "s" / name / "result.json").is_file() for name in names)
     rows = read_csv(tmp_path / "s/summary.csv")  # where the data lie makes no other attempt, what trains does
     assert [(r["attempt"], r["runs"]) for r in rows] == [
-        ("base model.unfreeze=['stage1']", "2"),
-        ("base model.unfreeze=['stage2']", "2"),
+        ("base model.unfreeze=[stage1]", "2"),
+        ("base model.unfreeze=[stage2]", "2"),
     ]
 
 

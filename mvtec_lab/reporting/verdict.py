@@ -342,7 +342,9 @@ def _baselines(done: Sequence[Attempt], metric: Metric) -> list[str]:
     text = f"{what[0].upper()}{what[1:]} gives {metric.title} {' or '.join(values)}"
     if uncertain:
         return [f"{text}; not shown to beat it: {', '.join(uncertain)}."]
-    return [f"{text}; {'all attempts beat' if len(done) > 1 else f'{done[0].name} beats'} it."]
+    names = [attempt.name for attempt in known]
+    who = "all attempts" if len(names) == len(done) else ", ".join(names)  # others have no test images, say
+    return [f"{text}; {who if len(names) > 1 else names[0]} {'beat' if len(names) > 1 else 'beats'} it."]
 
 
 def _asides(done: Sequence[Attempt]) -> list[str]:

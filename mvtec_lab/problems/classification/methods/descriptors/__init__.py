@@ -37,8 +37,9 @@ def check_parts(options: Mapping[str, Any]) -> None:
     parts = options["parts"]
     for name in parts:
         PARTS[name]  # raises where it is unknown
-    if len(set(parts)) < len(parts):
-        raise LabError(f"model.options.parts names a part twice: {', '.join(parts)}")
+    for key, names in (("parts", parts), ("alone", options["alone"] or ())):
+        if len(set(names)) < len(names):
+            raise LabError(f"model.options.{key} names a part twice: {', '.join(names)}")
     for name in options["alone"] or ():
         if name not in parts:
             raise unknown("part in model.options.alone, of those in model.options.parts", name, parts)

@@ -125,12 +125,27 @@ class Images:
 
 
 def _by_content(groups: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return a number for the group of each image, in the order of the lowest digest of a group's files."""
-    lowest: dict[str, str] = {}
-    for group, name in zip(groups, names, strict=True):
-        lowest[group] = min(name, lowest.get(group, name))
-    rank = {group: number for number, group in enumerate(sorted(lowest, key=lambda group: (lowest[group], group)))}
-    return [rank[group] for group in groups]
+    """Return a number for the group of each image, in the order of the lowest digest of a group's files.
+
+    Groups that share a file become one: a copy that another inner fold has seen would flatter what is held out.
+
+    Args:
+        groups: of the images.
+        names: digests of their files.
+    """
+    joined: dict[str, str] = {}  # a digest or a group -> what stands for it
+
+    def root(key: str) -> str:
+        while (above := joined.setdefault(key, key)) != key:
+            key = above
+        return key
+
+    keys = [(f"file {name}", f"group {group}") for group, name in zip(groups, names, strict=True)]
+    for file, group in keys:
+        joined[max(root(file), root(group))] = min(root(file), root(group))
+    roots = [root(group) for _, group in keys]  # the lowest file of each, as "file" sorts before "group"
+    rank = {key: number for number, key in enumerate(sorted(set(roots)))}
+    return [rank[key] for key in roots]
 
 
 def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) -> Memory:

@@ -140,6 +140,8 @@ def test_table_and_files_name_what_was_left_out(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "bad-1-4" / RESULT).read_text(encoding="utf-8"))
     assert (result["status"], result["exit_status"], result["error"]) == ("dropped", 0, None)
     assert result["dropped"]["than"] == "good"
+    trained = RunResult.load(tmp_path / "good-0-0")  # it is named as those that were trained, or would stand apart
+    assert (result["data"], result["category"]) == (trained.data, trained.category)
     assert result["dropped"]["p"] < racing.LEVEL
     assert not RunResult.load(tmp_path / "bad-1-4").stopped
     assert "Failed" not in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -170,6 +172,18 @@ def test_what_is_not_completed_is_waited_for_and_what_failed_sits_out(tmp_path: 
     run(tmp_path, "fair", range(4, 5), FAIR, status="failed", error="ValueError: no")
     assert advance(tmp_path).looked == 2
     assert set(advance(tmp_path).dropped) == {"bad"}
+
+
+def test_what_a_resumed_sweep_tries_again_is_waited_for(tmp_path: Path) -> None:
+    race = ready(tmp_path, "good", "bad")
+    run(tmp_path, "good", range(3), GOOD)
+    run(tmp_path, "bad", range(2), BAD)
+    run(tmp_path, "bad", range(2, 3), BAD, status="failed", error="ValueError: no")
+    (tmp_path / RACE).unlink()
+    begin(race, tmp_path, resume=True)
+    assert Race.load(tmp_path).retried == ["bad-0-2"]
+    assert advance(tmp_path).looked == 0
+    assert advance(tmp_path, "bad-0-2").looked == 1  # it has begun again, and failed again
 
 
 def test_a_stopped_run_is_waited_for(tmp_path: Path) -> None:

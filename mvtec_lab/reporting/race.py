@@ -41,6 +41,7 @@ class Race:
         reference: the attempt that the others are compared with; None: every pair is.
         looked: the looks that were taken.
         dropped: why, by attempt.
+        retried: the directories of failed runs that a resumed sweep has not begun again: they may yet be completed.
     """
 
     attempts: dict[str, list[list[str]]]
@@ -48,6 +49,7 @@ class Race:
     reference: str | None = None
     looked: int = 0
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    retried: list[str] = field(default_factory=list)
 
     @property
     def folds(self) -> int:
@@ -134,8 +136,9 @@ class Race:
         """
         runs: dict[str, list[RunResult]] = {}
         for name in (name for name in self.attempts if name not in self.dropped):
-            folders = [sweep_dir / directory for of_fold in self.attempts[name][:after] for directory in of_fold]
-            if not all((folder / RESULT).exists() for folder in folders):
+            directories = [directory for of_fold in self.attempts[name][:after] for directory in of_fold]
+            folders = [sweep_dir / directory for directory in directories]
+            if {*self.retried} & {*directories} or not all((folder / RESULT).exists() for folder in folders):
                 return None
             of_attempt = [RunResult.load(folder) for folder in folders]
             if any(run.running or run.stopped or run.left_out for run in of_attempt):
@@ -151,6 +154,7 @@ class _File(TypedDict):
     reference: str | None
     looked: Count
     dropped: dict[str, Dropped]
+    retried: list[str]
 
 
 def race_of(configs: Mapping[str, Config]) -> Race:
@@ -199,27 +203,39 @@ def begin(race: Race, sweep_dir: Path, resume: bool) -> None:
     with held(sweep_dir, wait=True):
         if resume and (sweep_dir / RACE).exists():
             begun = Race.load(sweep_dir)
-            if replace(begun, looked=0, dropped={}) != race:
+            if replace(begun, looked=0, dropped={}, retried=[]) != race:
                 raise LabError(
                     f"{sweep_dir / RACE} is the race of other attempts, folds or metric: give the same ones, or "
                     "hydra.sweep.dir=NEW_FOLDER"
                 )
-            return
+            race = begun
+        if resume:
+            directories = [each for of_attempt in race.attempts.values() for of_fold in of_attempt for each in of_fold]
+            race.retried = [each for each in directories if _failed(sweep_dir / each)]
         race.save(sweep_dir)
 
 
-def advance(sweep_dir: Path) -> Race:
+def _failed(run_dir: Path) -> bool:
+    return (run_dir / RESULT).exists() and RunResult.load(run_dir).failed
+
+
+def advance(sweep_dir: Path, begins: str = "") -> Race:
     """Take every look whose folds are completed, and return the race. Processes take turns.
+
+    Args:
+        sweep_dir: the directory of the sweep.
+        begins: the directory in it of the run that is about to begin.
 
     Raises:
         LabError: race.json or a file of a run is damaged.
     """
     with held(sweep_dir, wait=True):
         race = Race.load(sweep_dir)
-        before = race.looked
+        before = replace(race, retried=list(race.retried))
+        race.retried = [each for each in race.retried if each != begins]
         while race.look(sweep_dir):
             pass
-        if race.looked > before:
+        if race != before:
             race.save(sweep_dir)
     return race
 

@@ -26,18 +26,21 @@ def left_out(config: Config, run_dir: Path, sweep_dir: Path) -> RunResult | None
     """
     if (run_dir / RESULT).exists() and RunResult.load(run_dir).completed:
         return None
+    directory = Path(os.path.relpath(run_dir, sweep_dir)).as_posix()
     try:
-        reason = advance(sweep_dir).reason(Path(os.path.relpath(run_dir, sweep_dir)).as_posix())
+        race = advance(sweep_dir, directory)
     except LabError as error:
         log.warning("the race goes on without a look: %s", error)
         return None
+    reason = race.reason(directory)
     if reason is None:
         return None
+    product = RunResult.load(sweep_dir / race.attempts[reason["than"]][0][0])  # a folder's name is not in the settings
     result = RunResult(
         attempt=config.attempt,
         seed=config.seed,
-        data=config.data.name,
-        category=str(config.data.category),
+        data=product.data,
+        category=product.category,
         backbone=config.model.backbone if METHODS[config.model.method].backbone else "none",
         run_dir=str(run_dir),
         started=datetime.now(timezone.utc).isoformat(),

@@ -269,7 +269,7 @@ def test_two_heads_classify_by_the_mean_of_their_logits():
 
 def test_a_head_of_its_own_is_one_of_the_parts(lab, capsys):
     assert lab(*SETTINGS, "model.options.alone=[where]") == 2
-    assert "model.options.alone names where, which is none of parts=[global, masks]" in capsys.readouterr().err
+    assert "unknown part in model.options.alone 'where': known are global, masks" in capsys.readouterr().err
 
 
 def test_the_backbone_does_not_train_under_a_part_that_learns(lab, capsys):

@@ -42,7 +42,7 @@ def check_parts(options: Mapping[str, Any]) -> None:
             raise LabError(f"model.options.{key} names a part twice: {', '.join(names)}")
     for name in options["alone"] or ():
         if name not in parts:
-            raise unknown("part in model.options.alone, of those in model.options.parts", name, parts)
+            raise unknown("part in model.options.alone", name, parts)
     learning = [name for name in parts if name in FITTED]
     if learning and options["tune"]:
         raise LabError(

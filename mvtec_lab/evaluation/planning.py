@@ -51,7 +51,7 @@ class Design:
 
 
 class Evidence(Protocol):
-    """What two attempts showed, from which the power of other designs is computed."""
+    """Hold what two attempts showed, from which the power of other designs is computed."""
 
     @property
     def design(self) -> Design:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_detection_report import detect
-from test_pairs import cross_validated, fold
+from test_pairs import cross_validated, fold, of_folds
 from test_reporting import fabricate, fail, text_of
 
 from mvtec_lab.config import VerdictConfig
@@ -42,6 +42,9 @@ def test_an_open_comparison_says_so_and_what_to_do(tmp_path: Path) -> None:
     assert (headline.light, headline.word) == ("amber", "Open")
     assert "Use a if one has to be chosen now" in headline.use
     assert "better than 1 of the 2 others; no attempt is shown to be the best" in headline.use
+    advice = compare(load_runs(tmp_path)).verdict[-1]
+    assert advice.startswith(("To tell a and b apart (", "A and b are too close ("))
+    assert headline.next == f"Next: {advice}"
 
 
 def test_one_training_each_is_about_models_and_asks_for_folds(tmp_path: Path) -> None:
@@ -115,9 +118,50 @@ def test_a_single_attempt_and_no_run_at_all(tmp_path: Path) -> None:
 
 def test_attempts_on_different_images_have_no_single_answer(tmp_path: Path) -> None:
     fabricate(tmp_path / "a", "a", right=18)
+    fabricate(tmp_path / "c", "c", right=19)
     fold(tmp_path / "b", "b", 1, 11)
     headline = of(tmp_path)
-    assert headline.use.startswith("No single attempt can be named")
+    assert headline.use.startswith("No single attempt can be named, as they were judged on different images. The best")
+    assert ", the best of 2 on validation; b (accuracy 0.917 [0.65, 0.99]), the only one there." in headline.use
+    assert headline.next == "Next: give all of them the same data and split."
+
+
+def test_of_several_metrics_the_best_in_each_is_named(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "a", right=18)
+    detect(tmp_path / "padim", "padim", 2.0)
+    detect(tmp_path / "patchcore", "patchcore", 1.0)
+    headline = of(tmp_path)
+    assert headline.use.startswith("No single attempt can be named, as they were judged by different metrics. The best")
+    assert "a (accuracy 0.900" in headline.use
+    assert "padim (image AUROC" in headline.use
+    assert headline.next == "Next: choose by the metric that your line needs."
+
+
+def test_of_many_groups_the_verdict_alone_has_the_names(tmp_path: Path) -> None:
+    for number in range(6):
+        fold(tmp_path / f"b{number}", f"b{number}", number, 11)
+    assert of(tmp_path).use.endswith("The verdict names the best of each of 6 groups.")
+
+
+def test_where_validation_cannot_choose_the_headline_says_so(tmp_path: Path) -> None:
+    for name, right in (("a", 18), ("b", 12)):
+        run = fabricate(tmp_path / name, name, right=right)
+        if name == "a":
+            run.metrics["val"] = {}
+            run.save()
+    headline = of(tmp_path)
+    assert headline.use.startswith(
+        "Validation cannot choose among these 2 attempts; on test the best is a (accuracy 0.9"
+    )
+    assert "task=evaluate" in headline.next
+
+
+def test_where_nothing_ranks_the_headline_says_what_is_missing(tmp_path: Path) -> None:
+    of_folds(tmp_path, "a", {0: 10, 1: 10})
+    of_folds(tmp_path, "b", {1: 10, 2: 10})
+    headline = of(tmp_path)
+    assert headline.use == "None of these 2 attempts can be named: only 1 of 3 folds is done by all of them."
+    assert "resume=true" in headline.next
 
 
 def test_escapes_and_false_rejects_are_counted_with_intervals(tmp_path: Path) -> None:

@@ -119,3 +119,7 @@ def test_weights_and_biases_logs_offline_into_the_run(lab, tmp_path: Path, monke
         assert file.stem.endswith(tuple(names))
         assert b"test_accuracy" in file.read_bytes()
     assert len(names) == 2  # a run of its own for each
+    verdict = json.loads((tmp_path / "s/comparison.json").read_text())["verdict"]
+    (folder,) = (tmp_path / "s/wandb").glob("offline-run-*")  # and one for the verdict, in the same group
+    (file,) = folder.glob("run-*.wandb")
+    assert all(line.encode() in file.read_bytes() for line in (verdict[0], verdict[-1]))

@@ -19,8 +19,9 @@ from mvtec_lab.pilot import pilot_of
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.plan import PLAN, at_once, plan, seconds_of_a_run, size_of
 from mvtec_lab.reporting.plan import said as sentences
+from mvtec_lab.reporting.report import sum_up
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import RunResult
+from mvtec_lab.results import CONFIG, RunResult
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
@@ -103,6 +104,18 @@ def test_the_verdict_ends_with_what_would_tell_the_best_from_its_rival(tmp_path:
     assert comparison.verdict[-1].startswith("To tell a and b apart (5.0 points seen) you need about ")
     assert "more labelled images" in comparison.verdict[-1]
     assert "To tell" not in said(compare(load_runs(tmp_path), VerdictConfig(reference="c")))  # both are told from c
+
+
+def test_nothing_follows_the_advice(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=LEVEL[0], b=LEVEL[1])
+    for name, metric in (("a-0", "brier"), ("b-0", "log_loss")):
+        path = tmp_path / name / CONFIG
+        path.write_text(f"{path.read_text(encoding='utf-8')}\nverdict: {{metric: {metric}}}\n", encoding="utf-8")
+    _, comparison = sum_up(tmp_path, notes=["2 of 12 jobs are missing."])
+    before = "\n".join(comparison.verdict[:-1])
+    assert "do not agree on verdict.metric" in before
+    assert "2 of 12 jobs are missing." in before
+    assert comparison.verdict[-1] == comparison.advice != ""
 
 
 def test_attempts_that_are_level_are_too_close(tmp_path: Path) -> None:

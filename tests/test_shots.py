@@ -18,9 +18,12 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.learning_curve import forecast
 from mvtec_lab.reporting import report
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.results import CONFIG
+
+KEY = " data.per_class="
 
 
 def divided() -> list[Sample]:
@@ -55,10 +58,10 @@ def test_both_ways_to_thin_out_training_are_refused_together() -> None:
         problems.check(config, {})
 
 
-def curve(folder: Path, name: str, right: dict[int, int], **fields: Any) -> None:
+def curve(folder: Path, name: str, right: dict[int | None, int], **fields: Any) -> None:
     """Write a run for each number of training images of a class, with this many of 20 test images right."""
     for count, hits in right.items():
-        counts = {"train": dict.fromkeys(("good", "crack"), count), "test": {"good": 20}}
+        counts = {"train": dict.fromkeys(("good", "crack"), count or 50), "test": {"good": 20}}
         run = fabricate(folder / f"{name}{count}", name, right=hits, counts=counts, **fields)
         path = Path(run.run_dir, CONFIG)
         settings = yaml.safe_load(path.read_text())
@@ -87,6 +90,48 @@ def test_without_the_key_there_is_no_curve(tmp_path: Path) -> None:
     fabricate(tmp_path / "a", "a")
     fabricate(tmp_path / "b", "b")
     assert curves_of(compare(load_runs(tmp_path))) == []
+
+
+def pairs_of(comparison: Comparison) -> set[tuple[str, str]]:
+    return {(pair.first.replace(KEY, ""), pair.second.replace(KEY, "")) for pair in comparison.pairs}
+
+
+def test_compared_are_attempts_at_the_same_number_and_neighbouring_numbers_of_one(tmp_path: Path) -> None:
+    """All 15 pairs of two attempts at three numbers are more than twice the questions that anybody has."""
+    curve(tmp_path, "base", {2: 5, 10: 14, 20: 19})
+    curve(tmp_path, "head", {2: 6, 10: 13, 20: 9})
+    comparison = compare(load_runs(tmp_path))
+    same = {(f"base{count}", f"head{count}") for count in (2, 10, 20)}
+    along = {(f"{name}{few}", f"{name}{many}") for name in ("base", "head") for few, many in ((2, 10), (10, 20))}
+    assert {frozenset(pair) for pair in pairs_of(comparison)} == {frozenset(pair) for pair in same | along}
+    assert {pair.alpha for pair in comparison.pairs} == {0.05 / 7}
+    (tests,) = (line for line in comparison.verdict if line.startswith("Where p comes from"))
+    assert tests.endswith(
+        "with Holm's correction for 7 comparisons: of attempts at the same data.per_class, and of one attempt at "
+        "values of data.per_class next to each other."
+    )
+
+
+def test_one_attempt_is_compared_along_its_numbers_and_all_images_come_last(tmp_path: Path) -> None:
+    curve(tmp_path, "base", {10: 14, 2: 10, None: 16})
+    pairs = {frozenset(pair) for pair in pairs_of(compare(load_runs(tmp_path)))}
+    assert pairs == {frozenset(("base2", "base10")), frozenset(("base10", "basenull"))}
+
+
+def test_the_headline_names_what_beats_all_that_it_is_compared_with(tmp_path: Path) -> None:
+    curve(tmp_path, "base", {2: 4, 10: 19})
+    curve(tmp_path, "head", {2: 3, 10: 4})
+    comparison = compare(load_runs(tmp_path))
+    assert "Use the model of base data.per_class=10" in comparison.headline[0]
+    assert "shown to be better than all that it is compared with" in comparison.headline[0]
+    assert "No attempt is shown to be the best" not in comparison.verdict[0]
+
+
+def test_the_advice_is_about_another_attempt_at_the_same_number(tmp_path: Path) -> None:
+    curve(tmp_path, "base", {5: 15, 10: 16})
+    curve(tmp_path, "head", {5: 10, 10: 14})
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.advice.startswith("To tell the models of base data.per_class=10 and head data.per_class=10 apart")
 
 
 def test_a_power_law_is_followed_and_its_interval_grows_with_the_noise() -> None:

@@ -5,14 +5,18 @@ Light to import: a missing extra is named before PyTorch is imported.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mvtec_lab.config import Config, loggers_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import read_json
+from mvtec_lab.results import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +37,65 @@ def require_loggers(config: Config) -> None:
 
 
 def note_verdict(directory: Path, verdict: Sequence[str]) -> None:
-    """Write a sweep's verdict into the runs that it has in MLflow, as their description.
+    """Write a sweep's verdict where its runs are logged: in MLflow as the description of each of them.
 
-    Weights & Biases takes nothing for a run that has ended, unless it is online.
+    In Weights & Biases the verdict is a run of its own in the sweep's group: one that has ended takes nothing more,
+    unless it is online.
 
     Raises:
         LabError: a file that names a logger's run is damaged.
     """
-    files = sorted(directory.rglob(LOGGED))
-    names = [name for path in files if (name := read_json(path).get("mlflow"))]
-    if not names or not _installed("mlflow"):
-        return
+    begun = [read_json(path) for path in sorted(directory.rglob(LOGGED)) if path.parent != directory]
+    names, text = [name for of in begun if (name := of.get("mlflow"))], "\n".join(verdict)
+    if names and _installed("mlflow"):
+        _describe_in_mlflow(names, text[:_LONGEST])
+    if any("wandb" in of for of in begun) and _installed("wandb"):
+        _add_to_wandb(directory, text)
+
+
+def _describe_in_mlflow(names: Sequence[str], text: str) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()
     try:
         for name in names:
-            client.set_tag(name, _DESCRIPTION, "\n".join(verdict)[:_LONGEST])
+            client.set_tag(name, _DESCRIPTION, text)
     except mlflow.MlflowException as error:
         log.warning("MLflow did not take the verdict: %s", str(error).splitlines()[0])
+
+
+def _add_to_wandb(directory: Path, text: str) -> None:
+    """Write the verdict into the run that a sweep has for it, as notes and summary; a later verdict replaces it."""
+    import wandb
+
+    path = directory / LOGGED
+    begun = read_json(path).get("wandb") if path.exists() else None
+    try:
+        run = wandb.init(
+            id=begun, name="verdict", job_type="verdict", notes=text, **wandb_options(directory, directory)
+        )
+        run.summary["verdict"] = text
+        run.finish()
+    except wandb.Error as error:
+        log.warning("Weights & Biases did not take the verdict: %s", str(error).splitlines()[0])
+        return
+    write_whole(path, json.dumps({"wandb": run.id}) + "\n")
+
+
+def wandb_options(sweep: Path, directory: Path) -> dict[str, Any]:
+    """Return where a run of Weights & Biases goes, and the group that it is in.
+
+    Args:
+        sweep: the sweep's directory, whose name is the group's.
+        directory: where its files go.
+    """
+    return {
+        "dir": directory,
+        "project": os.environ.get("WANDB_PROJECT", "mvtec_lab"),
+        "group": sweep.resolve().name,
+        "mode": os.environ.get("WANDB_MODE", "offline"),
+        "settings": {"console": "off", "silent": True},
+    }
 
 
 def _installed(name: str) -> bool:

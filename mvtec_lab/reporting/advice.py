@@ -9,8 +9,8 @@ from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.pairs import Pair
 
 
-def advice(best: str | None, pairs: Sequence[Pair]) -> list[str]:
-    """Return what would tell the best attempt from its closest rival; nothing where it is told from all others.
+def advice(best: str | None, pairs: Sequence[Pair]) -> str:
+    """Return what would tell the best attempt from its closest rival; empty where it is told from all others.
 
     The rival is the attempt that, of those not shown to differ, has the highest figures on test. The difference that is
     to be shown is the one that was seen: it is the best guess of the true one, and no more than that.
@@ -21,30 +21,30 @@ def advice(best: str | None, pairs: Sequence[Pair]) -> list[str]:
     """
     level = [pair for pair in pairs if best in (pair.first, pair.second) and pair.evidence and not pair.different]
     if best is None or not level:
-        return []
+        return ""
     pair = min(level, key=lambda pair: pair.lead_of(best))
     return _of_pair(pair, pair.second if pair.first == best else pair.first, best)
 
 
-def _of_pair(pair: Pair, rival: str, best: str) -> list[str]:
+def _of_pair(pair: Pair, rival: str, best: str) -> str:
     assert pair.evidence is not None
     metric, seen, size = METRICS[pair.metric], pair.evidence.design, abs(pair.lead)
     found = ways(pair.evidence, size, pair.alpha) if size > 0 else []
     if found == [seen]:  # what is there would mostly do: this was bad luck, of which a plan knows nothing
-        return []
+        return ""
     who = f"{best} and {rival}" if not pair.models else f"the models of {best} and {rival}"
     apart = f"{metric.difference_of(size)} seen{metric.phrase}"
     if not found:
         even = [f"even {MOST_IMAGES:,} {_images(seen)} would not tell them apart"]
         even += [f"nor would {MOST_REPEATS} repeats"] if seen.folds > 1 else []
-        return [
+        return (
             f"{who[0].upper()}{who[1:]} are too close ({apart}): {', '.join(even)}. Choose by time or memory, or ask "
             "what shows a difference that matters to you (task=plan)."
-        ]
+        )
     few = found if len(found) < 3 else [found[0], found[-1]]  # a sentence has room for two
     first, *others = [way_of(design, seen) for design in few]
     others = [text.replace(f" more {_images(seen)}", " more") for text in others]
-    return [f"To tell {who} apart ({apart}) you need {', or '.join([first, *others])}."]
+    return f"To tell {who} apart ({apart}) you need {', or '.join([first, *others])}."
 
 
 def way_of(design: Design, seen: Design) -> str:

@@ -20,6 +20,8 @@ from mvtec_lab.foreign import damaged
 from mvtec_lab.reporting.runs import Settings, tested
 from mvtec_lab.results import RESULT, RunResult
 
+THINNED = ("data.imbalance", "data.per_class")  # settings that leave out training images
+
 
 @dataclass
 class Estimate:
@@ -47,6 +49,8 @@ class Attempt:
 
     Attributes:
         name: of the attempt.
+        base: its name without the settings of ``thinned``.
+        thinned: the settings that leave out training images and that tell it from others, as texts.
         runs: all of its runs.
         done: those that are completed, without copies.
         problem: what they learn.
@@ -67,6 +71,9 @@ class Attempt:
         self, name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings], metric: str | None = None
     ) -> None:
         self.name, self.runs = name, list(runs)
+        own = {key: settings[runs[0].run_dir].get(key) for key in THINNED}
+        self.thinned = {key: value for key, value in own.items() if value and f" {key}={value} " in f"{name} "}
+        self.base = " ".join(word for word in name.split(" ") if word.partition("=")[0] not in self.thinned)
         self.done = [run for run in runs if run.completed]
         self.dropped = _dropped(runs)
         self.problem = (self.done or self.runs)[0].problem
@@ -337,6 +344,6 @@ def _drawn(settings: Settings) -> str | None:
 
     These are sets that were thinned out, and the good images of a one-class split.
     """
-    thinned = any(settings.get(key, "null") != "null" for key in ("data.imbalance", "data.per_class"))
+    thinned = any(settings.get(key, "null") != "null" for key in THINNED)
     draws = thinned or settings.get("split.protocol") == "one_class"
     return settings.get("split.seed") if draws else None

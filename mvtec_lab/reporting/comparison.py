@@ -8,7 +8,6 @@ correction is over pairs. Attempts that were run on several products are compare
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
@@ -16,6 +15,7 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting import products_verdict
 from mvtec_lab.reporting.advice import advice
 from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.families import pairs_asked
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.products import over_products, products
@@ -63,7 +63,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         over.headline = products_headline(over).lines
         return over
     (result,) = parts.values() or (_compared([], settings, key, reference),)
-    result.verdict += agreed
+    result.add(agreed)
     return result
 
 
@@ -89,9 +89,21 @@ def _compared(
         notes.append(f"verdict.reference={reference} {none}")
     result.verdict = [*sentences(result), *notes, *(curve.sentence for curve in curves_of(result))]
     result.verdict += [spread.sentence for spread in spreads(result)]
-    result.verdict += advice(result.best, result.pairs)
+    result.advice = advice(result.best, _rivals(result))
+    result.verdict += [result.advice] if result.advice else []
     result.headline = headline_of(result).lines
     return result
+
+
+def _rivals(comparison: Comparison) -> list[Pair]:
+    """Return the pairs that the advice may be about: if there are any, those of the best with other attempts.
+
+    One attempt at two numbers of training images is no choice between attempts.
+    """
+    base = {attempt.name: attempt.base for attempt in comparison.done}
+    others = [pair for pair in comparison.pairs if base[pair.first] != base[pair.second]]
+    mine = [pair for pair in others if comparison.best in (pair.first, pair.second)]
+    return mine or comparison.pairs
 
 
 def _lacking(metric: Metric, groups: Iterable[Sequence[RunResult]]) -> set[str]:
@@ -105,7 +117,7 @@ def _lacking(metric: Metric, groups: Iterable[Sequence[RunResult]]) -> set[str]:
 
 
 def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
-    """Return all pairs of attempts, or those with the reference, with Holm's correction for their number.
+    """Return the pairs of attempts that are asked for, or those with the reference, with Holm's correction for them.
 
     Those that another metric judges than the reference are compared with each other.
     """
@@ -113,7 +125,7 @@ def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
     tested = [
         # The reference stands second: the question is how much better the others are.
         pair_of(*((second, first) if first.name == reference else (first, second)))
-        for first, second in combinations(attempts, 2)
+        for first, second in pairs_asked(attempts)
         if reference in (None, first.name, second.name) or metric not in (first.metric, second.metric)
     ]
     judged = [(pair, pair.p) for pair in tested if pair.p is not None]

@@ -12,8 +12,9 @@ from typing import Literal
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import metrics_of
-from mvtec_lab.reporting.attempts import Attempt, Estimate
-from mvtec_lab.reporting.pairs import Comparison, Pair
+from mvtec_lab.reporting.attempts import Attempt, Estimate, too_few
+from mvtec_lab.reporting.pairs import Block, Comparison, Pair
+from mvtec_lab.reporting.verdict import FEW
 from mvtec_lab.results import RunResult
 
 Light = Literal["green", "amber", "red"]
@@ -53,10 +54,54 @@ def headline_of(comparison: Comparison) -> Headline:
         return Headline("amber", "Untested", "These models have learnt what would have tested them.", expected)
     best = next((attempt for attempt in done if attempt.name == comparison.best), None)
     if best is None:
-        why = "they were not all tested on the same images, or are judged by different metrics"
-        return Headline("amber", "Open", f"No single attempt can be named: {why}. The verdict says what is comparable.")
+        return _of_blocks(comparison)
     light, word, use, chosen = _use(best, comparison)
     return Headline(light, word, use, _sure(chosen, light), _next(chosen, light, comparison), mistakes_of(chosen))
+
+
+def _of_blocks(comparison: Comparison) -> Headline:
+    """Return the headline where no single attempt can be named: the best of those that compare with each other."""
+    blocks, metrics = comparison.blocks, len(comparison.metrics)
+    if len(blocks) == 1:
+        use, what = _of_one_block(blocks[0])
+        return Headline("amber", "Open", use, next=f"Next: {what}.")
+    images = len(blocks) > metrics
+    why = " and ".join(["on different images"] * images + ["by different metrics"] * (metrics > 1))
+    best = f"the best of each group: {'; '.join(map(_best_of, blocks))}"
+    if len(blocks) > FEW:
+        best = f"the verdict names the best of each of {len(blocks)} groups"
+    what = "choose by the metric that your line needs" if metrics > 1 else "give all of them the same data and split"
+    use = f"No single attempt can be named, as they were judged {why}. {capital(best)}."
+    return Headline("amber", "Open", use, next=f"Next: {what}.")
+
+
+def _of_one_block(block: Block) -> tuple[str, str]:
+    """Say why none of some attempts on the same images can be named, and what to do."""
+    best, many = block.best, len(block.attempts)
+    if best is None:
+        few = too_few(block.attempts) or "no test set is done by"
+        return f"None of these {many} attempts can be named: {few} all of them.", "run the others (resume=true)"
+    on_test = f"on test the best is {_with_figure(best)}, and that choice flatters it"
+    return f"Validation cannot choose among these {many} attempts; {on_test}.", "test it on new images (task=evaluate)"
+
+
+def _best_of(block: Block) -> str:
+    """Return the best attempt of a block with its figure, and what chose it."""
+    names = ", ".join(attempt.name for attempt in block.attempts)
+    if block.best is None:
+        return f"none of {names}, which share too few test sets"
+    others = len(block.attempts) - 1
+    if not others:
+        chosen = "the only one there"
+    else:
+        chosen = f"the best of {others + 1} on {'test' if block.value is None else 'validation'}"
+    nothing = ", not shown to have learnt anything" if block.best.learnt is False else ""
+    return f"{_with_figure(block.best)}, {chosen}{nothing}"
+
+
+def _with_figure(attempt: Attempt) -> str:
+    estimate = attempt.estimate()
+    return attempt.name if estimate is None else f"{attempt.name} ({attempt.metric.title} {estimate})"
 
 
 def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
@@ -83,10 +128,12 @@ def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attemp
         other, pair = lost[0]
         use = f"Use {_model(other, pair)}: it is shown to be better on test than {best.name}, which validation chose."
         return "amber", "Open", use, named[other]
-    if beaten and not level and len(beaten) >= len(named) - 1:
-        others = beaten[0][0] if len(beaten) == 1 else f"all {len(beaten)} others"
+    rivals = len(comparison.rivals(best.name))
+    if beaten and not level and len(beaten) >= rivals:
+        others = "all that it is compared with" if rivals < len(named) - 1 else f"all {len(beaten)} others"
+        others = beaten[0][0] if len(beaten) == 1 else others
         return "green", "Shown", f"Use {_model(best.name, beaten[0][1])}: it is shown to be better than {others}.", best
-    some = f", and is shown to be better than {len(beaten)} of the {len(named) - 1} others" if beaten else ""
+    some = f", and is shown to be better than {len(beaten)} of the {rivals} others" if beaten else ""
     use = f"Use {best.name} if one has to be chosen now: it is the best on validation{some}; no attempt is shown to be "
     return "amber", "Open", f"{use}the best.", best
 
@@ -146,13 +193,15 @@ def _sure(chosen: Attempt, light: Light) -> str:
 
 
 def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
-    """Say what to do next. Of an open comparison the verdict's last sentence says it in figures."""
+    """Say what to do next: of an open comparison the verdict's advice, which has figures."""
     if light == "red":
         return "Next: see that one attempt learns at all, before attempts are compared."
     if len(comparison.done) == 1 and light == "green":
         return f"Next: compare it with another attempt (-m attempt={chosen.name},NAME cv.folds=5)."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
+    if comparison.advice and (chosen.name == comparison.best or comparison.reference is not None):
+        return f"Next: {comparison.advice}"
     if any(pair.models for pair in comparison.pairs) or len(chosen.tests) < LEAST_RUNS:
         return "Next: test every image, in folds that each attempt is trained for (cv.folds=5)."
     return "Next: take the simplest of those that are not shown to differ, or test more images."

@@ -102,6 +102,23 @@ class Pair:
 
 
 @dataclass
+class Block:
+    """Hold attempts that share test images and a metric, so that they compare with each other.
+
+    Args:
+        attempts: all of them.
+        ranked: those that share enough test sets to be ranked.
+        best: of these; None where none is ranked.
+        value: what chose it, on validation; None where the test figure did.
+    """
+
+    attempts: list[Attempt]
+    ranked: list[Attempt]
+    best: Attempt | None = None
+    value: float | None = None
+
+
+@dataclass
 class Comparison:
     """Hold the attempts of some runs, the pairs of them that were compared, and the conclusions."""
 
@@ -112,11 +129,24 @@ class Comparison:
     best: str | None = None  #: the attempt that is best by validation
     headline: list[str] = field(default_factory=list)  #: which attempt to use, how sure, what next: for a terminal
     verdict: list[str] = field(default_factory=list)  #: the conclusions, in sentences
+    #: what would tell the best attempt from its closest rival, as the verdict's last sentence says; empty: nothing
+    advice: str = ""
+    blocks: list[Block] = field(default_factory=list)  #: the attempts that compare with each other
+
+    def add(self, sentences: Sequence[str]) -> None:
+        """Add sentences to the verdict, whose last one stays the advice."""
+        end = len(self.verdict) - bool(self.advice)
+        self.verdict[end:end] = sentences
 
     @property
     def done(self) -> list[Attempt]:
         """Return the attempts with a completed run."""
         return [attempt for attempt in self.attempts if attempt.done]
+
+    def rivals(self, name: str) -> set[str]:
+        """Return the attempts that one is to be compared with, whether they could be compared or not."""
+        mine = [{pair.first, pair.second} for pair in self.pairs if name in (pair.first, pair.second)]
+        return set[str]().union(*mine) - {name}
 
     @property
     def metrics(self) -> list[str]:

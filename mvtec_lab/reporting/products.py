@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics as st
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from math import inf, isfinite
 from typing import Any
 
@@ -27,6 +26,7 @@ from mvtec_lab.evaluation.products import (
 )
 from mvtec_lab.evaluation.specs import METRICS, choosing
 from mvtec_lab.reporting.attempts import Attempt, Estimate
+from mvtec_lab.reporting.families import pairs_asked
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, product_of
 from mvtec_lab.results import RunResult
@@ -164,7 +164,7 @@ def _pairs(
 ) -> list[ProductsPair]:
     """Return the pairs over all products, with Holm's correction for their number."""
     pairs, errors = [], {}
-    for first, second in combinations(known, 2):
+    for first, second in ((a.name, b.name) for a, b in pairs_asked([next(iter(of.values())) for of in known.values()])):
         if reference not in (None, first, second):
             continue
         names = (second, first) if first == reference else (first, second)

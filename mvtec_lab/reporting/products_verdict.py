@@ -28,7 +28,9 @@ def sentences(many: ProductsComparison) -> list[str]:
     if len(usable) == 1:
         ((name, only),) = usable.items()
         lines = [f"Only {name} has completed runs: nothing is said over products, and this is its own verdict."]
-        return [*lines, *only.verdict, *_failed(many), *many.notes]
+        many.advice, many.verdict = only.advice, [*lines, *only.verdict]
+        many.add([*_failed(many), *many.notes])
+        return many.verdict
     nothing = _nothing_learnt(usable)
     lines = [nothing + _best(many, len(usable), bool(nothing)), *_against_best(many), *_among(many)]
     lines += [*_disagreement(many), *_tests(many), *_few(many), *_ranks(many)]

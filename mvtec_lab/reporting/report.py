@@ -52,7 +52,7 @@ def sum_up(
         LabError: a source without a run, or a damaged file of a run's.
     """
     comparison = compare(load_runs(*(sources or [directory])), verdict)
-    comparison.verdict += notes
+    comparison.add(notes)
     rows = summary.summarise(comparison)
     if show is not None:
         show(rows, comparison)

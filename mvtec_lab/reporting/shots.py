@@ -68,7 +68,7 @@ class Curve:
 
 def curves_of(comparison: Comparison) -> list[Curve]:
     """Return a curve for each attempt that was trained on several numbers of images of each class."""
-    varied = [attempt for attempt in comparison.done if _varies(attempt, comparison)]
+    varied = [attempt for attempt in comparison.done if KEY in attempt.thinned]
     curves = []
     for name, group in groupby(sorted(varied, key=_base), key=_base):
         for key in comparison.metrics:
@@ -77,10 +77,6 @@ def curves_of(comparison: Comparison) -> list[Curve]:
             if len(points) > 1:
                 curves.append(Curve(name, METRICS[key], sorted(points.items(), key=lambda point: point[0])))
     return curves
-
-
-def _varies(attempt: Attempt, comparison: Comparison) -> bool:
-    return f" {KEY}=" in attempt.name and KEY in comparison.settings[attempt.runs[0].run_dir]
 
 
 def _base(attempt: Attempt) -> str:

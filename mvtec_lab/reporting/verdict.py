@@ -13,7 +13,8 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting import dropped
 from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
-from mvtec_lab.reporting.pairs import Comparison, Pair
+from mvtec_lab.reporting.families import said
+from mvtec_lab.reporting.pairs import Block, Comparison, Pair
 
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
 Side = tuple[str, float, Pair]  # an attempt, its lead over another one, and the pair of both
@@ -24,14 +25,13 @@ def sentences(comparison: Comparison) -> list[str]:
     done, reference = comparison.done, comparison.reference
     if not done:
         return ["No run was completed: there is nothing to compare."]
-    groups = _groups(done)
-    if len(groups) == 1 and (ranked := _ranked(done)):
-        best, value = _chosen(ranked)
-        comparison.best = best.name if value is not None or len(done) == 1 else None
-    lines = [line for group in groups for line in _of_group(group, comparison, len(groups) > 1)]
+    comparison.blocks = blocks = [_block(group) for group in _groups(done)]
+    if len(blocks) == 1 and (best := blocks[0].best) is not None:
+        comparison.best = best.name if blocks[0].value is not None or len(done) == 1 else None
+    lines = [line for block in blocks for line in _of_block(block, comparison, len(blocks) > 1)]
     if reference is not None:
         lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs)
-    lines += _models(comparison.pairs) + _tests(comparison.pairs)
+    lines += _models(comparison.pairs) + _tests(comparison.pairs, done if reference is None else ())
     for key in comparison.metrics:
         mine = [attempt for attempt in done if attempt.metric.key == key]
         figures = _limits(mine, [pair for pair in comparison.pairs if pair.metric == key], METRICS[key])
@@ -44,19 +44,24 @@ def sentences(comparison: Comparison) -> list[str]:
     return lines + dropped.sentences(comparison) + _runs(comparison)
 
 
-def _of_group(group: Sequence[Attempt], comparison: Comparison, several: bool) -> list[str]:
+def _block(group: list[Attempt]) -> Block:
+    ranked = _ranked(group)
+    return Block(group, ranked, *(_chosen(ranked) if ranked else ()))
+
+
+def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     """Name the best of the attempts that compare with each other, and say what it is better than."""
-    ranked, line = _ranked(group), _nothing_learnt(group)
+    group, ranked, best, value = block.attempts, block.ranked, block.best, block.value
+    line = _nothing_learnt(group)
     names = {attempt.name for attempt in group}
     reference = comparison.reference if comparison.reference in names and len(comparison.done) > 1 else None
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
-    if not ranked:
+    if best is None:
         few = too_few(group) or "no test set is done by"
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
-    best, value = _chosen(ranked)
-    sides = _sides(best.name, within)
-    ahead = len(sides) >= len(ranked) - 1 and all(pair.different and lead > 0 for _, lead, pair in sides)
+    sides, rivals = _sides(best.name, within), {a.name for a in ranked} & comparison.rivals(best.name)
+    ahead = bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead > 0 for _, lead, pair in sides)
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
     line += _stated(best, value, len(ranked), several)
@@ -103,11 +108,11 @@ def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
     return max(group, key=lambda attempt: _on_test(attempt, common)), None
 
 
-def _tests(pairs: Sequence[Pair]) -> list[str]:
-    """Name the tests, and the number of comparisons that p is corrected for."""
+def _tests(pairs: Sequence[Pair], attempts: Sequence[Attempt]) -> list[str]:
+    """Name the tests, and the number of comparisons that p is corrected for; all pairs of attempts, or some of them."""
     judged = [f"{pair.test} on {METRICS[pair.metric].title}" for pair in pairs if pair.test]
     tests = " or ".join(sorted(set(judged)))
-    many = f", with Holm's correction for {len(judged)} comparisons" if len(judged) > 1 else ""
+    many = f", with Holm's correction for {len(judged)} comparisons{said(attempts)}" if len(judged) > 1 else ""
     return [f"Where p comes from: {tests}{many}."] if judged else []
 
 

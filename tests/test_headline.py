@@ -160,7 +160,7 @@ def test_where_nothing_ranks_the_headline_says_what_is_missing(tmp_path: Path) -
     of_folds(tmp_path, "a", {0: 10, 1: 10})
     of_folds(tmp_path, "b", {1: 10, 2: 10})
     headline = of(tmp_path)
-    assert headline.use == "None of these 2 attempts can be named: only 1 of 3 folds is done by all of them."
+    assert headline.use == "None of these 2 attempts can be named: only 1 of 2 folds is done by all of them."
     assert "resume=true" in headline.next
 
 

@@ -200,10 +200,12 @@ def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
         return f"Next: compare it with another attempt (-m attempt={chosen.name},NAME cv.folds=5)."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
+    folds = "test every image, in folds that each attempt is trained for (cv.folds=5)."
     if comparison.advice and (chosen.name == comparison.best or comparison.reference is not None):
-        return f"Next: {comparison.advice}"
+        models = any(pair.models for pair in comparison.pairs) and "cv.folds" not in comparison.advice
+        return f"Next: {folds} {comparison.advice}" if models else f"Next: {comparison.advice}"
     if any(pair.models for pair in comparison.pairs) or len(chosen.tests) < LEAST_RUNS:
-        return "Next: test every image, in folds that each attempt is trained for (cv.folds=5)."
+        return f"Next: {folds}"
     return "Next: take the simplest of those that are not shown to differ, or test more images."
 
 

@@ -61,7 +61,7 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
     sides, rivals = _sides(best.name, within), {a.name for a in ranked} & comparison.rivals(best.name)
-    ahead = bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead > 0 for _, lead, pair in sides)
+    ahead = bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead < 0 for _, lead, pair in sides)
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
     line += _stated(best, value, len(ranked), several)

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
 from mvtec_lab.config import Config, loggers_of
-from mvtec_lab.engine.loggers import LOGGED, wandb_options
+from mvtec_lab.engine.loggers import LOGGED
 from mvtec_lab.knobs import settings
 from mvtec_lab.results import write_whole
 
@@ -163,7 +163,15 @@ def build_loggers(config: Config, run_dir: Path, step: int | None) -> list[Logge
             )
         else:
             loggers.append(
-                _Wandb(run_dir.name, save_dir=run_dir, id=begun.get(name), **wandb_options(run_dir.parent, run_dir))
+                _Wandb(
+                    run_dir.name,
+                    save_dir=run_dir,
+                    id=begun.get(name),
+                    project=os.environ.get("WANDB_PROJECT", "mvtec_lab"),
+                    group=sweep,
+                    mode=os.environ.get("WANDB_MODE", "offline"),
+                    settings={"console": "off", "silent": True},
+                )
             )
     if getattr(rank_zero_only, "rank", 0) == 0:
         for logger in loggers:

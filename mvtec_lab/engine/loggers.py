@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from mvtec_lab.config import Config, loggers_of
 from mvtec_lab.errors import LabError
@@ -70,9 +69,17 @@ def _add_to_wandb(directory: Path, text: str) -> None:
 
     path = directory / LOGGED
     begun = read_json(path).get("wandb") if path.exists() else None
-    try:
+    try:  # in the group of its runs, and where they go: see boards.py
         run = wandb.init(
-            id=begun, name="verdict", job_type="verdict", notes=text, **wandb_options(directory, directory)
+            id=begun,
+            name="verdict",
+            job_type="verdict",
+            notes=text,
+            dir=directory,
+            project=os.environ.get("WANDB_PROJECT", "mvtec_lab"),
+            group=directory.resolve().name,
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings={"console": "off", "silent": True},
         )
         run.summary["verdict"] = text
         run.finish()
@@ -80,22 +87,6 @@ def _add_to_wandb(directory: Path, text: str) -> None:
         log.warning("Weights & Biases did not take the verdict: %s", str(error).splitlines()[0])
         return
     write_whole(path, json.dumps({"wandb": run.id}) + "\n")
-
-
-def wandb_options(sweep: Path, directory: Path) -> dict[str, Any]:
-    """Return where a run of Weights & Biases goes, and the group that it is in.
-
-    Args:
-        sweep: the sweep's directory, whose name is the group's.
-        directory: where its files go.
-    """
-    return {
-        "dir": directory,
-        "project": os.environ.get("WANDB_PROJECT", "mvtec_lab"),
-        "group": sweep.resolve().name,
-        "mode": os.environ.get("WANDB_MODE", "offline"),
-        "settings": {"console": "off", "silent": True},
-    }
 
 
 def _installed(name: str) -> bool:

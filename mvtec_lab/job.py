@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from mvtec_lab.data.names import look as look_at_transforms
 from mvtec_lab.engine.hardware import look as look_at_devices
 from mvtec_lab.engine.loggers import require_loggers
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
-from mvtec_lab.engine.process import command_line_settings
+from mvtec_lab.engine.process import command_line_settings, spare_imports
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
 from mvtec_lab.knobs import asks, changing, settings
@@ -252,6 +253,7 @@ class Job:
         threads = self.command.prepare(config.task)
         if threads is not None and config.resume:
             threads = _threads_of(run_dir) or threads
+        spare_imports()
         with command_line_settings(trains), computing_with(threads):  # also in a launcher's own process
             result = function_of(config.task)(config, run_dir, **options)
         if config.task == "train":  # said now: a job that is refused has one line, its error
@@ -311,7 +313,7 @@ def to_config(cfg: DictConfig, hydra: Any) -> Config:
     values.pop("hydra", None)
     values["attempt"] = hydra.runtime.choices["attempt"]
     # Merged into the classes once more, because +key=value escapes their check when Hydra composes.
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     assert isinstance(config, Config)
     if config.model.method in problems.METHODS:
         typed = typed_keys(hydra.overrides.task)
@@ -322,6 +324,12 @@ def to_config(cfg: DictConfig, hydra: Any) -> Config:
         for key in problems.idle(config).keys() - problems.idle(untouched).keys() - typed.keys():
             _reset(config, key)
     return config
+
+
+@cache
+def _schema() -> DictConfig:
+    """Return the keys and their types, which take longer to read than a job's values; merging copies them."""
+    return OmegaConf.structured(Config)
 
 
 def _limit_sample_weights(config: Config, typed: Mapping[str, str]) -> None:

@@ -161,7 +161,7 @@ def _begin_race(command: Command) -> None:
 
 def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Command, products: Products) -> None:
     """Refuse what only PyTorch or a look at the images can tell; note the jobs' directories and their data."""
-    sweep_dir = command.sweep_dir
+    sweep_dir, checks = command.sweep_dir, None
     assert sweep_dir is not None
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
         function_of(config.task)
@@ -174,12 +174,13 @@ def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Comma
                 if earlier is not None and earlier.completed:  # its data need not exist any more
                     continue
         if config.task == "train" and not products.fails(number):
-            from mvtec_lab.tasks.check import check_job
+            from mvtec_lab.tasks.check import Checks
 
+            checks = checks or Checks()
             with _of_job(job, len(jobs)), products.alone(number):
-                data = check_job(config, here=launcher_of(job) in _HERE)
-                files = command.checked.setdefault(str(data.folder.absolute()), {})
-                for file, digest in data.contents().items():
+                images = checks.job(config, here=launcher_of(job) in _HERE)
+                files = command.checked.setdefault(images.folder, {})
+                for file, digest in images.contents.items():
                     files[file] = files.get(file) or digest  # a file may take part in some jobs alone
 
 

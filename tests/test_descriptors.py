@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.models.maps import _last
+from mvtec_lab.models import maps
 from mvtec_lab.problems.classification.methods.descriptors.fitting import _by_content
 from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
@@ -48,10 +48,12 @@ def test_a_good_patch_in_a_wrong_place_is_near_anywhere_and_far_in_place():
     assert image.local[1:].max() < 0.02
 
 
-def test_a_backbone_without_maps_is_answered_with_those_that_work():
+def test_a_backbone_without_maps_is_answered_with_those_that_work(monkeypatch: pytest.MonkeyPatch):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 224 * 224, 2))
+    monkeypatch.setattr(maps, "_random", lambda backbone: network)
+    monkeypatch.setattr(maps, "_nodes", lambda backbone: ["0", "1"])
     with pytest.raises(LabError, match="vit has no map with cells of 8 pixels: give a convolutional backbone"):
-        _last(network, ["0", "1"], "vit", (8, 16, 32))
+        maps._last("vit", (8, 16, 32))
 
 
 def test_padding_has_no_part():

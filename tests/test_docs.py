@@ -157,7 +157,7 @@ def unstarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MVTEC_ROOT", "mvtec")
     monkeypatch.setattr(source, "look", lambda *args, **options: None)  # there are no images
-    monkeypatch.setattr(check, "check_job", stop)
+    monkeypatch.setattr(check.Checks, "job", stop)
     monkeypatch.setattr(job, "function_of", lambda task: stop)
     monkeypatch.setattr(sweep, "function_of", lambda task: None if task == "train" else stop())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -119,3 +120,16 @@ def test_what_lightning_changes_is_restored(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory == fill
+
+
+def test_imports_are_no_garbage_from_the_second_job_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run collects what is left of the one before: among all modules that took longer than a small fit."""
+    monkeypatch.setattr(process, "_jobs", 0)
+    gc.unfreeze()  # as the suite leaves it
+    try:
+        process.spare_imports()
+        assert not gc.get_freeze_count()
+        process.spare_imports()
+        assert gc.get_freeze_count()
+    finally:
+        gc.freeze()

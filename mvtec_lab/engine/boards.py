@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mvtec_lab.config import Config, loggers_of
 from mvtec_lab.engine.loggers import LOGGED
+from mvtec_lab.errors import redacted
 from mvtec_lab.knobs import settings
 from mvtec_lab.results import write_whole
 
@@ -64,7 +65,7 @@ def hyperparameters(config: Config, varied: Sequence[str] | None = None) -> dict
     """
     values = settings(config) | {"augment.transforms": ", ".join(config.augment.transforms) or "none"}
     shown = {key: values.get(key) for key in (SHOWN if varied is None else ("attempt", "seed", *varied))}
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in shown.items()}
+    return {key: value if isinstance(value, int | float) else redacted(str(value)) for key, value in shown.items()}
 
 
 class _FromOne:

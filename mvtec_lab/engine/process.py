@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import socket
@@ -43,6 +44,22 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: no block of a network is larger
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most it takes
+
+
+_jobs = 0  # that began in this process
+
+
+def spare_imports() -> None:
+    """Leave what a process has imported out of garbage collection from its second job on, of which it is told here.
+
+    A run collects what the one before it left, which took longer than to fit a small model: the collector walked
+    through all of PyTorch. By the second job all is imported.
+    """
+    global _jobs
+    _jobs += 1
+    if _jobs == 2 and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,14 +52,11 @@ class FeatureMaps(nn.Module):
         loaded = load_weights(backbone, weights)
         self.weights = replace(loaded, state_dict=None)
         network = pretrained(backbone, loaded.state_dict).eval()
-        try:
-            known = get_graph_node_names(network)[1]
-        except Exception as error:  # torch.fx may fail in any way on a network that it cannot follow
-            raise LabError(f"the layers of {backbone} cannot be told apart: choose another backbone") from error
+        known = _nodes(backbone)
         for name in layers or ():
             if not any(node == name or node.startswith(f"{name}.") for node in known):
                 raise unknown(f"layer of {backbone} in model.options.layers", name, known)
-        self.layers = list(layers) if layers else _last(network, known, backbone, cells)
+        self.layers = list(layers) if layers else list(_last(backbone, tuple(cells)))
         self.network = create_feature_extractor(network, {name: name for name in self.layers})
         self.requires_grad_(False)
         self.trained = stage_modules(backbone, network, unfreeze)
@@ -163,16 +161,34 @@ def _first_of_blocks(network: fx.GraphModule) -> list[fx.Node]:
     return list(blocks.values())
 
 
+# A sweep builds the same network for each of its runs, and follows it a first time here.
+@cache
+def _nodes(backbone: str) -> list[str]:
+    """Return the names of a backbone's nodes.
+
+    Raises:
+        LabError: it cannot be traced.
+    """
+    network = _random(backbone)
+    try:
+        return get_graph_node_names(network)[1]
+    except Exception as error:  # torch.fx may fail in any way on a network that it cannot follow
+        raise LabError(f"the layers of {backbone} cannot be told apart: choose another backbone") from error
+
+
+@cache
 @torch.no_grad()
-def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequence[int]) -> list[str]:
+def _last(backbone: str, cells: tuple[int, ...]) -> list[str]:
     """Return the last whole module with each of these cells, not counting a lone convolution of single cells.
 
     That one widens the last map for the classifier of another data set: MobileNetV2's from 320 channels to 1,280.
     """
+    network = _random(backbone)
     modules = dict(network.named_modules())
-    whole = [name for name in _outermost(known) if name in modules and not _widens(modules[name])]
+    whole = [name for name in _outermost(_nodes(backbone)) if name in modules and not _widens(modules[name])]
     by_cell: dict[int, str] = {}
-    outputs = create_feature_extractor(network, {name: name for name in whole})(torch.zeros(1, 3, 224, 224))
+    images = torch.zeros(1, 3, 224, 224, device="cpu")
+    outputs = create_feature_extractor(network, {name: name for name in whole})(images)
     for name, output in outputs.items():
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
             by_cell[round(224 / output.shape[2])] = name
@@ -182,6 +198,12 @@ def _last(network: nn.Module, known: Sequence[str], backbone: str, cells: Sequen
             "resnet50, convnext_tiny; a transformer gives tokens), or name layers of it in model.options.layers"
         )
     return [by_cell[cell] for cell in cells]
+
+
+def _random(backbone: str) -> nn.Module:
+    """Return a backbone with random weights, without a number of the run's own generator."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return pretrained(backbone, None).eval()
 
 
 def _widens(module: nn.Module) -> bool:

@@ -1,8 +1,11 @@
-"""Check a job of a sweep before it trains."""
+"""Check the jobs of a sweep before they train."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mvtec_lab.config import Config
+from mvtec_lab.data.contents import Contents
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.devices import ONE, check_devices
 from mvtec_lab.engine.setup import set_up
@@ -11,37 +14,70 @@ from mvtec_lab.models.weights import WeightsUnavailable, load_weights
 from mvtec_lab.problems import METHODS, check, files_of, problem_of
 from mvtec_lab.problems.model import build_data
 
-_checked: set[str] = set()  # networks, a third of a second each: the folds of a sweep mostly share theirs
+
+class Images(NamedTuple):
+    """Hold what was found out about the images of a job."""
+
+    folder: str
+    contents: Contents
+    network: str  # what a network has to fit
 
 
-def check_job(config: Config, here: bool = True) -> MVTecDataModule:
-    """Check everything about a job of a sweep that can be known before it trains, and return its data.
+class Checks:
+    """Check the jobs of a sweep before they train: what several of them share is looked at once."""
 
-    Args:
-        here: whether this machine is to train it; another one's devices are left to that machine.
+    def __init__(self) -> None:
+        self._devices: dict[str, int] = {}
+        self._images: dict[str, Images] = {}
+        self._networks: set[str] = set()
 
-    Raises:
-        LabError: the first mistake.
-    """
-    check(config)
-    problem = problem_of(config.model.method)
-    several = check_devices(config) > 1 if here else config.trainer.devices not in ONE
-    if several:  # each further device runs the whole command, the sweep included
-        raise LabError(f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own")
-    data, m = build_data(config), config.model
-    images = len(data.of_split("train")), data.smallest_batch
-    network = repr((m, config.loss, config.threshold, config.data.image_size, data.classes, images))
-    if any(files_of(config).values()):  # of another run, which may have seen what a fold is judged on
-        network += repr(config.split)
-    if network not in _checked:
-        problem.rehearse(config, data)
-        try:
-            if METHODS[m.method].backbone:
-                load_weights(m.backbone, m.weights)
-        except WeightsUnavailable:
-            if config.data.name != "sample":
-                raise
-        _checked.add(network)
-    # last: it takes longest
-    set_up(config, data, problem.findings(config), problem.chosen_on_val(config))
-    return data
+    def job(self, config: Config, here: bool = True) -> Images:
+        """Check everything about a job that can be known before it trains.
+
+        Args:
+            here: whether this machine is to train it; another one's devices are left to that machine.
+
+        Raises:
+            LabError: the first mistake.
+        """
+        check(config)
+        m, problem = config.model, problem_of(config.model.method)
+        several = self._devices_of(config) > 1 if here else config.trainer.devices not in ONE
+        if several:  # each further device runs the whole command, the sweep included
+            raise LabError(
+                f"trainer.devices={config.trainer.devices} in a sweep: give each attempt a command of its own"
+            )
+        found = problem.findings(config), problem.chosen_on_val(config)
+        learnt = problem.name, problem.targets_of(m.method), problem.known_defects(config), found
+        drawn = repr((config.data, config.split, config.seed, config.augment, config.cache, config.audit, learnt))
+        network = repr((m, config.loss, config.threshold, config.data.image_size))
+        if any(files_of(config).values()):  # of another run, which may have seen what a fold is judged on
+            network += repr(config.split)
+        images = self._images.get(drawn)
+        if images is None or images.network + network not in self._networks:
+            data = build_data(config)
+            shapes = repr((data.classes, len(data.of_split("train")), data.smallest_batch))
+            if shapes + network not in self._networks:
+                _rehearse(config, data)
+                self._networks.add(shapes + network)
+            if images is None:  # last: it takes longest
+                set_up(config, data, *found)
+                images = self._images[drawn] = Images(str(data.folder.absolute()), data.contents(), shapes)
+        return images
+
+    def _devices_of(self, config: Config) -> int:
+        key = repr((config.trainer, config.model, config.loss))
+        if key not in self._devices:
+            self._devices[key] = check_devices(config)
+        return self._devices[key]
+
+
+def _rehearse(config: Config, data: MVTecDataModule) -> None:
+    """Refuse a network that could not be built or trained: a third of a second, and folds mostly share theirs."""
+    problem_of(config.model.method).rehearse(config, data)
+    try:
+        if METHODS[config.model.method].backbone:
+            load_weights(config.model.backbone, config.model.weights)
+    except WeightsUnavailable:
+        if config.data.name != "sample":
+            raise

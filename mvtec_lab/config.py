@@ -184,6 +184,7 @@ class SplitConfig:
         "none, for the classifier to keep, of an attempt that a cross-validation has chosen",
         least=0,
         below=1,
+        zero=True,
         needs=(only("split.protocol", "holdout", "own", "auto", "one_class"),),
     )
     folds: int = knob(

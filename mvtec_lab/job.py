@@ -34,7 +34,7 @@ from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings, spare_imports
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
 from mvtec_lab.errors import LabError, disk_full, redacted, unknown
-from mvtec_lab.knobs import asks, changing, settings
+from mvtec_lab.knobs import asking, changing, settings
 from mvtec_lab.logs import Printed
 from mvtec_lab.models.names import look as look_at_names
 from mvtec_lab.own import CONF, OWN
@@ -417,11 +417,11 @@ def unread(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
     """Return the error line of every typed key that the configuration's task does not read."""
     if config.task not in TASKS:
         raise unknown("task", config.task, TASKS)
-    task, values = TASKS[config.task], settings(config)
+    task, values = TASKS[config.task], asking(Config, settings(config))
     lines: dict[str, str] = {}
     for key in typed:
-        if asks(value := values.get(key)) and not task.takes(key):
-            said = key if isinstance(value, dict) else f"{key}={value}"
+        if key in values and not task.takes(key):
+            said = key if isinstance(values[key], dict) else f"{key}={values[key]}"
             lines[key] = f"{said} does nothing for task={config.task}: leave it out"
     return lines
 

@@ -46,6 +46,7 @@ class Knob:
     choices: Sequence[str] = ()
     changes: Changes = "attempt"
     needs: tuple[Needs, ...] = ()
+    zero: bool = False
 
 
 def knob(default: Any, about: str, **facts: Any) -> Any:
@@ -58,6 +59,7 @@ def knob(default: Any, about: str, **facts: Any) -> Any:
         choices: the names that it takes.
         changes: what another value makes: another ``attempt``, another ``run`` of the same attempt, or ``nothing``.
         needs: conditions without which it has no effect; the first one that is not met is reported.
+        zero: 0 asks for something as well.
     """
     start: dict[str, Any] = {"default_factory" if isinstance(default, type) else "default": default}
     return field(**start, metadata={"knob": Knob(about, **facts)})
@@ -165,28 +167,38 @@ def without_effect(section: Any, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def idle(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], typed: Collection[str], reasons: Mapping[str, str]
+    section: Any,
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    typed: Collection[str],
+    reasons: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the error line of every key that was given and has no effect.
 
     A key is given if somebody typed it, even with the default as its value, or if its value is not the default.
-    ``none``, ``auto``, null, false and 0 ask for nothing.
+    Whether its value asks for anything, ``asking`` says.
 
     Args:
+        section: the class whose keys these are.
         values, defaults: those of a configuration and of an untouched one, by dotted key.
         typed: the keys that somebody typed.
         reasons: the keys without effect, each with the reason.
     """
     return {
         key: f"{key if isinstance(value, dict) else f'{key}={value}'} does nothing for {reasons[key]}: leave it out"
-        for key, value in values.items()
-        if key in reasons and asks(value) and (key in typed or value != defaults.get(key))
+        for key, value in asking(section, values).items()
+        if key in reasons and (key in typed or value != defaults.get(key))
     }
 
 
-def asks(value: Any) -> bool:
-    """Tell whether a value asks for anything."""
-    return bool(value) and value not in ("none", "auto")
+def asking(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys whose values ask for anything: ``none``, ``auto``, null and false do not, and 0 rarely does."""
+    zero = {key for key, _, known in knobs(section) if known.zero}
+    return {
+        key: value
+        for key, value in values.items()
+        if (bool(value) and value not in ("none", "auto")) or (key in zero and value == 0)
+    }
 
 
 def _parts(value: Any) -> list[Any]:

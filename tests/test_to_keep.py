@@ -48,8 +48,27 @@ def test_what_needs_test_images_says_so(lab, product: Path, tmp_path: Path, caps
         ("attempt=segment/fpn",): "give a small share, split.test=0.05",
         ("split.val_is_test=true",): "leaves no image that validates",
         ("split.test=-0.1",): "split.test",
+        ("split.protocol=kfold",): "split.test=0.0 does nothing for split.protocol=kfold",
+        ("task=predict", "ckpt=run", "source=."): "split.test=0.0 does nothing for task=predict: leave it out",
     }
     for settings, line in said.items():
         assert lab("split.test=0" if "split.test" not in settings[0] else "seed=0", *settings, "hydra.run.dir=run") == 2
         assert line in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_to_keep_stands_beside_what_was_tested(lab, tmp_path: Path, capsys) -> None:
+    """The others are compared and named; it is a row of its own, and a sentence."""
+    assert lab("-m", "attempt=base,cosine", "cv.folds=3", "trainer.max_epochs=1", "hydra.sweep.dir=sweep") == 0
+    assert lab("attempt=base", "split.test=0", "trainer.max_epochs=1", "hydra.run.dir=final") == 0
+    capsys.readouterr()
+    assert lab("task=compare", "dirs=[sweep,final]", "hydra.run.dir=both") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No single attempt can be named" not in printed
+    assert "Without test images (split.test=0), and so not compared: base split.test=0." in printed
+    both, alone = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("both", "sweep"))
+    assert both["best"] == alone["best"]
+    assert both["headline"] == alone["headline"]
+    assert both["pairs"] == alone["pairs"]
+    names = [attempt["attempt"] for attempt in both["attempts"]]
+    assert sorted(names) == ["base", "base split.test=0", "cosine"]

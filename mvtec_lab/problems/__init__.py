@@ -147,7 +147,7 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
         return {}
     values, defaults = knobs.settings(config), knobs.settings(Config())
-    return knobs.idle(values, defaults, typed, without_effect(config, typed))
+    return knobs.idle(Config, values, defaults, typed, without_effect(config, typed))
 
 
 def without_effect(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]:

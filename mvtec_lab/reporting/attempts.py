@@ -97,6 +97,11 @@ class Attempt:
         self.planned = max(len(begun), *(_folds(settings[run.run_dir]) for run in runs))
         self.parts = max(_parts(settings[run.run_dir]) for run in runs)
 
+    @property
+    def untested(self) -> bool:
+        """Tell whether none of its completed runs has test images, as their models are to be kept."""
+        return bool(self.done) and all(run.untested for run in self.done)
+
     def _states(self, metric: Metric) -> bool:
         """Tell whether the runs have a metric: not every method states those of other problems, or probabilities.
 

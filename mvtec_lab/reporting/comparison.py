@@ -73,10 +73,10 @@ def _compared(
     """Return the comparison of attempts, all of them on the same product where there are several."""
     own = {run.run_dir: settings[run.run_dir] for attempt in attempts for run in attempt.runs}
     result, notes = Comparison([*attempts], own), []
-    done = [attempt.name for attempt in result.done]
+    done = [attempt.name for attempt in result.compared]
     if reference in done:
         result.reference = reference
-    result.pairs = _pairs(result.done, result.reference)
+    result.pairs = _pairs(result.compared, result.reference)
     running = [attempt for attempt in result.attempts if any(run.running for run in attempt.runs)]
     if running:
         names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)

@@ -46,7 +46,7 @@ class Headline:
 
 def headline_of(comparison: Comparison) -> Headline:
     """Return the headline of a comparison whose verdict is drawn."""
-    done = comparison.done
+    done = comparison.compared
     if not done:
         return Headline("red", "Failed", "There is nothing to use: no run was completed.", next="Next: see why, below.")
     if all(run.untested for attempt in done for run in attempt.done):
@@ -106,7 +106,7 @@ def _with_figure(attempt: Attempt) -> str:
 
 def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
     """Return light, word and the sentence that says which attempt to use, and that attempt."""
-    named = {attempt.name: attempt for attempt in comparison.done}
+    named = {attempt.name: attempt for attempt in comparison.compared}
     if all(attempt.learnt is False for attempt in named.values()):
         who = best.name if len(named) == 1 else f"any of these {len(named)} attempts"
         why = f" Likely because {reason}." if (reason := likely(best)) else ""
@@ -196,7 +196,7 @@ def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
     """Say what to do next: of an open comparison the verdict's advice, which has figures."""
     if light == "red":
         return "Next: see that one attempt learns at all, before attempts are compared."
-    if len(comparison.done) == 1 and light == "green":
+    if len(comparison.compared) == 1 and light == "green":
         return f"Next: compare it with another attempt (-m attempt={chosen.name},NAME cv.folds=5)."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."

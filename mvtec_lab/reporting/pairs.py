@@ -149,6 +149,11 @@ class Comparison:
         return set[str]().union(*mine) - {name}
 
     @property
+    def compared(self) -> list[Attempt]:
+        """Return those of them that have test images: models to keep stand aside, unless there are no others."""
+        return [attempt for attempt in self.done if not attempt.untested] or self.done
+
+    @property
     def metrics(self) -> list[str]:
         """Return the keys of the metrics that pairs and verdict are about: mostly one per problem."""
         return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))

@@ -84,7 +84,8 @@ def by_attempt(
     """Group runs by their attempt, in first-seen order.
 
     Runs of one attempt that differ in more than seed, fold and place do not repeat each other: they are groups of their
-    own, named by what differs, ``base optimizer.lr=0.1``.
+    own, named by what differs, ``base optimizer.lr=0.1``. So are models to keep beside runs that were tested, whatever
+    else their splits differ in: ``base split.test=0``.
 
     Args:
         runs: the runs.
@@ -99,7 +100,7 @@ def by_attempt(
         blocks: dict[Any, list[str]] = {}
         for run in runs:
             if run.attempt == attempt and settings[run.run_dir]:
-                blocks.setdefault(block(run), []).append(run.run_dir)
+                blocks.setdefault((run.untested, block(run)), []).append(run.run_dir)
         # A path that all runs share may name the fold of one of them: without own folds it would differ.
         varied[attempt] = {
             key: None
@@ -107,9 +108,11 @@ def by_attempt(
             for key in dict.fromkeys(key for peer in peers for key in common[peer])
             if key not in RUN_KEYS and all(len({of[peer].get(key) for peer in peers}) > 1 for of in (settings, common))
         }
+    tested = {run.attempt for run in runs if not run.untested}
     for run in runs:
         own = common[run.run_dir]
         differs = [f"{key}={own[key]}" for key in own if key in varied[run.attempt]]
+        differs += ["split.test=0"] * (run.untested and run.attempt in tested)
         groups.setdefault(" ".join([run.attempt, *differs]), []).append(run)
     return groups
 

@@ -22,7 +22,7 @@ Side = tuple[str, float, Pair]  # an attempt, its lead over another one, and the
 
 def sentences(comparison: Comparison) -> list[str]:
     """Return the verdict of a comparison, and set its best attempt."""
-    done, reference = comparison.done, comparison.reference
+    done, reference = comparison.compared, comparison.reference
     if not done:
         return ["No run was completed: there is nothing to compare."]
     comparison.blocks = blocks = [_block(group) for group in _groups(done)]
@@ -54,7 +54,7 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     group, ranked, best, value = block.attempts, block.ranked, block.best, block.value
     line = _nothing_learnt(group)
     names = {attempt.name for attempt in group}
-    reference = comparison.reference if comparison.reference in names and len(comparison.done) > 1 else None
+    reference = comparison.reference if comparison.reference in names and len(comparison.compared) > 1 else None
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
     if best is None:
         few = too_few(group) or "no test set is done by"
@@ -371,6 +371,10 @@ def _asides(done: Sequence[Attempt]) -> list[str]:
 def _runs(comparison: Comparison) -> list[str]:
     """Say what was left out, and why."""
     lines = []
+    if kept := [attempt.name for attempt in comparison.done if attempt not in comparison.compared]:
+        whose = "its" if len(kept) == 1 else "each one's"
+        own = f"Expect the figure that {whose} attempt had in cross-validation"
+        lines.append(f"Without test images (split.test=0), and so not compared: {', '.join(kept)}. {own}.")
     refused: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in comparison.pairs:
         if pair.refused:

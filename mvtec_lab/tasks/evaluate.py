@@ -22,6 +22,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import add_means, metrics_of
+from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
@@ -54,12 +55,9 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     problem = problem_of(model.method)
     sized = replace(config.data, image_size=model.image_size, fit=model.fit, tile=model.tile, white=model.white)
     config = problem.to_judge(replace(config, data=sized), model)
-    data = build_data(config, (model.mean, model.std), problem.targets_of(model.method))
     if untested(config.split):
-        raise LabError(
-            f"{ckpt} has learnt all images of its run, and none is left to judge it on: give data.root=NEW_IMAGES "
-            "split.protocol=test_only"
-        )
+        raise LabError(_untested(ckpt, config))
+    data = build_data(config, (model.mean, model.std), problem.targets_of(model.method))
     if own:  # first: a class that is gone is one whose files are
         _require_own(ckpt, data.folder, data.contents())
     if (classes := problem.classes(data)) != model.classes:
@@ -67,7 +65,9 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
             f"{ckpt} knows the classes {', '.join(model.classes)}, but {data.folder} has {', '.join(classes)}: "
             f"{remedy(model.classes, classes)}"
         )
-    set_up(config, data, problem.findings(config), chosen="every figure of it")  # nothing is chosen here
+    # Nothing is chosen here, on whichever images: what chose the checkpoint is a question of its own run.
+    findings = problem.findings(replace(config, split=replace(config.split, val_is_test=False)))
+    set_up(config, data, findings, chosen="every figure of it")
     judged = {split: [data.folder / s.path for s in data.samples if s.split == split] for split in ("val", "test")}
     warnings = [*data.warnings, *_seen_before(ckpt, judged)]
     could = len(pool_of([replace(s, split="") for s in data.samples], "test"))  # without train/good of a test folder
@@ -77,10 +77,12 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     place, d = str(claim(run_dir, METRICS)), config.data
     result = RunResult(config.attempt, config.seed, d.name, data.folder.name, config.model.backbone, place)
     result.problem, result.method, result.warnings = problem.name, model.method, warnings
+    result.classes = model.classes
     for warning in warnings:
         log.warning(warning)
     judgement = problem.judge(Run(config, data, model, result, began))
     add_means(problem.name, judgement.metrics, judgement.rows)
+    intervals = _intervals(result, judgement.metrics["test"], judgement.rows)
     judgement.write(Path(run_dir))
     facts = {
         "ckpt": config.ckpt,
@@ -93,22 +95,46 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "threads": torch.get_num_threads(),
         "validates_by": result.validates_by,
         "metrics": judgement.metrics,
+        "intervals": intervals,
         "explained": result.explained,
         "warnings": result.warnings,
     }
     write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics)
+    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics, intervals)
     print(f"written to {run_dir}")
     return facts
 
 
-def _print(title: str, result: RunResult, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def _intervals(
+    result: RunResult, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """Return the 95% intervals of the metrics of test, by key: those that the table of a run has.
+
+    Args:
+        metrics: of the test images.
+        rows: of predictions.csv.
+    """
+    texts = ({key: "" if value is None else str(value) for key, value in row.items()} for row in rows)
+    tested = [row for row in texts if row["split"] == "test"]
+    classes = result.classes if "prediction" in tested[0] else ()
+    predicted = Tested(result, tuple(row["path"] for row in tested), tested, classes)
+    stated = [metric for metric in metrics_of(result.problem) if metric.stated and metric.of(metrics) is not None]
+    bounds = {metric.key: metric.interval_of([metrics], [predicted]) for metric in stated}
+    return {key: of_metric for key, of_metric in bounds.items() if of_metric}
+
+
+def _print(
+    title: str,
+    result: RunResult,
+    metrics: Mapping[str, Mapping[str, Any]],
+    intervals: Mapping[str, tuple[float, float]],
+) -> None:
     """Print the metrics of validation and test, the test's intervals last, and those of every defect type."""
     test, console = metrics["test"], Console()
     splits = {split: metrics[split] for split in ("val", "test") if split in metrics}
     by = {"val": f", {result.validates_by}" if result.validates_by else ""}
     headers = ["metric", *(f"{split}{by.get(split, '')}\n{v['images']} images" for split, v in splits.items())]
-    specs, intervals = metrics_of(result.problem), test.get("intervals", {})
+    specs = metrics_of(result.problem)
     rows = [
         [spec.title, *(_figure(spec.of(values)) for values in splits.values()), _interval(intervals.get(spec.key))]
         for spec in specs
@@ -152,7 +178,7 @@ def run_of(ckpt: Path) -> tuple[Path, list[dict[str, str]]] | None:
     for path in (path for row in rows for path in (row["path"], row["mask"])):
         if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
             raise damaged(ckpt.parent / SAMPLES, f"{path!r} leads out of the data")
-    return Path(run.data.root or "", run.data.category or "").expanduser().resolve(), rows
+    return _folder(run), rows
 
 
 def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
@@ -162,8 +188,24 @@ def _require_own(ckpt: Path, folder: Path, now: Contents) -> None:
         require_same(folder, now, contents_listed(run[1]), f"the run of {ckpt}", remedy)
 
 
+def _untested(ckpt: Path, config: Config) -> str:
+    """Say why a split that tests nothing leaves nothing to judge: it was asked for, or is that of a model to keep."""
+    origin, run = origin_of(ckpt), run_of(ckpt)
+    if origin is None or not untested(origin.split):
+        return "split.test=0 leaves no image to judge: leave it out"
+    folder = _folder(config)
+    keeps = f"the run of {ckpt} tests no image (split.test=0), and so there is none to judge"
+    if run is None or run[0] == folder:
+        return f"{keeps}: give data.root=NEW_IMAGES split.protocol=test_only"
+    return f"{keeps} in {folder}: give split.protocol=test_only as well, which takes all of them"
+
+
+def _folder(config: Config) -> Path:
+    return Path(config.data.root or "", config.data.category or "").expanduser().resolve()
+
+
 def _seen_before(ckpt: Path, judged: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Return a warning where judged images trained the checkpoint or chose its threshold, as its run's files say.
+    """Return warnings where judged images trained the checkpoint or chose it or its threshold, as its run's files say.
 
     Where learnt images validate, what judges them has not seen them (``validates_by``): as val they are not counted.
 
@@ -183,6 +225,11 @@ def _seen_before(ckpt: Path, judged: Mapping[str, Sequence[Path]]) -> list[str]:
     warnings = []
     if seen := sum(split in learnt for split in tested) + flattered:
         what = f"{seen} of these images trained this checkpoint (another seed or split?)"
+        warnings.append(f"{what}: the figures are too good")
+    chose = "test" if origin.split.val_is_test else "val"
+    if problem.chosen_on_val(origin) and chose not in learnt and (validated := tested.count(chose)):
+        where = "validation = test in its run" if chose == "test" else "its run's validation images"
+        what = f"{validated} of the test images chose this checkpoint or its threshold ({where})"
         warnings.append(f"{what}: the figures are too good")
     if "test" in splits:
         warnings += problem.chosen_on_test(origin)

@@ -390,6 +390,23 @@ class ThresholdConfig:
 
 
 @dataclass
+class CostConfig:
+    """State what mistakes cost, by which task=threshold chooses; the unit is yours, their ratio counts."""
+
+    escape: float | None = knob(None, "of a defect that is passed", above=0, changes="nothing")
+    false_reject: float | None = knob(None, "of a good product that is refused", above=0, changes="nothing")
+    defects: float | None = knob(
+        None,
+        "share of defects among the products of the line; null: that among the held-out images, where defects are "
+        "collected and much more frequent than on a line",
+        above=0,
+        below=1,
+        changes="nothing",
+        needs=(but("cost.escape", None, why="it weighs what an escape costs"),),
+    )
+
+
+@dataclass
 class OptimizerConfig:
     """Choose how the weights follow the gradient."""
 
@@ -580,6 +597,32 @@ class Config:
         changes="nothing",
     )
     source: str | None = knob(None, "an image or a folder of new images")
+    false_rejects: float | None = knob(
+        None,
+        "share of new good products that task=threshold lets be refused, on average; it takes the lowest threshold "
+        "that keeps it, so that the fewest defects escape",
+        above=0,
+        below=1,
+        changes="nothing",
+    )
+    escapes: float | None = knob(
+        None,
+        "share of new defects that task=threshold lets pass, on average; with false_rejects the two thresholds differ, "
+        "and a person reviews what lies between them",
+        above=0,
+        below=1,
+        changes="nothing",
+    )
+    reviews: float | None = knob(
+        None,
+        "share of new good products that a person reviews beside those that false_rejects refuses: a second threshold "
+        "that needs no held-out defects",
+        above=0,
+        below=1,
+        changes="nothing",
+        needs=(but("false_rejects", None, why="it is beside what is refused"),),
+    )
+    cost: CostConfig = field(default_factory=CostConfig)
     dirs: list[str] = knob(list, "the directories of sweeps and runs")
     difference: float | None = knob(
         None,
@@ -607,6 +650,8 @@ def validate(config: Config) -> None:
         )
     if config.task in FORMATS:
         formats_of(config)
+    if config.task == "threshold":
+        check_operating_point(config)
     if config.resume and config.task != "train":
         raise LabError(f"resume=true resumes a training: leave it out of task={config.task}")
     if config.split.protocol == "test_only" and config.task != "evaluate":
@@ -637,6 +682,29 @@ def loggers_of(value: Any) -> list[str]:
     if not names:
         raise LabError(f"trainer.logger={value} names no logger: give {', '.join(LOGGERS)}, or several in a list")
     return list(dict.fromkeys(names))
+
+
+def check_operating_point(config: Config) -> None:
+    """Refuse to choose a threshold by none or several of what it can be chosen by.
+
+    Raises:
+        LabError: it says what to give.
+    """
+    cost, ways = config.cost, "false_rejects=0.01, escapes=0.02 or cost.escape=100 cost.false_reject=1"
+    if (cost.escape is None) != (cost.false_reject is None):
+        raise LabError("cost.escape and cost.false_reject go together: give both, in one unit")
+    rates = [config.false_rejects, config.escapes, config.reviews]
+    if cost.escape is None and rates == [None] * 3:
+        raise LabError(f"task=threshold needs what to choose by: give {ways}")
+    if cost.escape is not None and rates != [None] * 3:
+        raise LabError(f"task=threshold chooses by costs or by rates, not by both: give {ways}")
+    if config.reviews is not None and (config.false_rejects is None or config.escapes is not None):
+        raise LabError(
+            f"reviews={config.reviews:g} goes with false_rejects alone: give false_rejects=0.01 reviews=0.05, or "
+            "false_rejects=0.01 escapes=0.02, between which is reviewed"
+        )
+    if config.reviews is not None and config.reviews + (config.false_rejects or 0) >= 1:
+        raise LabError(f"false_rejects and reviews={config.reviews:g} leave no good product that passes: give less")
 
 
 def formats_of(config: Config) -> list[str]:

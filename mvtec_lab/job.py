@@ -67,7 +67,10 @@ TASKS = {
         "mvtec_lab.tasks.train:run_attempt",
         "trains an attempt and judges it on images that it has not seen; with -m, several side by side",
         ("",),
-        ignores=("ckpt", "format", "min_area", "source", "dirs", "difference"),
+        ignores=(
+            *("ckpt", "format", "min_area", "source", "dirs", "difference", "false_rejects", "escapes", "reviews"),
+            *("cost.escape", "cost.false_reject", "cost.defects"),
+        ),
     ),
     "describe": Task(
         "mvtec_lab.tasks.describe:write_description",
@@ -81,6 +84,11 @@ TASKS = {
         "judges a checkpoint on its run's test images, or on others",
         (*_DATA, "ckpt"),
         ignores=("data.image_size", "data.fit", "data.tile", "data.white"),  # the checkpoint holds them
+    ),
+    "threshold": Task(
+        "mvtec_lab.tasks.threshold:set_threshold",
+        "moves a checkpoint's threshold to a rate of false rejects or escapes, or the lowest cost, by held-out images",
+        ("ckpt", "false_rejects", "escapes", "reviews", "cost."),
     ),
     "predict": Task(
         "mvtec_lab.tasks.predict:predict", "applies a checkpoint to new images", ("data.batch_size", "ckpt", "source")

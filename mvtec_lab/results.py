@@ -24,6 +24,7 @@ from mvtec_lab.locks import in_use
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
+OPERATING = "operating.json"  # of task=threshold; a directory with one holds a checkpoint, and is no run of its own
 PIXELS = "pixels.npz"  # histograms of anomaly maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
 # In the order in which a run is cleared: a kill in between must not leave a checkpoint without the result.json that
@@ -31,6 +32,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 FILES = (LAST, BEST, PREDICTIONS, PIXELS, MISTAKES, EXPLANATIONS, HISTORY, SAMPLES, CONFIG, RESULT)
 GOOD = "good"  # the class without a defect, and the type of its images
 DEFECT = "defect"  # the class of all others, where their types are not told apart
+SYNTHETIC = "synthetic"  # in place of the type of a defect that was made up, and of its split
 CERTAINTY, SURE, UNSURE = "certainty", "sure", "unsure"  # a column of predictions.csv, and its values
 ROWS = 1_000_000  # of a CSV: more images than the lab is made for
 IN_TABLE = {"in_table": True}  # marks a log line that result.warnings has too: the command line shows it once
@@ -303,7 +305,7 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
         LabError: a run's result.json is missing or damaged.
     """
     folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}
-    runs = [RunResult.load(folder) for folder in folders]
+    runs = [RunResult.load(folder) for folder in folders if not (folder / OPERATING).exists()]
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 
 

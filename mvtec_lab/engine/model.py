@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, decide, score_of
 from mvtec_lab.foreign import Size, misfit
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
+from mvtec_lab.results import CERTAINTY, GOOD, UNSURE
 
 ABOUT = "about"  # where a checkpoint keeps what is not weights
-_LATER = {"fit": "squeeze", "tile": None, "sets": None}  # what older checkpoints do not say
+_LATER = {"fit": "squeeze", "tile": None, "sets": None, "accept": None}  # what older checkpoints do not say
 
 
 @dataclass
@@ -30,13 +32,16 @@ class Model:
         white: the value of 16-bit files that becomes 255.
         mean, std: of RGB in [0, 1], by which images are normalised.
         weights: what the backbone started from: IMAGENET1K_V1, a file, random.
-        threshold: the score above which an image is a defect; None where classes are predicted.
+        threshold: the score above which an image is a defect, and rejected; None where classes are predicted and no
+            operating point was chosen. A classifier's score is 1 - p(good).
         map_threshold: the same of a pixel's score; None without maps.
         fit: how images get into the square, as in ``Frame``.
         tile: pixels a side of the tiles that it sees of an image; None: it sees the image as a whole.
         sets: of a classifier, by key a list with a number per class: ``least``, the probability from which on an image
             may be of the class; ``alpha``, the share of its images that may miss it; ``held_out``, the images that
             this was chosen on. None: nothing was chosen.
+        accept: the score up to which an image is accepted, at most ``threshold``; between the two it is reviewed. None:
+            ``task=threshold`` chose no operating point.
     """
 
     module: Any  # a LightningModule: Any, as each problem calls its own's methods
@@ -52,11 +57,25 @@ class Model:
     fit: str = "squeeze"
     tile: int | None = None
     sets: dict[str, list[float]] | None = None
+    accept: float | None = None
 
     @property
     def frame(self) -> Frame:
         """Return the square that images are brought into, as ``resize`` takes it."""
         return Frame(self.image_size, self.fit, self.tile)
+
+    def decision(self, row: Mapping[str, Any]) -> str:
+        """Return OK, REVIEW or REJECT for an image by its row of predictions; empty where no class is good.
+
+        Without a threshold a classifier's prediction decides, and an image of which it is unsure is reviewed.
+        """
+        if GOOD not in self.classes:
+            return ""
+        if self.threshold is not None and (score := score_of(row)) is not None:
+            return decide(score, self.threshold, self.accept)
+        if row.get(CERTAINTY) == UNSURE:
+            return REVIEW
+        return OK if row["prediction"] == GOOD else REJECT
 
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""
@@ -95,7 +114,7 @@ def read_checkpoint(path: str | os.PathLike[str], source: str | None = None) -> 
         raise LabError(f"{source} is no checkpoint of this version: train that run again")
     if key := not_finite(content["state_dict"]):
         raise LabError(f"{source} holds NaN or infinity in {key}: train that run again")
-    for key in ("threshold", "map_threshold"):
+    for key in ("threshold", "map_threshold", "accept"):
         if about[key] is not None and not math.isfinite(about[key]):
             raise LabError(f"{source} holds {about[key]} as its {key}: train that run again")
     if wrong := _misfit_of_sets(about["sets"], len(about["classes"])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from PIL import Image
 
 from mvtec_lab.evaluation.confidence import reservation
 from mvtec_lab.evaluation.metrics import top_confusions
+from mvtec_lab.evaluation.operating import scores_of
 from mvtec_lab.evaluation.specs import METRICS, all_metrics
 from mvtec_lab.evaluation.statistics import wilson_interval
 from mvtec_lab.foreign import damaged, file_of
-from mvtec_lab.reporting import figures, summary
+from mvtec_lab.reporting import figures, operating, summary
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.runs import predictions_of
 from mvtec_lab.results import CERTAINTY, EXPLANATIONS, GOOD, MISTAKES, RunResult
@@ -136,6 +137,30 @@ def _scores(attempt: Attempt) -> Part | None:
     return Part(f"Scores{_of_first(attempt)}", figures.to_data_uri(chart))
 
 
+def _held_out_rows(attempt: Attempt) -> Sequence[Mapping[str, Any]]:
+    """Return the first run's predictions; none where its validation images are the test images."""
+    run = attempt.done[0]
+    return [] if run.val_is_test else predictions_of(run) or []
+
+
+def _points(attempt: Attempt) -> Part | None:
+    """Return the table of operating points; None without held-out good images."""
+    rows = _held_out_rows(attempt)
+    headings, cells = operating.table(scores_of(rows, "val"), scores_of(rows, "test"))
+    if not cells:
+        return None
+    about = f"{operating.ABOUT} task=threshold sets one."
+    return Part(f"Operating points{_of_first(attempt)}", about=about, headings=headings, rows=cells)
+
+
+def _escapes(attempt: Attempt) -> Part | None:
+    """Return the curve of escapes against false rejects; None without defects and good images of one set."""
+    if not (sets := operating.curves_of(_held_out_rows(attempt))):
+        return None
+    source = figures.to_data_uri(operating.operating_figure(sets))
+    return Part(f"Escapes against false rejects{_of_first(attempt)}", source)
+
+
 def _in_their_set(attempt: Attempt) -> Part | None:
     """Return how many test images of each class have it in their set, and what was promised; None without sets."""
     of_runs = [run.sets for run in attempt.done if run.sets]
@@ -235,6 +260,14 @@ def _missing(attempt: Attempt) -> list[str]:
 
 
 # What the page shows of an attempt: side by side, in words, and below.
-BESIDE: Sequence[Callable[[Attempt], Part | None]] = (_scores, _confusion, by_type, _recall, _in_their_set)
+BESIDE: Sequence[Callable[[Attempt], Part | None]] = (
+    _scores,
+    _confusion,
+    by_type,
+    _recall,
+    _in_their_set,
+    _points,
+    _escapes,
+)
 NOTES: Sequence[Callable[[Attempt], list[str]]] = (_threshold, _together)
 BELOW: Sequence[Callable[[Attempt], Part | None]] = (_mistakes, _explanation)

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -17,10 +17,12 @@ from mvtec_lab.config import Config, untested, validate
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.images import digests
 from mvtec_lab.data.splits import pool_of
+from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.operating import Rate, rates, scores_of
 from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import damaged
@@ -83,13 +85,17 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     judgement = problem.judge(Run(config, data, model, result, began))
     add_means(problem.name, judgement.metrics, judgement.rows)
     intervals = _intervals(result, judgement.metrics["test"], judgement.rows)
+    if model.accept is not None:
+        judgement.rows = [{**row, "decision": model.decision(row)} for row in judgement.rows]
     judgement.write(Path(run_dir))
+    decisions = _decisions(model, judgement.rows)
     facts = {
         "ckpt": config.ckpt,
         "data": config.data.name,
         "category": data.folder.name,
         "method": model.method,
         "threshold": result.threshold,
+        "decisions": {key: None if rate is None else asdict(rate) for key, rate in decisions.items()},
         "sets": result.sets,
         "device": str(model.module.device),
         "threads": torch.get_num_threads(),
@@ -101,6 +107,9 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
     }
     write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics, intervals)
+    for key, rate in decisions.items():
+        if rate is not None:
+            print(f"{key.replace('_', ' ')}: {rate}")
     print(f"written to {run_dir}")
     return facts
 
@@ -121,6 +130,13 @@ def _intervals(
     stated = [metric for metric in metrics_of(result.problem) if metric.stated and metric.of(metrics) is not None]
     bounds = {metric.key: metric.interval_of([metrics], [predicted]) for metric in stated}
     return {key: of_metric for key, of_metric in bounds.items() if of_metric}
+
+
+def _decisions(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, Rate | None]:
+    """Return the rates of test images at a chosen operating point; empty where none was chosen."""
+    if model.threshold is None or model.accept is None:
+        return {}
+    return rates(scores_of(rows, "test"), model.threshold, model.accept)
 
 
 def _print(

@@ -57,6 +57,10 @@ PLACE = (
     "cut it or a mask there, before it is resized to the image; x of a box is (x - left) * W / w of the image's, y "
     "(y - top) * H / h"
 )
+DECISION = (
+    "with score (of a classifier the sum of the probabilities of all classes but good; of a detector the highest of "
+    "scores, 0 without a box): REJECT above threshold, REVIEW above accept and not above threshold, else OK"
+)
 LARGEST = 1e-4  # difference, as a share of the largest value; rounding gave up to 6e-6
 
 
@@ -101,9 +105,11 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "output": ", ".join(outputs),
         **getattr(network, "about", {}),
     }
-    for key in ("threshold", "map_threshold"):  # a score above it is a defect
+    for key in ("threshold", "accept", "map_threshold"):  # a score above it is a defect
         if (value := getattr(model, key)) is not None:
             about[key] = value
+    if model.accept is not None:
+        about["decision"] = DECISION
     file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt, single)
     (wanted_format,) = formats_of(config)
     if wanted_format == "openvino":

@@ -142,7 +142,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
                 files = prediction.files(image)
                 _write_files(run_dir / FOUND / source.name(path), files)
                 prediction = prediction.sized(image.shape[:2]) if prediction.sized else prediction
-            rows.append({"path": str(path), **prediction.row})
+            rows.append({"path": str(path), **decided(model, prediction.row)})
             shown = {prediction.caption: model.frame.cut(picture, path)}
             if prediction.heat is not None:
                 heat = prediction.heat if model.tile is not None else model.frame.cut(prediction.heat, path)
@@ -165,6 +165,13 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
     source.report(len(rows))
     return rows
+
+
+def decided(model: Model, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of predictions.csv with the decision first, and the thresholds that it rests on."""
+    decision = model.decision(row)
+    limits = {} if model.accept is None else {"accept": f"{model.accept:.9g}"}
+    return {**({"decision": decision} if decision else {}), **row, **limits}
 
 
 def _expected(ckpt: str) -> list[str]:

@@ -27,9 +27,8 @@ from mvtec_lab.problems.anomaly.methods.cutpaste.model import paste_patch
 from mvtec_lab.problems.anomaly.scores import SHOWN, pictures, score, sheets, warm_up
 from mvtec_lab.problems.anomaly.training import out_of_fold
 from mvtec_lab.problems.scored import Scored, figures, prediction_rows
-from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES
+from mvtec_lab.results import BEST, EXPLANATIONS, MISTAKES, SYNTHETIC
 
-SYNTHETIC = "synthetic"  # in place of the type of a defect that was pasted, and of a split
 TAGS = {MISTAKES: "pictures/test_mistakes_first", EXPLANATIONS: "pictures/maps"}
 MAPS = (
     "Where",

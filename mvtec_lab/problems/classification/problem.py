@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.run import Run
+from mvtec_lab.evaluation.operating import OK, REVIEW, score_of
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.classification.build import build, class_of, rehearse, restore
@@ -18,7 +20,7 @@ from mvtec_lab.problems.classification.exported import Probabilities
 from mvtec_lab.problems.classification.judging import judge
 from mvtec_lab.problems.classification.rules import findings
 from mvtec_lab.problems.classification.sets import choose_sets, counted_unsure, set_columns
-from mvtec_lab.results import CERTAINTY, UNSURE
+from mvtec_lab.results import CERTAINTY, GOOD, UNSURE
 
 
 class Classification(Problem):
@@ -60,9 +62,12 @@ class Classification(Problem):
         columns = set_columns(model.sets, model.classes, together)
         predictions = []
         for probabilities, of_set in zip(together, columns, strict=True):
-            name, confidence = model.classes[probabilities.argmax()], probabilities.max()
-            row = {"prediction": name, "confidence": f"{confidence:.6g}", **of_set}
+            row = {"prediction": "", "confidence": "", **of_set}
             row |= {f"prob_{c}": f"{p:.6g}" for c, p in zip(model.classes, probabilities, strict=True)}
+            row |= _scored(model, row)
+            name = _named(model, probabilities, row)
+            confidence = probabilities[model.classes.index(name)]
+            row |= {"prediction": name, "confidence": f"{confidence:.6g}"}
             mark = ", unsure" if of_set.get(CERTAINTY) == UNSURE else ""
             predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
@@ -84,6 +89,23 @@ class Classification(Problem):
     def exported(self, model: Model) -> nn.Module:
         require_onnx(model)
         return Probabilities(model.module, model.sets)
+
+
+def _scored(model: Model, row: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of the good-or-defect score and its thresholds; none where no class is good."""
+    if (score := score_of(row)) is None:
+        return {}
+    limits = {} if model.threshold is None else {"threshold": f"{model.threshold:.9g}"}
+    return {"score": f"{score:.9g}", **limits}
+
+
+def _named(model: Model, probabilities: np.ndarray, row: Mapping[str, str]) -> str:
+    """Return the most probable class; where an operating point decided, of those that the decision leaves."""
+    left = probabilities
+    if model.threshold is not None and (decision := model.decision(row)) != REVIEW:
+        good = np.array([name == GOOD for name in model.classes])
+        left = np.where(good == (decision == OK), probabilities, -1.0)
+    return model.classes[int(left.argmax())]
 
 
 PROBLEM = Classification()

@@ -241,7 +241,8 @@ def _lines(
             what, images = NAMES[key]
             if rate is None or (key.endswith("reviewed") and now.accept == now.threshold):
                 continue
-            lines.append(f"  {title}: {what} {rate} {images}; of new ones expect about {percent(rate.expected)}%")
+            new = f"; of new ones expect about {percent(rate.expected)}%" if name == HELD_OUT else ""
+            lines.append(f"  {title}: {what} {rate} {images}{new}")
     if shown[HELD_OUT]["escapes"] is None:
         lines.append("  no defect is held out: how many escape is known from the test images alone")
     return lines

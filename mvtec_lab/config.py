@@ -596,7 +596,24 @@ class Config:
         least=0,
         changes="nothing",
     )
-    source: str | None = knob(None, "an image or a folder of new images")
+    source: str | None = knob(
+        None,
+        "new images: a file, a folder, a glob, a .zip, a list of paths (.txt, or .csv with a column path), a video, or "
+        "the number of a camera, 0",
+    )
+    watch: bool = knob(
+        False,
+        "judges new images of a folder as they come, after those that lie there, until Ctrl-C",
+        changes="nothing",
+        needs=(but("source", None, why="there is no folder to watch"),),
+    )
+    fps: float | None = knob(
+        None,
+        "frames a second that are taken of a video or a camera; null: every one",
+        above=0,
+        changes="nothing",
+        needs=(but("source", None, why="there is no video"),),
+    )
     false_rejects: float | None = knob(
         None,
         "share of new good products that task=threshold lets be refused, on average; it takes the lowest threshold "

@@ -27,6 +27,7 @@ from mvtec_lab import problems
 from mvtec_lab.arguments import OPTIONS, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS, Config, ModelConfig
+from mvtec_lab.data.incoming import look as look_at_source
 from mvtec_lab.data.names import look as look_at_transforms
 from mvtec_lab.engine.hardware import look as look_at_devices
 from mvtec_lab.engine.loggers import require_loggers
@@ -69,7 +70,7 @@ TASKS = {
         ("",),
         ignores=(
             *("ckpt", "format", "min_area", "source", "dirs", "difference", "false_rejects", "escapes", "reviews"),
-            *("cost.escape", "cost.false_reject", "cost.defects"),
+            *("watch", "fps", "cost.escape", "cost.false_reject", "cost.defects"),
         ),
     ),
     "describe": Task(
@@ -91,7 +92,9 @@ TASKS = {
         ("ckpt", "false_rejects", "escapes", "reviews", "cost."),
     ),
     "predict": Task(
-        "mvtec_lab.tasks.predict:predict", "applies a checkpoint to new images", ("data.batch_size", "ckpt", "source")
+        "mvtec_lab.tasks.predict:predict",
+        "applies a checkpoint to new images",
+        ("data.batch_size", "ckpt", "source", "watch", "fps"),
     ),
     "export": Task(
         "mvtec_lab.tasks.export:export", "writes a checkpoint as a file for use without the lab", ("ckpt", "format")
@@ -396,11 +399,12 @@ def look_at_files(config: Config, here: bool = True) -> None:
         "split.file": (config.split.file, "a CSV with columns path,split"),
         "model.sam_weights": (m.sam_weights, "a file of SAM's weights"),
         "model.text_embeddings": (m.text_embeddings, "a file .npz"),
-        "source": (config.source, "an image or a folder"),
     }
     for key, (file, wanted) in files.items():
         if file is not None and task.takes(key) and not Path(file).expanduser().exists():
             raise LabError(f"{key}={file} does not exist: give {wanted}")
+    if task.takes("source") and config.source is not None:
+        look_at_source(config.source)
 
 
 def look_at_data(config: Config, scans: dict[str, Any] | None = None) -> None:

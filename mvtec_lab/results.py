@@ -6,6 +6,7 @@ Comparisons read these files and nothing else, so that runs from other days and 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -373,6 +374,28 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue())
+
+
+def append_csv(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV, which begins with its columns: whole, and on the disk when this returns.
+
+    Raises:
+        DiskFullError: there is no room for it; the file is as it was.
+    """
+    text, before = io.StringIO(), path.stat().st_size if path.exists() else 0
+    writer = csv.DictWriter(text, fieldnames=list(row))
+    if not before:
+        writer.writeheader()
+    writer.writerow({key: _as_text(value) for key, value in row.items()})
+    data = text.getvalue().encode()
+    with path.open("ab", buffering=0) as file:
+        try:
+            if file.write(data) < len(data):  # files may grow no further
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(before)
+            raise disk_full(error, path, len(data)) or error from error
 
 
 def read_csv(path: str | os.PathLike[str], delimiter: str = ",") -> list[dict[str, str]]:

@@ -77,6 +77,24 @@ class Model:
             return REVIEW
         return OK if row["prediction"] == GOOD else REJECT
 
+    def decided(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row of predictions with its decision first, and the threshold of what is accepted last."""
+        decision = self.decision(row)
+        limits = {} if self.accept is None else {"accept": f"{self.accept:.9g}"}
+        return {**({"decision": decision} if decision else {}), **row, **limits}
+
+    def margin(self, row: Mapping[str, Any]) -> float:
+        """Return how far an image is from being decided otherwise, in its score: the less, the more doubtful.
+
+        Below 0 is what a person has to look at anyway.
+        """
+        score = score_of(row)
+        if self.threshold is None or score is None:
+            near = float(row.get("confidence") or 1.0)
+        else:
+            near = min(abs(score - limit) for limit in (self.threshold, self.accept) if limit is not None)
+        return -1 / (1 + near) if self.decision(row) == REVIEW else near
+
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageOps
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
@@ -21,12 +21,14 @@ from mvtec_lab.results import write_whole
 RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
 SIDE = 320  # pixels of a drawn tile: twice as large as that of a sheet, which makes its lines smooth
 SHOWN = 24  # images on a sheet: four rows of six
+COOL, FULL = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
+SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the one, a screen shows the other
 
 
 def sheet(
     images: Sequence[np.ndarray],
     captions: Sequence[str],
-    marks: Sequence[bool | None],
+    marks: Sequence[bool | str | None],
     columns: int = 6,
     tile: int = 160,
     files: Sequence[str] = (),
@@ -36,7 +38,7 @@ def sheet(
     Args:
         images: uint8 RGB arrays [H, W, 3] of any sizes, at least one.
         captions: one an image; a line break is kept, a long line wrapped, the fourth line and on cut off.
-        marks: True a green frame, False a red one, None none.
+        marks: True a green frame, False a red one, None none; or the colour of the frame.
         columns: images a row.
         tile: the square's side in pixels.
         files: the path of each image, ``""`` where none is named; its folder and name stand below the caption.
@@ -55,7 +57,8 @@ def sheet(
     for index, (image, lines, mark, place) in enumerate(zip(images, texts, marks, places, strict=True)):
         cell = Image.new("RGB", (tile, height), PAPER)  # of its own: a line too wide is cut, not drawn over a neighbour
         draw = ImageDraw.Draw(cell)
-        draw.rectangle((0, 0, tile - 1, tile - 1), fill=FIELD if mark is None else RIGHT if mark else WRONG)
+        shade = mark if isinstance(mark, str) else FIELD if mark is None else RIGHT if mark else WRONG
+        draw.rectangle((0, 0, tile - 1, tile - 1), fill=shade)
         inner = tile - 2 * frame
         cell.paste(ImageOps.pad(Image.fromarray(image), (inner, inner), color=FIELD), (frame, frame))
         for number, line in enumerate(lines):
@@ -234,3 +237,28 @@ def log_picture(writer: SummaryWriter, tag: str, picture: np.ndarray, step: int)
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=to_jpeg(picture))
     # Private: nothing public takes a picture that is encoded already.
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
+    """Draw a map over its image, coloured from about the map's threshold up, and outlined where it is above it.
+
+    All images have one scale, whatever images there will be.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        heat: [h, w].
+        limit: the map's threshold.
+
+    Returns:
+        uint8 RGB of the image's proportions.
+    """
+    longest = max(image.shape[:2])
+    side = min(max(longest, SMALL), LARGE)
+    size = max(1, round(image.shape[1] * side / longest)), max(1, round(image.shape[0] * side / longest))
+    share = map_at(heat, size[::-1]) / max(limit, 1e-12)
+    drawn = coloured(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (share - COOL) / (FULL - COOL))
+    lines, _ = cv2.findContours((share > 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(2, side // 160)  # a pixel on a sheet
+    for wide, colour in ((2 * width, INK), (width, PAPER)):  # a dark rim, as the line crosses bright and dark
+        cv2.drawContours(drawn, lines, -1, ImageColor.getrgb(colour), wide)
+    return drawn

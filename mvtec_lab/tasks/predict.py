@@ -4,120 +4,64 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 
-from mvtec_lab.config import Config, untested, validate
-from mvtec_lab.data.frame import Frame
+from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import attempts, read_image, too_bright
-from mvtec_lab.data.listing import EXTENSIONS, LeftOut, list_images, name_left_out
+from mvtec_lab.data.incoming import KEPT, Source, find
+from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.transforms import Cut, normalise, read_cut
 from mvtec_lab.engine.model import Model
-from mvtec_lab.engine.origin import checkpoint_of, origin_of
-from mvtec_lab.engine.pictures import SHOWN, coloured, map_at, sheet, write_picture
+from mvtec_lab.engine.origin import checkpoint_of
+from mvtec_lab.engine.pictures import SHOWN, map_over, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction, Problem
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.progress import bar
-from mvtec_lab.reporting.figures import INK, PAPER
-from mvtec_lab.results import PREDICTIONS, write_csv, write_whole
+from mvtec_lab.reporting.expected import expected
+from mvtec_lab.reporting.predicted import COLOURS, PAGE, Doubtful, Shown, write_page_of
+from mvtec_lab.results import PREDICTIONS, append_csv, write_csv, write_whole
 
 log = logging.getLogger(__name__)
 
 MAPS, FOUND = "maps", "found"
+LINES = 24  # images that are named in the terminal
 NAMED = 20  # broken images that are named in the terminal, a line each; run.log names all of them
-COOL, HOT = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
-SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the one, a screen shows the other
 
 
-class Source:
-    """Find the images of ``source``, an image or every image below a folder, and those of them that cannot be read.
+class Judged(NamedTuple):
+    """Hold an image's path, its picture as a whole, what the model says of it, and the seconds that the model took."""
 
-    Raises:
-        LabError: none is given, or there is no image.
-    """
-
-    def __init__(self, source: str | None) -> None:
-        if source is None:
-            raise LabError("task=predict needs source=FILE_OR_FOLDER")
-        self.path = Path(source)
-        self.left_out: LeftOut = {}
-        self.broken: list[str] = []  # why each of them cannot be read, a line each
-        self.images = [self.path]
-        if self.path.is_dir():
-            listed = list_images(self.path, deep=True)
-            self.images, self.left_out, self.broken = listed.images, listed.left_out, listed.unusable
-            if not self.images and not self.broken:
-                left_out = "".join(f"; {line}" for line in name_left_out(self.left_out, self.path))
-                raise LabError(
-                    f"source={source} holds no image: give an image or a folder of {', '.join(EXTENSIONS)}{left_out}"
-                )
-        elif not self.path.is_file():
-            what = "is a pipe or another special file" if self.path.exists() else "does not exist"
-            raise LabError(f"source={source} {what}: give an image or a folder of {', '.join(EXTENSIONS)}")
-
-    def pictures(self, frame: Frame, white: int) -> Iterator[tuple[Path, Cut]]:
-        """Read every image that can be read, one after another, as a model of this frame sees it.
-
-        Raises:
-            LabError: none can be read; raised at once.
-        """
-        pictures = self._readable(partial(read_cut, frame=frame, white=white), 64 if frame.tile is None else 4)
-        first = next(pictures, None)
-        if first is None:
-            more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""
-            raise LabError(f"source={self.path} has no image that can be read: {self.broken[0]}{more}")
-        return chain([first], pictures)
-
-    def _readable(self, read: Callable[[Path], Cut], waiting: int) -> Iterator[tuple[Path, Cut]]:
-        for path, result in zip(self.images, attempts(self.images, read, waiting), strict=True):
-            if isinstance(result, LabError):
-                self.broken.append(str(result))
-            else:
-                yield path, result
-
-    def name(self, path: Path) -> str:
-        """Return the path of an image below the source."""
-        return path.name if path == self.path else path.relative_to(self.path).as_posix()
-
-    def report(self, predicted: int) -> None:
-        """Name what was left out.
-
-        Raises:
-            IncompleteError: an image cannot be read.
-        """
-        for line in name_left_out(self.left_out, self.path):
-            log.warning(line)
-        for i, line in enumerate(self.broken):
-            log.log(logging.WARNING if i < NAMED else logging.DEBUG, line)
-        if self.broken:
-            more = f", {len(self.broken) - NAMED} of them in run.log alone" if len(self.broken) > NAMED else ""
-            raise IncompleteError(
-                f"{len(self.broken)} image(s) or folder(s) cannot be read (named above{more}), "
-                f"{predicted} image(s) are predicted"
-            )
+    path: Path
+    picture: np.ndarray
+    prediction: Prediction
+    seconds: float
 
 
 def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
-    """Judge ``config.source``, an image or every image below a folder: predictions.csv and predictions.jpg.
+    """Judge the images of ``config.source``: predictions.csv, predictions.jpg and report.html.
 
     Of a method that localises there is maps/ as well: of each image, by its name below the source, a .jpg to look at
-    and the map itself as a .tiff of 32-bit floats, which covers the whole image, at whatever resolution.
+    and the map itself as a .tiff of 32-bit floats, which covers the whole image, at whatever resolution. A camera and a
+    watched folder go on until Ctrl-C; each of their rows is on the disk before the next image is judged.
 
     Returns:
-        One row per image: path and prediction; of a classifier confidence (the probability of the prediction) and
-        prob_<class>, of an anomaly model score and threshold.
+        One row per image: path, decision and prediction, score and threshold where there are any; of a classifier
+        confidence (the probability of the prediction) and prob_<class>. Of what is live, no rows: they are in the file.
 
     Raises:
         LabError: no checkpoint or source, or no image that can be read; raised before anything is written.
@@ -125,78 +69,165 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     """
     validate(config)
     model = load_model(ckpt := checkpoint_of(config))
-    problem, source = problem_of(model.method), Source(config.source)
-    pictures = source.pictures(model.frame, model.white)
-    run_dir = claim(run_dir, PREDICTIONS)
+    problem, source = problem_of(model.method), find(config.source, config.watch, config.fps)
+    run_dir = Path(run_dir)
+    held = [] if source.images else [claim(run_dir, PREDICTIONS)]  # its images are made below the task's own folder
+    judged = _judged(problem, model, source, run_dir, config.data.batch_size)
+    try:
+        first = [] if source.waits else [next(judged)]
+    except (StopIteration, LabError) as error:
+        for left in held:
+            (left / PREDICTIONS).unlink(missing_ok=True)
+            shutil.rmtree(left / KEPT, ignore_errors=True)
+        if isinstance(error, LabError):
+            raise
+        more = f" (and {len(source.broken) - 1} more)" if len(source.broken) > 1 else ""
+        raise LabError(f"source={config.source} has no image that can be read: {source.broken[0]}{more}") from None
+    run_dir = held[0] if held else claim(run_dir, PREDICTIONS)
     rows: list[dict[str, Any]] = []
-    tiles: list[np.ndarray] = []
-    captions: list[str] = []
-    files_shown: list[str] = []
     lines: list[str] = []
-    with bar() as progress:
-        predictions = _predictions(problem, model, pictures, config.data.batch_size)
-        for path, picture, prediction in progress.track(predictions, len(source.images), description="predicting"):
-            files: Mapping[str, np.ndarray | str] = {}
-            if prediction.files is not None:  # written as they come: a day's production does not fit into memory
-                image = read_image(path, model.white)
-                files = prediction.files(image)
-                _write_files(run_dir / FOUND / source.name(path), files)
-                prediction = prediction.sized(image.shape[:2]) if prediction.sized else prediction
-            rows.append({"path": str(path), **decided(model, prediction.row)})
-            shown = {prediction.caption: model.frame.cut(picture, path)}
-            if prediction.heat is not None:
-                heat = prediction.heat if model.tile is not None else model.frame.cut(prediction.heat, path)
-                drawn = _write_map(run_dir / MAPS / source.name(path), path, heat, model)
-                shown[f"map, outlined where above {model.map_threshold:.3g}"] = drawn
-            if isinstance(drawing := files.get(".jpg"), np.ndarray):
-                shown["found"] = drawing
-            if len(tiles) < SHOWN:
-                tiles += shown.values()
-                captions += shown
-                files_shown += [str(path), *[""] * (len(shown) - 1)]
-            lines += [f"{prediction.caption}  {path}"] * (len(rows) <= SHOWN)
-    write_csv(run_dir / PREDICTIONS, rows, list(rows[0]))
-    write_picture(run_dir / "predictions.jpg", sheet(tiles, captions, [None] * len(tiles), files=files_shown))
-    if len(rows) > SHOWN:
-        lines.append(f"... and {len(rows) - SHOWN} more")
-    print("\n".join([*lines, *problem.conclude(model, rows), *_expected(ckpt), f"written to {run_dir}"]))
+    counts: Counter[str] = Counter()
+    seconds: list[float] = []
+    shown = Doubtful()
+    with bar() as progress, suppress(*([KeyboardInterrupt] if source.live else [])):
+        total = None if source.live or not source.images else len(source.images)
+        for each in progress.track(chain(first, judged), total, description="predicting"):
+            row, tiles = _written(each, model, source.name(each.path), run_dir)
+            caption = " ".join(filter(None, (row.get("decision"), each.prediction.caption)))
+            shown.add(Shown(model.margin(row), row.get("decision", ""), caption, str(each.path), tiles))
+            counts[row.get("decision") or row["prediction"]] += 1
+            seconds.append(each.seconds)
+            line = f"{caption}  {each.path}"
+            if source.live:
+                append_csv(run_dir / PREDICTIONS, row)
+                print(line, flush=True)
+            else:
+                rows.append(row)
+                lines += [line] * (len(rows) <= LINES)
+    if not seconds:
+        log.info("stopped before the first image")
+        (run_dir / PREDICTIONS).unlink(missing_ok=True)
+        return rows
+    if not source.live:
+        write_csv(run_dir / PREDICTIONS, rows, list(dict.fromkeys(key for row in rows for key in row)))
+        lines += [f"... and {len(rows) - LINES} more"] * (len(rows) > LINES) + problem.conclude(model, rows)
+    expectation = expected(Path(ckpt))
+    speed = _speed(seconds, config.data.batch_size, str(model.module.device))
+    images = shown.most_doubtful()
+    write_picture(run_dir / "predictions.jpg", _sheet(images, expectation.light != "red"))
+    write_page_of(run_dir, images, counts, expectation, speed, config.source or "")
+    counted = ", ".join(f"{number} {word}" for word, number in counts.items())
+    print(
+        "\n".join(
+            [*lines, f"{len(seconds)} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]
+        )
+    )
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
-    source.report(len(rows))
+    _report(source, len(seconds))
     return rows
 
 
-def decided(model: Model, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of predictions.csv with the decision first, and the thresholds that it rests on."""
-    decision = model.decision(row)
-    limits = {} if model.accept is None else {"accept": f"{model.accept:.9g}"}
-    return {**({"decision": decision} if decision else {}), **row, **limits}
+def _judged(problem: Problem, model: Model, source: Source, run_dir: Path, batch_size: int) -> Iterator[Judged]:
+    """Yield what the model says of each image that can be read; of the others ``source.broken`` says why."""
+    read = partial(read_cut, frame=model.frame, white=model.white)
+    waiting = 64 if model.tile is None else 4
+    for group in source.groups(run_dir):
+        batch: list[tuple[Path, Cut]] = []
+        for path, result in zip(group, attempts(group, read, waiting), strict=True):
+            if isinstance(result, LabError):
+                source.broken.append(str(result))
+                if source.live:
+                    log.warning(str(result))
+                continue
+            batch.append((path, result))
+            if len(batch) == (1 if model.tile is not None else batch_size):
+                yield from _batch(problem, model, batch, batch_size)
+                batch = []
+        if batch:
+            yield from _batch(problem, model, batch, batch_size)
 
 
-def _expected(ckpt: str) -> list[str]:
-    """Return a line in a list where the checkpoint's run has no test images, else an empty list."""
-    with suppress(LabError):  # a damaged file beside it is no reason to predict nothing
-        if (origin := origin_of(Path(ckpt))) is not None and untested(origin.split):
-            return ["no image has tested this model: what to expect of it is its attempt's figure in cross-validation"]
-    return []
-
-
-def _predictions(
-    problem: Problem, model: Model, pictures: Iterator[tuple[Path, Cut]], batch_size: int
-) -> Iterator[tuple[Path, np.ndarray, Prediction]]:
-    """Yield for each image its path, its picture as a whole, and what the model says of it."""
+def _batch(problem: Problem, model: Model, batch: Sequence[tuple[Path, Cut]], size: int) -> Iterator[Judged]:
+    began = time.perf_counter()
     if model.tile is not None:
-        for path, (picture, tiles, windows) in pictures:
-            assert tiles is not None
-            batches = (tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size))
-            normalised = (normalise(batch, model.mean, model.std) for batch in batches)
-            yield path, picture, problem.predict_tiles(model, normalised, windows)
+        ((path, (picture, tiles, windows)),) = batch
+        assert tiles is not None
+        parts = (tiles[start : start + size] for start in range(0, len(tiles), size))
+        normalised = (normalise(part, model.mean, model.std) for part in parts)
+        prediction = problem.predict_tiles(model, normalised, windows)
+        yield Judged(path, picture, prediction, time.perf_counter() - began)
         return
-    while batch := list(islice(pictures, batch_size)):
-        images = normalise(np.stack([cut.picture for _, cut in batch]), model.mean, model.std)
-        for (path, cut), prediction in zip(batch, problem.predict(model, images), strict=True):
-            yield path, cut.picture, prediction
+    images = normalise(np.stack([cut.picture for _, cut in batch]), model.mean, model.std)
+    predictions = problem.predict(model, images)
+    each = (time.perf_counter() - began) / len(batch)
+    for (path, cut), prediction in zip(batch, predictions, strict=True):
+        yield Judged(path, cut.picture, prediction, each)
+
+
+def _written(judged: Judged, model: Model, name: str, run_dir: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Write the map and the files of an image; return its row, and the pictures that show it, by their captions."""
+    path, picture, prediction, _ = judged
+    files: Mapping[str, np.ndarray | str] = {}
+    if prediction.files is not None:  # written as they come: a day's production does not fit into memory
+        image = read_image(path, model.white)
+        files = prediction.files(image)
+        _write_files(run_dir / FOUND / name, files)
+        prediction = prediction.sized(image.shape[:2]) if prediction.sized else prediction
+    tiles = {"": model.frame.cut(picture, path)}
+    if prediction.heat is not None:
+        heat = prediction.heat if model.tile is not None else model.frame.cut(prediction.heat, path)
+        tiles[f"map, outlined where above {model.map_threshold:.3g}"] = _write_map(
+            run_dir / MAPS / name, path, heat, model
+        )
+    if isinstance(drawing := files.get(".jpg"), np.ndarray):
+        tiles["found"] = drawing
+    return {"path": str(path), **model.decided(prediction.row)}, tiles
+
+
+def _sheet(images: Sequence[Shown], confident: bool) -> np.ndarray:
+    """Draw the most doubtful images; where nothing shows that the model learnt, no frame has the decision's colour."""
+    tiles: list[np.ndarray] = []
+    captions: list[str] = []
+    marks: list[str | None] = []
+    files: list[str] = []
+    for shown in images:
+        if len(tiles) >= SHOWN:
+            break
+        further = len(shown.tiles) - 1
+        tiles += shown.tiles.values()
+        captions += [shown.caption if confident else f"? {shown.caption}", *list(shown.tiles)[1:]]
+        marks += [COLOURS.get(shown.decision) if confident else None, *[None] * further]
+        files += [shown.path, *[""] * further]
+    return sheet(tiles, captions, marks, files=files)
+
+
+def _speed(seconds: Sequence[float], batch_size: int, device: str) -> str:
+    """Return what an image takes, in a line."""
+    median, late = np.quantile(seconds, [0.5, 0.95])
+    return (
+        f"{1000 * median:.3g} ms an image (median; 95% within {1000 * late:.3g} ms) on {device}, in batches of up to "
+        f"{batch_size}, without reading the file"
+    )
+
+
+def _report(source: Source, predicted: int) -> None:
+    """Name what was left out.
+
+    Raises:
+        IncompleteError: an image cannot be read.
+    """
+    for line in name_left_out(source.left_out, source.root):
+        log.warning(line)
+    for i, line in enumerate(source.broken):
+        log.log(logging.WARNING if i < NAMED and not source.live else logging.DEBUG, line)
+    if source.broken:
+        more = f", {len(source.broken) - NAMED} of them in run.log alone" if len(source.broken) > NAMED else ""
+        raise IncompleteError(
+            f"{len(source.broken)} image(s) or folder(s) cannot be read (named above{more}), "
+            f"{predicted} image(s) are predicted"
+        )
 
 
 def _write_map(target: Path, path: Path, heat: np.ndarray, model: Model) -> np.ndarray:
@@ -206,7 +237,7 @@ def _write_map(target: Path, path: Path, heat: np.ndarray, model: Model) -> np.n
     file = io.BytesIO()
     Image.fromarray(heat).save(file, "tiff")
     write_whole(Path(f"{target}.tiff"), file.getbuffer())
-    drawn = _map_over(read_image(path, model.white), heat, model.map_threshold)
+    drawn = map_over(read_image(path, model.white), heat, model.map_threshold)
     write_picture(Path(f"{target}.jpg"), drawn)
     return drawn
 
@@ -224,28 +255,3 @@ def _write_files(target: Path, files: Mapping[str, np.ndarray | str]) -> None:
             write_whole(path, file.getbuffer())
         else:
             write_picture(path, content)
-
-
-def _map_over(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
-    """Draw a map over its image, coloured from about the map's threshold up, and outlined where it is above it.
-
-    All images have one scale, whatever images there will be.
-
-    Args:
-        image: uint8 RGB [H, W, 3].
-        heat: [h, w].
-        limit: the map's threshold.
-
-    Returns:
-        uint8 RGB of the image's proportions.
-    """
-    longest = max(image.shape[:2])
-    side = min(max(longest, SMALL), LARGE)
-    size = max(1, round(image.shape[1] * side / longest)), max(1, round(image.shape[0] * side / longest))
-    share = map_at(heat, size[::-1]) / max(limit, 1e-12)
-    drawn = coloured(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (share - COOL) / (HOT - COOL))
-    lines, _ = cv2.findContours((share > 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = max(2, side // 160)  # a pixel on a sheet
-    for wide, colour in ((2 * width, INK), (width, PAPER)):  # a dark rim, as the line crosses bright and dark
-        cv2.drawContours(drawn, lines, -1, ImageColor.getrgb(colour), wide)
-    return drawn

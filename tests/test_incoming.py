@@ -1,0 +1,247 @@
+"""New images for task=predict, wherever they come from, and what is shown of them."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import SIZE
+from PIL import Image
+
+import mvtec_lab as lab_of
+from mvtec_lab.data import incoming
+from mvtec_lab.data.incoming import Archive, Video, Watched, find
+from mvtec_lab.errors import LabError
+from mvtec_lab.reporting.expected import expected
+from mvtec_lab.reporting.predicted import MOST, Doubtful, Shown
+from mvtec_lab.results import append_csv, read_csv
+
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("0.png\n\n2.png\n")
+    return folder
+
+
+def names(source: incoming.Source, folder: Path) -> list[str]:
+    return [source.name(path) for group in source.groups(folder) for path in group]
+
+
+def test_a_folder_a_glob_and_lists_give_images(images: Path, tmp_path: Path) -> None:
+    assert names(find(str(images)), tmp_path) == ["0.png", "1.png", "2.png"]
+    globbed = find(f"{images}/*")
+    assert names(globbed, tmp_path) == ["0.png", "1.png", "2.png"]
+    assert globbed.left_out == {"file(s) that are not images": [str(images / "notes.txt")]}
+    assert names(find(f"{tmp_path}/**/[12].png"), tmp_path) == ["new/1.png", "new/2.png"]
+    assert names(find(str(images / "notes.txt")), tmp_path) == ["0.png", "2.png"]
+    (images / "list.csv").write_text(f"id,path\n7,1.png\n8,{images / '0.png'}\n")
+    assert names(find(str(images / "list.csv")), tmp_path) == ["1.png", "0.png"]
+
+
+def test_an_archive_is_unpacked_below_the_task_s_folder(images: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive:
+        archive.write(images / "1.png", "a/1.png")
+        archive.write(images / "0.png", "a/10.png")
+        archive.writestr("__MACOSX/a/._1.png", b"")
+        archive.writestr("read.me", b"hello")
+    source = find(str(tmp_path / "day.zip"))
+    assert isinstance(source, Archive)
+    assert names(source, tmp_path / "out") == ["a/1.png", "a/10.png"]
+    assert (tmp_path / "out/images/a/1.png").read_bytes() == (images / "1.png").read_bytes()
+    assert source.left_out == {"file(s) that are not images": ["read.me"]}
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "C:/out.png"])
+def test_an_archive_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(LabError, match="leads out of it"):
+        find(str(tmp_path / "day.zip"))
+
+
+def test_a_broken_member_is_named(images: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive:
+        archive.write(images / "0.png", "0.png")
+        archive.write(images / "1.png", "1.png")
+    content = bytearray((tmp_path / "day.zip").read_bytes())
+    content[60] ^= 0xFF  # within the first image
+    (tmp_path / "day.zip").write_bytes(content)
+    source = find(str(tmp_path / "day.zip"))
+    assert names(source, tmp_path / "out") == ["1.png"]
+    assert "0.png of" in source.broken[0]
+    assert not (tmp_path / "out/images/0.png").exists()
+
+
+def video(path: Path, frames: int, fps: int = 10) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (32, 32))
+    for number in range(frames):
+        writer.write(np.full((32, 32, 3), 20 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_gives_its_frames_as_files(tmp_path: Path) -> None:
+    path = video(tmp_path / "clip.avi", 6)
+    source = find(str(path))
+    assert isinstance(source, Video)
+    assert names(source, tmp_path / "out") == [f"clip_{number:06}.png" for number in range(6)]
+    assert cv2.imread(str(tmp_path / "out/images/clip_000003.png")).mean() == pytest.approx(60, abs=6)
+    assert names(find(str(path), fps=5), tmp_path / "some") == [f"clip_{number:06}.png" for number in (0, 2, 4)]
+
+
+def test_a_camera_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = video(tmp_path / "clip.avi", 2), cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: real(str(path)) if device == 0 else real("none"))
+    source = find("0")
+    assert source.live
+    assert names(source, tmp_path / "out") == ["camera0_000000.png", "camera0_000001.png"]
+    with pytest.raises(LabError, match="camera 7 cannot be opened"):
+        next(find("7").groups(tmp_path / "out"))
+
+
+def test_a_watched_folder_gives_complete_files_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(range(10))
+
+    def wait() -> None:
+        match next(looks):
+            case 1:
+                (images / "3.png").write_bytes(b"half")
+            case 2:
+                shutil.copy(images / "0.png", images / "3.png")
+            case 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(incoming, "wait", wait)
+    source = find(str(images), watch=True)
+    groups: list[list[str]] = []
+    assert isinstance(source, Watched)
+    with suppress(KeyboardInterrupt):
+        groups += ([path.name for path in group] for group in source.groups(tmp_path))
+    assert groups == [["0.png", "1.png", "2.png"], ["3.png"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (None, "needs source=FILE_OR_FOLDER"),
+        ("nowhere", "does not exist: give an image or a folder"),
+        ("*.jpg", "matches no image"),
+        ("empty", "holds no image"),
+        ("none.txt", "names no image"),
+        ("bare.csv", "has no column path"),
+        ("no.zip", "is no zip archive, or damaged"),
+    ],
+)
+def test_what_gives_no_image_is_one_line(
+    typed: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("none.txt", "bare.csv", "no.zip"):
+        (tmp_path / name).write_text("\n")
+    with pytest.raises(LabError, match=said):
+        find(typed)
+
+
+def test_rows_are_appended_whole(tmp_path: Path) -> None:
+    for number in range(2):
+        append_csv(tmp_path / "rows.csv", {"path": f"{number}.png", "decision": "OK", "note": "=1"})
+    assert read_csv(tmp_path / "rows.csv") == [
+        {"path": f"{number}.png", "decision": "OK", "note": "=1"} for number in range(2)
+    ]
+
+
+def test_the_most_doubtful_are_kept() -> None:
+    kept = Doubtful()
+    picture = np.zeros((640, 320, 3), np.uint8)
+    for number in np.random.default_rng(0).permutation(200):
+        kept.add(Shown(float(number), "OK", "", f"{number}.png", {"": picture}))
+    shown = kept.most_doubtful()
+    assert [int(image.margin) for image in shown] == list(range(MOST))
+    assert shown[0].tiles[""].shape == (320, 160, 3)
+
+
+def test_what_learnt_nothing_is_shown_without_confidence(product: Path, tmp_path: Path) -> None:
+    data = lab_of.MVTecDataModule(product, image_size=SIZE)
+    data.setup()
+    shares = {split: np.tile([0.2, 0.6, 0.2], (len(data.of_split(split)), 1)) for split in ("val", "test")}
+    lab_of.write_run(tmp_path / "run", "constant", data, shares)
+    assert expected(tmp_path / "run/best.ckpt").light == "red"
+    assert expected(tmp_path / "nowhere/best.ckpt").light == "amber"
+
+
+@pytest.fixture
+def run(lab, tmp_path: Path) -> Path:
+    assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
+    return tmp_path / "run"
+
+
+def test_predictions_have_a_page_with_the_figure_to_expect(
+    run: Path, lab, product: Path, tmp_path: Path, capsys
+) -> None:
+    assert lab("task=predict", f"ckpt={run}", f"source={product}/test/*/00[01].png", "hydra.run.dir=out") == 0
+    out = capsys.readouterr().out
+    page = (tmp_path / "out/report.html").read_text()
+    assert "ms an image (median; 95% within" in out
+    for said in ("image AUROC 1.00, between", "of the defects pass as good"):
+        assert said in out
+        assert said in page
+    assert page.count("<figure class=") == 6
+    assert page.count("<b>REJECT</b>") == sum(
+        row["decision"] == "REJECT" for row in read_csv(tmp_path / "out/predictions.csv")
+    )
+    assert "crack/001.png" in page
+    assert "<script" not in page
+    margins = [abs(float(r["score"]) - float(r["threshold"])) for r in read_csv(tmp_path / "out/predictions.csv")]
+    paths = [row["path"] for row in read_csv(tmp_path / "out/predictions.csv")]
+    order = [paths[place] for place in np.argsort(margins, kind="stable")]
+    assert [page.index(f"<br>{path}") for path in order] == sorted(page.index(f"<br>{path}") for path in paths)
+
+
+def test_a_watched_folder_is_judged_row_by_row(
+    run: Path, lab, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = tmp_path / "line"
+    folder.mkdir()
+    shutil.copy(product / "test/good/000.png", folder / "0.png")
+    rows: list[int] = []
+    looks = iter(range(10))
+
+    def wait() -> None:
+        rows.append(len(read_csv(tmp_path / "out/predictions.csv")))
+        match next(looks):
+            case 1:
+                shutil.copy(product / "test/hole/000.png", folder / "1.png")
+            case 2:
+                (folder / "2.png").write_bytes(b"no image")
+            case 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(incoming, "wait", wait)
+    words = ("task=predict", f"ckpt={run}", f"source={folder}", "watch=true", "hydra.run.dir=out")
+    assert lab(*words) == 1  # one image is broken
+    assert rows == [0, 1, 1, 2, 2, 2]
+    assert [row["decision"] for row in read_csv(tmp_path / "out/predictions.csv")] == ["OK", "REJECT"]
+    assert "2.png cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_a_refused_archive_leaves_nothing(run: Path, lab, tmp_path: Path, capsys) -> None:
+    with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive:
+        archive.writestr("0.png", b"no image")
+    assert lab("task=predict", f"ckpt={run}", "source=day.zip", "hydra.run.dir=out") == 2
+    assert "has no image that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -129,6 +129,7 @@ def test_predict_of_a_method_without_maps_says_so(lab, product: Path, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "predictions.csv",
         "predictions.jpg",
+        "report.html",
         "run.log",
     ]
 

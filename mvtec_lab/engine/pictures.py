@@ -21,7 +21,7 @@ from mvtec_lab.results import write_whole
 RIGHT, WRONG = PALETTE[2], PALETTE[1]  # green and red, which this pair keeps apart for everyone
 SIDE = 320  # pixels of a drawn tile: twice as large as that of a sheet, which makes its lines smooth
 SHOWN = 24  # images on a sheet: four rows of six
-COOL, FULL = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images stay nearly without
+COOL, FULL = 0.75, 1.5  # of the map's threshold: where its colour begins and is fullest; good images hardly have one
 SMALL, LARGE = 320, 1024  # pixels of a drawn map's longer side: lines need the one, a screen shows the other
 
 

@@ -216,7 +216,7 @@ def test_a_watched_folder_is_judged_row_by_row(
 ) -> None:
     folder = tmp_path / "line"
     folder.mkdir()
-    shutil.copy(product / "test/good/000.png", folder / "0.png")
+    shutil.copy(product / "test/good/001.png", folder / "0.png")
     rows: list[int] = []
     looks = iter(range(10))
 

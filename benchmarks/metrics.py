@@ -219,7 +219,8 @@ def compared(metric: str, labels: np.ndarray, values: np.ndarray) -> Difference:
 def over_folds(metric: str, labels: np.ndarray, change: np.ndarray) -> bool:
     """Tell whether the lab calls two attempts different by the differences of their folds."""
     steps = {"accuracy": 1 / len(labels), "balanced_accuracy": statistics.image_weights(labels).max()}
-    return statistics.corrected_t_test(change, 1 / (FOLDS - 1), steps.get(metric, 0.0)) < ALPHA
+    once = metric in PROPER
+    return statistics.corrected_t_test(change, 1 / (FOLDS - 1), steps.get(metric, 0.0), once=once) < ALPHA
 
 
 @cache

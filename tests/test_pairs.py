@@ -106,6 +106,20 @@ def test_folds_are_compared_by_the_corrected_test(tmp_path: Path) -> None:
     assert_figures_are_said(comparison)
 
 
+@pytest.mark.parametrize(("rounds", "warned"), [(5, False), (6, True)])
+def test_many_rounds_of_few_images_are_warned_of(tmp_path: Path, rounds: int, warned: bool) -> None:
+    right = [8 + index % 3 for index in range(5 * rounds)]  # of 10 images in each fold, 50 in a round
+    for name in ("a", "b"):
+        for index, count in enumerate(right):
+            fold(tmp_path / f"{name}{index}", name, index, count - (name == "b") * (index % 2), 10)
+    for path in tmp_path.glob(f"*/{CONFIG}"):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump(config | {"split": {"protocol": "kfold", "folds": 5}}), encoding="utf-8")
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.pairs[0].evidence.design.repeats == rounds
+    assert ("Take p with care: 6 rounds" in said(comparison)) == warned
+
+
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_the_bayesian_side_is_that_of_the_pairs_first(tmp_path: Path, first: str) -> None:
     """Worse, equal and better are about the first of a pair, whichever that is, in fields, verdict and report."""

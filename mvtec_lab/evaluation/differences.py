@@ -249,18 +249,21 @@ def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Diffe
     return _tested(difference.value, noises, (difference.low + difference.high) / 2, difference.limit)
 
 
-def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float) -> Noise:
+def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, once: bool = False) -> Noise:
     """Return the noise of a mean difference over test sets, as ``corrected_t_test`` takes it; arguments as there."""
-    return noise_over_sets(variance_of_test_sets(differences, ratio, resolution), len(np.asarray(differences)), ratio)
+    variance = variance_of_test_sets(differences, ratio, resolution, once=once)
+    return noise_over_sets(variance, len(np.asarray(differences)), ratio, once=once)
 
 
-def variance_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float) -> float:
+def variance_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, once: bool = False) -> float:
     """Return the variance of the difference on one test set, as ``corrected_t_test`` takes it; arguments as there."""
-    number = len(np.asarray(differences))
-    return statistics.corrected_error(differences, ratio, resolution) ** 2 / (1 / number + ratio)
+    error = statistics.corrected_error(differences, ratio, resolution, once=once)
+    return error**2 / statistics.of_mean(len(np.asarray(differences)), ratio, once)
 
 
-def noise_over_sets(variance: float, sets: int, ratio: float, known: float | None = None) -> Noise:
+def noise_over_sets(
+    variance: float, sets: int, ratio: float, known: float | None = None, *, once: bool = False
+) -> Noise:
     """Return the noise of a mean difference over test sets, from its variance on one of them.
 
     The corrected resampled t-test is careful. The variance that is seen is at least that of images which are each
@@ -271,9 +274,10 @@ def noise_over_sets(variance: float, sets: int, ratio: float, known: float | Non
         sets: the number of test sets.
         ratio: test images over the images that the learner had.
         known: the degrees of freedom of ``variance`` where other test sets gave it.
+        once: see ``statistics.of_mean``.
     """
     seen = variance * max(1 / sets, ratio / (1 + ratio))
-    return Noise(variance * (1 / sets + ratio), seen, sets - 1, grows=False, known=known)
+    return Noise(variance * statistics.of_mean(sets, ratio, once), seen, sets - 1, grows=False, known=known)
 
 
 def power_of(noises: Sequence[Noise], figures: tuple[float, float], alpha: float) -> Callable[[float], float]:

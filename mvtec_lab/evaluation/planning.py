@@ -87,6 +87,7 @@ class OverTestSets:
         folds: of a repeat.
         most: the largest difference that there can be.
         alike: no test set told the two apart; ``variance`` is then what a single image would make.
+        once: see ``statistics.of_mean``.
     """
 
     variance: float
@@ -96,13 +97,14 @@ class OverTestSets:
     folds: int
     most: float = 1.0
     alike: bool = False
+    once: bool = False
 
     @property
     def design(self) -> Design:
         return Design(round(self.tested * self.folds), self.folds, max(1, round(self.sets / self.folds)))
 
     def found(self, alpha: float) -> float | None:
-        noise = noise_over_sets(self.variance, self.sets, self.ratio)
+        noise = noise_over_sets(self.variance, self.sets, self.ratio, once=self.once)
         return found_difference([noise], _NO_GROWTH, alpha, self.most)
 
     def power(self, design: Design, alpha: float) -> Power:
@@ -111,8 +113,8 @@ class OverTestSets:
         variance = self.variance * self.tested * design.folds / design.images
         ratio, known = self.ratio * (self.folds - 1) / (design.folds - 1), self.sets - 1
         if design == self.design:  # as ``found`` has it
-            return power_of([noise_over_sets(self.variance, self.sets, self.ratio)], _NO_GROWTH, alpha)
-        return power_of([noise_over_sets(variance, design.runs, ratio, known)], _NO_GROWTH, alpha)
+            return power_of([noise_over_sets(self.variance, self.sets, self.ratio, once=self.once)], _NO_GROWTH, alpha)
+        return power_of([noise_over_sets(variance, design.runs, ratio, known, once=self.once)], _NO_GROWTH, alpha)
 
     @property
     def repeats(self) -> Sequence[int]:
@@ -138,6 +140,7 @@ class OnOneTestSet:
         most: the largest difference that there can be.
         disagreement: where McNemar's test compares the two: the share of images that only one of them gets right.
         labelled: the images for training, validation and test, from which folds could be drawn; 0: none can.
+        once: of these folds, see ``statistics.of_mean``.
     """
 
     images: int
@@ -149,6 +152,7 @@ class OnOneTestSet:
     most: float = 1.0
     disagreement: float | None = None
     labelled: int = 0
+    once: bool = False
 
     @property
     def design(self) -> Design:
@@ -193,7 +197,7 @@ class OnOneTestSet:
         tested = design.images / design.folds
         variance = sum(noise.seen for noise in self.of_images) * self.images / tested
         variance += sum(noise.variance for noise in self.of_seeds) * self.seeds
-        return noise_over_sets(variance, design.runs, 1 / (design.folds - 1), self.images - 1)
+        return noise_over_sets(variance, design.runs, 1 / (design.folds - 1), self.images - 1, once=self.once)
 
 
 def ways(evidence: Evidence, difference: float, alpha: float) -> list[Design]:

@@ -177,7 +177,8 @@ class Attempt:
             if len(values) < LEAST_RUNS:
                 return Estimate(mean, method=method)
             one = self.resolution(list(self.tests), metric, images)
-            interval = statistics.corrected_interval(values, self.ratio(split), one)
+            once = metric.inference.once
+            interval = statistics.corrected_interval(values, self.ratio(split), one, once=once)
             return Estimate(mean, *metric.clip(*interval), method)
         of_seeds = [value for m in of_runs if (value := metric.of(m)) is not None]
         value, runs = st.fmean(of_seeds), len(of_seeds)

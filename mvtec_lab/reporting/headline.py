@@ -203,7 +203,9 @@ def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
     folds = "test every image, in folds that each attempt is trained for (cv.folds=5)."
     if comparison.advice and (chosen.name == comparison.best or comparison.reference is not None):
         models = any(pair.models for pair in comparison.pairs) and "cv.folds" not in comparison.advice
-        return f"Next: {folds} {comparison.advice}" if models else f"Next: {comparison.advice}"
+        if models:
+            return f"Next: {folds} {comparison.advice}"
+        return f"Next: {comparison.advice}".replace("Next: To tell", "Next: to tell", 1)
     if any(pair.models for pair in comparison.pairs) or len(chosen.tests) < LEAST_RUNS:
         return f"Next: {folds}"
     return "Next: take the simplest of those that are not shown to differ, or test more images."

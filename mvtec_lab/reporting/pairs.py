@@ -216,6 +216,7 @@ def pair_of(a: Attempt, b: Attempt) -> Pair:
         # the mean square
         disagreement=of_images[0].seen * pair.images + difference.value**2 if test == statistics.MCNEMAR else None,
         labelled=_labelled(a) if metric.inference.pooled else 0,
+        once=metric.inference.once,
     )
     return pair
 
@@ -278,27 +279,30 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
         pair.refused = f"not every test set has a {metric.title}"
         return
     change, ratio, resolution = known
+    once = metric.inference.once
     if metric.share:
         pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
-    noise = differences.noise_of_test_sets(change, ratio, resolution)
+    noise = differences.noise_of_test_sets(change, ratio, resolution, once=once)
     test, value, pair.error = "corrected resampled t-test", float(change.mean()), noise.seen**0.5
     if dropped := [attempt for attempt in (a, b) if attempt.dropped]:
         pair.raced, test = True, f"{test} over all looks of the race"
-        own = statistics.corrected_error(change, ratio, resolution)
+        own = statistics.corrected_error(change, ratio, resolution, once=once)
         pair.p, interval = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
         pair.difference = Estimate(value, *metric.clip(*interval, change=True), test)
         return  # which difference another race would find is another question
-    pair.p = statistics.corrected_t_test(change, ratio, resolution)
-    low, high = metric.clip(*statistics.corrected_interval(change, ratio, resolution), change=True)
+    pair.p = statistics.corrected_t_test(change, ratio, resolution, once=once)
+    interval = statistics.corrected_interval(change, ratio, resolution, once=once)
+    low, high = metric.clip(*interval, change=True)
     pair.difference = Estimate(value, low, high, test)
     pair.evidence = OverTestSets(
-        variance=differences.variance_of_test_sets(change, ratio, resolution),
+        variance=differences.variance_of_test_sets(change, ratio, resolution, once=once),
         sets=len(common),
         tested=float(np.mean([len(images) for images in common])),
         ratio=ratio,
         folds=max(a.parts, b.parts) or max(2, round(1 + 1 / ratio)),  # splits drawn at random test a share of their own
         most=metric.limit,
         alike=not change.any(),
+        once=once,
     )
 
 

@@ -200,7 +200,7 @@ def _proper(
         of_images=of_rows,
         chance=(chance, "stating for every image how frequent the classes are in training"),
         # Folds whose losses agree to the last digit do not occur by chance, as shares of a few images do.
-        inference=Inference(resolution=lambda images, runs: 0.0, extra=EXTRA.get(key, 0.0), single=single),
+        inference=Inference(resolution=lambda images, runs: 0.0, extra=EXTRA.get(key, 0.0), single=single, once=True),
     )
 
 

@@ -69,6 +69,7 @@ class Inference:
         paired: the difference of two attempts on the same images, and the name of the test.
         extra: of ``differences.careful_difference``, the test of ``of_images``; 0: a permutation test.
         pooled: ``paired`` may take the images of several test sets together.
+        once: over folds further rounds do not make a mean more certain: see ``statistics.of_mean``.
         single: the remedy where no paired test on a single test set is sound.
         resolution: what one image changes, from the number of images and one run per test set.
         of_rows: the metric from the rows of predictions.csv of a split, where it is no mean over images.
@@ -81,6 +82,7 @@ class Inference:
     paired: Callable[[Runs, Runs], tuple[Difference, str]] | None = None
     extra: float = 0.0
     pooled: bool = True
+    once: bool = False
     single: str = ""
     resolution: Callable[[float, Runs], float] | None = None
     of_rows: Callable[[Rows], float | None] | None = None

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mvtec_lab.reporting.verdict import FEW_IMAGES, MANY_ROUNDS
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks import folds, levels, metrics
@@ -92,7 +94,8 @@ def test_equal_attempts_are_rarely_called_different_by_any_metric(
 @pytest.mark.parametrize("kind", folds.KINDS, ids=lambda kind: kind.name)
 def test_equal_learners_are_rarely_called_different_over_folds(kind: folds.Kind, rounds: int) -> None:
     for metric, sure in folds.changes(kind):
-        assert folds.level(kind, metric, rounds, sure) <= 0.07  # 6%, and what a thousand simulations are off by
+        few = metric == "accuracy" and rounds > MANY_ROUNDS and sum(kind.counts) < FEW_IMAGES  # the verdict warns
+        assert folds.level(kind, metric, rounds, sure) <= (0.08 if few else 0.06)
 
 
 def test_a_learner_that_sees_much_in_its_images_varies_more_than_its_folds_show() -> None:

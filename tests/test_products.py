@@ -185,6 +185,15 @@ def test_the_first_lines_say_what_to_do(tmp_path: Path) -> None:
     assert against[0] == "▲ Open. Stay with b: over 2 products no other attempt is shown to be better."
 
 
+def test_where_no_attempt_can_be_named_the_reason_is(tmp_path: Path) -> None:
+    for product in ("bottle", "cable"):
+        for name in ("a", "b"):
+            run = fabricate(tmp_path / f"{name}{product}", name, category=product)
+            run.metrics["val"] = {}
+            run.save()
+    assert "as validation cannot choose among them. Each product's own" in compared(tmp_path).headline[0]
+
+
 def test_files_say_what_the_verdict_says(tmp_path: Path) -> None:
     for number, product in enumerate(CATEGORIES[:5]):
         for name, right in (("a", 17), ("b", 8 + number)):

@@ -25,8 +25,10 @@ def products_headline(many: ProductsComparison) -> Headline:
         return Headline("red", "Nothing learnt", use, next="Next: see that one attempt learns at all on one product.")
     placed = next((placed for placed in many.placed if placed.attempt == (many.reference or many.best)), None)
     if placed is None or placed.mean is None:
-        use = "No single attempt can be named over these products: each product's own report says what holds there."
-        return Headline("amber", "Open", use)
+        why = "validation cannot choose among them" if many.common else "they have no two products in common"
+        why = "they are judged by different metrics" if len(many.metrics) > 1 else why
+        use = f"No single attempt can be named over these products, as {why}."
+        return Headline("amber", "Open", f"{use} Each product's own report names the best there.")
     light, word, use, chosen = _use(many, placed)
     of = [attempt for attempt in many.done if attempt.name == chosen.attempt]
     return Headline(light, word, use, _sure(many, chosen), _next(many, light), _mistakes(of))

@@ -6,7 +6,7 @@ import difflib
 import errno
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # No room on the disk, the user's share of it used up, or a file larger than this process may write.
@@ -26,6 +26,29 @@ class IncompleteError(LabError):
     """Report that a part of the input could not be used; the rest is done and written (exit status 1)."""
 
     status = 1
+
+
+class MissingWeights(LabError):  # noqa: N818 # it says what is the matter, not that something is
+    """Report a file of weights that is not there; a sweep names those of all its jobs at once.
+
+    Args:
+        what: the file, and why it is not there.
+        remedy: what to do; empty: ``what`` says it.
+    """
+
+    def __init__(self, what: object, remedy: str = "") -> None:
+        super().__init__(f"{what}: {remedy}" if remedy else what)
+        self.what, self.remedy = str(what), remedy
+
+    @classmethod
+    def of_all(cls, errors: Sequence[MissingWeights]) -> MissingWeights:
+        """Return one error of several."""
+        distinct = list({str(error): error for error in errors}.values())
+        if len(distinct) == 1:
+            return distinct[0]
+        remedies = dict.fromkeys(error.remedy.replace("put it into", "put them into") for error in distinct)
+        what = f"{len(distinct)} files of weights are missing: {'; '.join(error.what for error in distinct)}"
+        return cls(what, "; ".join(filter(None, remedies)))
 
 
 def redacted(text: str) -> str:

@@ -34,7 +34,7 @@ from mvtec_lab.engine.loggers import require_loggers
 from mvtec_lab.engine.origin import TAKEN, checkpoint_of, origin_of
 from mvtec_lab.engine.process import command_line_settings, spare_imports
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
-from mvtec_lab.errors import LabError, disk_full, redacted, unknown
+from mvtec_lab.errors import LabError, MissingWeights, disk_full, redacted, unknown
 from mvtec_lab.knobs import asking, changing, settings
 from mvtec_lab.logs import Printed
 from mvtec_lab.models.names import look as look_at_names
@@ -402,7 +402,8 @@ def look_at_files(config: Config, here: bool = True) -> None:
     }
     for key, (file, wanted) in files.items():
         if file is not None and task.takes(key) and not Path(file).expanduser().exists():
-            raise LabError(f"{key}={file} does not exist: give {wanted}")
+            kind = MissingWeights if key == "model.sam_weights" else LabError
+            raise kind(f"{key}={file} does not exist: give {wanted}")
     if task.takes("source") and config.source is not None:
         look_at_source(config.source)
 

@@ -123,7 +123,8 @@ class RunResult:
     parameters: Annotated[dict[str, int], dict[str, Count]] = field(default_factory=dict)  #: total and trained
     features: list[str] = field(default_factory=list)  #: splits whose frozen stages were computed once, not each epoch
     val_is_test: bool = False  #: validation is the test images: its figures are too good
-    #: what judged the learnt images, all of which validate: "inner folds"; empty: those of val validate, or of test
+    #: what judged the images that validate where learnt ones do: "inner folds", or "the model itself and inner folds"
+    #: where images of val are not learnt; empty: the model itself judged those of val, or of test
     validates_by: str = ""
     drawn_from_all: bool = False  #: a holdout or folds are of all images, not of those for testing alone
     #: a published figure of this attempt: accuracy, and the split it is of

@@ -23,7 +23,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.engine.loggers import note_verdict
 from mvtec_lab.engine.resume import as_begun, earlier_run
 from mvtec_lab.engine.threads import computing_with
-from mvtec_lab.errors import LabError, redacted
+from mvtec_lab.errors import LabError, MissingWeights, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
 from mvtec_lab.job import (
     FAILED,
@@ -117,10 +117,12 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
         with _of_job(job, len(jobs)):
             configs.append(to_config(job, job.hydra))
     _refuse_idle(configs, typed)
+    missing: list[MissingWeights] = []
     for job, config, given in zip(jobs, configs, typed, strict=True):  # all of them before torch is imported
-        with _of_job(job, len(jobs)):
+        with _of_job(job, len(jobs)), _noted(missing):
             check(config, settle(config, given))
             look_at_files(config, launcher_of(job) in _HERE)
+    _refuse_missing(missing)
     command.race = _race(jobs, configs)
     scans: dict[str, Any] = {}
     products = Products(configs)
@@ -182,6 +184,22 @@ def _check_in_full(jobs: list[DictConfig], configs: list[Config], command: Comma
                 files = command.checked.setdefault(images.folder, {})
                 for file, digest in images.contents.items():
                     files[file] = files.get(file) or digest  # a file may take part in some jobs alone
+    _refuse_missing(checks.missing if checks else [])
+
+
+@contextmanager
+def _noted(missing: list[MissingWeights]) -> Iterator[None]:
+    """Note weights that a job lacks, so that those of the others are named with them."""
+    try:
+        yield
+    except MissingWeights as error:
+        missing.append(error)
+
+
+def _refuse_missing(missing: list[MissingWeights]) -> None:
+    """Refuse a sweep for all files of weights that its jobs lack, at once."""
+    if missing:
+        raise MissingWeights.of_all(missing)
 
 
 def _claim(directory: Path, config: Config, command: Command) -> None:

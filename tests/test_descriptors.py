@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_product
 from PIL import Image
 
 from mvtec_lab.errors import LabError
@@ -152,7 +153,7 @@ def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_pa
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "hydra.run.dir=judged") == 0
     judged = predictions(tmp_path / "judged")
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=new") == 0
-    assert "not guaranteed: inner folds judged the 18 held-out images" in capsys.readouterr().out
+    assert "not guaranteed: the 18 held-out images were judged by inner folds, whose models" in capsys.readouterr().out
     new = {"test/" + path.split("test/")[-1]: row for path, row in predictions(tmp_path / "new").items()}
     for path, row in rows.items():
         if row["split"] == "test":
@@ -186,11 +187,11 @@ def test_validation_is_judged_by_models_that_have_not_seen_it(lab, tmp_path: Pat
         )
 
 
-def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, tmp_path: Path, capsys):
+def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, product: Path, tmp_path: Path, capsys):
     """What was thinned out is not learnt back from val: its images are new to the model, and validate as they are."""
-    settings = (*SETTINGS, "model.options.parts=[global]", "data.imbalance=2")
+    settings, both = (*SETTINGS, "model.options.parts=[global]", "data.imbalance=2"), "the model itself and inner folds"
     assert lab(*settings, "hydra.run.dir=run") == 0
-    assert "validation by inner folds" in capsys.readouterr().out
+    assert f"validation by {both}" in " ".join(capsys.readouterr().out.split())
     result = json.loads((tmp_path / "run/result.json").read_text())
     learnt, val = (sum(result["counts"][split].values()) for split in ("train", "val"))
     assert learnt < 14
@@ -198,10 +199,16 @@ def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, t
     assert sum(result["sets"]["held_out"].values()) == learnt + val
     rows = {path: row for path, row in predictions(tmp_path / "run").items() if row["split"] == "val"}
     assert lab("task=evaluate", "ckpt=run/best.ckpt", "data.imbalance=2", "hydra.run.dir=judged") == 0
-    assert "val, inner folds" in capsys.readouterr().out
+    assert f"val, {both}" in capsys.readouterr().out
     judged = {path: row for path, row in predictions(tmp_path / "judged").items() if row["split"] == "val"}
     for path, row in rows.items():
         assert float(judged[path]["prob_crack"]) == pytest.approx(float(row["prob_crack"]), abs=1e-5)
+    assert result["validates_by"] == both
+    assert lab("task=predict", "ckpt=run", f"source={product}", "hydra.run.dir=new") == 0
+    assert f"held-out images were judged by {both}" in " ".join(capsys.readouterr().out.split())
+    others = write_product(tmp_path / "monday/widget", {"good": 5, "crack": 5, "hole": 5}, size=26)
+    assert lab("task=evaluate", "ckpt=run", f"data.root={others}", "hydra.run.dir=others") == 0
+    assert "inner folds" not in capsys.readouterr().out  # they have judged none of these images
 
 
 def test_the_names_of_the_files_do_not_matter(lab, product: Path, tmp_path: Path):

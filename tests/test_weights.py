@@ -136,6 +136,22 @@ def test_a_cached_entry_stands_in_for_a_default_that_cannot_be_had(checkpoints: 
         load_weights("mobilenet_v2", "IMAGENET1K_V2")
 
 
+@pytest.mark.parametrize("grid", ["model.weights=gone.pth,lost.pth", "model.backbone=squeezenet1_1,alexnet"])
+def test_a_sweep_names_all_weights_that_it_lacks(grid: str, checkpoints: Path, lab, tmp_path: Path, capsys) -> None:
+    named = (
+        ("model.weights=gone.pth does not exist", "model.weights=lost.pth does not exist")
+        if "weights" in grid
+        else (f"{PUBLISHED}, IMAGENET1K_V1 of squeezenet1_1, cannot be", "IMAGENET1K_V1 of alexnet, cannot be")
+    )
+    settings = () if "weights" in grid else ("model.weights=IMAGENET1K_V1", "data.image_size=64")
+    assert lab("-m", "attempt=base,cosine", *settings, grid, "hydra.sweep.dir=sweep") == 2
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: 2 files of weights are missing: ")
+    for what in named:
+        assert error.count(what) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_silent_server_is_given_up(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "SILENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it lets a client connect and says nothing

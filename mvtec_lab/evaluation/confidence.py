@@ -122,12 +122,12 @@ def smallest_alpha(held_out: int) -> float:
 
 
 def reservation(held_out: int, validates_by: str = "") -> str:
-    """Return on what the promise of ``set_thresholds`` rests, in a clause; ``validates_by`` as in ``Problem``."""
+    """Return on what the promise of ``set_thresholds`` rests, in a clause; ``validates_by`` as in ``RunResult``."""
     if not validates_by:
         return f"it rests on {held_out} held-out images, and on new ones being like them"
     return (
-        f"it is to be expected, not guaranteed: {validates_by} judged the {held_out} held-out images, by other models "
-        "than this one, and new images must be like them"
+        f"it is to be expected, not guaranteed: the {held_out} held-out images were judged by {validates_by}, whose "
+        "models are others than this one, and new images must be like them"
     )
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.errors import LabError, MissingWeights, unknown
 from mvtec_lab.models.files import check_file
 from mvtec_lab.registry import written
 
@@ -80,9 +80,8 @@ def look(backbone: str | None, weights: str | None, unfreeze: int | str | Sequen
     if weights is not None and is_file_name(weights):
         path = Path(weights).expanduser()
         if not path.exists():
-            raise LabError(
-                f"model.weights={weights} does not exist: give a file, DEFAULT, a name as IMAGENET1K_V1, or null"
-            )
+            remedy = "give a file, DEFAULT, a name as IMAGENET1K_V1, or null"
+            raise MissingWeights(f"model.weights={weights} does not exist", remedy)
         check_file(path, f"model.weights={weights}")
     if backbone is None:
         return

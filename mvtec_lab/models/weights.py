@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS
-from mvtec_lab.errors import LabError, unknown
+from mvtec_lab.errors import LabError, MissingWeights, unknown
 from mvtec_lab.models import timm_backbones
 from mvtec_lab.models.backbones import builder, check_weights
 from mvtec_lab.models.files import check_file, damaged
@@ -38,7 +38,7 @@ SAMPLE_FILE = Path(__file__).with_name("sample_v1.pth")  # made by ``python -m m
 _unreachable: dict[str, str] = {}
 
 
-class WeightsUnavailable(LabError):  # noqa: N818 # it says what is the matter, not that something is
+class WeightsUnavailable(MissingWeights):
     """Pretrained weights cannot be fetched here and now; random weights can replace them."""
 
 
@@ -110,7 +110,7 @@ def load_weights(backbone: str, weights: str | None) -> Weights:
         raise unknown(f"weights of {backbone}", weights, weights_names(backbone))
     else:
         remedy = "give model.weights=FILE, or model.weights=null for random weights"
-        raise WeightsUnavailable(f"there are no weights for {backbone}, so no {weights}: {remedy}")
+        raise WeightsUnavailable(f"there are no weights for {backbone}, so no {weights}", remedy)
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise LabError(f"{source} is not a state dict: write one with torch.save(model.state_dict(), FILE)")
     check_weights(backbone, state_dict, source)
@@ -180,7 +180,8 @@ def fetch_file(url: str, sha256: str, remedy: str) -> Path:
     except Exception as error:  # of the network, the disk, or another file than expected
         _unreachable[url] = str(error)
         reason = " ".join(str(error).split())
-        raise LabError(f"{url} cannot be fetched ({reason}): put it into {path.parent}, or give {remedy}") from error
+        what = f"{url} cannot be fetched ({reason})"
+        raise MissingWeights(what, f"put it into {path.parent}, or give {remedy}") from error
     return path
 
 
@@ -258,8 +259,8 @@ def _fetch(backbone: str, entry: WeightsEnum) -> Mapping[str, Tensor]:
             raise _unreadable(path, str(path), error) from error
         _unreachable[entry.url] = str(error)
         raise WeightsUnavailable(
-            f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())}): put it into "
-            f"{path.parent}, or give model.weights=FILE, or model.weights=null for random weights"
+            f"{path.name}, {entry.name} of {backbone}, cannot be fetched ({' '.join(str(error).split())})",
+            f"put it into {path.parent}, or give model.weights=FILE, or model.weights=null for random weights",
         ) from error
 
 
@@ -271,8 +272,8 @@ def _fetch_timm(backbone: str) -> Mapping[str, Tensor]:
     except Exception as error:  # of the network, the disk, or of a model without published weights
         _unreachable[backbone] = str(error)
         raise WeightsUnavailable(
-            f"the weights of {backbone} cannot be fetched ({' '.join(str(error).split())[:200]}): give "
-            "model.weights=FILE, or model.weights=null for random weights"
+            f"the weights of {backbone} cannot be fetched ({' '.join(str(error).split())[:200]})",
+            "give model.weights=FILE, or model.weights=null for random weights",
         ) from error
 
 

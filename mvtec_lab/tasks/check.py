@@ -9,7 +9,7 @@ from mvtec_lab.data.contents import Contents
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.engine.devices import ONE, check_devices
 from mvtec_lab.engine.setup import set_up
-from mvtec_lab.errors import LabError
+from mvtec_lab.errors import LabError, MissingWeights
 from mvtec_lab.models.weights import WeightsUnavailable, load_weights
 from mvtec_lab.problems import METHODS, check, files_of, problem_of
 from mvtec_lab.problems.model import build_data
@@ -24,12 +24,16 @@ class Images(NamedTuple):
 
 
 class Checks:
-    """Check the jobs of a sweep before they train: what several of them share is looked at once."""
+    """Check the jobs of a sweep before they train: what several of them share is looked at once.
+
+    Weights that are not there are no error of a job: the sweep names all that are ``missing``.
+    """
 
     def __init__(self) -> None:
         self._devices: dict[str, int] = {}
         self._images: dict[str, Images] = {}
         self._networks: set[str] = set()
+        self.missing: list[MissingWeights] = []
 
     def job(self, config: Config, here: bool = True) -> Images:
         """Check everything about a job that can be known before it trains.
@@ -58,8 +62,13 @@ class Checks:
             data = build_data(config)
             shapes = repr((data.classes, len(data.of_split("train")), data.smallest_batch))
             if shapes + network not in self._networks:
-                _rehearse(config, data)
+                try:
+                    _rehearse(config, data)
+                except MissingWeights as error:
+                    self.missing.append(error)
                 self._networks.add(shapes + network)
+            if self.missing:
+                return Images(str(data.folder.absolute()), {}, shapes)
             if images is None:  # last: it takes longest
                 set_up(config, data, *found)
                 images = self._images[drawn] = Images(str(data.folder.absolute()), data.contents(), shapes)

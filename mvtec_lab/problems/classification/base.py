@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,7 +18,26 @@ from mvtec_lab.models.finite import require_finite
 from mvtec_lab.models.modes import evaluating
 from mvtec_lab.problems.base import Method
 
+FOLDS = "inner folds"
 Evidence = tuple[Tensor, Tensor]  # heat [N, S, S] in [0, 1], and the row and column of its peak [N, 2], pixels
+
+
+class Validated(NamedTuple):
+    """Hold the images that validate, and their class probabilities [N, C]; ``by``: as ``RunResult.validates_by``."""
+
+    dataset: MVTecDataset
+    probabilities: np.ndarray
+    by: str = ""
+
+
+def by_folds(folds: int, new: int) -> str:
+    """Return what judged the images that validate, as ``RunResult.validates_by``.
+
+    Args:
+        folds: how many were learnt, and judged by inner folds.
+        new: how many were new to the model, and judged by it.
+    """
+    return "" if not folds else f"the model itself and {FOLDS}" if new else FOLDS
 
 
 class Classifier(pl.LightningModule):
@@ -102,14 +121,18 @@ class Classifier(pl.LightningModule):
                 parts.append(self.logits(on_device).float().softmax(dim=1).cpu())
         return require_finite(torch.cat(parts), "the class probabilities").numpy()
 
-    def validated(self, data: MVTecDataModule) -> tuple[MVTecDataset, np.ndarray] | None:
-        """Return the images that validate, and their class probabilities [N, C]; None where there are none.
+    def validated(self, data: MVTecDataModule) -> Validated | None:
+        """Return the images that validate, with their class probabilities; None where there are none.
 
         Whatever predicts an image has not been fitted to it. By default these are the images of val. Those chose the
         epoch, so that the probabilities are a little too good.
         """
         dataset = data.dataset("val")
-        return (dataset, self.probabilities(data.val_dataloader())) if len(dataset) else None
+        return Validated(dataset, self.probabilities(data.val_dataloader())) if len(dataset) else None
+
+    def judged_by(self, held_out: int) -> str:
+        """Return what judged the images that chose its sets, as ``RunResult.validates_by``; ``held_out``: how many."""
+        return ""
 
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
         """Return which parts of some images spoke for a class, on the CPU; None where the classifier cannot say.

@@ -28,7 +28,8 @@ class Probabilities(nn.Module):
         self.classifier, self.single = classifier, classifier.single
         self.about: dict[str, Any] = {"use": _USE}
         if sets is not None:
-            rests = reservation(round(sum(sets["held_out"])), classifier.validates_by)
+            held_out = round(sum(sets["held_out"]))
+            rests = reservation(held_out, classifier.judged_by(held_out))
             self.about = {"use": f"{_USE}; {_SURE}{rests}", **sets}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:

@@ -26,10 +26,9 @@ def judge(run: Run) -> Judgement:
     Without test images the pictures are of those that validate.
     """
     data, result, classifier = run.data, run.result, run.model.module
-    outcomes = _outcomes(classifier, data, run.model.sets)
+    outcomes, result.validates_by = _outcomes(classifier, data, run.model.sets)
     shown = [*outcomes][-1]
     test = outcomes[shown]
-    result.validates_by = "" if data.val_is_test else classifier.validates_by
     if run.model.sets is not None:
         result.sets = {key: dict(zip(data.classes, of, strict=True)) for key, of in run.model.sets.items()}
     train = [test.dataset.classes.index(s.label) for s in data.of_split("train")]
@@ -59,14 +58,15 @@ def judge(run: Run) -> Judgement:
 
 def _outcomes(
     classifier: Classifier, data: MVTecDataModule, sets: Mapping[str, Sequence[float]] | None
-) -> dict[str, Outcome]:
+) -> tuple[dict[str, Outcome], str]:
+    """Return the outcome of each split, and what judged the images that validate."""
     outcomes = {}
     trained = classifier.hparams.get("class_counts") or list(data.counts()["train"].values())
-    judged = {}
+    judged, by = {}, ""
     if data.of_split("test"):
         judged["test"] = data.dataset("test"), classifier.probabilities(data.test_dataloader())
     if not data.val_is_test and (validated := classifier.validated(data)) is not None:
-        judged["val"] = validated
+        judged["val"], by = (validated.dataset, validated.probabilities), validated.by
     for split, (dataset, probabilities) in judged.items():
         labels = dataset.labels.numpy()
         metrics = classification_metrics(labels, probabilities, data.classes, trained)
@@ -75,7 +75,7 @@ def _outcomes(
         outcomes[split] = Outcome(split, dataset, labels, probabilities, metrics, of_split)
     if data.val_is_test:
         outcomes["val"] = replace(outcomes["test"], split="val")
-    return {split: outcomes[split] for split in ("val", "test") if split in outcomes}
+    return {split: outcomes[split] for split in ("val", "test") if split in outcomes}, by
 
 
 def _confusion(tag: str, title: str, outcome: Outcome) -> dict[str, Any]:

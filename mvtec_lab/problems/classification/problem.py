@@ -73,14 +73,14 @@ class Classification(Problem):
         return predictions
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        return counted_unsure(model.sets, model.classes, rows, model.module.validates_by)
+        return counted_unsure(model.sets, model.classes, rows, model.module.judged_by)
 
     def fit(self, run: Run) -> None:
         run.model.module.fit(run)
         if not run.trainer.is_global_zero or run.data.val_is_test:
             return
         if (validated := run.model.module.validated(run.data)) is not None:
-            dataset, probabilities = validated
+            dataset, probabilities, _ = validated
             choose_sets(run, dataset.labels.numpy(), probabilities)
 
     def marks(self, config: Config, data: MVTecDataModule) -> list[str]:

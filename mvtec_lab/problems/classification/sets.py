@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any, TypeAlias
 
@@ -70,18 +70,19 @@ def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabil
 
 
 def counted_unsure(
-    sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]], validates_by: str
+    sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]], judged_by: Callable[[int], str]
 ) -> list[str]:
     """Say how many images of predictions.csv are unsure, what was promised of the others, and on what that rests.
 
     Args:
-        validates_by: as ``Problem.validates_by``.
+        judged_by: the classifier's own.
     """
     if sets is None:
         return []
+    held_out = round(sum(sets["held_out"]))
     unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
     promised = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
     return [
         f"{unsure} of {len(rows)} images are unsure; sure and wrong should be at most, by class: {promised}",
-        f"that is the promise; {reservation(round(sum(sets['held_out'])), validates_by)}",
+        f"that is the promise; {reservation(held_out, judged_by(held_out))}",
     ]

@@ -22,7 +22,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.models.buffers import resize_buffers
 from mvtec_lab.problems import settings_of
 from mvtec_lab.problems.base import checked_options
-from mvtec_lab.problems.classification.base import Classifier, Evidence
+from mvtec_lab.problems.classification.base import FOLDS, Classifier, Evidence, Validated, by_folds
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS, check_parts
 from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
 from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, good_patches
@@ -72,7 +72,7 @@ class Descriptors(Classifier):
         "The distance of each place to the nearest good patch: the ring is the peak, the blue line the outline of the "
         "defect's mask.",
     )
-    validates_by = "inner folds"
+    validates_by = FOLDS
     hides = "There is no map: nothing of model.options.parts compares an image with good ones."
 
     def __init__(
@@ -158,8 +158,8 @@ class Descriptors(Classifier):
     def _classified(self, rows: Tensor) -> Tensor:
         return rows @ self.weight + self.bias
 
-    def validated(self, data: MVTecDataModule) -> tuple[MVTecDataset, np.ndarray] | None:
-        """Return learnt images with the inner folds' probabilities [N, C], and images of val that are new with its own.
+    def validated(self, data: MVTecDataModule) -> Validated | None:
+        """Return learnt images with the inner folds' probabilities, and images of val that are new with its own.
 
         A learnt image that no inner fold leaves out, the only one of its class, does not validate.
         """
@@ -173,10 +173,16 @@ class Descriptors(Classifier):
                 rest[name].remove(own)
                 samples.append(sample)
                 shares.append(own[1:])
+        folds = len(samples)
         if new := [place for place, name in enumerate(names[len(learnt) :]) if name not in rest]:
             samples += [validation[place] for place in new]
             shares += self.probabilities(data.val_dataloader())[new].tolist()
-        return (data.images(samples), np.array(shares, dtype=np.float32)) if samples else None
+        by = by_folds(folds, len(new))
+        return Validated(data.images(samples), np.array(shares, dtype=np.float32), by) if samples else None
+
+    def judged_by(self, held_out: int) -> str:
+        folds = sum(map(len, self.hparams["held_out"].values()))
+        return by_folds(folds, held_out - folds)
 
     @torch.no_grad()
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:

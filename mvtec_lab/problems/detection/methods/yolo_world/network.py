@@ -52,8 +52,8 @@ def published(size: str) -> Path:
         path.unlink(missing_ok=True)  # a part of it
         reason = " ".join(str(error).split())[:200]
         raise WeightsUnavailable(
-            f"{path.name} cannot be fetched ({reason}): put it into {folder}, or give model.weights=FILE, or "
-            "model.weights=null for random weights"
+            f"{path.name} cannot be fetched ({reason})",
+            f"put it into {folder}, or give model.weights=FILE, or model.weights=null for random weights",
         ) from error
     return path
 

@@ -136,6 +136,7 @@ class RunResult:
     seconds: Annotated[float, Size] = 0.0  #: training and validation epochs
     luck: bool = True  #: whether another seed gives another model
     idle: list[str] | None = None  #: keys of config.yaml that have no effect on it; None: an older file
+    by_default: list[str] = field(default_factory=list)  #: options of the method that nobody gave: config.yaml has them
     problem: str = ""  #: what was learnt
     method: str = ""  #: how
     #: of anomaly scores: value, rule, and map, the threshold of a map's pixel; of a one-class run also images and folds

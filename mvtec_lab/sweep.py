@@ -39,6 +39,7 @@ from mvtec_lab.job import (
 )
 from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
+from mvtec_lab.problems import in_full
 from mvtec_lab.products import Products
 from mvtec_lab.results import RESULT, RunResult, write_whole
 
@@ -149,7 +150,8 @@ def _race(jobs: list[DictConfig], configs: list[Config]) -> Any:
 
     if any(map(_numbered, jobs)):
         raise LabError("race=true knows its jobs by their directories: leave out hydra.sweep.subdir")
-    return race_of({job.hydra.sweep.subdir: config for job, config in zip(jobs, configs, strict=True)})
+    # In full, as the runs will have it: both name the attempts by what differs among them.
+    return race_of({job.hydra.sweep.subdir: in_full(config) for job, config in zip(jobs, configs, strict=True)})
 
 
 def _begin_race(command: Command) -> None:

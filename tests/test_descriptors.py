@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import write_product
 from PIL import Image
 
@@ -359,3 +361,62 @@ def test_copies_of_a_file_are_of_one_group_whatever_they_are_called() -> None:
     assert numbers == [3, 2, 3, 1, 0]  # in the order of the files' digests
     assert _by_content(["a", "a", "b", "c"], ["z", "x", "x", "y"]) == [0, 0, 0, 1]  # a group with a copy of another's
     assert _by_content(["q", "r"], ["z", "z"]) == [0, 0]
+
+
+def test_a_default_that_changes_later_changes_no_earlier_run(lab, tmp_path: Path, capsys, monkeypatch):
+    """Checkpoints without their parts were described by today's, and broke: a run writes down all of its options."""
+    from mvtec_lab.models.weights import load_file, save_file
+    from mvtec_lab.problems.classification.methods.descriptors import METHOD
+
+    named = ("attempt=base", "hydra.sweep.dir=sweep")
+    assert lab("-m", *SETTINGS, *named) == 0
+    run = tmp_path / "sweep/base"
+    result, written = json.loads((run / "result.json").read_text()), (run / "config.yaml").read_text()
+    assert result["by_default"] == ["parts", "memory", "tune", "head"]
+    assert "memory: 50" in written
+    assert "- where" in written
+
+    default = METHOD.options["parts"].default
+    monkeypatch.setitem(METHOD.options, "parts", replace(METHOD.options["parts"], default=["global", "anomaly"]))
+    assert lab("task=evaluate", f"ckpt={run}", "hydra.run.dir=judged") == 0
+    assert predictions(tmp_path / "judged") == predictions(run)
+    began = (run / "best.ckpt").stat().st_mtime_ns
+    assert lab("-m", *SETTINGS, *named, "resume=true") == 0
+    assert (run / "best.ckpt").stat().st_mtime_ns == began
+    assert lab("-m", *SETTINGS, *named, "model.options.memory=40", "resume=true") == 2
+    assert "model.options.memory=50, now 40" in capsys.readouterr().err
+
+    content = load_file(run / "best.ckpt")
+    assert content["hyper_parameters"].pop("parts") == default
+    (tmp_path / "old").mkdir()
+    save_file(content, tmp_path / "old/best.ckpt")
+    assert lab("task=evaluate", "ckpt=old", "hydra.run.dir=refused") == 2
+    error = capsys.readouterr().err
+    assert "old/best.ckpt is no checkpoint of this version's descriptors: its head reads" in error
+    assert "and the parts global, anomaly give" in error
+    assert "train that run again" in error
+
+
+def test_a_run_that_lacks_its_defaults_repeats_one_that_has_them(lab, tmp_path: Path, capsys):
+    """Older runs wrote down what was given alone, and methods beside them have options of their own."""
+    for seed in (0, 1):
+        parts = "model.options.parts=[global]"
+        assert lab("attempt=base", *SETTINGS, parts, f"seed={seed}", "split.seed=0", f"hydra.run.dir=both/{seed}") == 0
+    assert lab("attempt=base", "trainer.max_epochs=1", "split.seed=0", "seed=1", "hydra.run.dir=both/2") == 0
+    path = tmp_path / "both/0/config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    for name in ("views", "layers", "parts"):
+        settings["model"]["options"].setdefault(name, None)
+    given = {name: settings["model"]["options"][name] for name in ("views", "layers", "parts")}
+    settings["model"]["options"] = given
+    path.write_text(yaml.safe_dump(settings))
+    result = json.loads((tmp_path / "both/0/result.json").read_text())
+    del result["by_default"]
+    (tmp_path / "both/0/result.json").write_text(json.dumps(result))
+    capsys.readouterr()
+    assert lab("task=compare", "dirs=[both]", "hydra.run.dir=compared") == 0
+    names = {
+        each["attempt"]: each for each in json.loads((tmp_path / "compared/comparison.json").read_text())["attempts"]
+    }
+    assert {*names} == {"base model.method=descriptors", "base model.method=classifier"}
+    assert names["base model.method=descriptors"]["runs"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.report import REPORT, sum_up
-from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.runs import load_runs, told_apart
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
@@ -69,6 +70,23 @@ def root(tmp_path: Path) -> Path:
     write_product(tmp_path / "root/gear", {"good": 9, "dent": 7})
     write_product(tmp_path / "root/thin", {"good": 9, "crack": 1})
     return tmp_path / "root"
+
+
+def test_folders_of_one_name_are_products_of_their_own_unless_they_share_images(lab, tmp_path: Path, capsys) -> None:
+    """Runs on the widgets of two lines were taken for repeats of one attempt; a copy elsewhere is no other product."""
+    lines = [write_product(tmp_path / f"line_{n}/widget", {"good": 8, "crack": 8}, size=24 + n) for n in (1, 2)]
+    shutil.copytree(tmp_path / "line_1", tmp_path / "copy")
+    roots = ",".join(map(str, [*lines, tmp_path / "copy/widget"]))
+    assert lab("-m", f"data.root={roots}", "attempt=base,cosine", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
+    assert "line_2/widget" in capsys.readouterr().out
+    comparison = json.loads((tmp_path / "s/comparison.json").read_text())
+    assert sorted(comparison["products"]) == ["line_1/widget", "line_2/widget"]
+    known = {(run.attempt, Path(run.paths["data.root"]).parent.name): run.category for run in load_runs("s")}
+    assert known["base", "copy"] == known["base", "line_1"] == "line_1/widget"
+    copies = [run for run in load_runs("s") if run.category == "line_1/widget"]
+    assert not isinstance(alone := compare(copies), ProductsComparison)
+    assert [attempt.copies for attempt in alone.attempts] == [1, 1]
+    assert {run.category for run in told_apart([run for run in copies if "copy" in run.run_dir])} == {"line_1/widget"}
 
 
 def test_a_product_that_fails_refuses_no_other(lab, root: Path, tmp_path: Path, capsys) -> None:

@@ -26,15 +26,24 @@ def as_yaml(config: Config) -> str:
 
 
 def as_begun(run_dir: Path, config: Config) -> Config:
-    """Return a configuration with the protocol of its split that ``auto`` came to when the run in a directory began.
+    """Return a configuration with what the run in a directory began with where nothing was given.
+
+    That is the protocol that ``auto`` came to, and the options of the method: their defaults may be others by now.
 
     Raises:
         LabError: its config.yaml is damaged.
     """
-    path = file_of(run_dir, CONFIG) if config.split.protocol == "auto" else None
-    split = read_yaml(path).get("split") if path else None
-    begun = split.get("protocol") if isinstance(split, dict) else None
-    return replace(config, split=replace(config.split, protocol=begun)) if begun in ("own", "holdout") else config
+    path = file_of(run_dir, CONFIG)
+    said = read_yaml(path) if path is not None and path.stat().st_size else {}
+    split, model = (part if isinstance(part := said.get(key), dict) else {} for key in ("split", "model"))
+    if config.split.protocol == "auto" and split.get("protocol") in ("own", "holdout"):
+        config = replace(config, split=replace(config.split, protocol=split["protocol"]))
+    if model.get("method") == config.model.method and (run_dir / RESULT).exists():
+        unsaid, options = RunResult.load(run_dir).by_default, model.get("options") or {}
+        then = {name: options[name] for name in unsaid if name in options}
+        given = {name: value for name, value in config.model.options.items() if value is not None}
+        config = replace(config, model=replace(config.model, options={**then, **given}))
+    return config
 
 
 def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
@@ -81,7 +90,9 @@ def _require_same(path: Path, config: Config) -> None:
 def _settings(config: Any) -> dict[str, str]:
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
-    return flatten(values)  # type: ignore[arg-type]
+    flat = flatten(values)  # type: ignore[arg-type]
+    # An option that is null is one that nobody gave.
+    return {key: value for key, value in flat.items() if value != "null" or not key.startswith("model.options.")}
 
 
 def clear(run_dir: Path) -> None:

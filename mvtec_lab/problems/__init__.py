@@ -6,6 +6,7 @@ Light to import: a configuration is checked without torch.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -88,6 +89,16 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {**config.model.options, **own}
 
 
+def in_full(config: Config) -> Config:
+    """Return a configuration with every option of its method that has a value, given or by default.
+
+    A run is made with these and writes them down, so that a default that changes later changes no earlier run.
+    """
+    options = checked_options(METHODS[config.model.method], config.model.options)
+    values = {name: value for name, value in options.items() if value is not None}
+    return replace(config, model=replace(config.model, options=values))
+
+
 def files_of(config: Config) -> dict[str, str | None]:
     """Return the paths of files among the options of a configuration's method, by their keys."""
     method, options = METHODS[config.model.method], config.model.options
@@ -147,6 +158,7 @@ def idle(config: Config, typed: Collection[str] = frozenset()) -> dict[str, str]
     if config.task not in ("train", "describe"):  # others take their settings from a checkpoint, or need none
         return {}
     values, defaults = knobs.settings(config), knobs.settings(Config())
+    defaults |= {f"model.options.{name}": o.default for name, o in METHODS[config.model.method].options.items()}
     return knobs.idle(Config, values, defaults, typed, without_effect(config, typed))
 
 

@@ -20,7 +20,7 @@ from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.products import over_products, products
 from mvtec_lab.reporting.products_headline import products_headline
-from mvtec_lab.reporting.runs import Settings, by_attempt, product_of, require_metrics, settings_of
+from mvtec_lab.reporting.runs import Settings, by_attempt, product_of, require_metrics, settings_of, told_apart
 from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.verdict import sentences
@@ -40,6 +40,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     """
     for run in runs:  # load_runs looks as well, but a script may hand on runs that it made
         require_metrics(run)
+    runs = told_apart(runs)
     settings = {run.run_dir: settings_of(run) for run in runs}
     asked = verdict or VerdictConfig()
     key, metric_note = _agreed("verdict.metric", asked.metric, settings.values())

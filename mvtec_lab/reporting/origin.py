@@ -13,7 +13,7 @@ from urllib.parse import quote
 from mvtec_lab.reporting.dataset import page_of
 from mvtec_lab.reporting.pages import describe_command, protocol
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.runs import RUN_KEYS, Settings
+from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, said_options
 from mvtec_lab.reporting.summary import distinct, span
 from mvtec_lab.results import RESULT, RunResult
 
@@ -82,10 +82,13 @@ def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt."""
     table, settings = [], comparison.settings
+    said = said_options([run for attempt in comparison.attempts for run in attempt.runs], settings)
     groups = [[own for run in attempt.runs if (own := settings[run.run_dir])] for attempt in comparison.attempts]
     for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
         cells = [tuple(distinct(values.get(key, "–") for values in group)) for group in groups]
         known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
+        if key.startswith(OPTIONS) and key not in said:
+            known.discard(("–",))  # of another method
         varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
         if key != "attempt" and varies:
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))

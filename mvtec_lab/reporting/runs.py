@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mvtec_lab.config import Config
@@ -18,10 +18,11 @@ from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
 from mvtec_lab.knobs import changing
 from mvtec_lab.reporting.recount import require_own_metrics
-from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, find_runs, flatten, table_of
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, SAMPLES, RunResult, find_runs, flatten, table_of
 
 # These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
 RUN_KEYS = changing(Config, "run", "nothing")
+OPTIONS = "model.options."  # how the keys of methods' options begin
 
 Settings = dict[str, str]  # dotted key -> value as text
 
@@ -42,7 +43,7 @@ def load_runs(*directories: str | os.PathLike[str]) -> list[RunResult]:
         runs |= {Path(run.run_dir).resolve(): run for run in below}
     for run in runs.values():
         require_metrics(run)
-    return sorted(runs.values(), key=lambda run: (run.started, run.run_dir))
+    return told_apart(sorted(runs.values(), key=lambda run: (run.started, run.run_dir)))
 
 
 def require_metrics(run: RunResult) -> None:
@@ -76,6 +77,50 @@ def product_of(run: RunResult) -> tuple[str, str]:
     return run.data, run.category
 
 
+def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of which those of different products in folders of one name have categories of their own.
+
+    Folders of one name that lie in different places are one product where they share an image, as copies of a data set
+    on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``.
+    """
+    places: dict[tuple[str, str], dict[str, RunResult]] = {}
+    for run in sorted(runs, key=lambda run: file_of(run.run_dir, SAMPLES) is None):  # those that failed early: last
+        places.setdefault(product_of(run), {}).setdefault(run.paths.get("data.root", ""), run)
+    named: dict[tuple[str, str, str], str] = {}
+    for (data, category), of_product in places.items():
+        for place, name in _names_of(of_product, category).items() if len(of_product) > 1 else ():
+            named[data, category, place] = name
+    keys = [(*product_of(run), run.paths.get("data.root", "")) for run in runs]
+    return [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
+
+
+def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
+    """Return the name of the product in each place of several; nothing where all are one product.
+
+    Args:
+        places: a run of each, by its ``data.root``.
+        category: their name.
+    """
+    groups: list[tuple[set[str], list[str]]] = []  # images that are one product, and where they lie
+    for place, run in places.items():
+        rows = table_of(run.run_dir, SAMPLES) or []
+        images = {row["digest"] for row in rows if row.get("digest")}
+        same = next((group for group in groups if not images or not group[0] or images & group[0]), None)
+        if same is None:
+            groups.append((images, [place]))
+        else:
+            same[0].update(images)
+            same[1].append(place)
+    if len(groups) < 2:
+        return {}
+    parts = [PureWindowsPath(own[0]).parts for _, own in groups]  # its separators are those of every platform
+    folders = [(*part, *[category] * (part[-1:] != (category,))) for part in parts]
+    length = next((n for n in range(2, 99) if len({folder[-n:] for folder in folders}) == len(folders)), 99)
+    return {
+        place: "/".join(folder[-length:]) for folder, (_, own) in zip(folders, groups, strict=True) for place in own
+    }
+
+
 def by_attempt(
     runs: Iterable[RunResult],
     settings: Mapping[str, Settings],
@@ -95,6 +140,7 @@ def by_attempt(
     runs = list(runs)
     groups: dict[str, list[RunResult]] = {}
     common = {run.run_dir: _without_own_fold(settings[run.run_dir]) for run in runs}
+    unsaid = {run.run_dir: {f"{OPTIONS}{name}" for name in run.by_default} for run in runs}
     varied: dict[str, dict[str, None]] = {}
     for attempt in dict.fromkeys(run.attempt for run in runs):
         blocks: dict[Any, list[str]] = {}
@@ -106,7 +152,7 @@ def by_attempt(
             key: None
             for peers in blocks.values()
             for key in dict.fromkeys(key for peer in peers for key in common[peer])
-            if key not in RUN_KEYS and all(len({of[peer].get(key) for peer in peers}) > 1 for of in (settings, common))
+            if key not in RUN_KEYS and all(_vary(key, peers, of, unsaid) for of in (settings, common))
         }
     tested = {run.attempt for run in runs if not run.untested}
     for run in runs:
@@ -115,6 +161,29 @@ def by_attempt(
         differs += ["split.test=0"] * (run.untested and run.attempt in tested)
         groups.setdefault(" ".join([run.attempt, *differs]), []).append(run)
     return groups
+
+
+def _vary(key: str, peers: Sequence[str], of: Mapping[str, Settings], unsaid: Mapping[str, set[str]]) -> bool:
+    """Tell whether the settings of some runs differ in a key; in an option, among the runs of one method.
+
+    Args:
+        of: the settings, by the runs' directories.
+        unsaid: the options that have their defaults. Older runs did not write these down.
+    """
+    values: dict[str | None, dict[str, str | None]] = {}
+    for peer in peers:
+        method = of[peer].get("model.method") if key.startswith(OPTIONS) else None
+        values.setdefault(method, {})[peer] = of[peer].get(key)
+    for of_method in values.values():
+        if None in of_method.values():
+            of_method.update({peer: None for peer in of_method if key in unsaid[peer]})
+    return any(len({*of_method.values()}) > 1 for of_method in values.values())
+
+
+def said_options(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> set[str]:
+    """Return the keys of methods' options that were given for some of the runs: tables leave out the defaults."""
+    keys = ((key, run) for run in runs for key in settings[run.run_dir] if key.startswith(OPTIONS))
+    return {key for key, run in keys if key.removeprefix(OPTIONS) not in run.by_default}
 
 
 def _without_own_fold(settings: Settings) -> Settings:

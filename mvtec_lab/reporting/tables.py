@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.evaluation.specs import all_metrics
-from mvtec_lab.reporting.runs import RUN_KEYS, Settings, by_attempt, load_runs, settings_of
+from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, by_attempt, load_runs, said_options, settings_of
 from mvtec_lab.results import RunResult, write_csv
 
 RUNS = "runs.csv"
@@ -151,10 +151,12 @@ def _varied(groups: Mapping[str, Sequence[RunResult]], settings: Mapping[str, Se
         if own := [settings[run.run_dir] for run in group if settings[run.run_dir]]:
             of_file.setdefault(group[0].attempt, []).append(own)
     keys: dict[str, None] = {}
+    said = said_options([run for group in groups.values() for run in group], settings)
     for attempts in of_file.values():
         for key in (key for key in attempts[0][0] if key not in RUN_KEYS):
             values = [{own.get(key) for own in group} for group in attempts]
-            if all(len(of) == 1 for of in values) and len(set.union(*values)) > 1:
+            of_another = {None} if key.startswith(OPTIONS) and key not in said else set()
+            if all(len(of) == 1 for of in values) and len(set.union(*values) - of_another) > 1:
                 keys[key] = None
     return list(keys)
 

@@ -24,7 +24,7 @@ from mvtec_lab.engine.setup import absolute_paths, claim, digests_of, set_up, tr
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.specs import add_means, metrics_of
 from mvtec_lab.locks import held
-from mvtec_lab.problems import METHODS, check, files_of, problem_of, without_effect
+from mvtec_lab.problems import METHODS, check, files_of, in_full, problem_of, without_effect
 from mvtec_lab.problems.model import build_data, build_model
 from mvtec_lab.results import CONFIG, FILES, IN_TABLE, RunResult, remove_leftovers
 
@@ -62,6 +62,9 @@ def run_attempt(
     if earlier is not None and earlier.completed:
         log.info("%s is completed: nothing to do", run_dir)
         return earlier
+    given = config.model.options
+    if earlier is None:  # one that was begun has the options that it wrote down
+        config = in_full(config)
     problem = problem_of(config.model.method)
     metrics_of(problem.name)  # raises where nothing could judge the run
     if check_devices(config) > 1 and (reason := problem.single_device(config)):
@@ -86,6 +89,9 @@ def run_attempt(
         backbone=config.model.backbone if METHODS[config.model.method].backbone else "none",
         weights=model.weights,
         idle=sorted(without_effect(config)),
+        by_default=[name for name in config.model.options if name not in given]
+        if earlier is None
+        else earlier.by_default,
         classes=problem.classes(data),
         counts=problem.counts(data),
         val_is_test=data.val_is_test,

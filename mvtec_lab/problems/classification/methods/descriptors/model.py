@@ -133,6 +133,12 @@ class Descriptors(Classifier):
         return [block for part in self.parts for block in part.blocks]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state; raise ValueError where its head was fitted to other parts, as older versions had by default."""
+        if "weight" in state_dict and (width := len(state_dict["weight"])) != len(self.weight):
+            raise ValueError(
+                f"its head reads {width} numbers of an image, and the parts {', '.join(self.options['parts'])} give "
+                f"{len(self.weight)}: it was fitted to others: train that run again"
+            )
         resize_buffers(self, state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from mvtec_lab.models import maps
 from mvtec_lab.problems.classification.methods.descriptors.fitting import _by_content
 from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, deal, fit_head
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
+from mvtec_lab.problems.classification.methods.descriptors.masks import Masks
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
 from mvtec_lab.problems.classification.methods.descriptors.parts import Anomaly, Block, Local, Residual, Setting, Where
 from mvtec_lab.results import PREDICTIONS
@@ -355,6 +358,44 @@ def test_good_images_that_are_learnt_from_are_no_nearer_to_themselves(
     assert (rows[:, 1:].argmax(1) == rows[:, 0]).mean() < 0.6
 
 
+@pytest.mark.parametrize("parts", ["anomaly", "anomaly,masks"])
+def test_inner_folds_compare_with_no_good_image_that_they_judge(parts: str, lab, product: Path, monkeypatch):
+    """Each row says which good images it has to do with: those of the judged fold would tell what is good there."""
+    from mvtec_lab.problems.classification.methods.descriptors import fitting, model
+
+    shutil.rmtree(product / "train")
+    images: list[fitting.Images] = []
+    looked, filled, heads = [], fitting.remember, model.fit_heads
+
+    def remember(memory: Memory, of: fitting.Images, places: Sequence[int]) -> Memory:
+        images.append(of)
+        memory = filled(memory, of, places)
+        memory.held = torch.zeros(22).index_fill(0, torch.tensor(places), 1.0)  # by the images' places
+        return memory
+
+    def inspected(kind: str, rows: Any, blocks: Any, alone: Any, labels: np.ndarray, folds: np.ndarray) -> Any:
+        own = images[0].folds
+        assert sorted(own.values()) == sorted(folds.tolist())
+        for fold in np.unique(folds[folds >= 0]):
+            judged = [place for place, of in own.items() if of == fold]
+            for of_part in rows(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)):
+                looked.append(fold)
+                assert of_part.any()
+                assert not of_part.reshape(len(of_part), -1, 22)[:, :, judged].any()
+        return heads(kind, rows, blocks, alone, labels, folds)
+
+    monkeypatch.setattr(fitting, "remember", remember)
+    monkeypatch.setattr(model, "fit_heads", inspected)
+    monkeypatch.setattr(Anomaly, "rows", lambda self, seen: seen.memory.held)
+    monkeypatch.setattr(Masks, "sums", lambda self, seen, marked, label: (seen.memory.held,))
+    monkeypatch.setattr(Masks, "learn", lambda self, sums: setattr(self, "learnt", sums[0]))
+    monkeypatch.setattr(Masks, "rows", lambda self, seen: self.learnt + seen.memory.held)
+    for part in (Anomaly, Masks):
+        monkeypatch.setattr(part, "blocks", property(lambda self: [Block(22)]))
+    assert lab(*SETTINGS, f"model.options.parts=[{parts}]", "cache.dir=null", "hydra.run.dir=run") == 0
+    assert sorted(looked) == sorted([*range(5)] * 2)
+
+
 def test_copies_of_a_file_are_of_one_group_whatever_they_are_called() -> None:
     """A copy in another inner fold gave away what is held out."""
     numbers = _by_content(["a", "b", "c", "d", "e"], ["z", "y", "z", "x", "w"])
@@ -415,8 +456,6 @@ def test_a_run_that_lacks_its_defaults_repeats_one_that_has_them(lab, tmp_path: 
     (tmp_path / "both/0/result.json").write_text(json.dumps(result))
     capsys.readouterr()
     assert lab("task=compare", "dirs=[both]", "hydra.run.dir=compared") == 0
-    names = {
-        each["attempt"]: each for each in json.loads((tmp_path / "compared/comparison.json").read_text())["attempts"]
-    }
-    assert {*names} == {"base model.method=descriptors", "base model.method=classifier"}
-    assert names["base model.method=descriptors"]["runs"] == 2
+    attempts = json.loads((tmp_path / "compared/comparison.json").read_text())["attempts"]
+    runs = {each["attempt"].partition(" trainer.")[0]: each["runs"] for each in attempts}
+    assert runs == {"base model.method=descriptors": 2, "base model.method=classifier": 1}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
 
+from mvtec_lab.problems.classification.methods.descriptors.fitting import NONE, Images, Out
 from mvtec_lab.problems.classification.methods.descriptors.parts import Part, Sums
-
-Out = frozenset[int]  # inner folds that a copy has not seen
 
 
 class Crossfitted:
@@ -19,7 +17,7 @@ class Crossfitted:
 
     A head that is fitted to all but fold A gets the rows of fold B from the copy that has seen neither; so the rows it
     is fitted to are like those of images that are new to it. Copies differ by sums of the folds alone: an image is
-    looked at twice, however many copies there are.
+    looked at twice, however many copies there are; six times as often where its good patches are learnt from too.
 
     Args:
         part: fitted to all images in the end.
@@ -29,26 +27,30 @@ class Crossfitted:
     """
 
     @torch.no_grad()
-    def __init__(self, part: Part, images: Any, places: Sequence[int], folds: np.ndarray) -> None:
-        self.folds = folds
+    def __init__(self, part: Part, images: Images, places: Sequence[int], folds: np.ndarray) -> None:
+        self.folds, kinds = folds, np.unique(folds).tolist()
         self.silent = 0  #: images that taught nothing
         self.width = sum(block.width for block in part.blocks)
-        sums: dict[int, Sums | None] = {int(fold): None for fold in np.unique(folds)}
+        lefts = [NONE, *(frozenset({fold}) for fold in kinds if fold >= 0)]
+        memories = lefts if images.memories else [NONE]  # what the good patches leave out
+        sums: dict[Out, dict[int, Sums | None]] = {left: dict.fromkeys(kinds) for left in memories}
         for place, fold in zip(places, folds.tolist(), strict=True):
-            of_image = part.sums(images[place], images.marked(place), images.samples[place].label)
-            sums[fold] = _added(sums[fold], of_image)
+            for left, of_folds in sums.items():
+                of_image = part.sums(images.seen(place, left), images.marked(place), images.samples[place].label)
+                of_folds[fold] = _added(of_folds[fold], of_image)
             self.silent += of_image is None
-        copies: dict[Out, Part] = {}
+        copies: dict[tuple[Out, Out], Part] = {}
         self._rows: list[dict[Out, np.ndarray]] = []
         for place, own in zip(places, folds.tolist(), strict=True):
-            seen, rows = images[place], {}
-            for out in {frozenset({own, other}) for other in sums if other >= 0 or other == own}:
-                if out not in copies:
-                    copies[out] = deepcopy(part)
-                    copies[out].learn(_added(*(each for fold, each in sums.items() if fold not in out)))
-                rows[out] = copies[out].rows(seen).cpu().numpy()
+            seen, rows = {memory: images.seen(place, memory) for memory in memories}, {}
+            for left in lefts:
+                memory, out = left if images.memories else NONE, left | {own}
+                if (memory, out) not in copies:
+                    copies[memory, out] = deepcopy(part)
+                    copies[memory, out].learn(_added(*(each for fold, each in sums[memory].items() if fold not in out)))
+                rows[left] = copies[memory, out].rows(seen[memory]).cpu().numpy()
             self._rows.append(rows)
-        part.learn(_added(*sums.values()))
+        part.learn(_added(*sums[NONE].values()))
 
     def __call__(self, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of training images to fit a head to, and of those in the fold that it leaves out; or of none.
@@ -57,8 +59,7 @@ class Crossfitted:
             fitting, others: their numbers among the training images; ``others`` are one fold, or empty.
         """
         left = frozenset(self.folds[others].tolist())
-        known = [self._rows[number][left | {int(self.folds[number])}] for number in fitting]
-        unknown = [self._rows[number][left] for number in others]
+        known, unknown = ([self._rows[number][left] for number in numbers] for numbers in (fitting, others))
         return np.stack(known), np.stack(unknown) if unknown else np.zeros((0, self.width), np.float32)
 
 

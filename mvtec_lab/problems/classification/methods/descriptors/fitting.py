@@ -28,7 +28,13 @@ from mvtec_lab.problems.memory import require_memory
 from mvtec_lab.progress import bar
 from mvtec_lab.results import GOOD
 
+Out = frozenset[int]  # inner folds that a memory or a copy has not seen
+NONE: Out = frozenset()
 OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
+FEW_GOOD = (
+    "there are so few good images that inner folds compare with those of the fold that they judge: validation is a "
+    "little too good"
+)
 NO_GOOD = "name their class (data.good=[OK]), or give attempt=lab/global, which compares with none"
 
 
@@ -49,7 +55,9 @@ class Images:
         self.digests = digests([run.data.folder / sample.path for sample in self.samples])
         self.groups = _by_content([sample.group for sample in self.samples], self.digests)
         self.memory: Memory | None = None
-        self.others: dict[int, Memory] = {}  # of an image that the memory has seen: one that has not
+        # Where the good images are learnt from: the inner fold of each, and memories without those of some folds.
+        self.folds: dict[int, int] = {}
+        self.memories: dict[Out, Memory] = {}
         data = run.data
         self.name = f"{data.folder.name} {run.result.backbone} descriptors at {data.frame}"
 
@@ -79,10 +87,27 @@ class Images:
         return self.dataset.inside(place)[None] if self.dataset.frame.pads else None
 
     def __getitem__(self, place: int) -> Seen:
+        return self.seen(place)
+
+    def seen(self, place: int, left: Out = NONE) -> Seen:
+        """Return what parts see of an image; ``left``: as in ``memory_for``."""
         row, inside = self._row(place) if self._maps is None else self._maps[place][None], self.inside(place)
         device = self.run.trainer.strategy.root_device
         part = None if inside is None else inside.to(device)
-        return Seen(self.cells.maps(row.to(device)), self.others.get(place, self.memory), part)
+        return Seen(self.cells.maps(row.to(device)), self.memory_for(place, left), part)
+
+    def memory_for(self, place: int, left: Out = NONE) -> Memory | None:
+        """Return the good patches that an image is compared with.
+
+        An image that a memory has seen is near to it: what describes one that is learnt has not seen its inner fold.
+
+        Args:
+            left: the fold that is judged, which the memory must not have seen either.
+        """
+        if (own := self.folds.get(place)) is None:
+            return self.memory
+        alone = self.memories.get(frozenset({own}), self.memory)
+        return self.memories.get(left | {own}, alone)  # a few good images cannot be without two folds
 
     def marked(self, place: int) -> Tensor | None:
         """Return the share of each cell that an image's mask marks as its type of defect, [cells] in [0, 1].
@@ -98,29 +123,32 @@ class Images:
         mask = self.dataset.small_masks([place]).float().to(device)
         return F.adaptive_avg_pool2d(mask, side).flatten() if mask.any() else None
 
-    def rows(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Return the rows [N, D] of each part, on the CPU; parts that are not kept yet are computed together."""
+    def rows(self, parts: Sequence[Part], left: Out = NONE) -> list[Tensor]:
+        """Return the rows [N, D] of each part, on the CPU; parts that are not kept yet are computed together.
+
+        Args:
+            left: as in ``memory_for``.
+        """
 
         @cache
         def computed() -> list[Tensor]:
             with torch.no_grad(), bar() as progress:
                 places = progress.track(range(len(self)), description="describing images")
-                of_images = [[part.rows(seen).cpu() for part in lacking] for seen in map(self.__getitem__, places)]
+                of_images = [[part.rows(seen).cpu() for part in parts] for seen in (self.seen(p, left) for p in places)]
             return [torch.stack(rows) for rows in zip(*of_images, strict=True)]
 
-        lacking = list(parts)
-        digests = {id(memory): memory.digest() for memory in (self.memory, *self.others.values()) if memory}
-        memories = [self.others.get(place, self.memory) for place in range(len(self))]
+        memories = [self.memory_for(place, left) for place in range(len(self))]
+        digests = {id(memory): memory.digest() for memory in (self.memory, *memories) if memory}
         further = [SETTINGS, list(digests.values()), [memory and digests[id(memory)] for memory in memories]]
         arrays = []
         for part in parts:
             key = [part.key, further] if part.memory else [part.key]
 
             def blocks(part: Part = part) -> Iterator[np.ndarray]:
-                yield computed()[lacking.index(part)].numpy()
+                yield computed()[parts.index(part)].numpy()
 
             array = self.keep(type(part).__name__.lower(), len(self), key, blocks)
-            arrays.append(computed()[lacking.index(part)] if array is None else array)
+            arrays.append(computed()[parts.index(part)] if array is None else array)
         return arrays
 
 
@@ -152,7 +180,7 @@ def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) 
     """Return a memory of good images that take no part, or of those that are learnt from, with a warning.
 
     Args:
-        images: all that take part; where the good ones are learnt, its ``others`` are filled.
+        images: all that take part; where the good ones are learnt, its ``folds`` and ``memories`` are filled.
         learnt: the images to learn from.
         most: how many are remembered at most.
 
@@ -172,11 +200,14 @@ def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) 
         folds = deal(images.labels[places], [images.groups[place] for place in places])
         is_good = np.array([sample.label == GOOD for sample in learnt])
         memory = remember(_memory_for(images, len(good), most), images, places[is_good].tolist())
-        # An image that a memory has seen is near to it: what describes one that is learnt has not seen its fold.
-        for fold in np.unique(folds):
-            if len(rest := places[is_good & (folds != fold)].tolist()):
-                other = remember(_memory_for(images, len(rest), most), images, rest)
-                images.others |= dict.fromkeys(places[folds == fold].tolist(), other)
+        images.folds = dict(zip(places.tolist(), folds.tolist(), strict=True))
+        known = np.unique(folds).tolist()
+        outs = {frozenset({own, other}) for own in known for other in known if other >= 0 or other == own}
+        for out in sorted(outs, key=sorted):
+            if rest := places[is_good & ~np.isin(folds, list(out))].tolist():
+                images.memories[out] = remember(_memory_for(images, len(rest), most), images, rest)
+        if len(images.memories) < len(outs):
+            run.warn(f"{run.data.folder}: {FEW_GOOD}")
     run.result.decided["memory"] = f"{len(memory.owner)} of {len(spare or good)} good images"
     return memory
 

@@ -25,7 +25,7 @@ from mvtec_lab.problems.base import checked_options
 from mvtec_lab.problems.classification.base import FOLDS, Classifier, Evidence, Validated, by_folds
 from mvtec_lab.problems.classification.methods.descriptors import METHOD, PARTS, check_parts
 from mvtec_lab.problems.classification.methods.descriptors.crossfit import Crossfitted
-from mvtec_lab.problems.classification.methods.descriptors.fitting import Images, good_patches
+from mvtec_lab.problems.classification.methods.descriptors.fitting import NONE, Images, Out, good_patches
 from mvtec_lab.problems.classification.methods.descriptors.heads import (
     Fitted,
     Linear,
@@ -246,7 +246,7 @@ class Descriptors(Classifier):
         fixed = [part for part in self.parts if not part.fits]
         shown = [] if self.memory is None else [self._map]
         arrays = images.rows([*fixed, *shown])
-        known = dict(zip(fixed, (array.numpy() for array in arrays), strict=False))
+        known = {NONE: dict(zip(fixed, (array.numpy() for array in arrays), strict=False))}
         if self.memory is not None:
             self._heat = {sample.path: row.clone() for sample, row in zip(images.samples, arrays[-1], strict=True)}
             if all(float(np.ptp(row)) < EQUAL for row in arrays[-1].numpy()):
@@ -254,20 +254,29 @@ class Descriptors(Classifier):
 
         labels, groups = images.labels[places], [images.groups[place] for place in places]
         folds = deal(labels, groups)
+        comparing = [part for part in fixed if part.memory]
+        for fold in np.unique(folds[folds >= 0]).tolist() if images.memories and comparing else ():
+            left = frozenset({fold})
+            arrays = images.rows(comparing, left)
+            known[left] = known[NONE] | dict(zip(comparing, (array.numpy() for array in arrays), strict=True))
         crossfitted = {part: Crossfitted(part, images, places.tolist(), folds) for part in self.parts if part.fits}
         for part, of_part in crossfitted.items():
             if remark := part.remark(of_part.silent, len(places)):
                 run.warn(remark)
 
-        def rows(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def rows_without(left: Out, fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            of = known.get(left, known[NONE])
             pairs = [
-                (known[part][places[fitting]], known[part][places[others]])
-                if part in known
+                (of[part][places[fitting]], of[part][places[others]])
+                if part in of
                 else crossfitted[part](fitting, others)
                 for part in self.parts
             ]
             of_fitting, of_others = zip(*pairs, strict=True)
             return np.concatenate(of_fitting, 1).astype(np.float64), np.concatenate(of_others, 1).astype(np.float64)
+
+        def rows(fitting: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return rows_without(frozenset(folds[others].tolist()), fitting, others)
 
         fitted = self._head(rows, labels, folds)
         if not fitted.chosen:
@@ -279,11 +288,16 @@ class Descriptors(Classifier):
             run.result.decided["left out"] = ", ".join(optional)
         probabilities = fitted.probabilities
         if epochs := self.options["tune"]:  # they train from the head as it was fitted
-            seen = [images[place] for place in places.tolist()]
+            whole = [images[place] for place in places.tolist()]
+
+            def seen(left: Out) -> list[Seen]:
+                return [images.seen(place, left) for place in places.tolist()] if images.memories and left else whole
 
             def head_of(own: np.ndarray) -> Linear:
+                left = frozenset(folds.tolist()) - frozenset(folds[own].tolist())  # the fold that is judged
                 inner = deal(labels[own], [groups[place] for place in own])
-                return self._head(partial(_of_some, rows, own), labels[own], inner).layer
+                of_own = partial(_of_some, partial(rows_without, left), own)
+                return self._head(of_own, labels[own], inner).layer
 
             tail, probabilities, said = tuned(self.cells, self.parts, seen, labels, folds, fitted, head_of, epochs)
             self._take(tail, run, said)
@@ -304,7 +318,7 @@ class Descriptors(Classifier):
                 continue  # judged by inner folds
             if samples := run.data.of_split(split):
                 at = np.array([place_of[sample.path] for sample in samples])
-                array = self._rows_of(images, at, known)
+                array = self._rows_of(images, at, known[NONE])
                 run.data.load_features(split, Rows(array, range(len(array))))
         run.result.features = sorted(run.data.features)
 

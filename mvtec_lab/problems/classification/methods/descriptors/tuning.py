@@ -29,7 +29,7 @@ BATCH = 16  # images; four steps per epoch of a few dozen
 def tuned(
     cells: Cells,
     parts: Sequence[Part],
-    seen: Sequence[Seen],
+    seen: Callable[[frozenset[int]], Sequence[Seen]],
     labels: np.ndarray,
     folds: np.ndarray,
     fitted: Fitted,
@@ -40,7 +40,8 @@ def tuned(
 
     Args:
         cells, parts: as in ``Tail``, and what describes images.
-        seen, labels, folds: the images to learn from, their classes and their inner folds, [N].
+        seen: returns the images to learn from, N, compared with good ones of no fold that is given.
+        labels, folds: their classes and their inner folds, [N].
         fitted: the head of frozen maps.
         head_of: returns the head of frozen maps that is fitted to some of the images, by their numbers.
         epochs: how often each image is shown.
@@ -49,11 +50,11 @@ def tuned(
         The blocks, None where they stay as they are; the out-of-fold probabilities, [N, C]; what inner folds said.
     """
 
-    def trained(own: np.ndarray, head: Linear) -> Tail:
+    def trained(own: np.ndarray, head: Linear, images: Sequence[Seen]) -> Tail:
         device = next(cells.parameters()).device
         tail = Tail(cells).to(device)
         weight, bias = (torch.from_numpy(values).float().to(device) for values in head)
-        tail.fit([seen[i] for i in own.tolist()], labels[own], parts, (weight, bias), epochs)
+        tail.fit([images[i] for i in own.tolist()], labels[own], parts, (weight, bias), epochs)
         return tail
 
     probabilities = np.full_like(fitted.probabilities, np.nan)
@@ -61,10 +62,10 @@ def tuned(
         own, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         if len(np.unique(labels[own])) < len(np.unique(labels)):
             continue
-        head = head_of(own)
-        tail = trained(own, head)
+        head, images = head_of(own), seen(frozenset({int(fold)}))
+        tail = trained(own, head, images)
         with torch.no_grad():
-            after = [tail(seen[i]) for i in others.tolist()]
+            after = [tail(images[i]) for i in others.tolist()]
             rows = torch.stack([torch.cat([part.rows(each) for part in parts]) for each in after])
         probabilities[others] = softmax(head(rows.cpu().numpy()), axis=1)
     both = np.isfinite(probabilities).all(1) & np.isfinite(fitted.probabilities).all(1)
@@ -73,7 +74,7 @@ def tuned(
     said = f"{'yes' if helps else 'no'}: log loss {lost:.3f}, frozen {frozen:.3f}"
     if not helps:
         return None, fitted.probabilities, said
-    return trained(np.arange(len(seen)), fitted.layer), probabilities, said
+    return trained(np.arange(len(labels)), fitted.layer, seen(frozenset())), probabilities, said
 
 
 class Tail(nn.Module):

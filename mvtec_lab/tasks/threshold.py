@@ -144,7 +144,7 @@ def _held(ckpt: Path, model: Model) -> Held:
         )
     others, chose = problem.validates_by(own), problem.chosen_on_val(own).partition(" by ")[0]
     by = (
-        f"{others} judged them, by other models than this one"
+        f"{others} judged those that it has learnt, by other models than this one"
         if others
         else "no model that scored them has learnt them"
     )

@@ -522,6 +522,26 @@ class ReportedConfig:
 
 
 @dataclass
+class ReviewConfig:
+    """Show predictions in a browser, where people correct them."""
+
+    host: str = knob(
+        "127.0.0.1",
+        "the address that the page is served at: this machine alone; others (0.0.0.0: all of this machine's) ask for a "
+        "token, which is printed",
+        changes="nothing",
+    )
+    port: int = knob(8001, "its port; 0: any free one", least=0, most=65_535, changes="nothing")
+    order: str = knob(
+        "doubt",
+        "what is shown first. doubt: labels that the model contradicts, then those near its threshold or with a close "
+        "second; name: the order of predictions.csv",
+        choices=("doubt", "name"),
+        changes="nothing",
+    )
+
+
+@dataclass
 class CacheConfig:
     """Keep what is computed once: decoded images, and what frozen stages make of them."""
 
@@ -576,6 +596,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
@@ -641,6 +662,9 @@ class Config:
     )
     cost: CostConfig = field(default_factory=CostConfig)
     dirs: list[str] = knob(list, "the directories of sweeps and runs")
+    dir: str | None = knob(
+        None, "the directory of a run, or of predictions, whose images are reviewed", changes="nothing"
+    )
     difference: float | None = knob(
         None,
         "the difference between two attempts that a plan is to show, in points, or in the unit of a metric that is no "

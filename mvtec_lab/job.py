@@ -69,8 +69,20 @@ TASKS = {
         "trains an attempt and judges it on images that it has not seen; with -m, several side by side",
         ("",),
         ignores=(
-            *("ckpt", "format", "min_area", "source", "dirs", "difference", "false_rejects", "escapes", "reviews"),
+            *(
+                "ckpt",
+                "format",
+                "min_area",
+                "source",
+                "dirs",
+                "dir",
+                "difference",
+                "false_rejects",
+                "escapes",
+                "reviews",
+            ),
             *("watch", "fps", "cost.escape", "cost.false_reject", "cost.defects"),
+            *("review.host", "review.port", "review.order"),
         ),
     ),
     "describe": Task(
@@ -122,6 +134,13 @@ TASKS = {
         "mvtec_lab.tasks.compare:compare_runs",
         "compares runs of several sweeps in one verdict",
         ("verdict.", "dirs"),
+        torch=False,
+    ),
+    "review": Task(
+        "mvtec_lab.tasks.review:review",
+        "shows predictions in a browser, where people correct them, and writes a new version of the data set",
+        ("review.", "dir"),
+        ignores=("dirs",),
         torch=False,
     ),
     "plan": Task(

@@ -24,6 +24,7 @@ from mvtec_lab.locks import in_use
 
 RESULT, CONFIG = "result.json", "config.yaml"
 SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
+PREDICTED = "predicted.json"  # beside predictions.csv of task=predict: the model, and where the images lie
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 OPERATING = "operating.json"  # of task=threshold; a directory with one holds a checkpoint, and is no run of its own
 PIXELS = "pixels.npz"  # histograms of anomaly maps, from which pixel metrics are compared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import shutil
 import time
@@ -34,7 +35,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.progress import bar
 from mvtec_lab.reporting.expected import expected
 from mvtec_lab.reporting.predicted import COLOURS, PAGE, Doubtful, Shown, write_page_of
-from mvtec_lab.results import PREDICTIONS, append_csv, write_csv, write_whole
+from mvtec_lab.results import PREDICTED, PREDICTIONS, append_csv, write_csv, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         more = f" (and {len(source.broken) - 1} more)" if len(source.broken) > 1 else ""
         raise LabError(f"source={config.source} has no image that can be read: {source.broken[0]}{more}") from None
     run_dir = held[0] if held else claim(run_dir, PREDICTIONS)
+    _describe(run_dir, ckpt, model, source)
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
     counts: Counter[str] = Counter()
@@ -106,7 +108,8 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
                 lines += [line] * (len(rows) <= LINES)
     if not seconds:
         log.info("stopped before the first image")
-        (run_dir / PREDICTIONS).unlink(missing_ok=True)
+        for name in (PREDICTED, PREDICTIONS):
+            (run_dir / name).unlink(missing_ok=True)
         return rows
     if not source.live:
         write_csv(run_dir / PREDICTIONS, rows, list(dict.fromkeys(key for row in rows for key in row)))
@@ -127,6 +130,18 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
     _report(source, len(seconds))
     return rows
+
+
+def _describe(run_dir: Path, ckpt: str, model: Model, source: Source) -> None:
+    """Write what task=review has to know beside predictions.csv."""
+    about = {
+        "ckpt": str(Path(ckpt).absolute()),
+        "classes": model.classes,
+        "source": source.typed,
+        "root": str(source.root.absolute()),  # maps/ and found/ have the names of images below it
+        "directory": str(Path.cwd()),  # that paths of predictions.csv are relative to
+    }
+    write_whole(run_dir / PREDICTED, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
 def _judged(problem: Problem, model: Model, source: Source, run_dir: Path, batch_size: int) -> Iterator[Judged]:

@@ -64,6 +64,18 @@ def write_coco_polygons(folder: Path, images: Sequence[Annotated], kinds: Sequen
 
 
 def _write(folder: Path, images: Sequence[Annotated], kinds: Sequence[str], loss: Loss | None) -> None:
+    contents = coco_content(images, kinds, loss)
+    copy_images(folder, images)
+    for split, content in contents.items():
+        write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(content, ensure_ascii=False))
+
+
+def coco_content(images: Sequence[Annotated], kinds: Sequence[str], loss: Loss | None = None) -> dict[str, Any]:
+    """Return the content of the json file of each split.
+
+    Args:
+        loss: measures what polygons lose, which are written then; None: exact run lengths are.
+    """
     annotations: dict[str, list[dict[str, Any]]] = {}
     listed: dict[str, list[dict[str, Any]]] = {}
     number = 0
@@ -80,17 +92,17 @@ def _write(folder: Path, images: Sequence[Annotated], kinds: Sequence[str], loss
                 loss.add(region, polygons, image.name)
             facts = annotation(region, kinds.index(region.label) + 1, polygons)
             of_split.append({"id": number, "image_id": place, **facts})
-    copy_images(folder, images)
     info = {"description": "written by mvtec_lab", **({} if loss is None else {"polygons": loss.facts()})}
-    for split, entries in listed.items():
-        content = {
+    return {
+        split: {
             "info": info,
             "licenses": [],
             "categories": [{"id": i, "name": kind, "supercategory": ""} for i, kind in enumerate(kinds, start=1)],
             "images": entries,
             "annotations": annotations[split],
         }
-        write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(content, ensure_ascii=False))
+        for split, entries in listed.items()
+    }
 
 
 def read_coco(folder: str | Path) -> Scan:

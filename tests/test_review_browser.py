@@ -1,0 +1,126 @@
+"""A whole round in headless Chromium: predictions, a review by keyboard, a new version, a model that learns from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_product
+from PIL import Image
+from test_browser import browser, wait_for  # noqa: F401 # a fixture
+from test_review import start
+
+from mvtec_lab.results import read_csv
+
+pytest.importorskip("starlette")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="chromium and chromedriver are not installed",
+    ),
+]
+SAVED = (  # that so many images are reviewed, and no action waits
+    "const said = document.getElementById('progress').innerText; "
+    "return said.startsWith('{} of') && !said.includes('saved')"
+)
+
+
+@pytest.fixture
+def predictions(lab: Callable[..., int], tmp_path: Path) -> Path:
+    """What task=predict says of new images, one of a kind that the model has not learnt."""
+    assert lab("attempt=base", "hydra.run.dir=first") == 0
+    write_product(tmp_path / "scratch", {"good": 3, "crack": 3, "hole": 3}, train_good=0, size=48)
+    new = (tmp_path / "scratch/test").rename(tmp_path / "new")
+    (new / "hole/000.png").rename(new / "hole/<img src=x onerror=alert(1)>.png")  # a name is text
+    assert lab("task=predict", "ckpt=first", f"source={new}", "hydra.run.dir=predicted") == 0
+    return tmp_path / "predicted"
+
+
+def press(browser: Any, *keys: str) -> None:  # noqa: F811
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+
+
+def test_from_predictions_to_a_retrained_model(
+    browser: Any,  # noqa: F811
+    predictions: Path,
+    lab: Callable[..., int],
+    tmp_path: Path,
+) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    process, address = start(predictions)
+    loaded = "const p = document.getElementById('picture'); return p.complete && p.naturalWidth > 0"
+    name = "return document.getElementById('name').innerText"
+    try:
+        browser.get(address)
+        wait_for(browser, loaded)
+        keys = {"good": "1", "crack": "2", "hole": "3"}
+        for done in range(1, 10):  # every image gets the class of its folder
+            kind = Path(browser.execute_script(name)).parent.name
+            if kind == "crack":  # a stroke across the middle
+                press(browser, "p")
+                canvas = browser.find_element("id", "canvas")
+                drag = ActionChains(browser).move_to_element_with_offset(canvas, -60, 0).click_and_hold()
+                drag.move_by_offset(60, 0).move_by_offset(60, 0).release().perform()
+            if kind == "hole":
+                press(browser, "b")
+                canvas = browser.find_element("id", "canvas")
+                ActionChains(browser).move_to_element_with_offset(canvas, -60, -60).click_and_hold().move_by_offset(
+                    100, 90
+                ).release().perform()
+            press(browser, keys[kind])
+            wait_for(browser, SAVED.format(done))
+        press(browser, "u")  # and the last one again
+        wait_for(browser, SAVED.format(8))
+        kind = Path(browser.execute_script(name)).parent.name
+        # The server ends and begins again while the page is open: what is answered meanwhile waits, and is sent.
+        port = address.rpartition(":")[2].strip("/")
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        press(browser, keys[kind])
+        wait_for(browser, "return document.getElementById('message').innerText.includes('Not saved yet')")
+        process, _ = start(predictions, port)
+        wait_for(browser, SAVED.format(9))
+        assert browser.execute_script("return document.querySelectorAll('img').length") == 1
+        browser.find_element("id", "export").click()
+        wait_for(browser, "return document.getElementById('message').innerText.includes('Written')")
+        command = browser.find_element("css selector", "#message pre").text
+        assert [entry for entry in browser.get_log("browser") if "Refused" in entry["message"]] == []
+        requests = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+        assert all(r.startswith((address, "data:")) for r in requests)
+        for width in (1280, 400):
+            size = {"width": width, "height": 860, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    version = predictions / "review/version-1"
+    rows = read_csv(version / "CHANGES.csv")
+    assert {(Path(row["was"]).parent.name, row["label"], row["change"]) for row in rows} == {
+        (kind, kind, "added") for kind in keys
+    }
+    masks = [row["path"] for row in rows if row["mask"]]
+    assert len(masks) == 3
+    for path in masks:
+        mask = np.asarray(Image.open(version / "ground_truth/crack" / f"{Path(path).stem}_mask.png"))
+        assert mask.shape == (48, 48)
+        assert 0 < (mask > 0).mean() < 0.5
+        assert mask[24, 24] == 255
+    assert [row["boxes"] for row in rows if row["label"] == "hole"] == ["1"] * 3
+    words = [word for word in command.split()[3:] if not word.startswith("data=")]
+    assert lab(*words, "hydra.run.dir=second") == 0
+    first, second = (json.loads((tmp_path / run / "result.json").read_text())["counts"] for run in ("first", "second"))
+    assert second["test"] == first["test"]  # both models can be compared on it
+    assert sum(second["train"].values()) == sum(first["train"].values()) + 9

@@ -60,13 +60,14 @@ def test_from_predictions_to_a_retrained_model(
     from selenium.webdriver.common.action_chains import ActionChains
 
     process, address = start(predictions)
-    loaded = "const p = document.getElementById('picture'); return p.complete && p.naturalWidth > 0"
+    loaded = "return document.getElementById('frame').dataset.shown === sessionStorage.getItem('current')"
     name = "return document.getElementById('name').innerText"
     try:
         browser.get(address)
-        wait_for(browser, loaded)
+        wait_for(browser, "return sessionStorage.getItem('current')")
         keys = {"good": "1", "crack": "2", "hole": "3"}
         for done in range(1, 10):  # every image gets the class of its folder
+            wait_for(browser, loaded)
             kind = Path(browser.execute_script(name)).parent.name
             if kind == "crack":  # a stroke across the middle
                 press(browser, "p")
@@ -83,6 +84,7 @@ def test_from_predictions_to_a_retrained_model(
             wait_for(browser, SAVED.format(done))
         press(browser, "u")  # and the last one again
         wait_for(browser, SAVED.format(8))
+        wait_for(browser, loaded)
         kind = Path(browser.execute_script(name)).parent.name
         # The server ends and begins again while the page is open: what is answered meanwhile waits, and is sent.
         port = address.rpartition(":")[2].strip("/")

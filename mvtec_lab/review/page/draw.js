@@ -46,6 +46,7 @@ export class Drawing {
     this.boxes = [];
     this.scale = 1; // pixels of the image for one of it as it is shown
     this.drag = null;
+    this.ready = false; // an image's marks are loaded: before that a stroke would be another image's
     canvas.addEventListener("pointerdown", event => this.begin(event));
     canvas.addEventListener("pointermove", event => this.move(event));
     canvas.addEventListener("pointerup", event => this.end(event));
@@ -59,6 +60,7 @@ export class Drawing {
     Object.assign(this.mask, {width, height});
     this.boxes = item.boxes.map(box => [...box]);
     this.drag = null;
+    this.ready = true;
     this.put(item.mask);
   }
 
@@ -103,7 +105,7 @@ export class Drawing {
   }
 
   begin(event) {
-    if (this.tool === "look" || this.drag || event.button !== 0) return;
+    if (this.tool === "look" || this.drag || !this.ready || event.button !== 0) return;
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
     this.drag = {from: this.at(event), last: this.at(event), screen: [event.clientX, event.clientY], id: event.pointerId};

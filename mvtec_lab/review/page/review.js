@@ -19,6 +19,9 @@ let sending = false, asked = 0;
 
 const drawing = new Drawing($("canvas"), marks => act("mark", marks));
 
+/** Tell whether the image that an answer would be about is on the screen, or cannot be: a quick second key is for none. */
+const seen = () => $("frame").hidden || $("frame").dataset.shown === String(current);
+
 async function ask(path, said) {
   const options = said && {method: "POST", headers: {"content-type": "application/json", "x-review": "1"}, body: JSON.stringify(said)};
   const answer = await fetch(path, options);
@@ -141,6 +144,7 @@ async function go(number, again = false) {
   if (number === undefined || number === null || (number === current && !again)) return;
   const turn = ++asked;
   current = number;
+  drawing.ready = false;
   sessionStorage.setItem("current", number);
   show();
   const answer = await ask(`/api/items/${number}`).catch(() => null);
@@ -280,6 +284,7 @@ function nextOpen() {
 }
 
 function decide(kind, more) {
+  if (!seen()) return;
   if ($("message").dataset.kind !== "bad") hush();
   act(kind, more);
   nextOpen();
@@ -287,8 +292,7 @@ function decide(kind, more) {
 
 function relabel(name) {
   const item = items.get(current);
-  if (item && name === item.was && !item.known) decide("confirm"); // the prediction was right
-  else if (item && name === item.label && item.verdict !== "dropped") decide("confirm");
+  if (item && name === item.label && item.verdict !== "dropped") decide("confirm");
   else decide("relabel", {label: name});
 }
 
@@ -304,7 +308,7 @@ function brush(size) {
 }
 
 function mark(mask, boxes) {
-  if (!whole || whole.id !== current) return;
+  if (!whole || whole.id !== current || !drawing.ready) return;
   drawing.boxes = boxes;
   drawing.put(mask);
   act("mark", {mask: drawing.runs(), boxes});
@@ -387,6 +391,9 @@ $("new").addEventListener("submit", event => {
   $("newname").blur();
   if (!classes.includes(name)) classes.push(name);
   relabel(name);
+});
+$("picture").addEventListener("load", () => {
+  if (whole && whole.id === current) $("frame").dataset.shown = current;
 });
 $("picture").addEventListener("error", () => whole && tell("The picture cannot be shown: the server does not answer, or its file is gone.", "bad"));
 window.addEventListener("resize", fit);

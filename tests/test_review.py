@@ -173,12 +173,12 @@ def test_new_images_come_by_their_distance_from_the_threshold(predictions: Path)
 
 def test_a_run_s_scores_are_compared_with_the_threshold_that_was_chosen(run_dir: Path) -> None:
     rows = read_csv(run_dir / "predictions.csv")
-    scores = [{**row, "score": 0.9 if "001" in row["path"] else 0.2} for row in rows]
+    scores = [{**row, "score": 0.9 if "004" in row["path"] else 0.2} for row in rows]
     columns = ["split", "path", "label", "prediction", "score"]
     write_csv(run_dir / "predictions.csv", [{name: row[name] for name in columns} for row in scores], columns)
     (run_dir / "operating.json").write_text('{"reject": 0.25}')
     items = {item.key: item for item in read_subject(str(run_dir)).items}
-    assert items["test/good/001.png"].margin == pytest.approx(0.25 - 0.9)
+    assert items["test/good/004.png"].margin == pytest.approx(0.25 - 0.9)
     assert items["test/hole/005.png"].margin == pytest.approx(0.2 - 0.25)
     assert items["test/hole/005.png"].said["threshold"] == "0.25"
 

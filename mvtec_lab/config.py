@@ -382,7 +382,7 @@ class ThresholdConfig:
         None,
         "share of a class's images whose set of possible classes may miss it; a classifier is sure of an image where "
         "the set is its prediction alone. null: 0.1, the usual one, and of a class with fewer than nine held-out "
-        "images 1 / (n + 1), the least that can be promised of n; with less a class is in every set",
+        "images 1 / (n + 1), the least that n images allow; with less a class is in every set",
         above=0,
         below=1,
         needs=(but("split.val_is_test", True, why="no images are held out of the test images"),),

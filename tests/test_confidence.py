@@ -188,7 +188,7 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     held_out = result.sets["held_out"]
     assert held_out == {name: result.counts["val"][name] for name in result.classes}
     assert result.sets["alpha"] == {name: max(0.1, 1 / (n + 1)) for name, n in held_out.items()}
-    # The least probability that a class's own validation images gave it, as alpha is the least that can be promised.
+    # The least probability that a class's own validation images gave it, as alpha is the least that they allow.
     for name, least in result.sets["least"].items():
         own = [float(row[f"prob_{name}"]) for row in rows_of(run, "val") if row["label"] == name]
         assert least == pytest.approx(min(own), rel=1e-4)
@@ -222,22 +222,28 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     unsure = sum(row["certainty"] == "unsure" for row in new.values())
     said = capsys.readouterr().out
     assert f"{unsure} of {len(new)} images are unsure" in said
-    assert f"it rests on {sum(held_out.values())} held-out images" in said
+    assert f"the aim rests on {sum(held_out.values())} held-out images" in said
+    for path, row in new.items():
+        mark = f", unsure: {row['set']}" if row["certainty"] == "unsure" else ""
+        assert f"{row['prediction']} ({float(row['confidence']):.2f}){mark}  {product / path}\n" in said
     sum_up(run)
     assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")
-    promised = [f"<td>{1 - share:.3g}</td>" for share in result.sets["alpha"].values()]
-    assert all(cell in (run / REPORT).read_text(encoding="utf-8") for cell in promised)
+    aims = [f"<td>{1 - share:.3g}</td>" for share in result.sets["alpha"].values()]
+    assert all(cell in (run / REPORT).read_text(encoding="utf-8") for cell in aims)
     assert "Own class in the set" in (run / REPORT).read_text(encoding="utf-8")
-    assert f"it rests on {sum(held_out.values())} held-out images" in (run / REPORT).read_text(encoding="utf-8")
+    assert f"The aim rests on {sum(held_out.values())} held-out images" in (run / REPORT).read_text(encoding="utf-8")
 
 
-def test_a_run_from_before_there_were_sets_is_loaded_and_compared(lab: Lab, product: Path, tmp_path: Path) -> None:
+def test_a_run_from_before_there_were_sets_is_loaded_and_compared(
+    lab: Lab, product: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for attempt in ("base", "cosine"):
         assert lab(f"attempt={attempt}", f"hydra.run.dir={tmp_path / 'runs' / attempt}") == 0
     old = tmp_path / "runs" / "base"
     without_sets(old)
     assert lab("task=predict", f"ckpt={old}", f"source={product}/test", f"hydra.run.dir={tmp_path / 'p'}") == 0
     assert not {"set", "certainty"} & read_csv(tmp_path / "p" / PREDICTIONS)[0].keys()
+    assert "this model has no sets of possible classes" in capsys.readouterr().out
     assert lab("task=evaluate", f"ckpt={old}", f"hydra.run.dir={tmp_path / 'e'}") == 0
     assert not {"set", "certainty"} & read_csv(tmp_path / "e" / PREDICTIONS)[0].keys()
     comparison = compare(load_runs(tmp_path / "runs"))
@@ -267,7 +273,7 @@ def test_an_alpha_that_cannot_be_promised_gives_full_sets_and_a_warning(
     result = RunResult.load(run)
     assert result.sets is not None
     assert set(result.sets["least"].values()) == {0}
-    assert any("threshold.alpha=0.01 is less than can be promised" in text for text in result.warnings)
+    assert any("threshold.alpha=0.01 is too small for few held-out images" in text for text in result.warnings)
     assert {row["set"] for row in rows_of(run)} == {"|".join(result.classes)}
     assert result.metrics["test"]["sure"] == 0
     assert "sure_accuracy" not in result.metrics["test"]

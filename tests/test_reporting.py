@@ -144,6 +144,7 @@ def summarise(runs: list[RunResult]) -> list[summary.Row]:
 
 
 def text_of(html: str) -> str:
+    html = html.replace("<wbr>", "")
     return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
 
 
@@ -269,6 +270,23 @@ def test_report_names_the_settings_that_all_attempts_share(tmp_path: Path) -> No
     )
     fabricate(tmp_path / "3", "head")  # of an older version: what it used is not known
     assert "The same for all attempts" not in text_of(page(tmp_path))
+
+
+def test_a_setting_without_effect_on_an_attempt_is_no_difference(tmp_path: Path) -> None:
+    """The epochs of an attempt that trains by none stood beside those of a network."""
+    fabricate(tmp_path / "0", "base", idle=["optimizer.lr", "augment.transforms"])
+    fabricate(tmp_path / "1", "augment", idle=["augment.transforms"])
+    text = text_of(page(tmp_path)).rpartition("What differs")[2].partition("Attempt by attempt")[0]
+    assert " optimizer.lr – 0.0001 " in text
+    assert "Rotate" not in text  # of no effect on either
+    shown = page(tmp_path)
+    assert "<code>optimizer.<wbr>lr</code>" in shown
+
+
+def test_names_break_at_their_joints(tmp_path: Path) -> None:
+    fabricate(tmp_path / "0", "base")
+    fabricate(tmp_path / "1", "lab/all_of_<them> loss.gamma=0.001")  # a number stays whole
+    assert "<th>lab/<wbr>all_<wbr>of_&lt;them&gt; loss.<wbr>gamma=<wbr>0.001</th>" in page(tmp_path)
 
 
 def test_results_from_before_the_long_tail_are_shown(tmp_path: Path) -> None:

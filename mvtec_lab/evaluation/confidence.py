@@ -117,17 +117,17 @@ def aurc(confidences: npt.ArrayLike, right: npt.ArrayLike) -> float:
 
 
 def smallest_alpha(held_out: int) -> float:
-    """Return the smallest alpha that can be promised of a class with so many held-out images: 1 / (n + 1)."""
+    """Return the smallest alpha that can be aimed at for a class with n held-out images: 1 / (n + 1)."""
     return 1 / (held_out + 1)
 
 
 def reservation(held_out: int, validates_by: str = "") -> str:
-    """Return on what the promise of ``set_thresholds`` rests, in a clause; ``validates_by`` as in ``RunResult``."""
+    """Return on what the aim of ``set_thresholds`` rests, to follow "the aim"; ``validates_by`` as in ``RunResult``."""
     if not validates_by:
-        return f"it rests on {held_out} held-out images, and on new ones being like them"
+        return f"rests on {held_out} held-out images, and on new ones being like them"
     return (
-        f"it is to be expected, not guaranteed: the {held_out} held-out images were judged by {validates_by}, whose "
-        "models are others than this one, and new images must be like them"
+        f"is not guaranteed: the {held_out} held-out images were judged by {validates_by}, whose models are others than "
+        "this one, and new images must be like them"
     )
 
 

@@ -162,7 +162,7 @@ def _escapes(attempt: Attempt) -> Part | None:
 
 
 def _in_their_set(attempt: Attempt) -> Part | None:
-    """Return how many test images of each class have it in their set, and what was promised; None without sets."""
+    """Return how many test images of each class have it in their set, and what was aimed at; None without sets."""
     of_runs = [run.sets for run in attempt.done if run.sets]
     rows: list[list[Any]] = []
     for name in attempt.done[0].classes if of_runs else ():
@@ -174,14 +174,14 @@ def _in_their_set(attempt: Attempt) -> Part | None:
         ]
         share, images = mean(float(held) for _, held in tested), len({image for image, _ in tested})
         bounds = (None, None) if share is None else wilson_interval(share * images, images)
-        held_out, promised = (mean(of_run[key][name] for of_run in of_runs) for key in ("held_out", "alpha"))
+        held_out, alpha = (mean(of_run[key][name] for of_run in of_runs) for key in ("held_out", "alpha"))
         covered = Estimate(share, *bounds) if share is not None else None
-        rows.append([name, f"{held_out:.3g}", f"{1 - (promised or 0):.3g}", images, covered])
-    headings = ["class", "held out", "promised", "tested", "has it", "95% interval"]
+        rows.append([name, f"{held_out:.3g}", f"{1 - (alpha or 0):.3g}", images, covered])
+    headings = ["class", "held out", "aim", "tested", "has it", "95% interval"]
     if not rows:
         return None
     images = max(round(sum(of_run["held_out"].values())) for of_run in of_runs)
-    about = f"What is promised: {reservation(images, attempt.done[0].validates_by)}."
+    about = f"The aim {reservation(images, attempt.done[0].validates_by)}."
     return Part("Own class in the set", about=about, headings=headings, rows=rows)
 
 

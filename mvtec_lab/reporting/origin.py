@@ -80,19 +80,36 @@ def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt."""
+    """Return the keys whose values differ among attempts (or among the runs of one), with one text per attempt.
+
+    A dash stands where a key is missing, or has no effect on any run of the attempt.
+    """
     table, settings = [], comparison.settings
     said = said_options([run for attempt in comparison.attempts for run in attempt.runs], settings)
-    groups = [[own for run in attempt.runs if (own := settings[run.run_dir])] for attempt in comparison.attempts]
+    groups = [[run for run in attempt.runs if settings[run.run_dir]] for attempt in comparison.attempts]
     for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
-        cells = [tuple(distinct(values.get(key, "–") for values in group)) for group in groups]
-        known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
-        if key.startswith(OPTIONS) and key not in said:
-            known.discard(("–",))  # of another method
-        varies = len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
-        if key != "attempt" and varies:
+        cells = [tuple(distinct(settings[run.run_dir].get(key, "–") for run in group)) for group in groups]
+        foreign = key.startswith(OPTIONS) and key not in said  # that another method lacks it is no difference
+        if key == "attempt" or not _vary(cells, key, foreign):
+            continue
+        cells = [
+            ("–",) if group and all(_idle(run, key) for run in group) else cell
+            for group, cell in zip(groups, cells, strict=True)
+        ]
+        if _vary(cells, key, foreign):
             table.append((key, [", ".join(cell) or "not recorded" for cell in cells]))
     return table
+
+
+def _idle(run: RunResult, key: str) -> bool:
+    return any(f"{key}.".startswith(f"{idle}.") for idle in run.idle or ())
+
+
+def _vary(cells: Sequence[tuple[str, ...]], key: str, foreign: bool) -> bool:
+    known = {cell for cell in cells if cell}  # an attempt that failed before it wrote its config has none
+    if foreign:
+        known.discard(("–",))
+    return len(known) > 1 or (key not in RUN_KEYS and any(len(cell) > 1 for cell in known))
 
 
 def data_pages(comparison: Comparison, runs: Sequence[RunResult], directory: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from mvtec_lab.config import Config
 from mvtec_lab.reporting import summary
@@ -24,6 +25,8 @@ _ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
 _CELL = re.compile(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _SECTION = re.compile(r"<h2>(.*?)</h2>")
+# Where a key, a name or a list may be broken in a narrow column; no number is.
+_BREAK = re.compile(r"(?<=[^\W\d_][._])(?=[^\W\d_])|(?<=[,/=|])(?=\S)")
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -42,6 +45,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     )
     environment.filters["number"] = summary.number
     environment.filters["p_value"] = summary.p_value
+    environment.filters["breakable"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     html = environment.get_template(template).render(**values)
     write_whole(path, _with_contents(_TABLE.sub(_with_titles, html)))
@@ -79,7 +83,7 @@ def _with_titles(table: re.Match[str]) -> str:
 
 
 def _plain(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+    return " ".join(re.sub(r"<[^>]*>", " ", html.replace("<wbr>", "")).split())
 
 
 def protocol(settings: Mapping[str, str], counts: Mapping[str, Mapping[str, int]], drawn_from_all: bool) -> str | None:

@@ -13,7 +13,7 @@ from mvtec_lab.problems.classification.base import Classifier
 _USE = "probabilities are those of classes, in their order; the highest one is the prediction"
 _SURE = (
     "an image may be of each class whose probability is the class's number in least or more, and is sure where that is "
-    "the prediction alone; alpha, by class, is the share of its images that may miss it, as held_out images promise: "
+    "the prediction alone; alpha, by class, is the share of its images that may miss it; this aim "
 )
 
 

@@ -19,7 +19,7 @@ from mvtec_lab.problems.classification.build import build, class_of, rehearse, r
 from mvtec_lab.problems.classification.exported import Probabilities
 from mvtec_lab.problems.classification.judging import judge
 from mvtec_lab.problems.classification.rules import findings
-from mvtec_lab.problems.classification.sets import choose_sets, counted_unsure, set_columns
+from mvtec_lab.problems.classification.sets import SET, choose_sets, counted_unsure, set_columns
 from mvtec_lab.results import CERTAINTY, GOOD, UNSURE
 
 
@@ -68,7 +68,7 @@ class Classification(Problem):
             name = _named(model, probabilities, row)
             confidence = probabilities[model.classes.index(name)]
             row |= {"prediction": name, "confidence": f"{confidence:.6g}"}
-            mark = ", unsure" if of_set.get(CERTAINTY) == UNSURE else ""
+            mark = f", unsure: {of_set[SET]}" if of_set.get(CERTAINTY) == UNSURE else ""
             predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
 

@@ -41,8 +41,8 @@ def choose_sets(run: Run, labels: np.ndarray, probabilities: np.ndarray) -> None
     if wanted is not None and (short := [i for i, share in enumerate(least) if wanted < share]):
         named = ", ".join(f"{classes[i]} {held_out[i]}" for i in short)
         run.warn(
-            f"threshold.alpha={wanted:g} is less than can be promised of few held-out images ({named}): these classes "
-            f"are in every set: give {max(least[i] for i in short):.3g} or more, or more images"
+            f"threshold.alpha={wanted:g} is too small for few held-out images ({named}): these classes are in every "
+            f"set: give {max(least[i] for i in short):.3g} or more, or more images"
         )
 
 
@@ -72,17 +72,18 @@ def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabil
 def counted_unsure(
     sets: Sets, classes: Sequence[str], rows: Sequence[Mapping[str, Any]], judged_by: Callable[[int], str]
 ) -> list[str]:
-    """Say how many images of predictions.csv are unsure, what was promised of the others, and on what that rests.
+    """Say how many images of predictions.csv are unsure, what is aimed at for the others, and on what that rests.
 
     Args:
         judged_by: the classifier's own.
     """
     if sets is None:
-        return []
+        return ["this model has no sets of possible classes: of no image it is known whether it is sure"]
     held_out = round(sum(sets["held_out"]))
     unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
-    promised = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
+    aims = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
     return [
-        f"{unsure} of {len(rows)} images are unsure; sure and wrong should be at most, by class: {promised}",
-        f"that is the promise; {reservation(held_out, judged_by(held_out))}",
+        f"{unsure} of {len(rows)} images are unsure; the aim is that of each class at most this share is sure and "
+        f"wrong: {aims}",
+        f"the aim {reservation(held_out, judged_by(held_out))}",
     ]

@@ -177,7 +177,7 @@ class Where(Part):
         spread = (there * away) @ away.T
         width, height = spread[0, 0], spread[1, 1]
         sizes = torch.stack([width + 1e-4, height + 1e-4, width + height + 1e-4, width * height - spread[0, 1] ** 2])
-        coarse = F.adaptive_max_pool2d(seen.local.view(1, 1, side, side), self._coarse).flatten()
+        coarse = _pooled(seen.local.view(side, side), self._coarse)
         return torch.cat([highest.clamp_min(TINY), sizes.clamp_min(TINY), coarse.clamp_min(TINY)]).log()
 
 
@@ -200,6 +200,14 @@ def weights(seen: Seen, in_place: bool) -> Tensor:
     """Return what each patch weighs, [cells], summing to 1: the more, the farther it is from good ones."""
     steps = (seen.local if in_place else seen.free) / (TEMPERATURE * seen.memory.spread[int(in_place)].clamp_min(TINY))
     return steps.masked_fill(seen.shown(seen.side) == 0, -torch.inf).softmax(0)
+
+
+def _pooled(scores: Tensor, cells: int) -> Tensor:
+    """Return the maxima of a map [S, S] on a coarser grid, [cells * cells]: adaptive_max_pool2d, in a form for ONNX."""
+    side = len(scores)
+    bins = [slice(k * side // cells, -(-(k + 1) * side // cells)) for k in range(cells)]
+    rows = torch.stack([scores[part].amax(0) for part in bins])
+    return torch.stack([rows[:, part].amax(1) for part in bins], 1).flatten()
 
 
 def _mean(layer: Tensor, shown: Tensor) -> Tensor:

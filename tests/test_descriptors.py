@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from conftest import write_product
 from PIL import Image
@@ -24,7 +25,15 @@ from mvtec_lab.problems.classification.methods.descriptors.heads import HEADS, d
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
 from mvtec_lab.problems.classification.methods.descriptors.masks import Masks
 from mvtec_lab.problems.classification.methods.descriptors.memory import Memory
-from mvtec_lab.problems.classification.methods.descriptors.parts import Anomaly, Block, Local, Residual, Setting, Where
+from mvtec_lab.problems.classification.methods.descriptors.parts import (
+    Anomaly,
+    Block,
+    Local,
+    Residual,
+    Setting,
+    Where,
+    pooled,
+)
 from mvtec_lab.results import PREDICTIONS
 
 SIDE, WIDTHS = 6, (3, 5)
@@ -242,12 +251,23 @@ def test_the_names_of_the_files_do_not_matter(lab, product: Path, tmp_path: Path
         assert {**row, "path": ""} == {**other, "path": ""}
 
 
+@pytest.mark.parametrize("side", [7, 8, 18, 28])
+def test_the_coarse_map_is_that_of_an_adaptive_maximum(side: int):
+    scores = torch.rand(side, side, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pooled(scores, 7), F.adaptive_max_pool2d(scores[None], 7).flatten())
+
+
 @pytest.mark.slow
 def test_a_file_for_the_line_gives_what_the_checkpoint_gives(lab, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     parts = "model.options.parts=[global,anomaly,residual,local,where,masks]"
-    # 14 cells a side have a coarse map of 7.
-    for name, settings in {"run": (), "padded": ("data.fit=letterbox",), "coarse": ("data.image_size=56",)}.items():
+    sizes = {"coarse": 56, "uneven": 72}  # 14 and 18 cells a side, of which the coarse map makes 7
+    runs = {
+        "run": (),
+        "padded": ("data.fit=letterbox",),
+        **{name: (f"data.image_size={s}",) for name, s in sizes.items()},
+    }
+    for name, settings in runs.items():
         assert lab(*SETTINGS, parts, *settings, f"hydra.run.dir={name}") == 0
         assert lab("task=export", f"ckpt={name}/best.ckpt", f"hydra.run.dir={name}_file") == 0
         exported = json.loads((tmp_path / f"{name}_file/export.json").read_text())

@@ -32,6 +32,7 @@ def test_an_attempt_that_is_shown_to_be_the_best_is_named_on_green(tmp_path: Pat
     headline = of(tmp_path)
     assert (headline.light, headline.word) == ("green", "Shown")
     assert headline.use == "Use a: it is shown to be better than all 2 others."
+    assert "No attempt is shown" not in " ".join(compare(load_runs(tmp_path)).verdict)  # the green light's opposite
     assert headline.sure.startswith("On new images like these expect accuracy 0.93, between 0.")
     assert "task=evaluate" in headline.next
 
@@ -52,6 +53,8 @@ def test_one_training_each_is_about_models_and_asks_for_folds(tmp_path: Path) ->
         fabricate(tmp_path / name, name, right=right)
     headline = of(tmp_path)
     assert headline.use == "Use the model of good that was trained here: it is shown to be better than bad."
+    assert headline.word == "Shown for these models"
+    assert compare(load_runs(tmp_path)).verdict[0].startswith("Best on validation: good ")
     for name, right in (("fair", 18), ("other", 16)):
         fabricate(tmp_path / "more" / name, name, right=right)
     assert "cv.folds=5" in of(tmp_path / "more").next
@@ -66,6 +69,7 @@ def test_validation_that_chose_the_wrong_one_is_overruled_in_words(tmp_path: Pat
     headline = of(tmp_path)
     assert headline.light == "amber"
     assert headline.use == "Use a: it is shown to be better on test than b, which validation chose."
+    assert "No attempt is shown" not in " ".join(compare(load_runs(tmp_path)).verdict)
     assert "accuracy 0.93" in headline.sure  # of the one that is named
 
 

@@ -234,6 +234,7 @@ def test_a_reference_is_compared_over_products(tmp_path: Path) -> None:
     comparison = compared(tmp_path, VerdictConfig(reference="b"))
     assert {(pair.first, pair.second) for pair in comparison.over} == {("a", "b"), ("c", "b")}
     assert comparison.reference == "b"
+    assert comparison.verdict[0].startswith("Best on validation, in the mean of 2 products: ")
     assert "verdict.reference=z is none" in said(compared(tmp_path, VerdictConfig(reference="z")))
 
 

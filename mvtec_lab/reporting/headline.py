@@ -132,7 +132,8 @@ def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attemp
     if beaten and not level and len(beaten) >= rivals:
         others = "all that it is compared with" if rivals < len(named) - 1 else f"all {len(beaten)} others"
         others = beaten[0][0] if len(beaten) == 1 else others
-        return "green", "Shown", f"Use {_model(best.name, beaten[0][1])}: it is shown to be better than {others}.", best
+        pair = next((pair for _, pair in beaten if pair.models), beaten[0][1])
+        return "green", _shown(pair), f"Use {_model(best.name, pair)}: it is shown to be better than {others}.", best
     some = f", and is shown to be better than {len(beaten)} of the {rivals} others" if beaten else ""
     use = f"Use {best.name} if one has to be chosen now: it is the best on validation{some}; no attempt is shown to be "
     return "amber", "Open", f"{use}the best.", best
@@ -145,19 +146,16 @@ def _against(reference: Attempt, best: Attempt, comparison: Comparison) -> tuple
     chosen = next((pair for other, pair in better if other == best.name), None)
     if chosen is not None:
         use = f"Use {_model(best.name, chosen)}: it is shown to be better than {name}."
-        return "green", "Shown", use, best
+        return "green", _shown(chosen), use, best
     if better:
         other, pair = better[0]
         use = f"Use {_model(other, pair)}: it is shown to be better on test than {name}; validation chose {best.name}."
         return "amber", "Open", use, next(attempt for attempt in comparison.done if attempt.name == other)
     if worse and not level:
         others = worse[0][0] if len(worse) == 1 else f"all {len(worse)} others"
-        return (
-            "green",
-            "Shown",
-            f"Stay with {_model(name, worse[0][1])}: it is shown to be better than {others}.",
-            reference,
-        )
+        pair = next((pair for _, pair in worse if pair.models), worse[0][1])
+        use = f"Stay with {_model(name, pair)}: it is shown to be better than {others}."
+        return "green", _shown(pair), use, reference
     return "amber", "Open", f"Stay with {name}: no other attempt is shown to be better.", reference
 
 
@@ -178,6 +176,10 @@ def _other(name: str, pair: Pair) -> str:
 
 def _model(name: str, pair: Pair) -> str:
     return f"the model of {name} that was trained here" if pair.models else name
+
+
+def _shown(pair: Pair) -> str:
+    return "Shown for these models" if pair.models else "Shown"
 
 
 def _sure(chosen: Attempt, light: Light) -> str:

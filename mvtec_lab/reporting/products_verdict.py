@@ -52,7 +52,11 @@ def _best(many: ProductsComparison, usable: int, nothing: bool) -> str:
         text = f"{best.attempt} over {over}"
     else:
         chooser = choosing(next(a.problem for a in many.done if a.name == best.attempt))
-        text = "" if nothing or _ahead(many, len(ranked)) else f"No attempt is shown to be the best over {over}. "
+        text = (
+            ""
+            if nothing or many.reference or _ahead(many, len(ranked))
+            else f"No attempt is shown to be the best over {over}. "
+        )
         text += f"Best on validation, in the mean of {over}: {best.attempt} ({chooser.title} {many.validation:.3f})"
     return f"{text}; test {metric.title} {best.mean:.3f}, the mean of {_values(best, many.common)}."
 

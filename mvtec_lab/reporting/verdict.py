@@ -62,14 +62,19 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
         few = too_few(group) or "no test set is done by"
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
-    sides, rivals = _sides(best.name, within), {a.name for a in ranked} & comparison.rivals(best.name)
-    ahead = bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead < 0 for _, lead, pair in sides)
+    ahead = any(_ahead(attempt.name, ranked, within, comparison) for attempt in ranked)
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
     line += _stated(best, value, len(ranked), several)
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *_unranked(group, ranked)]
     return [line, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
+
+
+def _ahead(name: str, ranked: Sequence[Attempt], pairs: Sequence[Pair], comparison: Comparison) -> bool:
+    """Tell whether an attempt is shown to be better than all that it is compared with."""
+    sides, rivals = _sides(name, pairs), {a.name for a in ranked} & comparison.rivals(name)
+    return bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead < 0 for _, lead, pair in sides)
 
 
 def _ranked(group: Sequence[Attempt]) -> list[Attempt]:

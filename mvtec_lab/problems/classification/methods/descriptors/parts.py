@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvtec_lab.problems.classification.methods.descriptors.maps import Seen
@@ -177,7 +176,7 @@ class Where(Part):
         spread = (there * away) @ away.T
         width, height = spread[0, 0], spread[1, 1]
         sizes = torch.stack([width + 1e-4, height + 1e-4, width + height + 1e-4, width * height - spread[0, 1] ** 2])
-        coarse = _pooled(seen.local.view(side, side), self._coarse)
+        coarse = pooled(seen.local.view(side, side), self._coarse)
         return torch.cat([highest.clamp_min(TINY), sizes.clamp_min(TINY), coarse.clamp_min(TINY)]).log()
 
 
@@ -202,7 +201,7 @@ def weights(seen: Seen, in_place: bool) -> Tensor:
     return steps.masked_fill(seen.shown(seen.side) == 0, -torch.inf).softmax(0)
 
 
-def _pooled(scores: Tensor, cells: int) -> Tensor:
+def pooled(scores: Tensor, cells: int) -> Tensor:
     """Return the maxima of a map [S, S] on a coarser grid, [cells * cells]: adaptive_max_pool2d, in a form for ONNX."""
     side = len(scores)
     bins = [slice(k * side // cells, -(-(k + 1) * side // cells)) for k in range(cells)]

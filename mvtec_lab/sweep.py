@@ -273,7 +273,8 @@ def sum_up(command: Command) -> int:
         return max(status, complain(error, command.full_error))
     if missing:
         print(command.going_on("hydra.sweep.dir", sweep_dir))
-    print(f"report: {sweep_dir / report.REPORT}   table: {sweep_dir / SUMMARY}   TensorBoard: {curves(sweep_dir)}")
+    tables = f"{sweep_dir / SUMMARY}, {report.RUNS}"
+    print(f"report: {sweep_dir / report.REPORT}   tables: {tables}   TensorBoard: {curves(sweep_dir)}")
     return status
 
 

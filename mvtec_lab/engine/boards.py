@@ -190,25 +190,32 @@ def board_of(loggers: Collection[Logger]) -> Board | None:
     return next((logger for logger in loggers if isinstance(logger, Board)), None)
 
 
-def log_results(loggers: Collection[Logger], shown: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> None:
+def log_results(
+    loggers: Collection[Logger], shown: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]], decides: str
+) -> None:
     """Log the settings of a run and the metrics of its judgement: TensorBoard's hyperparameters, others' summary.
+
+    TensorBoard gives each metric a column in HParams and a chart of a single point: it gets what decides and the loss.
 
     Args:
         loggers: of the run.
         shown: as ``hyperparameters`` returns them.
         metrics: by split.
+        decides: the key of the metric by which attempts are compared.
     """
     for logger in loggers:
-        split = "{}_best/{}" if isinstance(logger, Board) else "{}_{}"  # as in runs.csv
+        if isinstance(logger, Board):
+            columns = [(split, key) for key in dict.fromkeys((decides, "loss")) for split in ("test", "val")]
+            values = {(split, key): metrics.get(split, {}).get(key) for split, key in columns}
+            scores = {f"{split}_best/{key}": v for (split, key), v in values.items() if isinstance(v, float)}
+            logger.log_hyperparams(dict(shown), scores)
+            continue
         scores = {
-            split.format(name, key): value
-            for name, of_split in metrics.items()
+            f"{split}_{key}": value  # as in runs.csv
+            for split, of_split in metrics.items()
             for key, value in of_split.items()
             if isinstance(value, float)
         }
-        if isinstance(logger, Board):
-            logger.log_hyperparams(dict(shown), scores)
-            continue
         logger.log_hyperparams(dict(shown))
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(scores)

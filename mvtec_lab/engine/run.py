@@ -33,6 +33,7 @@ from mvtec_lab.engine.pictures import log_picture, write_picture
 from mvtec_lab.engine.process import without_hints
 from mvtec_lab.engine.resume import as_yaml, earlier_run
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.specs import deciding
 from mvtec_lab.models.weights import save_file
 from mvtec_lab.results import (
     BEST,
@@ -202,7 +203,8 @@ class Run:
                     writer.add_figure(tag, content, step)
             block = "    " + as_yaml(self.config).replace("\n", "\n    ")  # four spaces: a code block in Markdown
             writer.add_text("config", block, 0)
-        log_results(self.trainer.loggers, hyperparameters(self.config, self.varied), judgement.metrics)
+        decides = self.config.verdict.metric or deciding(self.result.problem)[0].key
+        log_results(self.trainer.loggers, hyperparameters(self.config, self.varied), judgement.metrics, decides)
 
     @contextmanager
     def logged(self) -> Iterator[None]:

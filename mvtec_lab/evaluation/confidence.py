@@ -126,8 +126,8 @@ def reservation(held_out: int, validates_by: str = "") -> str:
     if not validates_by:
         return f"rests on {held_out} held-out images, and on new ones being like them"
     return (
-        f"is not guaranteed: the {held_out} held-out images were judged by {validates_by}, whose models are others than "
-        "this one, and new images must be like them"
+        f"is not guaranteed: the {held_out} held-out images were judged by {validates_by}, whose models are others "
+        "than this one, and new images must be like them"
     )
 
 

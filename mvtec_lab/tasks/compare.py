@@ -10,6 +10,7 @@ from mvtec_lab.reporting.origin import common_folder
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.report import REPORT, show_results, sum_up
 from mvtec_lab.reporting.summary import SUMMARY, curves
+from mvtec_lab.reporting.tables import RUNS
 
 
 def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
@@ -28,5 +29,5 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
-    print(f"report: {run_dir / REPORT}   table: {run_dir / SUMMARY}   TensorBoard: {curves(logdir)}")
+    print(f"report: {run_dir / REPORT}   tables: {run_dir / SUMMARY}, {RUNS}   TensorBoard: {curves(logdir)}")
     return comparison

@@ -43,6 +43,8 @@ from mvtec_lab.results import BEST
 
 log = logging.getLogger(__name__)
 
+SMALL = 224  # pixels; below it a run warns of what the size costs: docs/recipe.md has the figures
+
 
 class Descriptors(Classifier):
     """Describe images by frozen maps and classify the descriptors.
@@ -126,6 +128,16 @@ class Descriptors(Classifier):
         thinned = config.data.imbalance is not None or config.data.per_class is not None
         alone = config.split.val_is_test or thinned
         return ("train",) if alone else ("train", "val")
+
+    @classmethod
+    def marks(cls, config: Config, data: MVTecDataModule) -> list[str]:
+        size = config.data.image_size
+        if size >= SMALL:
+            return []
+        return [
+            f"data.image_size={size} hides small defects from this recipe: on MVTec's bottle, lab/all had a balanced "
+            "accuracy of 0.82 at 128 pixels, 0.92 at 224 and 0.93 at 448"
+        ]
 
     @property
     def blocks(self) -> list[Block]:

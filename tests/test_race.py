@@ -236,6 +236,10 @@ def test_a_result_that_was_dropped_says_why(tmp_path: Path) -> None:
         (("-m", "attempt=base,cosine", "cv.folds=3"), "race=true first looks after 3 folds"),
         (("-m", "attempt=base,cosine", "cv.folds=5", "verdict.metric=recall"), "unknown verdict.metric 'recall'"),
         (("-m", "attempt=base,cosine", "cv.folds=5", "data.category=a,b"), "compares attempts on one product"),
+        (
+            ("-m", "attempt=base,cosine", "cv.folds=5", "data.per_class=2,5"),
+            "that a curve over data.per_class is drawn",
+        ),
     ],
 )
 def test_mistakes_are_one_line(lab, tmp_path: Path, capsys, arguments: tuple[str, ...], message: str) -> None:

@@ -21,7 +21,7 @@ from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.racing import Change
 from mvtec_lab.foreign import Count, damaged, file_of, misfit, read_json
 from mvtec_lab.locks import held
-from mvtec_lab.reporting.attempts import Attempt, shared
+from mvtec_lab.reporting.attempts import THINNED, Attempt, shared
 from mvtec_lab.reporting.pairs import changes, refused
 from mvtec_lab.reporting.runs import by_attempt, settings_of
 from mvtec_lab.results import RESULT, Dropped, RunResult, flatten, write_whole
@@ -176,6 +176,12 @@ def race_of(configs: Mapping[str, Config]) -> Race:
         RunResult(of.attempt, of.seed, of.data.name, str(of.data.category), of.model.backbone, name)
         for name, of in configs.items()
     ]
+    thinned = [key for key in THINNED if len({own[key] for own in settings.values()}) > 1]
+    if thinned:
+        raise LabError(
+            f"race=true would leave out runs that a curve over {thinned[0]} is drawn from: give one value of it, or "
+            "leave out race"
+        )
     groups = by_attempt(runs, settings)
     if len(groups) < 2:
         raise LabError(f"race=true has one attempt, {', '.join(groups)}: give two or more, as attempt=finetune,head")

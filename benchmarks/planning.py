@@ -167,6 +167,7 @@ def _distance(design: Design, change: float) -> float:
 STUDIES = (
     on_one_set(83, 1, 0.0, 0.10, IMAGES[0]),
     on_one_set(83, 5, 0.03, 0.15, IMAGES[1]),
+    on_one_set(83, 5, 0.03, 0.12, IMAGES[1]),
     of_scores(0.05),
     over_folds(60, 5, 1, 0.25),
     over_folds(60, 5, 1, 0.10),

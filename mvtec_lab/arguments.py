@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import ListConfig, OmegaConf
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, is_text, printable, unknown
@@ -133,6 +134,16 @@ def override(words: str, sweep: bool = False) -> str:
     if equals and name.startswith(OPTIONS) and key == name:
         key = f"++{name}"  # Hydra would refuse a key that the default configuration lacks
     return key + equals + text(name, value, sweep)
+
+
+def as_typed(overrides: Sequence[str] | ListConfig) -> list[str]:
+    """Return the words of ``hydra.overrides.task`` or ``.hydra`` as they were typed.
+
+    An interpolation stays one: its value may not be known before a job starts, as that of ``${hydra.job.num}``.
+    """
+    words = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
+    assert isinstance(words, Sequence)
+    return [str(word) for word in words]
 
 
 def typed_keys(words: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from mvtec_lab.arguments import as_typed
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.job import searches, to_config
 from mvtec_lab.problems import deciding
@@ -63,7 +64,8 @@ def cross_validate(config: DictConfig) -> None:
 
 def _given(config: DictConfig) -> list[str]:
     """Return the overrides of a sweep, a study's before those of the command line."""
-    return [*(f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+    params = config.hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items()), *as_typed(config.hydra.overrides.task)]
 
 
 def grid(config: DictConfig) -> list[DictConfig]:
@@ -77,7 +79,7 @@ def grid(config: DictConfig) -> list[DictConfig]:
         return []
     if any(o.key_or_group == "study" for o in varied):
         raise LabError("a study is a sweep of its own: give one a command")
-    if not any(o.startswith("hydra.sweep.subdir=") for o in config.hydra.overrides.hydra):
+    if not any(o.startswith("hydra.sweep.subdir=") for o in as_typed(config.hydra.overrides.hydra)):
         choices = config.hydra.runtime.choices
         parts = ["${lab_name:${hydra.runtime.choices.attempt}}"]
         keys = [o.key_or_group for o in varied if o.key_or_group != "attempt"]
@@ -139,7 +141,8 @@ def prepare_search(config: DictConfig) -> None:
     Raises:
         LabError: a cross-validation, whose folds a search cannot average, or no run would have a score.
     """
-    sweeper, typed = config.hydra.sweeper, [words.partition("=")[0] for words in config.hydra.overrides.hydra]
+    sweeper = config.hydra.sweeper
+    typed = [words.partition("=")[0] for words in as_typed(config.hydra.overrides.hydra)]
     if not searches(config.hydra):
         return
     if config.cv.folds is not None:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mvtec_lab import problems
-from mvtec_lab.arguments import OPTIONS, typed_keys
+from mvtec_lab.arguments import OPTIONS, as_typed, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import SAMPLE_BACKBONE, SAMPLE_WEIGHTS, Config, ModelConfig
 from mvtec_lab.data.incoming import look as look_at_source
@@ -164,6 +164,7 @@ class Command:
     directories: list[Path] = field(default_factory=list)  # those of the sweep's jobs; empty if they are numbered
     configs: list[Config] = field(default_factory=list)  # those of the sweep's jobs; empty for a search
     varied: list[str] | None = None  # the keys that vary among them; None for a search and a single run
+    said: set[str] = field(default_factory=set)  # mistakes of its jobs that a sweep's check has told already
     checked: dict[str, dict[str, str]] = field(default_factory=dict)  # product folder -> its files and their digests
     race: Any = None  # of the sweep; None: all of its jobs run
     keep: Path | None = None  # the folder that existed before Hydra made ours in it
@@ -234,7 +235,7 @@ class Job:
         printed, refused = Printed(), False
         logging.getLogger("mvtec_lab").addHandler(printed)
         try:
-            config, typed = to_config(cfg, job), typed_keys(job.overrides.task)
+            config, typed = to_config(cfg, job), typed_keys(as_typed(job.overrides.task))
             if sweep:
                 typed = settle(config, typed)
             check(config, typed)
@@ -270,7 +271,7 @@ class Job:
         if "ckpt" in TASKS[config.task].reads:
             config.ckpt = checkpoint_of(config)
         if config.task == "evaluate":
-            given = {words.split("=")[0].lstrip("+") for words in job.overrides.task}
+            given = {words.split("=")[0].lstrip("+") for words in as_typed(job.overrides.task)}
             options["own"] = _take_data_of_run(config, given)
         elif config.task == "train":
             options |= {"checked": self.command.checked, "varied": self.command.varied}
@@ -299,7 +300,9 @@ class Job:
         """Print why a job failed, and record it."""
         known = explain(error) if isinstance(error, OmegaConfBaseException) else disk_full(error, run_dir)
         mistake = error if isinstance(error, LabError) else known
-        if mistake:
+        if mistake and str(mistake) in self.command.said:
+            self.command.mistake, status = mistake, mistake.status
+        elif mistake:
             status = self.command.complain(mistake)
         else:
             self.command.mistake = error
@@ -346,7 +349,7 @@ def to_config(cfg: DictConfig, hydra: Any) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     assert isinstance(config, Config)
     if config.model.method in problems.METHODS:
-        typed = typed_keys(hydra.overrides.task)
+        typed = typed_keys(as_typed(hydra.overrides.task))
         _limit_sample_weights(config, typed)
         untouched = deepcopy(config)
         for key in typed.keys() - {"model.method"}:

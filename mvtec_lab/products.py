@@ -50,13 +50,20 @@ class Products:
             error = self._mistakes[job]
             raise type(error)(f"{self._names[_key(self._configs[job])]}: {error}") from error
 
+    @property
+    def mistakes(self) -> set[str]:
+        """Return the lines of all mistakes, which ``say`` has said or counted: no job needs to repeat them."""
+        return {str(error) for error in self._mistakes.values()}
+
     def say(self) -> list[Config]:
-        """Warn of the products that fail, and return the configurations of the jobs that do not."""
+        """Warn of the products that fail, a line each, and return the configurations of the jobs that do not."""
         for key, name in self._names.items():
             jobs = [job for job, config in enumerate(self._configs) if _key(config) == key]
-            if mistakes := [self._mistakes[job] for job in jobs if self.fails(job)]:
+            if mistakes := [str(self._mistakes[job]) for job in jobs if self.fails(job)]:
                 which = "all" if len(mistakes) == len(jobs) else f"{len(mistakes)} of"
-                log.warning("%s: %s %d jobs fail, other products run: %s", name, which, len(jobs), mistakes[0])
+                first, *others = dict.fromkeys(mistakes)
+                more = f" (and {len(others)} further reasons, which the table has)" if others else ""
+                log.warning("%s: %s %d jobs fail, other products run: %s%s", name, which, len(jobs), first, more)
         return [config for job, config in enumerate(self._configs) if not self.fails(job)]
 
 

@@ -150,6 +150,8 @@ class RunResult:
     peak_mib: float | None = None  #: memory of the process while it fitted and scored; on a GPU, of the device
     decided: dict[str, str] = field(default_factory=dict)  #: what the method decided by itself, in words, by name
     startup_seconds: float = 0.0  #: everything before training or fitting
+    total_seconds: float | None = None  #: from its start to its end, judging included; of a resumed run its last part
+    machine: str | None = None  #: the processor, the cores that it might use, and the GPU
     device: str | None = None
     precision: str | None = None
     threads: Annotated[int | None, Count | None] = None  #: of the processor: with others, sums round differently

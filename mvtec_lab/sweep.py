@@ -17,13 +17,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mvtec_lab.arguments import text, typed_keys
+from mvtec_lab.arguments import as_typed, text, typed_keys
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.config import Config
 from mvtec_lab.engine.loggers import note_verdict
 from mvtec_lab.engine.resume import as_begun, earlier_run
 from mvtec_lab.engine.threads import computing_with
-from mvtec_lab.errors import LabError, MissingWeights, redacted
+from mvtec_lab.errors import IncompleteError, LabError, MissingWeights, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
 from mvtec_lab.job import (
     FAILED,
@@ -41,7 +41,7 @@ from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.problems import in_full
 from mvtec_lab.products import Products
-from mvtec_lab.results import RESULT, RunResult, write_whole
+from mvtec_lab.results import RESULT, RunResult, one_line, write_whole
 
 MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs run on this very machine
@@ -57,19 +57,22 @@ class Lab(Callback):
         self.command = COMMAND.get() or Command()  # in a launcher's process there is nothing to prepare
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _refuse_directory(config, "hydra.sweep.dir", "a sweep's directory: give hydra.run.dir=FOLDER, or -m as well")
-        _check_directory(config, "hydra.run.dir")
-        self.command.keep = nearest_folder(Path(config.hydra.run.dir))
-        if study := config.hydra.runtime.choices.get("study"):
-            raise Stop(LabError(f"study={study} is a sweep: give -m as well (python -m mvtec_lab -m +study={study})"))
+        with _ending(self.command):
+            _refuse_directory(
+                config, "hydra.sweep.dir", "a sweep's directory: give hydra.run.dir=FOLDER, or -m as well"
+            )
+            _check_directory(config, "hydra.run.dir")
+            self.command.keep = nearest_folder(Path(config.hydra.run.dir))
+            if study := config.hydra.runtime.choices.get("study"):
+                raise LabError(f"study={study} is a sweep: give -m as well (python -m mvtec_lab -m +study={study})")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _refuse_directory(config, "hydra.run.dir", "a single run's directory: give hydra.sweep.dir=FOLDER")
-        _check_directory(config, "hydra.sweep.dir")
         command = self.command
-        command.sweep_dir = Path(config.hydra.sweep.dir)
-        command.keep = nearest_folder(command.sweep_dir)
-        try:  # Hydra turns an Exception of a callback into a warning, so it becomes an exit
+        with _ending(command):
+            _refuse_directory(config, "hydra.run.dir", "a single run's directory: give hydra.sweep.dir=FOLDER")
+            _check_directory(config, "hydra.sweep.dir")
+            command.sweep_dir = Path(config.hydra.sweep.dir)
+            command.keep = nearest_folder(command.sweep_dir)
             _quote_params(config)
             prepare_search(config)
             cross_validate(config)
@@ -77,10 +80,6 @@ class Lab(Callback):
             share_out(config, len(jobs))
             check_jobs(jobs, command)
             _begin_race(command)
-        except LabError as error:
-            raise Stop(error) from error
-        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            raise Stop(explain(error, command.own, command.sweep_dir)) from error
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         overrides = Path(config.hydra.sweep.dir, MULTIRUN)
@@ -91,11 +90,35 @@ class Lab(Callback):
 
 
 class Stop(SystemExit):
-    """End the command for a user's mistake that was found where Hydra would swallow an Exception."""
+    """End the command for a mistake that was found where Hydra would swallow an Exception."""
 
     def __init__(self, error: LabError) -> None:
-        super().__init__(2)
+        super().__init__(error.status)
         self.error = error
+
+
+class UncheckedError(LabError):
+    """Report that the check before the first job failed by itself, so that no job ran (exit status 1)."""
+
+    status = 1
+
+
+@contextmanager
+def _ending(command: Command) -> Iterator[None]:
+    """End the command for any Exception: Hydra would turn it into a warning, and run jobs that nothing has checked."""
+    try:
+        yield
+    except LabError as error:
+        raise Stop(error) from error
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        raise Stop(explain(error, command.own, command.sweep_dir)) from error
+    except Exception as error:
+        known = UncheckedError(
+            f"nothing was run, as the check before it failed ({one_line(error)}): a fault of the lab or of its "
+            "installation, which task=doctor looks at; HYDRA_FULL_ERROR=1 shows where"
+        )
+        known.__cause__ = error
+        raise Stop(known) from error
 
 
 _store = ConfigStore.instance()
@@ -113,7 +136,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     """
     sweep_dir = command.sweep_dir
     assert sweep_dir is not None
-    configs, typed = [], [typed_keys(job.hydra.overrides.task) for job in jobs]
+    configs, typed = [], [typed_keys(as_typed(job.hydra.overrides.task)) for job in jobs]
     for job in jobs:
         with _of_job(job, len(jobs)):
             configs.append(to_config(job, job.hydra))
@@ -139,7 +162,7 @@ def check_jobs(jobs: list[DictConfig], command: Command) -> None:
     with computing_with(command.prepare(configs[0].task, here, len(jobs))):
         _check_in_full(jobs, configs, command, products)
     products.require_one()
-    command.configs, command.varied = products.say(), varied(configs)
+    command.configs, command.varied, command.said = products.say(), varied(configs), products.mistakes
 
 
 def _race(jobs: list[DictConfig], configs: list[Config]) -> Any:
@@ -269,6 +292,8 @@ def sum_up(command: Command) -> int:
     try:
         _, comparison = report.sum_up(sweep_dir, show=report.show_results, notes=missing)
         note_verdict(sweep_dir, comparison.verdict)
+        for line in comparison.damaged:
+            status = max(status, complain(IncompleteError(line), command.full_error))
     except LabError as error:
         return max(status, complain(error, command.full_error))
     if missing:
@@ -326,17 +351,17 @@ def _status_of_jobs(command: Command) -> int:
 
 def _refuse_directory(config: DictConfig, key: str, why: str) -> None:
     """Refuse the directory of the other mode alone, which Hydra would ignore; a script may give both."""
-    typed = {word.lstrip("+").partition("=")[0] for word in config.hydra.overrides.hydra}
+    typed = {word.lstrip("+").partition("=")[0] for word in as_typed(config.hydra.overrides.hydra)}
     if typed & {"hydra.run.dir", "hydra.sweep.dir"} == {key}:
-        raise Stop(LabError(f"{key} is {why}"))
+        raise LabError(f"{key} is {why}")
 
 
 def _check_directory(config: DictConfig, key: str) -> None:
-    """Refuse what leaves no run a place: Hydra checks neither, and turns an Exception into a warning here."""
+    """Refuse what leaves no run a place: Hydra checks neither."""
     if not str(OmegaConf.select(config, key)).strip():
-        raise Stop(LabError(f"{key} is empty: give {key}=FOLDER, or leave it out"))
+        raise LabError(f"{key} is empty: give {key}=FOLDER, or leave it out")
     if config.hydra.job.chdir:
-        raise Stop(LabError("hydra.job.chdir=true would move every relative path into the run's folder: leave it out"))
+        raise LabError("hydra.job.chdir=true would move every relative path into the run's folder: leave it out")
 
 
 def _quote_params(config: DictConfig) -> None:

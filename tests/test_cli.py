@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,8 @@ def test_a_sweep_leaves_runs_table_and_report(lab, tmp_path: Path, capsys) -> No
         assert run.weights == "random"
         assert run.metrics["test"].keys() >= {"accuracy", "balanced_accuracy", "macro_f1", "defect_accuracy"}
         assert run.startup_seconds > 0
+        assert run.total_seconds > run.startup_seconds + run.seconds
+        assert re.search(r", \d+ cores?$", run.machine)
         assert run.versions["torch"] == torch.__version__.split("+")[0] or run.versions["torch"] == torch.__version__
         samples, predictions = read_csv(directory / "samples.csv"), read_csv(directory / "predictions.csv")
         assert len(samples) == 26  # every image, the unused ones as well

@@ -251,6 +251,14 @@ def test_every_page_is_listed() -> None:
     assert {page.stem for page in PAGES} - {"README", "index"} <= {*re.findall(r"^\w+$", index, re.MULTILINE)}
 
 
+def test_the_map_of_the_house_names_every_module_and_folder_of_the_package() -> None:
+    house = CONTRIBUTING.read_text(encoding="utf-8").split("## The house")[1].split("\n## ")[0]
+    package = REPOSITORY / "mvtec_lab"
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert {name for name in modules | folders if name not in house} == set()
+
+
 RESULTS = ("Comparison", "Pair", "Estimate", "RunResult", "Sample", "Scores")
 
 

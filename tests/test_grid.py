@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from mvtec_lab import sweep
+from mvtec_lab.results import find_runs
 from mvtec_lab.tasks import check
 
 
@@ -37,3 +40,34 @@ def test_attempts_that_share_images_have_them_looked_at_once(lab, monkeypatch: p
     )
     assert lab("-m", "attempt=base,cosine,head", "cv.folds=2") == 0
     assert looked == [0, 1]
+
+
+def test_numbered_directories_are_unfolded_and_checked(lab, tmp_path: Path, capsys) -> None:
+    """A job's number is known when it starts, and not when its sweep is checked."""
+    numbered = "hydra.sweep.subdir='${hydra.job.num}'"
+    words = ["-m", "attempt=base,cosine", "cv.folds=2", "hydra.sweep.dir=s", numbered, "trainer.max_epochs=1"]
+    assert lab(*words, "data.batch_size=0") == 2
+    assert "data.batch_size=0 is out of range" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+    assert lab(*words) == 0
+    runs = find_runs(tmp_path / "s")
+    assert {(run.attempt, run.fold) for run in runs} == {(name, fold) for name in ("base", "cosine") for fold in (0, 1)}
+    assert {Path(run.run_dir).name for run in runs} == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("error", [ImportError("no such library"), RuntimeError("broken"), KeyError("key")])
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_nothing_runs_where_the_check_itself_fails(
+    lab, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, sweeps: bool, error: Exception
+) -> None:
+    """Hydra turns what a callback raises into a warning, and would run every job unchecked."""
+
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sweep, "check_jobs" if sweeps else "_check_directory", fail)
+    assert lab(*(["-m", "attempt=base,cosine"] if sweeps else [])) == 1
+    said = capsys.readouterr().err
+    assert f"error: nothing was run, as the check before it failed ({type(error).__name__}: " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()

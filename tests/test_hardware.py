@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 
 from mvtec_lab.config import TrainerConfig
 from mvtec_lab.engine import hardware
+from mvtec_lab.engine.hardware import machine
 from mvtec_lab.errors import LabError
 
 
@@ -61,3 +64,12 @@ def test_what_this_machine_lacks_is_said_of_this_machine_alone(monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "torch")
     with pytest.raises(LabError, match=r"unknown trainer.strategy 'dpp': did you mean ddp"):
         hardware.look(TrainerConfig(strategy="dpp"), here=False)
+
+
+def test_a_machine_has_the_name_of_its_processor(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: AMD  EPYC 7763\n\nmodel name\t: AMD  EPYC 7763\n"
+    )
+    assert re.fullmatch(r"AMD EPYC 7763, \d+ cores?", machine(tmp_path))
+    assert re.fullmatch(r".+, \d+ cores?", machine(tmp_path / "none"))  # as on macOS and Windows

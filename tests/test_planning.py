@@ -17,7 +17,7 @@ from mvtec_lab.evaluation.planning import MOST_IMAGES, Design, OnOneTestSet, Ove
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.pilot import pilot_of
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.reporting.plan import PLAN, at_once, plan, seconds_of_a_run, size_of
+from mvtec_lab.reporting.plan import PLAN, at_once, machines_of, of_time, plan, seconds_of_a_run, size_of
 from mvtec_lab.reporting.plan import said as sentences
 from mvtec_lab.reporting.report import sum_up
 from mvtec_lab.reporting.runs import load_runs
@@ -88,7 +88,7 @@ def test_advice_has_two_digits(number: int, up: int) -> None:
 def test_advice_that_is_followed_shows_the_difference(study: planning.Study) -> None:
     for designs, power in planning.followed(study).values():
         assert len(designs) > 0.9 * planning.PILOTS
-        assert 0.73 <= power <= 0.9  # 75 to 85%, and what so few simulations are off by; with seeds the test is careful
+        assert 0.73 <= power <= 0.87  # 75 to 85%, and what so few simulations are off by
 
 
 def test_advice_of_one_test_set_that_is_followed_shows_the_difference() -> None:
@@ -151,6 +151,12 @@ def test_the_time_is_that_of_the_runs(tmp_path: Path) -> None:
         run.started = f"2026-01-01T00:00:{second:02}+00:00"
     assert at_once(runs) == 2
     assert seconds_of_a_run(runs[:1]) is None
+    assert of_time(1, machines_of(runs)).startswith("Time: as these runs took, one after the other;")  # older ones
+    for run in runs:
+        run.machine = "AMD EPYC, 2 cores"
+    assert "took, 2 at once on AMD EPYC, 2 cores;" in of_time(2, machines_of(runs))
+    runs[0].machine = "Xeon, 4 cores"
+    assert " on 2 machines (Xeon, 4 cores; AMD EPYC, 2 cores);" in of_time(1, machines_of(runs))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from test_reporting import fabricate, fail
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import products as tests_of
+from mvtec_lab.evaluation.planning import OverProducts, ProductsDesign, ways_over_products
 from mvtec_lab.reporting import products_figures, summary
 from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
@@ -95,6 +96,7 @@ def test_a_product_that_fails_refuses_no_other(lab, root: Path, tmp_path: Path, 
     out, err = capsys.readouterr()
     for text in ("thin: all 2 jobs fail, other products run", "class 'crack'", "unknown category 'none'"):
         assert text in err
+    assert err.count("class 'crack'") == err.count("unknown category 'none'") == 1  # a line for each product
     runs = {(run.attempt, run.category): run for run in load_runs("s")}
     assert {key for key, run in runs.items() if run.completed} == {
         (attempt, category) for attempt in ("base", "head") for category in ("widget", "gear")
@@ -273,6 +275,78 @@ def test_what_does_not_count_is_named(tmp_path: Path) -> None:
     assert "zipper is no part of this: ValueError: no such thing" in said(comparison)
     assert [*comparison.products][-1] == "zipper"
     assert "zipper: no result" in printed(comparison)
+
+
+def test_the_verdict_ends_with_what_would_tell_two_attempts_apart(tmp_path: Path) -> None:
+    write(tmp_path / "two", {"a": 3, "b": 0}, 2)
+    two = compared(tmp_path / "two")
+    assert two.verdict[-1] == two.advice
+    assert "To tell a and b apart over products (15.6 points seen in the mean) you need about " in two.advice
+    assert "more products like these" in two.advice
+    write(tmp_path / "shown", {"a": 7, "b": 0}, 3)
+    assert compared(tmp_path / "shown").advice == ""
+    write(tmp_path / "level", {"a": 1, "b": 0, "c": 1}, 6)
+    level = compared(tmp_path / "level")
+    assert "Over products c and a are too close (0.6 points seen in the mean): even 50 of them" in level.verdict[-1]
+    assert level.headline[-1] == f"Next: {level.advice}"
+
+
+def test_a_plan_over_products(lab, tmp_path: Path, capsys) -> None:
+    write(tmp_path / "runs", {"a": 1, "b": 0, "c": 1}, 6)
+    assert lab("task=plan", "dirs=[runs]", "difference=5", "hydra.run.dir=planned") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "3 attempts differ over products like these by 5.0 points in accuracy",
+        "Holm's correction for 3 comparisons",
+        "With 6 products of 80 labelled images in the mean, as they are there, a difference of ",
+        "more products like these",
+        "more labelled images of each product",
+    ):
+        assert words in text
+    content = json.loads((tmp_path / "planned/plan.json").read_text(encoding="utf-8"))
+    assert content["seen"] == {"products": 6, "images": 80}
+    more, larger = content["ways"]
+    assert more["design"]["products"] > 6
+    assert more["runs"] == 3 * 4 * more["design"]["products"]
+    assert larger["design"]["images"] > 80
+    assert lab("task=plan", "dirs=[runs]", "difference=60", "hydra.run.dir=easy") == 0
+    assert "That is enough." in capsys.readouterr().out
+    assert lab("task=plan", "dirs=[runs]", "difference=101", "hydra.run.dir=wrong") == 2
+
+
+def test_more_products_show_what_more_images_cannot() -> None:
+    unlike = OverProducts(variance=0.004, own=0.1, products=5, images=80)
+    (more,) = ways_over_products(unlike, 0.05, 0.05)
+    assert more.products > 5
+    assert unlike.power(more, 0.05)(0.05) >= 0.8
+    assert unlike.power(ProductsDesign(more.products - 1, 80), 0.05)(0.05) < 0.8
+    found = unlike.found(0.05)
+    assert found is not None
+    assert ways_over_products(unlike, 1.01 * found, 0.05) == [unlike.design]
+    assert ways_over_products(unlike, 0.0001, 0.05) == []
+
+
+def test_a_damaged_file_of_a_product_refuses_no_other(lab, tmp_path: Path, capsys) -> None:
+    write(tmp_path / "runs", {"a": 5, "b": 0}, 3)
+    sound = compared(tmp_path / "runs")
+    path = tmp_path / "runs/b-cable-1" / PREDICTIONS
+    rows = [row | {"prob_good": "nan"} for row in read_csv(path)]
+    write_csv(path, rows, list(rows[0]))
+    assert lab("task=compare", f"dirs=[{tmp_path / 'runs'}]", "hydra.run.dir=out") == 1
+    out, err = capsys.readouterr()
+    assert err.count("error: ") == 1
+    assert f"error: cable is left out: {path} is damaged (line 2 has the prob_good 'nan')" in err
+    assert "cable: no result" in out
+    comparison = compared(tmp_path / "runs")
+    assert "cable is no part of this" in said(comparison)
+    assert [*comparison.over[0].by_product] == ["bottle", "capsule"]
+    assert comparison.products["capsule"].verdict == sound.products["capsule"].verdict
+    assert {row["category"] for row in read_csv("out/summary.csv") if row["failed"] != "0"} == {"cable"}
+    assert RunResult.load(path.parent).completed  # its own files say what they said
+    for product in ("bottle", "capsule"):
+        (tmp_path / f"runs/a-{product}-0" / PREDICTIONS).write_text("damaged")
+    with pytest.raises(LabError, match="is damaged"):
+        compare(load_runs(tmp_path / "runs"))
 
 
 def test_one_product_with_results_has_its_own_verdict(tmp_path: Path) -> None:

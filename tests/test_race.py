@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,7 +127,8 @@ def test_what_is_clearly_worse_is_dropped_and_the_rest_is_as_it_was(tmp_path: Pa
     assert lost.p == racing.at_any_look(lost.difference.value, bad.dropped["errors"]["good"], 4, 3)[0]
     assert racing.at_any_look(-0.5, 0.1, 4, 1)[1] == pytest.approx((-0.5 - 0.1 * 2.776, -0.5 + 0.1 * 2.776), abs=1e-3)
     text = " ".join(raced.verdict)
-    assert "The race dropped bad after 3 of 10 folds: worse than " in text
+    assert "The race dropped bad after 3 of 10 folds: shown to be worse than " in text
+    assert text.count("the verdict's from one pair alone") == 1
     assert "The race left out 7 of 30 runs, about 4 of 15 minutes." in text
     assert "Not ranked" not in text
     assert "race" not in " ".join(whole.verdict)
@@ -280,6 +285,56 @@ def test_a_race_of_a_sweep(lab, tmp_path: Path, capsys, monkeypatch) -> None:
     assert "race" not in capsys.readouterr().out
     assert lab(*words[:1], "optimizer.lr=0.02,1e-9", "attempt=base,cosine", *words[2:], "resume=true") == 2
     assert "is the race of other attempts" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_race_of_two_jobs_at_once_that_is_killed_and_resumed(product: Path, tmp_path: Path) -> None:
+    """It drops whom a race alone drops, and ends with the same verdict: a look rests on files of complete folds."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [
+        *("-m", "attempt=base", "optimizer.lr=0.03,0.02,1e-9", "cv.folds=5", "race=true", "verdict.metric=log_loss"),
+        *("data=folder", f"data.root={product}", "data.image_size=32", "model.backbone=squeezenet1_1"),
+        *("model.weights=null", "trainer.accelerator=cpu", "trainer.max_epochs=30", f"cache.dir={tmp_path / 'cache'}"),
+    ]
+    at_once = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert swept([*words, f"hydra.sweep.dir={alone}"]).wait() == 0
+    process = swept([*words, f"hydra.sweep.dir={killed}", *at_once])
+    try:
+        while process.poll() is None and len(completed(killed)) < 4:
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # all of its processes, in the middle of a run
+        process.wait()
+    assert len(completed(killed)) < 15
+    assert swept([*words, f"hydra.sweep.dir={killed}", *at_once, "resume=true"]).wait() == 0
+    races = [Race.load(directory) for directory in (alone, killed)]
+    assert races[0].dropped
+    assert races[1].dropped.keys() == races[0].dropped.keys()
+    first, second = (compare(load_runs(directory)) for directory in (alone, killed))
+    for name, why in races[0].dropped.items():
+        again = races[1].dropped[name]
+        assert (again["than"], again["after"]) == (why["than"], why["after"])
+        assert again["p"] == pytest.approx(why["p"], rel=1e-3)
+    assert second.best == first.best
+    assert [attempt.name for attempt in second.done] == [attempt.name for attempt in first.done]
+    pairs = [{(pair.first, pair.second): pair for pair in of.pairs} for of in (first, second)]
+    assert pairs[0].keys() == pairs[1].keys()
+    for key, pair in pairs[0].items():
+        assert pairs[1][key].different == pair.different
+        assert pairs[1][key].p == pytest.approx(pair.p, rel=1e-3)
+
+
+def completed(sweep: Path) -> list[Path]:
+    return [path for path in sweep.rglob(RESULT) if '"status": "completed"' in path.read_text(encoding="utf-8")]
+
+
+def swept(words: list[str]) -> subprocess.Popen[bytes]:
+    """A sweep in a session of its own, as in a terminal, so that all of its processes can be ended together."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "mvtec_lab", *words], env=environment, start_new_session=True)
 
 
 # Simulations ----------------------------------------------------------------------------------------------------------

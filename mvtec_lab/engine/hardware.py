@@ -1,12 +1,16 @@
-"""Refuse devices that this machine lacks or that do not exist, before PyTorch is imported. Light to import."""
+"""Name this machine, and refuse devices that it lacks, or nobody has, before PyTorch is imported. Light to import."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from mvtec_lab.config import TrainerConfig
+from mvtec_lab.engine.threads import cores
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.registry import written
 
@@ -23,6 +27,21 @@ STRATEGIES = (
 )
 _GPU = ("auto", "cuda", "gpu")
 _BUILD = re.compile(r"^(__version__|cuda|hip)\b[^=\n]*= *['\"]", re.MULTILINE)
+
+
+def machine(root: Path = Path("/")) -> str:
+    """Return the processor and the cores that this process may use: ``AMD EPYC 7763, 2 cores``.
+
+    Args:
+        root: of the file system, for tests.
+    """
+    name = platform.processor() or platform.machine() or "unknown processor"
+    with suppress(OSError):  # Linux alone has the file, and on ARM no name in it
+        if found := re.search(
+            r"^model name\s*: (.+)$", (root / "proc/cpuinfo").read_text(errors="replace"), re.MULTILINE
+        ):
+            name = " ".join(found[1].split())
+    return f"{name}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def look(trainer: TrainerConfig, here: bool = True) -> None:

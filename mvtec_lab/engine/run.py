@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from rich.console import Console
 
@@ -149,7 +150,10 @@ class Run:
             enable_progress_bar=interactive,
             log_every_n_steps=1,  # an epoch has a handful of batches
         )
-        self.result.device = str(self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        self.result.device = str(device)
+        if device.type == "cuda":
+            self.result.machine = f"{self.result.machine}, {torch.cuda.get_device_name(device)}"
         self.result.precision = str(self.trainer.precision)
         return self.trainer
 

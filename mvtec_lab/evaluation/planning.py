@@ -24,6 +24,7 @@ from mvtec_lab.evaluation.differences import (
 Power = Callable[[float], float]  # the probability that a difference of some size is found
 
 MOST_IMAGES = 10_000  # more than anybody labels to compare two attempts; the largest product of MVTec AD has 480
+MOST_PRODUCTS = 50  # MVTec AD has 15, VisA 12, Real-IAD 30
 REPEATS = 10  # of folds, or seeds, that go with more images: the luck of training is a small part then
 MOST_REPEATS = 20  # of folds, or seeds on one test set: 5 folds x 20 are 100 trainings of each attempt
 FOLDS = (5, 10)  # the usual numbers; with more of them each test set is smaller, and more trainings are needed
@@ -171,9 +172,20 @@ class OnOneTestSet:
         if design == self.design:  # as ``found`` has it
             return power_of([*self.of_images, *self.of_seeds], self.figures, alpha)
         times = design.images / self.images
-        noises = [_of_more_images(noise, times) for noise in self.of_images]
+        noises = [_of_more_images(noise, times) for noise in self._of_images_alone(design.repeats)]
         noises += [_of_more_seeds(noise, times, self.seeds, design.repeats) for noise in self.of_seeds]
         return power_of(noises, self.figures, alpha)
+
+    def _of_images_alone(self, repeats: int) -> list[Noise]:
+        """Return the noises of the images in means over ``repeats`` seeds in place of ``seeds``.
+
+        The chance of a model in a single image is in them as well, and shrinks with more seeds. Half of what the noises
+        of images and of seeds may have in common is it, as ``with_seeds`` takes it.
+        """
+        whole = sum(noise.seen for noise in self.of_images)
+        common = min(sum(noise.variance - noise.seen for noise in self.of_seeds), whole / 2)
+        kept = 1 - common * (1 - self.seeds / repeats) / whole if whole else 1.0
+        return [n._replace(variance=n.variance - (1 - kept) * n.seen, seen=kept * n.seen) for n in self.of_images]
 
     @property
     def alike(self) -> bool:
@@ -200,6 +212,71 @@ class OnOneTestSet:
         return noise_over_sets(variance, design.runs, 1 / (design.folds - 1), self.images - 1, once=self.once)
 
 
+@dataclass(frozen=True)
+class ProductsDesign:
+    """Say on how many products two attempts are compared, and on how many images of each."""
+
+    products: int
+    images: int
+
+
+@dataclass(frozen=True)
+class OverProducts:
+    """Hold what two attempts showed over products, from which the power of other designs is computed.
+
+    It is that of the mean's t-test. Ranks, which decide from six products on, need about one product in twenty more.
+
+    Args:
+        variance: of the difference on one product.
+        own: the share of it that is the luck of the product's images; the rest is how products differ.
+        products: their number.
+        images: of each, the mean.
+        most: the largest difference that there can be.
+    """
+
+    variance: float
+    own: float
+    products: int
+    images: int
+    most: float = 1.0
+
+    @property
+    def design(self) -> ProductsDesign:
+        return ProductsDesign(self.products, self.images)
+
+    def _noise(self, design: ProductsDesign) -> Noise:
+        variance = self.variance * (1 - self.own + self.own * self.images / design.images) / design.products
+        known = None if design == self.design else self.products - 1
+        return Noise(variance, variance, design.products - 1, grows=False, known=known)
+
+    def found(self, alpha: float) -> float | None:
+        """Return the difference that is found on these products with a probability of POWER; None: none."""
+        return found_difference([self._noise(self.design)], _NO_GROWTH, alpha, self.most)
+
+    def power(self, design: ProductsDesign, alpha: float) -> Power:
+        """Return how often the test at level ``alpha`` finds a difference in another design."""
+        return power_of([self._noise(design)], _NO_GROWTH, alpha)
+
+
+def ways_over_products(evidence: OverProducts, difference: float, alpha: float) -> list[ProductsDesign]:
+    """Return what shows a difference with a probability of POWER: more products, or more images of each.
+
+    Returns:
+        The design that was seen alone where it is enough; empty where neither MOST_PRODUCTS nor MOST_IMAGES are.
+    """
+
+    def shows(design: ProductsDesign) -> bool:
+        return evidence.power(design, alpha)(difference) >= POWER
+
+    seen = evidence.design
+    if shows(seen):
+        return [seen]
+    products = _least(lambda n: shows(replace(seen, products=n)), seen.products + 1, MOST_PRODUCTS)
+    images = _least(lambda n: shows(replace(seen, images=n)), seen.images + 1, MOST_IMAGES)
+    more = [replace(seen, products=products)] if products else []
+    return [*more, replace(seen, images=images)] if images else more
+
+
 def ways(evidence: Evidence, difference: float, alpha: float) -> list[Design]:
     """Return designs that show a difference with a probability of POWER, with more images or more trainings.
 
@@ -221,6 +298,8 @@ def ways(evidence: Evidence, difference: float, alpha: float) -> list[Design]:
         return [seen]
     found = []
     for repeats in evidence.repeats:
+        if shows(replace(seen, repeats=repeats)):  # without one more image: that is a matter of repeats alone
+            break
         images = _least(lambda n, r=repeats: shows(replace(seen, images=n, repeats=r)), seen.images + 1, MOST_IMAGES)  # type: ignore[misc]
         if images:
             found.append(replace(seen, images=images, repeats=repeats))

@@ -34,6 +34,8 @@ class Overall(NamedTuple):
         spread: the standard deviation of the true differences between products (tau), as estimated.
         inconsistency: the share of the differences' variance that is not the products' own noise (I squared).
         weights: of the products, [P], with the sum 1.
+        error: the standard error of the mean.
+        own: the share of a difference's variance that is the luck of its product's images, the mean over products.
     """
 
     value: float
@@ -43,6 +45,8 @@ class Overall(NamedTuple):
     spread: float
     inconsistency: float
     weights: tuple[float, ...]
+    error: float
+    own: float
 
 
 def mean_over_products(differences: npt.ArrayLike, errors: npt.ArrayLike, images: npt.ArrayLike) -> Overall:
@@ -80,7 +84,8 @@ def mean_over_products(differences: npt.ArrayLike, errors: npt.ArrayLike, images
     p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     inconsistency = max(0.0, 1 - freedom / apart) if apart else 0.0
     shares = tuple((weights / weights.sum()).tolist())
-    return Overall(mean, mean - half, mean + half, p, between**0.5, inconsistency, shares)
+    own = float(variances.mean() / (variances.mean() + between))
+    return Overall(mean, mean - half, mean + half, p, between**0.5, inconsistency, shares, error, own)
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

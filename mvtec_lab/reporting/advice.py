@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_REPEATS, Design, rounded, ways
+from mvtec_lab.evaluation.planning import (
+    MOST_IMAGES,
+    MOST_PRODUCTS,
+    MOST_REPEATS,
+    Design,
+    ProductsDesign,
+    rounded,
+    ways,
+    ways_over_products,
+)
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.pairs import Pair
+from mvtec_lab.reporting.products import ProductsPair
 
 
 def advice(best: str | None, pairs: Sequence[Pair]) -> str:
@@ -35,7 +45,7 @@ def _of_pair(pair: Pair, rival: str, best: str) -> str:
     who = f"{best} and {rival}" if not pair.models else f"the models of {best} and {rival}"
     apart = f"{metric.difference_of(size)} seen{metric.phrase}"
     if not found:
-        even = [f"even {MOST_IMAGES:,} {_images(seen)} would not tell them apart"]
+        even = [f"even {MOST_IMAGES:,} {_images(seen.folds > 1)} would not tell them apart"]
         even += [f"nor would {MOST_REPEATS} repeats"] if seen.folds > 1 else []
         return (
             f"{who[0].upper()}{who[1:]} are too close ({apart}): {', '.join(even)}. Choose by time or memory, or ask "
@@ -43,15 +53,51 @@ def _of_pair(pair: Pair, rival: str, best: str) -> str:
         )
     few = found if len(found) < 3 else [found[0], found[-1]]  # a sentence has room for two
     first, *others = [way_of(design, seen) for design in few]
-    others = [text.replace(f" more {_images(seen)}", " more") for text in others]
+    others = [text.replace(f" more {_images(seen.folds > 1)}", " more") for text in others]
     return f"To tell {who} apart ({apart}) you need {', or '.join([first, *others])}."
+
+
+def advice_over_products(best: str | None, pairs: Sequence[ProductsPair]) -> str:
+    """Return what would tell the best attempt from its closest rival over products; empty where nothing is needed.
+
+    Args:
+        best: the attempt that validation chooses; None: none is chosen.
+        pairs: of attempts over all products.
+    """
+    level = [pair for pair in pairs if best in (pair.first, pair.second) and pair.evidence and not pair.different]
+    if best is None or not level:
+        return ""
+    pair = min(level, key=lambda pair: pair.lead_of(best))
+    evidence, metric, size = pair.evidence, METRICS[pair.metric], abs(pair.lead_of(best))
+    assert evidence is not None
+    who = f"{best} and {pair.second if pair.first == best else pair.first}"
+    apart = f"{metric.difference_of(size)} seen{metric.phrase} in the mean"
+    found = ways_over_products(evidence, size, pair.alpha) if size > 0 else []
+    if found == [evidence.design]:
+        return ""
+    if not found:
+        return (
+            f"Over products {who} are too close ({apart}): even {MOST_PRODUCTS} of them would not tell the two apart, "
+            f"nor would {MOST_IMAGES:,} {_images(pair.labelled)} of each. Choose by time or memory, or ask what shows "
+            "a difference that matters to you (task=plan)."
+        )
+    needed = ", or ".join(way_over_products(design, evidence.design, pair.labelled) for design in found)
+    return f"To tell {who} apart over products ({apart}) you need {needed}."
+
+
+def way_over_products(design: ProductsDesign, seen: ProductsDesign, labelled: bool) -> str:
+    """Return in words what a design over products takes beyond the one that was seen."""
+    if design.products > seen.products:
+        more = rounded(design.products - seen.products)
+        return f"about {more} more product{'s' if more > 1 else ''} like these"
+    return f"about {rounded(design.images - seen.images):,} more {_images(labelled)} of each product"
 
 
 def way_of(design: Design, seen: Design) -> str:
     """Return in words what a design takes beyond the one that was seen."""
     if design.folds == seen.folds and design.images > seen.images:
         further = f" with cv.repeats={design.repeats}" if design.folds > 1 else f" and {design.repeats} seeds of each"
-        more = f"about {rounded(design.images - seen.images):,} more {_images(seen)}"
+        more = f"about {rounded(design.images - seen.images):,} more {_images(seen.folds > 1)}"
         return more + (further if design.repeats != seen.repeats else "")
     if design.folds == 1:
         return f"{design.repeats} seeds of each"
@@ -60,6 +106,6 @@ def way_of(design: Design, seen: Design) -> str:
     return f"cv.folds={design.folds}{repeats} on {which} ({design.runs} runs of each)"
 
 
-def _images(design: Design) -> str:
+def _images(labelled: bool) -> str:
     """Return which images a design needs: over folds every labelled image is tested."""
-    return "labelled images" if design.folds > 1 else "test images"
+    return "labelled images" if labelled else "test images"

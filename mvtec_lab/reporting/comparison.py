@@ -8,12 +8,14 @@ correction is over pairs. Attempts that were run on several products are compare
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mvtec_lab.config import VerdictConfig
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting import products_verdict
-from mvtec_lab.reporting.advice import advice
+from mvtec_lab.reporting.advice import advice, advice_over_products
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.families import pairs_asked
 from mvtec_lab.reporting.headline import headline_of
@@ -36,7 +38,8 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
 
     Raises:
         LabError: a predictions.csv or config.yaml is damaged, a completed run lacks a metric that it needs, or
-            ``verdict.metric`` is no metric that decides.
+            ``verdict.metric`` is no metric that decides. Of several products those with a damaged predictions.csv are
+            left out, as long as one is sound.
     """
     for run in runs:  # load_runs looks as well, but a script may hand on runs that it made
         require_metrics(run)
@@ -50,17 +53,29 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     names = products(runs)
     groups = by_attempt(runs, settings, product_of) if names else by_attempt(runs, settings)
     lacking = set() if key is None else _lacking(METRICS[key], groups.values())
-    attempts: dict[str, list[Attempt]] = {name: [] for name in names.values()}
+    of_products: dict[str, dict[str, list[RunResult]]] = {name: {} for name in names.values()}
     for name, group in groups.items():
-        judged_by = None if group[0].problem in lacking else key
-        for product in dict.fromkeys(names.get(product_of(run), "") for run in group):
-            own = [run for run in group if names.get(product_of(run), "") == product]
-            attempts.setdefault(product, []).append(Attempt(name, own, settings, judged_by))
+        for run in group:
+            of_products.setdefault(names.get(product_of(run), ""), {}).setdefault(name, []).append(run)
+    judged_by = {name: None if group[0].problem in lacking else key for name, group in groups.items()}
+    attempts, damaged = {}, dict[str, LabError]()
+    for product, of in of_products.items():
+        try:
+            attempts[product] = [Attempt(name, own, settings, judged_by[name]) for name, own in of.items()]
+        except LabError as error:
+            damaged[product] = error
+            if len(damaged) == len(of_products):  # a single product, or none that is sound
+                raise
+            attempts[product] = [Attempt(name, _without(own, error), settings) for name, own in of.items()]
     parts = {product: _compared(of, settings, key, reference) for product, of in attempts.items()}
     agreed = [*filter(None, (metric_note, note))]
     if names:
         over = over_products(parts, reference, agreed)
+        over.damaged = [f"{product} is left out: {error}" for product, error in damaged.items()]
         over.verdict = products_verdict.sentences(over)
+        if line := advice_over_products(over.best, over.over):
+            over.advice = line
+            over.verdict.append(line)
         over.headline = products_headline(over).lines
         return over
     (result,) = parts.values() or (_compared([], settings, key, reference),)
@@ -94,6 +109,11 @@ def _compared(
     result.verdict += [result.advice] if result.advice else []
     result.headline = headline_of(result).lines
     return result
+
+
+def _without(runs: Sequence[RunResult], error: LabError) -> list[RunResult]:
+    """Return the runs of a product that is left out, as if they had failed: a damaged file refuses no other product."""
+    return [replace(run, status="failed", error=str(error)) for run in runs]
 
 
 def _rivals(comparison: Comparison) -> list[Pair]:

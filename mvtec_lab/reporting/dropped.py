@@ -8,6 +8,12 @@ from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.results import RunResult
 
+# Why a race may drop what the verdict would not call worse: said once, as it holds for all that were dropped.
+_TEST = (
+    "The race's test takes the spread over folds from all attempts together, the verdict's from one pair alone: on so "
+    "few folds the verdict's would show less, and over all folds it might not have shown every drop."
+)
+
 
 def sentences(comparison: Comparison) -> list[str]:
     """Return which attempts a race dropped and why, and the runs and the time that it left out; nothing without one."""
@@ -24,7 +30,7 @@ def sentences(comparison: Comparison) -> list[str]:
     left_out = sum(map(_left_out, dropped))
     unit, length = ("minutes", 60) if taken + spared >= 120 else ("seconds", 1)
     time = f", about {spared / length:.0f} of {(taken + spared) / length:.0f} {unit}" if spared else ""
-    return [*lines, f"The race left out {left_out} of {len(runs)} runs{time}."]
+    return [*lines, _TEST, f"The race left out {left_out} of {len(runs)} runs{time}."]
 
 
 def _of_attempt(attempt: Attempt) -> str:
@@ -34,8 +40,8 @@ def _of_attempt(attempt: Attempt) -> str:
     lead = f"{metric.difference_of(d['lead'])}{metric.phrase}" if metric else f"{d['lead']:.3g} in {d['metric']}"
     p = "< 0.001" if d["p"] < 0.001 else f"= {d['p']:.3f}"
     return (
-        f"The race dropped {attempt.name} after {d['after']} of {d['folds']} folds: worse than {d['than']} by {lead} "
-        f"there (p {p} for all looks and pairs). Its figures are of these folds."
+        f"The race dropped {attempt.name} after {d['after']} of {d['folds']} folds: shown to be worse than {d['than']} "
+        f"by the race's own test ({lead} there, p {p} for all looks and pairs). Its figures are of these folds."
     )
 
 
@@ -44,5 +50,5 @@ def _left_out(attempt: Attempt) -> int:
 
 
 def seconds_of(run: RunResult) -> float:
-    """Return the seconds that a run took, from its start to the end of its training or fit."""
-    return run.startup_seconds + max(run.seconds, run.fit_seconds or 0.0)
+    """Return the seconds that a run took; without what came after its training where it was resumed, or is older."""
+    return max(run.total_seconds or 0.0, run.startup_seconds + max(run.seconds, run.fit_seconds or 0.0))

@@ -132,6 +132,7 @@ class Comparison:
     #: what would tell the best attempt from its closest rival, as the verdict's last sentence says; empty: nothing
     advice: str = ""
     blocks: list[Block] = field(default_factory=list)  #: the attempts that compare with each other
+    damaged: list[str] = field(default_factory=list)  #: of several products, those with a damaged file, and which it is
 
     def add(self, sentences: Sequence[str]) -> None:
         """Add sentences to the verdict, whose last one stays the advice."""
@@ -285,9 +286,8 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
     noise = differences.noise_of_test_sets(change, ratio, resolution, once=once)
     test, value, pair.error = "corrected resampled t-test", float(change.mean()), noise.seen**0.5
     if dropped := [attempt for attempt in (a, b) if attempt.dropped]:
-        pair.raced, test = True, f"{test} over all looks of the race"
-        own = statistics.corrected_error(change, ratio, resolution, once=once)
-        pair.p, interval = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
+        pair.raced, own = True, statistics.corrected_error(change, ratio, resolution, once=once)
+        pair.p, interval, test = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
         pair.difference = Estimate(value, *metric.clip(*interval, change=True), test)
         return  # which difference another race would find is another question
     pair.p = statistics.corrected_t_test(change, ratio, resolution, once=once)
@@ -314,14 +314,15 @@ def _when(attempt: Attempt) -> int:
 
 def _at_its_look(
     dropped: Attempt, a: Attempt, b: Attempt, value: float, own: float, folds: int
-) -> tuple[float, tuple[float, float]]:
-    """Return p and interval of a pair of which a race dropped one: these folds did it, so they count all looks.
+) -> tuple[float, tuple[float, float], str]:
+    """Return p, interval and test of a pair of which a race dropped one: these folds did it, so they count all looks.
 
     The error is that of the look, which other attempts had a part in, and never below the ``own`` of these folds.
     """
     why, other = dropped.dropped, b if dropped is a else a
     assert why is not None
     error, freedom = why["errors"].get(other.name, 0.0), min(why["freedom"], (folds - 1) * racing.LENDERS)
+    test = "the race's t-test for all its looks, by the spread of all its attempts"
     if error < (1 - 1e-9) * own or why["metric"] != a.metric.key:
-        error, freedom = own, folds - 1
-    return racing.at_any_look(value, error, freedom, len(racing.looks(why["folds"])))
+        error, freedom, test = own, folds - 1, "corrected resampled t-test for all looks of the race"
+    return *racing.at_any_look(value, error, freedom, len(racing.looks(why["folds"]))), test

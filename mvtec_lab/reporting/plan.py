@@ -54,6 +54,7 @@ class Plan:
         shown: how often the difference is shown with what is there.
         ways: the designs that show it; empty: none that is within reach.
         jobs: trainings that ran at once.
+        machines: that they ran on.
     """
 
     attempts: list[str]
@@ -64,6 +65,7 @@ class Plan:
     shown: float
     ways: list[Way]
     jobs: int
+    machines: list[str]
 
     @property
     def seen(self) -> Design:
@@ -89,6 +91,7 @@ class Plan:
             "found": self.pair.found,
             "shown": self.shown,
             "jobs": self.jobs,
+            "machines": self.machines,
             "ways": [asdict(way) for way in self.ways],
         }
         write_whole(directory / PLAN, f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n")
@@ -134,7 +137,7 @@ def plan(comparison: Comparison, difference: float | None) -> Plan:
     seconds = seconds_of_a_run(runs)
     designs = [] if shown >= POWER else ways(pair.evidence, size, pair.alpha)
     costs = [Way(design, design.runs * len(names), _seconds(design, seen, len(names), seconds)) for design in designs]
-    return Plan(names, metric, size, len(judged), pair, shown, costs, at_once(runs))
+    return Plan(names, metric, size, len(judged), pair, shown, costs, at_once(runs), machines_of(runs))
 
 
 def size_of(metric: Metric, difference: float | None) -> float:
@@ -201,9 +204,20 @@ def show(plan: Plan) -> None:
     console.print()
     print_columns(console, ["what shows it", "images", "folds x\nrepeats", "runs\nin all", "time for\nnew ones"], rows)
     if plan.ways[0].seconds is not None:
-        jobs = f"{plan.jobs} at once" if plan.jobs > 1 else "one after the other"
-        text = f"Time: as these runs took, {jobs}; with more images a run takes longer in proportion."
-        console.print(text, markup=False, highlight=False)
+        console.print(of_time(plan.jobs, plan.machines), markup=False, highlight=False)
+
+
+def of_time(jobs: int, machines: Sequence[str]) -> str:
+    """Say what the time of a plan rests on: how many trainings ran at once, and where; older runs do not say where."""
+    where = f" on {len(machines)} machines ({'; '.join(machines)})" if machines else ""
+    where = f" on {machines[0]}" if len(machines) == 1 else where
+    how = f"{jobs} at once" if jobs > 1 else "one after the other"
+    return f"Time: as these runs took, {how}{where}; with more images a run takes longer in proportion."
+
+
+def machines_of(runs: Sequence[RunResult]) -> list[str]:
+    """Return the machines that runs were made on; older runs do not say."""
+    return list(dict.fromkeys(run.machine for run in runs if run.machine))
 
 
 def said(plan: Plan) -> list[str]:
@@ -247,10 +261,11 @@ def _row(way: Way, seen: Design) -> list[str]:
     design, more = way.design, way.design.images - seen.images
     folds = f"{design.folds} x {design.repeats}"
     images = f"{seen.images + rounded(more):,}" if more else f"{seen.images}"
-    return [way_of(design, seen), images, folds, f"{way.runs}", _duration(way.seconds)]
+    return [way_of(design, seen), images, folds, f"{way.runs}", duration(way.seconds)]
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return seconds as a plan shows them."""
     if seconds is None:
         return "unknown"
     if seconds < 90:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mvtec_lab.evaluation import statistics
+from mvtec_lab.evaluation.planning import OverProducts
 from mvtec_lab.evaluation.products import (
     RANKS,
     Overall,
@@ -55,6 +56,10 @@ class ProductsPair:
     p: float | None = None  #: of this pair by itself
     p_holm: float | None = None  #: p for the number of pairs; the verdict goes by it
     refused: str | None = None  #: why they were not compared
+    #: what says how many products, or images of each, would show a difference, and the level at which
+    evidence: OverProducts | None = field(default=None, repr=False)
+    alpha: float = ALPHA
+    labelled: bool = False  #: over folds, where all labelled images are tested
 
     @property
     def different(self) -> bool:
@@ -71,7 +76,8 @@ class ProductsPair:
     @property
     def described(self) -> dict[str, Any]:
         """Return the pair's part of comparison.json."""
-        return asdict(self) | {"test": self.difference and self.difference.method, "different": self.different}
+        mine = {key: value for key, value in asdict(self).items() if key not in ("evidence", "alpha", "labelled")}
+        return mine | {"test": self.difference and self.difference.method, "different": self.different}
 
 
 @dataclass
@@ -183,6 +189,7 @@ def _pairs(
             assert each.difference is not None
             pair.by_product[product] = each.difference.value * (1 if each.first == names[0] else -1)
         errors[names] = [(each.error or 0.0, each.images) for each in judged.values()]
+        pair.labelled = any(each.test_sets > 1 for each in judged.values())
         pairs.append(pair)
     tested = [pair for pair in pairs if not pair.refused]
     for pair in tested:
@@ -206,6 +213,9 @@ def _test(pair: ProductsPair, errors: Sequence[tuple[float, int]], comparisons: 
     pair.difference = Estimate(found.value, *bounds, RANKED if ranked else MEAN)
     pair.spread, pair.inconsistency = found.spread, found.inconsistency
     pair.weights = dict(zip(pair.by_product, found.weights, strict=True))
+    number, images = len(values), round(st.fmean(images for _, images in errors))
+    pair.evidence = OverProducts(found.error**2 * number, found.own, number, images, metric.limit)
+    pair.alpha = ALPHA / comparisons
 
 
 def _place(result: ProductsComparison, known: Mapping[str, Mapping[str, Attempt]]) -> None:

@@ -99,6 +99,8 @@ def _next(many: ProductsComparison, light: Light) -> str:
         return "Next: look at each product's own report, as the products do not agree which attempt is better."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
+    if many.advice:
+        return f"Next: {many.advice}"
     if len(many.common) < RANKS:
         return "Next: add products, which say more than further images of these; or decide for each by its own report."
     return "Next: take the simplest of those that are not shown to differ."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.errors import IncompleteError, LabError, disk_full
 from mvtec_lab.reporting.origin import common_folder
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.report import REPORT, show_results, sum_up
@@ -18,6 +18,7 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
 
     Raises:
         LabError: no directories, one without a run, or a damaged file of a run's.
+        IncompleteError: a file of one of several products is damaged; the others are compared.
     """
     if not config.dirs:
         raise LabError("task=compare needs dirs=[SWEEP,SWEEP,...]: directories of sweeps or runs")
@@ -30,4 +31,6 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
         raise disk_full(error, run_dir) or LabError(reason) from error
     logdir = common_folder(run_dir, [run for attempt in comparison.attempts for run in attempt.runs])
     print(f"report: {run_dir / REPORT}   tables: {run_dir / SUMMARY}, {RUNS}   TensorBoard: {curves(logdir)}")
+    if comparison.damaged:
+        raise IncompleteError("; ".join(comparison.damaged))
     return comparison

@@ -1,4 +1,4 @@
-"""Run task=plan: how many images, folds and repeats would show a difference, from runs that exist."""
+"""Run task=plan: how many images, folds, repeats or products would show a difference, from runs that exist."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.reporting import products_plan
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.plan import PLAN, Plan, plan, show
+from mvtec_lab.reporting.products import ProductsComparison
+from mvtec_lab.reporting.products_plan import ProductsPlan, plan_over_products
 from mvtec_lab.reporting.runs import load_runs
 
 
-def plan_runs(config: Config, run_dir: str | Path) -> Plan:
+def plan_runs(config: Config, run_dir: str | Path) -> Plan | ProductsPlan:
     """Plan from every run below ``config.dirs``, print the plan, and write plan.json into ``run_dir``.
 
     Raises:
@@ -19,9 +22,7 @@ def plan_runs(config: Config, run_dir: str | Path) -> Plan:
     """
     if not config.dirs:
         raise LabError("task=plan needs attempt=A,B, of which it trains a pilot, or runs that exist: dirs=[SWEEP]")
-    made = plan(compare(load_runs(*config.dirs), config.verdict), config.difference)
-    show(made)
-    run_dir = Path(run_dir)
+    made, run_dir = _made(config), Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         made.save(run_dir)
@@ -29,4 +30,19 @@ def plan_runs(config: Config, run_dir: str | Path) -> Plan:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error
     print(f"plan: {run_dir / PLAN}")
+    return made
+
+
+def _made(config: Config) -> Plan | ProductsPlan:
+    """Return the plan, over products where several have completed runs, and print it."""
+    comparison = compare(load_runs(*config.dirs or ()), config.verdict)
+    if isinstance(comparison, ProductsComparison):
+        usable = [part for part in comparison.products.values() if part.done]
+        if len(usable) > 1:
+            over = plan_over_products(comparison, config.difference)
+            products_plan.show(over)
+            return over
+        comparison = usable[0] if usable else comparison
+    made = plan(comparison, config.difference)
+    show(made)
     return made

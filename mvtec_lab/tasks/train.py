@@ -17,6 +17,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.data.contents import Contents
 from mvtec_lab.data.splits import division
 from mvtec_lab.engine.devices import check_devices, process_restored
+from mvtec_lab.engine.hardware import machine
 from mvtec_lab.engine.loggers import require_loggers
 from mvtec_lab.engine.resume import as_begun, clear, earlier_run
 from mvtec_lab.engine.run import Run, git_revision, versions
@@ -100,6 +101,7 @@ def run_attempt(
         warnings=[*data.warnings, *notes, *problem.marks(config, data)],
         versions=versions(),
         threads=torch.get_num_threads(),
+        machine=machine(),
         git_revision=git_revision(),
         paths=paths,
         digests=digests_of(paths),
@@ -129,5 +131,6 @@ def run_attempt(
             result.metrics = judgement.metrics
             judgement.write(run_dir)
             run.show(judgement)
+            result.total_seconds = time.perf_counter() - began
             log.info("%s: %s; %s", config.attempt, judgement.summary, run_dir)
     return result

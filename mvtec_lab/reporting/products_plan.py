@@ -1,0 +1,163 @@
+"""Say in figures what it takes to show a difference between attempts over several products."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
+
+from rich.console import Console
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.differences import POWER
+from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_PRODUCTS, OverProducts, ProductsDesign, ways_over_products
+from mvtec_lab.evaluation.specs import METRICS, Metric
+from mvtec_lab.reporting.advice import way_over_products
+from mvtec_lab.reporting.pairs import ALPHA
+from mvtec_lab.reporting.plan import PLAN, at_once, duration, machines_of, of_time, seconds_of_a_run, size_of
+from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
+from mvtec_lab.reporting.terminal import print_columns
+from mvtec_lab.results import write_whole
+
+
+@dataclass(frozen=True)
+class ProductsWay:
+    """Hold a design over products, all of its runs, and the seconds of those that are not there yet."""
+
+    design: ProductsDesign
+    runs: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ProductsPlan:
+    """Hold what it takes to show a difference over products; as ``Plan``, whose fields these are."""
+
+    attempts: list[str]
+    metric: Metric
+    difference: float
+    comparisons: int
+    pair: ProductsPair
+    shown: float
+    ways: list[ProductsWay]
+    jobs: int
+    machines: list[str]
+
+    @property
+    def evidence(self) -> OverProducts:
+        """Return what the pair in the middle showed."""
+        assert self.pair.evidence is not None
+        return self.pair.evidence
+
+    def save(self, directory: Path) -> None:
+        """Write plan.json."""
+        content = {
+            "attempts": self.attempts,
+            "metric": self.metric.key,
+            "difference": self.difference,
+            "comparisons": self.comparisons,
+            "alpha": ALPHA,
+            "power": POWER,
+            "seen": asdict(self.evidence.design),
+            "found": self.evidence.found(self.pair.alpha),
+            "shown": self.shown,
+            "jobs": self.jobs,
+            "machines": self.machines,
+            "ways": [asdict(way) for way in self.ways],
+        }
+        write_whole(directory / PLAN, f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n")
+
+
+def plan_over_products(many: ProductsComparison, difference: float | None) -> ProductsPlan:
+    """Return what it takes to show a difference over products.
+
+    Args:
+        many: the comparison of runs that exist.
+        difference: as ``plan`` takes it.
+
+    Raises:
+        LabError: nothing can be planned from these runs, or a difference that the metric cannot have.
+    """
+    judged = [pair for pair in many.over if pair.evidence is not None]
+    if not judged:
+        reasons = "; ".join(dict.fromkeys(pair.refused for pair in many.over if pair.refused)) or "there is one attempt"
+        raise LabError(f"no two of these attempts can be compared over products, so there is no plan: {reasons}")
+    if len(keys := {pair.metric for pair in judged}) > 1:
+        titles = " and ".join(METRICS[key].title for key in sorted(keys))
+        raise LabError(f"these attempts are judged by different metrics ({titles}): give verdict.metric=NAME")
+    metric, names = METRICS[judged[0].metric], [placed.attempt for placed in many.placed]
+    size = size_of(metric, difference)
+    found = {id(p): p.evidence.found(p.alpha) for p in judged if p.evidence is not None and p.evidence.variance > 0}
+    varied = [pair for pair in judged if id(pair) in found]
+    if not varied:
+        raise LabError(f"{', '.join(names)} do not differ on any product, so nothing says how large luck is")
+    shown = {key: inf if value is None else value for key, value in found.items()}
+    pair = sorted(varied, key=lambda pair: shown[id(pair)])[len(varied) // 2]
+    evidence, runs = pair.evidence, [run for attempt in many.done for run in attempt.done]
+    assert evidence is not None
+    power, seconds = evidence.power(evidence.design, pair.alpha)(size), seconds_of_a_run(runs)
+    per_product = len(runs) / sum(bool(part.done) for part in many.products.values())
+    costs = []
+    for design in [] if power >= POWER else ways_over_products(evidence, size, pair.alpha):
+        if design.products > evidence.products:
+            new = per_product * (design.products - evidence.products)
+        else:  # all of them once more, and longer ones
+            new = len(runs) * design.images / evidence.images
+        number = round(per_product * design.products)
+        costs.append(ProductsWay(design, number, None if seconds is None else seconds * new))
+    return ProductsPlan(names, metric, size, len(judged), pair, power, costs, at_once(runs), machines_of(runs))
+
+
+def show(plan: ProductsPlan) -> None:
+    """Print a plan over products."""
+    console, seen = Console(), plan.evidence.design
+    rows = [
+        [
+            way_over_products(way.design, seen, plan.pair.labelled),
+            f"{way.design.products}",
+            f"{way.design.images:,}",
+            f"{way.runs}",
+            duration(way.seconds),
+        ]
+        for way in plan.ways
+    ]
+    for line in said(plan):
+        console.print(line, markup=False, highlight=False)
+    if rows:
+        console.print()
+        print_columns(
+            console, ["what shows it", "products", "images\nof each", "runs\nin all", "time for\nnew ones"], rows
+        )
+        if plan.ways[0].seconds is not None:
+            console.print(of_time(plan.jobs, plan.machines), markup=False, highlight=False)
+
+
+def said(plan: ProductsPlan) -> list[str]:
+    """Return in sentences what can be shown with the products that are there, and what cannot."""
+    metric, pair, many, seen = plan.metric, plan.pair, plan.comparisons > 1, plan.evidence.design
+    wanted, found = metric.difference_of(plan.difference), plan.evidence.found(pair.alpha)
+    names = f"{len(plan.attempts)} attempts" if many else " and ".join(plan.attempts)
+    corrected = f", with Holm's correction for {plan.comparisons} comparisons" if many else ""
+    each = f"{seen.images} {'labelled' if pair.labelled else 'test'} images"
+    there = f"With {seen.products} products of {each} in the mean, as they are there, "
+    if found is None:
+        there += "no difference is shown in eight of ten cases"
+    else:
+        there += f"a difference of {metric.difference_of(found)} is shown in eight of ten cases"
+        there += " (the pair in the middle)" if many else ""
+    lines = [
+        f"To show that {names} differ over products like these by {wanted} in {metric.title}, in eight of ten cases"
+        f"{corrected}:",
+        f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.",
+    ]
+    if plan.shown >= POWER:
+        return [*lines, "That is enough."]
+    if not plan.ways:
+        lines.append(
+            f"Neither {MOST_PRODUCTS} products nor {MOST_IMAGES:,} images of each show it: plan for a larger "
+            "difference, or decide for each product by its own report."
+        )
+    elif all(way.design.products > seen.products for way in plan.ways):
+        lines.append("More images of these products do not show it: how products differ is the larger part.")
+    return lines

@@ -203,8 +203,8 @@ def _mark(ax: Axes, lines: Sequence[Mapping[int, float]], best: Sequence[int | N
         (epoch, line[epoch]) for line, epoch in zip(lines, best, strict=False) if epoch is not None and epoch in line
     ]
     size = 40 if len(lines) == 1 else 14
-    for epoch, value in places:
-        ax.scatter(epoch, value, size, style_of(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
+    if places:
+        ax.scatter(*zip(*places, strict=True), size, style_of(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

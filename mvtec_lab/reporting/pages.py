@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         template: its file beside this one.
         values: what the template names.
     """
+    html = _environment().get_template(template).render(**values)
+    write_whole(path, _with_contents(_TABLE.sub(_with_titles, html)))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what renders the templates, each of which takes a tenth of a second to compile."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # class names, paths and error texts come from files
@@ -47,8 +55,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     environment.filters["p_value"] = summary.p_value
     environment.filters["breakable"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
-    html = environment.get_template(template).render(**values)
-    write_whole(path, _with_contents(_TABLE.sub(_with_titles, html)))
+    return environment
 
 
 def _with_contents(html: str) -> str:

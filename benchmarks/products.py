@@ -16,15 +16,18 @@ from scipy import stats
 from benchmarks import common
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import noise_of_test_sets
-from mvtec_lab.evaluation.products import RANKS, decides_by_ranks, friedman, mean_over_products, signed_rank
+from mvtec_lab.evaluation.planning import OverProducts, ways_over_products
+from mvtec_lab.evaluation.products import RANKS, Overall, decides_by_ranks, friedman, mean_over_products, signed_rank
 
 ALPHA = 0.05
+PILOTS, FOLLOWED, CELLS = 100, 300, 8  # of plans: sweeps that are asked, sweeps that follow, at so many numbers
 REPEATS = 2_000  # of a cell: a share of 5% is then known to within one point
 FOLDS, SHARE = 5, 0.25  # tested images over those that the learner had
 PRODUCTS = (2, 3, 5, 8, 15)
 SIZES = (16, 40, 83, 24, 120)  # test images of the products in turn, and the attempts' accuracy there
 ACCURACIES = (0.75, 0.6, 0.9, 0.85, 0.7)
 SPREADS = (0.0, 0.03, 0.08)  # standard deviation between products of the true difference of two attempts
+PLANS = ((5, 0.03, 0.05), (5, 0.08, 0.1), (8, 0.03, 0.05), (3, 0.03, 0.1))  # products, spread and difference
 # Of what makes an image hard: for all networks, and for all of an attempt; the rest is chance.
 COMMON, ALONE = 0.3, 0.3
 # A network's true accuracy scatters by 3 points, of which half is common to all folds: they share training images.
@@ -38,9 +41,11 @@ class Sweep(NamedTuple):
     accuracy: np.ndarray
 
 
-def draw(products: int, spread: float, attempts: int = 2, ahead: float = 0.0, repeats: int = REPEATS) -> list[Sweep]:
+def draw(
+    products: int, spread: float, attempts: int = 2, ahead: float = 0.0, repeats: int = REPEATS, seed: int = 0
+) -> list[Sweep]:
     """Return sweeps over products; the first attempt's true accuracy is ``ahead`` of the others on average."""
-    rng, sweeps = np.random.default_rng(0), []
+    rng, sweeps = np.random.default_rng(seed), []
     for product in range(products):
         images, accuracy = SIZES[product % len(SIZES)], ACCURACIES[product % len(ACCURACIES)]
         true = accuracy + spread / np.sqrt(2) * rng.normal(size=(repeats, attempts))
@@ -80,12 +85,32 @@ def called(sweeps: list[Sweep], test: str = "verdict") -> float:
 
 
 def _p(sweeps: list[Sweep], repeat: int, pair: tuple[int, int], ranked: bool) -> float:
+    if ranked:
+        return signed_rank([float((s.accuracy[repeat, pair[0]] - s.accuracy[repeat, pair[1]]).mean()) for s in sweeps])
+    return _overall(sweeps, repeat, pair).p
+
+
+def _overall(sweeps: list[Sweep], repeat: int, pair: tuple[int, int]) -> Overall:
     changes = [s.accuracy[repeat, pair[0]] - s.accuracy[repeat, pair[1]] for s in sweeps]
     values, images = [float(change.mean()) for change in changes], [s.images for s in sweeps]
-    if ranked:
-        return signed_rank(values)
     noises = [noise_of_test_sets(c, SHARE, FOLDS / n) for c, n in zip(changes, images, strict=True)]
-    return mean_over_products(values, [noise.seen**0.5 for noise in noises], images).p
+    return mean_over_products(values, [noise.seen**0.5 for noise in noises], images)
+
+
+def followed(products: int, spread: float, ahead: float) -> tuple[list[int], float]:
+    """Return how many products PILOTS sweeps ask for to show a difference, and how often so many then show it.
+
+    A pilot that asks for more than there can be is left out. Power is simulated at some numbers, and interpolated.
+    """
+    pilots, asked = draw(products, spread, 2, ahead, PILOTS, seed=1), []
+    for pilot in range(PILOTS):
+        found = _overall(pilots, pilot, (0, 1))
+        images = round(float(np.mean([sweep.images for sweep in pilots])))
+        evidence = OverProducts(found.error**2 * products, found.own, products, images)
+        asked += [max(d.products for d in ways) for ways in [ways_over_products(evidence, ahead, ALPHA)] if ways]
+    cells = np.unique(np.percentile(asked, np.linspace(0, 100, CELLS)).round().astype(int))
+    power = [called(draw(int(number), spread, 2, ahead, FOLLOWED)) for number in cells]
+    return asked, float(np.interp(asked, cells, power).mean())
 
 
 def rank_alike(sweeps: list[Sweep]) -> float:
@@ -98,7 +123,24 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def show_plans() -> None:
+    rows = []
+    for products, spread, ahead in PLANS:
+        asked, power = followed(products, spread, ahead)
+        low, middle, high = np.percentile(asked, (10, 50, 90)).round().astype(int)
+        told = percent(len(asked) / PILOTS)
+        numbers = f"{products}", f"{100 * spread:.0f}", f"{100 * ahead:.0f}"
+        rows.append([*numbers, told, f"{middle} ({low} to {high})", percent(power)])
+    notes = [
+        "told: the pilots that hear of a number within reach, %; products that they ask for: the median, in brackets "
+        "what eight of ten lie between; shown: how often so many show the difference, %, the mean",
+    ]
+    headings = ["products of the pilot", "spread", "points", "told", "products asked for", "shown"]
+    common.show("products_plans", notes, headings, rows, False)
+
+
 def main() -> None:
+    show_plans()
     rows = []
     for products in PRODUCTS:
         for attempts in (2, 4):

@@ -2,8 +2,8 @@
 
     python -m benchmarks.raced --data-root DIR [WORDS ...]     # DIR/bottle is MVTec's
 
-Each sweep is a command of its own, the first time for the caches alone, with one fold less than a race takes. Words
-go to every command: ``cache.dir=FOLDER``, say.
+Each sweep is a command of its own, and a short one before both fills the caches. Words go to every command:
+``cache.dir=FOLDER``, say. With ``--study`` one study is measured and printed, and README.md stays.
 """
 
 from __future__ import annotations
@@ -66,13 +66,14 @@ def main() -> None:
     """Run both studies, print the table, and write it into README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default=os.environ.get("MVTEC_ROOT"), required="MVTEC_ROOT" not in os.environ)
+    parser.add_argument("--study", choices=STUDIES, help="this one alone")
     parser.add_argument("words", nargs="*", help="of every command")
     given = parser.parse_args()
     data = ["data=mvtec", f"data.root={Path(given.data_root).resolve()}", "data.category=bottle", *MODEL, *given.words]
     rows, notes = [], []
-    for name, study in STUDIES.items():
+    for name, study in STUDIES.items() if given.study is None else [(given.study, STUDIES[given.study])]:
         with tempfile.TemporaryDirectory() as folder:
-            swept([*study, *data, "cv.folds=3", "cv.repeats=1"], Path(folder, "caches"))
+            swept([*study, *data, "cv.folds=2", "cv.repeats=1"], Path(folder, "caches"))
             whole = swept([*study, *data], Path(folder, "whole"))
             raced = swept([*study, *data, "race=true"], Path(folder, "raced"))
         shown, again = different(whole.found), different(raced.found)
@@ -92,6 +93,9 @@ def main() -> None:
             )
         print(*rows[-1], *whole.found["verdict"], "---", *raced.found["verdict"], sep="\n", file=sys.stderr)
     header = ["study", "runs left out", "wall seconds", "CPU seconds", "best by validation", "pairs shown to differ"]
+    if given.study is not None:
+        print(header, *rows, *notes, common.machine(), sep="\n")
+        return
     common.show("raced", ["without a race / with it", *notes], header, rows)
 
 

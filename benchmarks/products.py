@@ -17,7 +17,15 @@ from benchmarks import common
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import noise_of_test_sets
 from mvtec_lab.evaluation.planning import OverProducts, ways_over_products
-from mvtec_lab.evaluation.products import RANKS, Overall, decides_by_ranks, friedman, mean_over_products, signed_rank
+from mvtec_lab.evaluation.products import (
+    RANKS,
+    Overall,
+    decides_by_ranks,
+    efficiency_of_ranks,
+    friedman,
+    mean_over_products,
+    signed_rank,
+)
 
 ALPHA = 0.05
 PILOTS, FOLLOWED, CELLS = 100, 300, 8  # of plans: sweeps that are asked, sweeps that follow, at so many numbers
@@ -27,7 +35,7 @@ PRODUCTS = (2, 3, 5, 8, 15)
 SIZES = (16, 40, 83, 24, 120)  # test images of the products in turn, and the attempts' accuracy there
 ACCURACIES = (0.75, 0.6, 0.9, 0.85, 0.7)
 SPREADS = (0.0, 0.03, 0.08)  # standard deviation between products of the true difference of two attempts
-PLANS = ((5, 0.03, 0.05), (5, 0.08, 0.1), (8, 0.03, 0.05), (3, 0.03, 0.1))  # products, spread and difference
+PLANS = ((3, 0.03, 0.08), (5, 0.03, 0.08), (5, 0.08, 0.08), (8, 0.03, 0.05))  # products, spread and difference
 # Of what makes an image hard: for all networks, and for all of an attempt; the rest is chance.
 COMMON, ALONE = 0.3, 0.3
 # A network's true accuracy scatters by 3 points, of which half is common to all folds: they share training images.
@@ -106,7 +114,8 @@ def followed(products: int, spread: float, ahead: float) -> tuple[list[int], flo
     for pilot in range(PILOTS):
         found = _overall(pilots, pilot, (0, 1))
         images = round(float(np.mean([sweep.images for sweep in pilots])))
-        evidence = OverProducts(found.error**2 * products, found.own, products, images)
+        ranks = efficiency_of_ranks(found.weights)
+        evidence = OverProducts(found.error**2 * products, found.own, products, images, ranks)
         asked += [max(d.products for d in ways) for ways in [ways_over_products(evidence, ahead, ALPHA)] if ways]
     cells = np.unique(np.percentile(asked, np.linspace(0, 100, CELLS)).round().astype(int))
     power = [called(draw(int(number), spread, 2, ahead, FOLLOWED)) for number in cells]

@@ -6,6 +6,7 @@ how often the verdict's own test finds the difference there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log10
@@ -20,6 +21,7 @@ from mvtec_lab.evaluation.differences import (
     power_of,
     power_of_mcnemar,
 )
+from mvtec_lab.evaluation.products import decides_by_ranks
 
 Power = Callable[[float], float]  # the probability that a difference of some size is found
 
@@ -224,13 +226,12 @@ class ProductsDesign:
 class OverProducts:
     """Hold what two attempts showed over products, from which the power of other designs is computed.
 
-    It is that of the mean's t-test. Ranks, which decide from six products on, need about one product in twenty more.
-
     Args:
         variance: of the difference on one product.
         own: the share of it that is the luck of the product's images; the rest is how products differ.
         products: their number.
         images: of each, the mean.
+        ranks: the efficiency of ranks, which decide where there are enough products, beside that of the mean.
         most: the largest difference that there can be.
     """
 
@@ -238,24 +239,27 @@ class OverProducts:
     own: float
     products: int
     images: int
+    ranks: float = 3 / math.pi  # of products with one variance
     most: float = 1.0
 
     @property
     def design(self) -> ProductsDesign:
         return ProductsDesign(self.products, self.images)
 
-    def _noise(self, design: ProductsDesign) -> Noise:
+    def _noise(self, design: ProductsDesign, alpha: float) -> Noise:
         variance = self.variance * (1 - self.own + self.own * self.images / design.images) / design.products
+        if decides_by_ranks(design.products, 1, alpha):
+            variance /= self.ranks
         known = None if design == self.design else self.products - 1
         return Noise(variance, variance, design.products - 1, grows=False, known=known)
 
     def found(self, alpha: float) -> float | None:
         """Return the difference that is found on these products with a probability of POWER; None: none."""
-        return found_difference([self._noise(self.design)], _NO_GROWTH, alpha, self.most)
+        return found_difference([self._noise(self.design, alpha)], _NO_GROWTH, alpha, self.most)
 
     def power(self, design: ProductsDesign, alpha: float) -> Power:
         """Return how often the test at level ``alpha`` finds a difference in another design."""
-        return power_of([self._noise(design)], _NO_GROWTH, alpha)
+        return power_of([self._noise(design, alpha)], _NO_GROWTH, alpha)
 
 
 def ways_over_products(evidence: OverProducts, difference: float, alpha: float) -> list[ProductsDesign]:

@@ -111,6 +111,21 @@ def signed_rank(differences: npt.ArrayLike) -> float:
     return float(np.mean(np.abs(signs @ ranked) >= seen - 1e-9))
 
 
+def efficiency_of_ranks(weights: npt.ArrayLike) -> float:
+    """Return the share of its products that the weighted mean needs to show what the signed-rank test shows.
+
+    Ranks do not know which products are small. It is Pitman's asymptotic efficiency, where the differences scatter
+    normally around one value, each with the variance that its weight is the inverse of.
+
+    Args:
+        weights: of the products, [P].
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    variances = 1 / weights
+    density = np.mean(1 / np.sqrt(2 * np.pi * (variances[:, None] + variances)))  # the integral of its square
+    return float(12 * density**2 / weights.mean())
+
+
 def decides_by_ranks(products: int, comparisons: int, alpha: float) -> bool:
     """Tell whether the signed-rank test can show a difference at level ``alpha``, Holm's correction included.
 

@@ -20,6 +20,7 @@ from mvtec_lab.evaluation.products import (
     RANKS,
     Overall,
     decides_by_ranks,
+    efficiency_of_ranks,
     friedman,
     mean_over_products,
     ranks,
@@ -214,7 +215,8 @@ def _test(pair: ProductsPair, errors: Sequence[tuple[float, int]], comparisons: 
     pair.spread, pair.inconsistency = found.spread, found.inconsistency
     pair.weights = dict(zip(pair.by_product, found.weights, strict=True))
     number, images = len(values), round(st.fmean(images for _, images in errors))
-    pair.evidence = OverProducts(found.error**2 * number, found.own, number, images, metric.limit)
+    efficiency = efficiency_of_ranks(found.weights)
+    pair.evidence = OverProducts(found.error**2 * number, found.own, number, images, efficiency, metric.limit)
     pair.alpha = ALPHA / comparisons
 
 

@@ -204,7 +204,8 @@ def _mark(ax: Axes, lines: Sequence[Mapping[int, float]], best: Sequence[int | N
     ]
     size = 40 if len(lines) == 1 else 14
     if places:
-        ax.scatter(*zip(*places, strict=True), size, style_of(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
+        epochs, values = zip(*places, strict=True)
+        ax.scatter(epochs, values, size, style_of(index)[0], edgecolor=PAPER, linewidth=0.8, zorder=3)
 
 
 def verdict_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -12,6 +12,7 @@ from mvtec_lab.evaluation.operating import (
     OK,
     REJECT,
     REVIEW,
+    UNKNOWN,
     Scores,
     curve,
     decide,
@@ -24,6 +25,7 @@ from mvtec_lab.evaluation.operating import (
     scores_of,
 )
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting.operating import points
 from mvtec_lab.results import find_runs, read_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
@@ -85,6 +87,14 @@ def test_a_row_gives_a_score_and_a_decision() -> None:
     assert [decide(s, 0.5) for s in (0.2, 0.5, 0.6)] == [OK, OK, REJECT]
     rows = [{"split": "val", "label": "defect", "type": "synthetic", "score": "9"}]
     assert not len(scores_of(rows, "val").both)
+
+
+def test_the_table_begins_with_what_the_images_carry() -> None:
+    asked = [point["asked"] for point in points(scores([1, 2, 3, 4]), scores([]))]
+    assert asked == [0.2]
+    many = points(scores(list(range(99))), scores([1], [50]))
+    assert [point["asked"] for point in many] == [0.01, 0.02, 0.05, 0.1, 0.2]
+    assert [point["held_out"]["false_rejects"].count for point in many] == [0, 1, 4, 9, 19]
 
 
 def test_rates_have_exact_intervals() -> None:
@@ -166,8 +176,9 @@ def test_a_classifier_gets_a_good_or_defect_threshold(lab, tmp_path: Path, capsy
     for row in rows:
         score = 1 - float(row["prob_good"])
         assert float(row["score"]) == pytest.approx(score, abs=1e-5)
-        assert row["decision"] == decide(float(row["score"]), model.threshold, model.accept)
-        if row["decision"] != REVIEW:
+        far = float(row["distance"]) > float(row["unknown_above"])  # as one in fifteen of such images is
+        assert row["decision"] == (UNKNOWN if far else decide(float(row["score"]), model.threshold, model.accept))
+        if row["decision"] in (OK, REJECT):
             assert (row["prediction"] == "good") == (row["decision"] == OK)
     assert lab("task=evaluate", "ckpt=two", "hydra.run.dir=again") == 0
     judged = read_csv(tmp_path / "again/predictions.csv")

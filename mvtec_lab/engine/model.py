@@ -9,15 +9,22 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mvtec_lab.data.frame import Frame
+from mvtec_lab.engine.unknown import misfit_of_known
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, decide, score_of
+from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, UNKNOWN, decide, score_of
 from mvtec_lab.foreign import Size, misfit
 from mvtec_lab.models.finite import not_finite
 from mvtec_lab.models.weights import load_file, save_file
 from mvtec_lab.results import CERTAINTY, GOOD, UNSURE
 
 ABOUT = "about"  # where a checkpoint keeps what is not weights
-_LATER = {"fit": "squeeze", "tile": None, "sets": None, "accept": None}  # what older checkpoints do not say
+_LATER = {
+    "fit": "squeeze",
+    "tile": None,
+    "sets": None,
+    "accept": None,
+    "unknown": None,
+}  # what older checkpoints do not say
 
 
 @dataclass
@@ -42,6 +49,8 @@ class Model:
             this was chosen on. None: nothing was chosen.
         accept: the score up to which an image is accepted, at most ``threshold``; between the two it is reviewed. None:
             ``task=threshold`` chose no operating point.
+        unknown: what ``engine.unknown.learn`` keeps of the training images, by which an image that is unlike all of
+            them is told; None: nothing is.
     """
 
     module: Any  # a LightningModule: Any, as each problem calls its own's methods
@@ -58,6 +67,7 @@ class Model:
     tile: int | None = None
     sets: dict[str, list[float]] | None = None
     accept: float | None = None
+    unknown: dict[str, Any] | None = None
 
     @property
     def frame(self) -> Frame:
@@ -65,17 +75,23 @@ class Model:
         return Frame(self.image_size, self.fit, self.tile)
 
     def decision(self, row: Mapping[str, Any]) -> str:
-        """Return OK, REVIEW or REJECT for an image by its row of predictions; empty where no class is good.
+        """Return OK, REVIEW, REJECT or UNKNOWN for an image by its row of predictions; empty where no class is good.
 
-        Without a threshold a classifier's prediction decides, and an image of which it is unsure is reviewed.
+        What a model says of an image that is unlike all that it learnt means nothing: it is UNKNOWN. One that learnt
+        good images alone finds defects by just that, so that its REJECT stands. Without a threshold a classifier's
+        prediction decides, and an image of which it is unsure is reviewed.
         """
         if GOOD not in self.classes:
             return ""
         if self.threshold is not None and (score := score_of(row)) is not None:
-            return decide(score, self.threshold, self.accept)
-        if row.get(CERTAINTY) == UNSURE:
-            return REVIEW
-        return OK if row["prediction"] == GOOD else REJECT
+            word = decide(score, self.threshold, self.accept)
+        elif row.get(CERTAINTY) == UNSURE:
+            word = REVIEW
+        else:
+            word = OK if row["prediction"] == GOOD else REJECT
+        if self.unknown is None or (word == REJECT and not self.unknown["first"]):
+            return word
+        return UNKNOWN if float(row.get("distance") or 0) > self.unknown["threshold"] else word
 
     def decided(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row of predictions with its decision first, and the threshold of what is accepted last."""
@@ -93,7 +109,7 @@ class Model:
             near = float(row.get("confidence") or 1.0)
         else:
             near = min(abs(score - limit) for limit in (self.threshold, self.accept) if limit is not None)
-        return -1 / (1 + near) if self.decision(row) == REVIEW else near
+        return -1 / (1 + near) if self.decision(row) in (REVIEW, UNKNOWN) else near
 
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""
@@ -135,6 +151,8 @@ def read_checkpoint(path: str | os.PathLike[str], source: str | None = None) -> 
     for key in ("threshold", "map_threshold", "accept"):
         if about[key] is not None and not math.isfinite(about[key]):
             raise LabError(f"{source} holds {about[key]} as its {key}: train that run again")
+    if wrong := misfit_of_known(about["unknown"]):
+        raise LabError(f"{source} cannot tell what is unknown ({wrong}): choose its threshold again")
     if wrong := _misfit_of_sets(about["sets"], len(about["classes"])):
         raise LabError(f"{source} has sets that are none ({wrong}): train that run again")
     return content

@@ -319,6 +319,13 @@ class Problem:
         """Judge new images [N, 3, S, S], normalised."""
         raise NotImplementedError
 
+    def embed(self, model: Model, images: Tensor) -> Tensor | None:
+        """Return features [N, D] of normalised images [N, 3, S, S] that training did not change; None: there are none.
+
+        By them ``engine.unknown`` tells images that are unlike all of training.
+        """
+        return None
+
     def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
         """Judge a new image by its tiles, in a problem whose ``Rules`` are not ``untiled``; ``heat`` covers the image.
 

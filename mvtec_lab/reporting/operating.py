@@ -39,8 +39,8 @@ def points(held_out: Scores, tested: Scores) -> list[dict[str, Any]]:
     """
     if not len(held_out.good):
         return []
-    least = least_share(len(held_out.good))
-    shares = [*([least] if least > SHARES[0] else []), *(share for share in SHARES if share >= least)]
+    first = max(SHARES[0], least_share(len(held_out.good)))
+    shares = [first, *(share for share in SHARES if share > first * (1 + 1e-9))]
     found = []
     for share in shares:
         limit = limit_of_false_rejects(held_out, share)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import attempts, read_image, too_bright
@@ -28,6 +29,7 @@ from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.pictures import SHOWN, map_over, sheet, write_picture
 from mvtec_lab.engine.setup import claim
+from mvtec_lab.engine.unknown import distances
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction, Problem
@@ -45,11 +47,12 @@ NAMED = 20  # broken images that are named in the terminal, a line each; run.log
 
 
 class Judged(NamedTuple):
-    """Hold an image's path, its picture as a whole, what the model says of it, and the seconds that the model took."""
+    """Hold an image, its whole picture, what the model says of it, further columns, and the seconds that it took."""
 
     path: Path
     picture: np.ndarray
     prediction: Prediction
+    further: Mapping[str, str]
     seconds: float
 
 
@@ -172,18 +175,26 @@ def _batch(problem: Problem, model: Model, batch: Sequence[tuple[Path, Cut]], si
         parts = (tiles[start : start + size] for start in range(0, len(tiles), size))
         normalised = (normalise(part, model.mean, model.std) for part in parts)
         prediction = problem.predict_tiles(model, normalised, windows)
-        yield Judged(path, picture, prediction, time.perf_counter() - began)
+        yield Judged(path, picture, prediction, {}, time.perf_counter() - began)
         return
     images = normalise(np.stack([cut.picture for _, cut in batch]), model.mean, model.std)
-    predictions = problem.predict(model, images)
+    predictions, further = problem.predict(model, images), distance_columns(problem, model, images)
     each = (time.perf_counter() - began) / len(batch)
-    for (path, cut), prediction in zip(batch, predictions, strict=True):
-        yield Judged(path, cut.picture, prediction, each)
+    for (path, cut), prediction, columns in zip(batch, predictions, further, strict=True):
+        yield Judged(path, cut.picture, prediction, columns, each)
+
+
+def distance_columns(problem: Problem, model: Model, images: Tensor) -> list[dict[str, str]]:
+    """Return how far images [N, 3, S, S] are from those of training, and what is unknown: columns of their rows."""
+    if model.unknown is None or (features := problem.embed(model, images)) is None:
+        return [{}] * len(images)
+    limit = f"{model.unknown['threshold']:.6g}"
+    return [{"distance": f"{d:.6g}", "unknown_above": limit} for d in distances(model.unknown, features)]
 
 
 def _written(judged: Judged, model: Model, name: str, run_dir: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Write the map and the files of an image; return its row, and the pictures that show it, by their captions."""
-    path, picture, prediction, _ = judged
+    path, picture, prediction, further, _ = judged
     files: Mapping[str, np.ndarray | str] = {}
     if prediction.files is not None:  # written as they come: a day's production does not fit into memory
         image = read_image(path, model.white)
@@ -198,7 +209,7 @@ def _written(judged: Judged, model: Model, name: str, run_dir: Path) -> tuple[di
         )
     if isinstance(drawing := files.get(".jpg"), np.ndarray):
         tiles["found"] = drawing
-    return {"path": str(path), **model.decided(prediction.row)}, tiles
+    return {"path": str(path), **model.decided({**prediction.row, **further})}, tiles
 
 
 def _sheet(images: Sequence[Shown], confident: bool) -> np.ndarray:

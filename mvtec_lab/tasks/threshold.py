@@ -34,6 +34,7 @@ from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting.operating import HELD_OUT, PAGE, TESTED, points, write_operating_page
 from mvtec_lab.results import BEST, CONFIG, GOOD, OPERATING, PREDICTIONS, SAMPLES, table_of, write_whole
+from mvtec_lab.tasks.unknown import learn_unknown
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,10 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
     model = load_model(ckpt)
     held = _held(ckpt, model)
     accept, reject, notes = _chosen(config, held.held_out)
-    new = replace(model, threshold=reject, accept=accept)
+    known, learnt = learn_unknown(ckpt, held.own, model, problem_of(model.method))
+    new = replace(model, threshold=reject, accept=accept, unknown=known)
+    if known is None:
+        notes.append(learnt)
     sets = {HELD_OUT: held.held_out, TESTED: held.tested}
     shown = {name: rates(scores, reject, accept) for name, scores in sets.items()}
     facts: dict[str, Any] = {
@@ -88,6 +92,7 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "reject": reject,
         "accept": accept,
         "before": {"reject": model.threshold, "accept": model.accept},
+        "unknown": None if known is None else {"distance": known["threshold"], "images": known["images"]},
         "held_out": {"good": len(held.held_out.good), "defects": len(held.held_out.defects), "by": held.by},
         "expected": {key: _plain(rate) for key, rate in shown[HELD_OUT].items()},
         "test": {key: _plain(rate) for key, rate in shown[TESTED].items()},
@@ -104,7 +109,7 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
         if (ckpt.parent / name).exists():
             shutil.copyfile(ckpt.parent / name, run_dir / name)
     _write_config(ckpt, held.own, run_dir)
-    lines = _lines(facts["rule"], model, new, held, shown)
+    lines = [*_lines(facts["rule"], model, new, held, shown), *([learnt] if known is not None else [])]
     write_operating_page(run_dir, lines, notes, held.rows, shown)
     new.save(run_dir / BEST)
     write_whole(run_dir / OPERATING, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")

@@ -169,6 +169,10 @@ class AnomalyModel(pl.LightningModule):
                 require_finite(values, what)
         return scores
 
+    def embed(self, images: Tensor) -> Tensor | None:
+        """Return features as ``Problem.embed`` does."""
+        return None
+
     def inside(self, images: Tensor) -> Tensor | None:
         """Return where images lie in normalised squares [N, 3, S, S]: [N, S, S] bool; None: there is no padding.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.maps import FeatureMaps
 from mvtec_lab.problems.anomaly.base import AnomalyModel
@@ -27,6 +30,10 @@ class BackboneModel(AnomalyModel):
         h = self.hparams
         self.features = FeatureMaps(h["backbone"], h["weights"], self.options["layers"], self.cells)
         self.use_weights(self.features.weights)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor | None:
+        return torch.cat([layer.mean((2, 3)) for layer in self.features(images)], 1)
 
     def dimensions(self, spare: int = 0) -> int | None:
         """Return ``model.options.dimensions``; raise LabError if it leaves fewer than ``spare`` of the channels."""

@@ -72,6 +72,9 @@ class Anomaly(Problem):
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         return [_prediction(model, *pair) for pair in scores_of(model.module, images)]
 
+    def embed(self, model: Model, images: Tensor) -> Tensor | None:
+        return model.module.embed(images)
+
     def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
         pairs = (pair for batch in tiles for pair in scores_of(model.module, batch))
         cut = [

@@ -134,6 +134,10 @@ class Classifier(pl.LightningModule):
         """Return what judged the images that chose its sets, as ``RunResult.validates_by``; ``held_out``: how many."""
         return ""
 
+    def embed(self, images: Tensor) -> Tensor | None:
+        """Return features as ``Problem.embed`` does."""
+        return None
+
     def evidence(self, dataset: MVTecDataset, places: Sequence[int], classes: Tensor) -> Evidence | None:
         """Return which parts of some images spoke for a class, on the CPU; None where the classifier cannot say.
 

@@ -239,6 +239,15 @@ class DefectClassifier(Classifier):
     def _outputs(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         return self.head(self.model.complete(features), features, index)
 
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor | None:
+        if not self.model.prefix:
+            return None
+        features = self.model.extract(images)
+        if features.ndim == 3:  # [N, tokens, D]
+            return features.mean(1)
+        return features.mean((2, 3)) if features.ndim == 4 else features
+
     def configure_callbacks(self) -> list[pl.Callback]:
         return [Curriculum(self.model, self.criterion, self.hparams["warmup_epochs"], self.hparams["loss"]["defer"])]
 

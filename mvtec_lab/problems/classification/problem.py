@@ -72,6 +72,9 @@ class Classification(Problem):
             predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
 
+    def embed(self, model: Model, images: Tensor) -> Tensor | None:
+        return model.module.embed(images)
+
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return counted_unsure(model.sets, model.classes, rows, model.module.judged_by)
 

@@ -161,6 +161,10 @@ class Descriptors(Classifier):
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         return self._classified(batch["features"]) if "features" in batch else self(batch["image"])
 
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor | None:
+        return torch.cat([layer.mean((2, 3)) for layer in self.cells.features(images)], 1)
+
     def _seen(self, image: Tensor) -> Seen:
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(image.device.type, enabled=False):

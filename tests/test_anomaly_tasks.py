@@ -127,6 +127,7 @@ def test_predict_of_a_method_without_maps_says_so(lab, product: Path, tmp_path: 
     assert lab("task=predict", "ckpt=run/best.ckpt", f"source={product / 'test'}", "hydra.run.dir=out") == 0
     assert capsys.readouterr().out.count("gaussian does not localise: no maps") == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predicted.json",
         "predictions.csv",
         "predictions.jpg",
         "report.html",

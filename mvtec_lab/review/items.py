@@ -24,7 +24,8 @@ from mvtec_lab.foreign import damaged, file_of, read_json, read_yaml
 from mvtec_lab.results import BEST, CONFIG, DEFECT, GOOD, PREDICTED, PREDICTIONS, RESULT, SAMPLES, RunResult, table_of
 
 OPERATING = "operating.json"  # of task=threshold
-UNKNOWN = "UNKNOWN"  # a value of the column decision: an image unlike all that the model has learnt
+# Decisions that ask for a person, the first one most: unlike all that was learnt, and between the two thresholds.
+ASKING = ("UNKNOWN", "REVIEW")
 _SHOWN = ("prediction", "decision", "confidence", "certainty", "score", "threshold", "accept", "split")
 _DRAWN = ("maps", "found")  # folders beside predictions.csv, a file for each image by its name below the source
 
@@ -253,12 +254,16 @@ def _number(text: str | None) -> float | None:
 def most_doubtful(items: Sequence[Item]) -> list[int]:
     """Return the places of the items, those first that need a look most.
 
-    First images that are unlike all that the model has learnt, then by ``margin``: labels that the model contradicts,
-    then those near the threshold or with a runner-up, then those that it is sure of.
+    First what the decision leaves to a person, then by ``margin``: labels that the model contradicts, then those near
+    the threshold or with a runner-up, then those that it is sure of.
     """
-    return sorted(
-        range(len(items)), key=lambda i: (items[i].said.get("decision") != UNKNOWN, items[i].margin, items[i].key)
-    )
+
+    def rank(place: int) -> tuple[int, float, str]:
+        item = items[place]
+        decision = item.said.get("decision", "")
+        return ASKING.index(decision) if decision in ASKING else len(ASKING), item.margin, item.key
+
+    return sorted(range(len(items)), key=rank)
 
 
 def _said(row: Mapping[str, str]) -> dict[str, str]:

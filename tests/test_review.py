@@ -159,11 +159,11 @@ def test_new_images_come_by_their_distance_from_the_threshold(predictions: Path)
         items = client.get("/api/items").json()["items"]
         assert [Path(item["name"]).name for item in items][:2] == ["001.png", "001.png"]
         assert len(items) == 5
-        whole = client.get(f"/api/items/{numbers(client)['new/crack/000.png']}").json()
+        whole = client.get(f"/api/items/{numbers(client)['crack/000.png']}").json()
         assert sum(whole["found"][1::2]) == 4 * 18
         assert client.get(f"/api/items/{whole['id']}/drawn").headers["content-type"] == "image/jpeg"
-    decisions = {"new/good/000.png": "UNKNOWN", "new/crack/000.png": "REVIEW"}
-    decided = [{"decision": decisions.get(row["path"], "OK"), **row} for row in rows]
+    decisions = {"good/000.png": "UNKNOWN", "crack/000.png": "REVIEW"}
+    decided = [{"decision": decisions.get(row["path"].removeprefix("new/"), "OK"), **row} for row in rows]
     write_csv(predictions / "predictions.csv", decided, list(decided[0]))
     with served(predictions) as client:  # what the decision leaves to a person
         assert [item["name"] for item in client.get("/api/items").json()["items"]][:2] == list(decisions)
@@ -475,12 +475,12 @@ def test_a_version_of_a_run_trains_as_it_is(run_dir: Path, product: Path, lab: C
 def test_new_images_train_and_copies_are_not_added_twice(predictions: Path, product: Path) -> None:
     with served(predictions) as client:
         known = numbers(client)
-        assert act(client, known["new/crack/000.png"], "confirm", 0).status_code == 200
-        assert act(client, known["new/crack/001.png"], "relabel", 0, label="dirt").status_code == 200
-        assert act(client, known["new/good/000.png"], "confirm", 0).status_code == 200
+        assert act(client, known["crack/000.png"], "confirm", 0).status_code == 200
+        assert act(client, known["crack/001.png"], "relabel", 0, label="dirt").status_code == 200
+        assert act(client, known["good/000.png"], "confirm", 0).status_code == 200
         # byte by byte an image of the data set, which may be one that is tested
-        assert act(client, known["new/copy/again.png"], "relabel", 0, label="crack").status_code == 200
-        assert act(client, known["new/crack/001.png"], "mark", 1, boxes=[[2, 2, 12, 9]]).status_code == 200
+        assert act(client, known["copy/again.png"], "relabel", 0, label="crack").status_code == 200
+        assert act(client, known["crack/001.png"], "mark", 1, boxes=[[2, 2, 12, 9]]).status_code == 200
         facts = export(client)
         assert export(client)["folder"].endswith("version-2")
     version = Path(facts["folder"])
@@ -497,6 +497,17 @@ def test_new_images_train_and_copies_are_not_added_twice(predictions: Path, prod
     (box,) = [a["bbox"] for a in content["annotations"] if "segmentation" not in a]
     assert box == [2, 2, 10, 7]
     assert any("without a mask or a box" in line for line in facts["warnings"])  # crack/000 was confirmed alone
+
+
+def test_a_confirmed_defect_keeps_the_type_that_is_known(predictions: Path) -> None:
+    rows = read_csv(predictions / "predictions.csv")
+    named = [{**row, "prediction": "defect" if row["prediction"] == "crack" else "good"} for row in rows]
+    write_csv(predictions / "predictions.csv", named, list(rows[0]))
+    with served(predictions) as client:
+        act(client, numbers(client)["copy/again.png"], "confirm", 0)
+        facts = export(client)
+    (row,) = read_csv(Path(facts["folder"]) / "CHANGES.csv")
+    assert (row["change"], row["label"], row["was"]) == ("confirmed", "hole", "test/hole/005.png")
 
 
 def test_a_class_without_training_images_takes_no_part(run_dir: Path) -> None:

@@ -165,7 +165,7 @@ class Review:
         state = kept.state
         return {
             "id": kept.id,
-            "name": kept.path,
+            "name": self.items[kept.id].name or kept.path,
             "version": kept.version,
             "verdict": state.verdict,
             "label": state.label,

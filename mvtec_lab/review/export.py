@@ -31,7 +31,7 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.splits import SPLITS
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.locks import held
-from mvtec_lab.results import GOOD, write_csv
+from mvtec_lab.results import DEFECT, GOOD, write_csv
 from mvtec_lab.review.items import Base, Subject
 from mvtec_lab.review.pictures import unpacked
 from mvtec_lab.review.store import State
@@ -127,6 +127,8 @@ def _planned(subject: Subject, states: Mapping[str, State]) -> tuple[list[_Place
         for s in base.samples:
             state = own.get(s.path)
             label = state.label if state is not None and state.decided else s.label
+            if label == DEFECT and s.label != GOOD:  # what a model that knows no types says: the type is known
+                label = s.label
             placed.append(_Placed(base.folder / s.path, s.path, label, s.split, s, state))
     seen: set[str] = set()
     for (item, state), digest in zip(new, digests([item.file for item, _ in new]), strict=True):

@@ -43,6 +43,7 @@ class Item:
         sample: as the data set has it; None: a new image.
         drawn: a picture with the heat map or with what was found.
         found: the mask of what was found.
+        name: what it is called on the page; empty: its key.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Item:
     sample: Sample | None = None
     drawn: Path | None = None
     found: Path | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,10 @@ def _of_predictions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
             drawn = next(_drawn(folder, file, root, ".jpg"), None)
             found = next(_drawn(folder, file, root, ".png"), None)
             label = row["prediction"]
-            items.append(Item(row["path"], file, label, _said(row), margin(row, label), drawn=drawn, found=found))
+            name = file.relative_to(root).as_posix() if root is not None and file.is_relative_to(root) else ""
+            items.append(
+                Item(row["path"], file, label, _said(row), margin(row, label), drawn=drawn, found=found, name=name)
+            )
     if not items:
         first = (odd or gone)[0]
         remedy = "restore it" if about else "call this from the folder in which task=predict was called"

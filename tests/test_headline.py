@@ -44,7 +44,7 @@ def test_an_open_comparison_says_so_and_what_to_do(tmp_path: Path) -> None:
     assert "Use a if one has to be chosen now" in headline.use
     assert "better than 1 of the 2 others; no attempt is shown to be the best" in headline.use
     advice = compare(load_runs(tmp_path)).verdict[-1]
-    assert advice.startswith(("To tell a and b apart (", "A and b are too close ("))
+    assert advice.startswith(("To tell a and b apart (", "a and b are too close ("))
     assert headline.next.casefold() == f"next: {advice.casefold()}"
 
 

@@ -47,8 +47,9 @@ def _of_pair(pair: Pair, rival: str, best: str) -> str:
     if not found:
         even = [f"even {MOST_IMAGES:,} {_images(seen.folds > 1)} would not tell them apart"]
         even += [f"nor would {MOST_REPEATS} repeats"] if seen.folds > 1 else []
+        who = f"T{who[1:]}" if pair.models else who  # a name stays as it is
         return (
-            f"{who[0].upper()}{who[1:]} are too close ({apart}): {', '.join(even)}. Choose by time or memory, or ask "
+            f"{who} are too close ({apart}): {', '.join(even)}. Choose by time or memory, or ask "
             "what shows a difference that matters to you (task=plan)."
         )
     few = found if len(found) < 3 else [found[0], found[-1]]  # a sentence has room for two

@@ -289,17 +289,21 @@ def test_a_race_of_a_sweep(lab, tmp_path: Path, capsys, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_race_of_two_jobs_at_once_that_is_killed_and_resumed(product: Path, tmp_path: Path) -> None:
-    """It drops whom a race alone drops, and ends with the same verdict: a look rests on files of complete folds."""
+    """It drops whom a race alone drops, and ends with the same verdict: a look rests on files of complete folds.
+
+    In every process any lead is called certain.
+    """
+    (tmp_path / "sitecustomize.py").write_text("from mvtec_lab.evaluation import racing\n\nracing.LEVEL = 1e9\n")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = [
         *("-m", "attempt=base", "optimizer.lr=0.03,0.02,1e-9", "cv.folds=5", "race=true", "verdict.metric=log_loss"),
         *("data=folder", f"data.root={product}", "data.image_size=32", "model.backbone=squeezenet1_1"),
-        *("model.weights=null", "trainer.accelerator=cpu", "trainer.max_epochs=30", f"cache.dir={tmp_path / 'cache'}"),
+        *("model.weights=null", "trainer.accelerator=cpu", "trainer.max_epochs=3", f"cache.dir={tmp_path / 'cache'}"),
     ]
     at_once = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert swept([*words, f"hydra.sweep.dir={alone}"]).wait() == 0
-    process = swept([*words, f"hydra.sweep.dir={killed}", *at_once])
+    assert swept([*words, f"hydra.sweep.dir={alone}"], tmp_path).wait() == 0
+    process = swept([*words, f"hydra.sweep.dir={killed}", *at_once], tmp_path)
     try:
         while process.poll() is None and len(completed(killed)) < 4:
             time.sleep(0.05)
@@ -308,7 +312,7 @@ def test_a_race_of_two_jobs_at_once_that_is_killed_and_resumed(product: Path, tm
         os.killpg(process.pid, signal.SIGKILL)  # all of its processes, in the middle of a run
         process.wait()
     assert len(completed(killed)) < 15
-    assert swept([*words, f"hydra.sweep.dir={killed}", *at_once, "resume=true"]).wait() == 0
+    assert swept([*words, f"hydra.sweep.dir={killed}", *at_once, "resume=true"], tmp_path).wait() == 0
     races = [Race.load(directory) for directory in (alone, killed)]
     assert races[0].dropped
     assert races[1].dropped.keys() == races[0].dropped.keys()
@@ -330,10 +334,13 @@ def completed(sweep: Path) -> list[Path]:
     return [path for path in sweep.rglob(RESULT) if '"status": "completed"' in path.read_text(encoding="utf-8")]
 
 
-def swept(words: list[str]) -> subprocess.Popen[bytes]:
-    """A sweep in a session of its own, as in a terminal, so that all of its processes can be ended together."""
-    root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+def swept(words: list[str], site: Path) -> subprocess.Popen[bytes]:
+    """A sweep in a session of its own, as in a terminal, so that all of its processes can be ended together.
+
+    Each of them imports what lies in ``site``.
+    """
+    paths = os.pathsep.join([str(site), str(Path(__file__).resolve().parents[1])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "mvtec_lab", *words], env=environment, start_new_session=True)
 
 

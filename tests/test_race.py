@@ -296,25 +296,26 @@ def test_a_race_of_two_jobs_at_once_that_is_killed_and_resumed(product: Path, tm
     (tmp_path / "sitecustomize.py").write_text("from mvtec_lab.evaluation import racing\n\nracing.LEVEL = 1e9\n")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = [
-        *("-m", "attempt=base", "optimizer.lr=0.03,0.02,1e-9", "cv.folds=5", "race=true", "verdict.metric=log_loss"),
+        *("-m", "attempt=base", "optimizer.lr=0.02,1e-9", "cv.folds=5", "race=true", "verdict.metric=log_loss"),
         *("data=folder", f"data.root={product}", "data.image_size=32", "model.backbone=squeezenet1_1"),
-        *("model.weights=null", "trainer.accelerator=cpu", "trainer.max_epochs=3", f"cache.dir={tmp_path / 'cache'}"),
+        *("model.weights=null", "trainer.accelerator=cpu", "trainer.max_epochs=1", f"cache.dir={tmp_path / 'cache'}"),
     ]
     at_once = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert swept([*words, f"hydra.sweep.dir={alone}"], tmp_path).wait() == 0
     process = swept([*words, f"hydra.sweep.dir={killed}", *at_once], tmp_path)
     try:
-        while process.poll() is None and len(completed(killed)) < 4:
+        while process.poll() is None and len(completed(killed)) < 3:
             time.sleep(0.05)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # all of its processes, in the middle of a run
         process.wait()
-    assert len(completed(killed)) < 15
+    assert len(completed(killed)) < 8  # ten runs, of which two are left out
     assert swept([*words, f"hydra.sweep.dir={killed}", *at_once, "resume=true"], tmp_path).wait() == 0
     races = [Race.load(directory) for directory in (alone, killed)]
-    assert races[0].dropped
+    assert len(races[0].dropped) == 1
+    assert len(completed(alone)) == 8
     assert races[1].dropped.keys() == races[0].dropped.keys()
     first, second = (compare(load_runs(directory)) for directory in (alone, killed))
     for name, why in races[0].dropped.items():

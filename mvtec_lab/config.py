@@ -542,6 +542,29 @@ class ReviewConfig:
 
 
 @dataclass
+class ServeConfig:
+    """Answer images over HTTP."""
+
+    host: str = knob(
+        "127.0.0.1",
+        "the address that answers: to this machine alone; 0.0.0.0: at all that it has, to whoever reaches them",
+        changes="nothing",
+    )
+    port: int = knob(8000, "its port; 0: any free one", least=0, most=65_535, changes="nothing")
+    queue: int = knob(
+        64,
+        "images that may wait or be judged at once; more are answered with 503 and Retry-After: at 30 images a second, "
+        "the last one waits 2 seconds",
+        least=1,
+        changes="nothing",
+    )
+    max_mb: float = knob(
+        50.0, "10^6 bytes of a request at most: an image of 16 megapixels as BMP", above=0, changes="nothing"
+    )
+    timeout: float = knob(30.0, "seconds that a request may take to arrive", above=0, changes="nothing")
+
+
+@dataclass
 class CacheConfig:
     """Keep what is computed once: decoded images, and what frozen stages make of them."""
 
@@ -597,6 +620,7 @@ class Config:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     cv: CrossValidationConfig = field(default_factory=CrossValidationConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)

@@ -83,6 +83,7 @@ TASKS = {
             ),
             *("watch", "fps", "cost.escape", "cost.false_reject", "cost.defects"),
             *("review.host", "review.port", "review.order"),
+            *("serve.host", "serve.port", "serve.queue", "serve.max_mb", "serve.timeout"),
         ),
     ),
     "describe": Task(
@@ -110,6 +111,11 @@ TASKS = {
     ),
     "export": Task(
         "mvtec_lab.tasks.export:export", "writes a checkpoint as a file for use without the lab", ("ckpt", "format")
+    ),
+    "serve": Task(
+        "mvtec_lab.tasks.serve:serve",
+        "answers images over HTTP with what a checkpoint says of them",
+        ("data.batch_size", "ckpt", "serve."),
     ),
     "annotate": Task(
         "mvtec_lab.tasks.annotate:annotate",

@@ -22,6 +22,7 @@ from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
+from mvtec_lab.data.content import Content
 from mvtec_lab.data.listing import HEIC, list_images
 from mvtec_lab.errors import LabError
 
@@ -59,7 +60,11 @@ def _remembered(work: Callable[[Path], T]) -> Callable[[Path], T]:
     return remember
 
 
-def read_image(path: Path, white: int = WHITE) -> np.ndarray:
+class TooManyPixelsError(LabError):
+    """Report an image of more than ``MAX_PIXELS``, by its header: it is not decoded."""
+
+
+def read_image(path: Path | Content, white: int = WHITE) -> np.ndarray:
     """Read an image as HxWx3 uint8 RGB, turned upright by its EXIF orientation.
 
     8-bit grey is repeated over the channels, 16-bit files are scaled so that ``white`` becomes 255 (one value for a
@@ -67,6 +72,7 @@ def read_image(path: Path, white: int = WHITE) -> np.ndarray:
     expanded, alpha is dropped, and Pillow converts the rest to RGB. The first page of a multi-page file counts.
 
     Args:
+        path: a file, or one that is in memory.
         white: the value of a 16-bit file that becomes 255; brighter values do as well.
 
     Raises:
@@ -372,7 +378,7 @@ def _stamp(path: Path) -> _Stamp:
 
 
 @contextmanager
-def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
+def _opened(path: Path | Content, verify: bool = True) -> Iterator[Image.Image]:
     """Open an image and read its header; any failure, here or in the body, becomes a LabError.
 
     Args:
@@ -389,7 +395,9 @@ def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
                     Image.MAX_IMAGE_PIXELS = limit
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise LabError(f"{path} has {size} pixels, more than {MAX_PIXELS:,}: scale it down or remove it")
+                raise TooManyPixelsError(
+                    f"{path} has {size} pixels, more than {MAX_PIXELS:,}: scale it down or remove it"
+                )
             if verify and image.format == "PNG":
                 with Image.open(io.BytesIO(path.read_bytes())) as whole:
                     whole.verify()
@@ -400,7 +408,7 @@ def _opened(path: Path, verify: bool = True) -> Iterator[Image.Image]:
         raise _unreadable(path, error) from error
 
 
-def _heic(path: Path, file: IO[bytes]) -> Image.Image:
+def _heic(path: Path | Content, file: IO[bytes]) -> Image.Image:
     """Decode an HEIC file as 8-bit RGB, upright. Pillow's own list of formats is left as it is.
 
     Raises:
@@ -415,7 +423,7 @@ def _heic(path: Path, file: IO[bytes]) -> Image.Image:
         ) from error
     image = pi_heif.open_heif(file)
     if image.size[0] * image.size[1] > MAX_PIXELS:
-        raise LabError(f"{path} has more than {MAX_PIXELS:,} pixels: scale it down or remove it")
+        raise TooManyPixelsError(f"{path} has more than {MAX_PIXELS:,} pixels: scale it down or remove it")
     return image.to_pillow()
 
 
@@ -426,9 +434,10 @@ def rules_of(paths: Sequence[Path]) -> dict[str, Any]:
     return {**RULES, "heic": metadata.version("pi-heif")}
 
 
-def _unreadable(path: Path, error: Exception) -> LabError:
+def _unreadable(path: Path | Content, error: Exception) -> LabError:
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is not an image" if path.stat().st_size else "it is empty"
+        with path.open("rb") as file:
+            reason = "it is not an image" if file.read(1) else "it is empty"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:
@@ -446,7 +455,7 @@ def _is_deep(image: Image.Image) -> bool:
     return image.format in ("PNG", "TIFF") and ";16" in str(getattr(image, "tile", ""))
 
 
-def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
+def _read_deep(path: Path | Content, image: Image.Image) -> np.ndarray:
     """Return the values of a 16-bit image: uint16 [H, W] or RGB [H, W, 3], turned upright."""
     if image.mode.startswith("I;16"):
         ImageOps.exif_transpose(image, in_place=True)
@@ -458,7 +467,7 @@ def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
     return cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
-def _read_plain_png(path: Path) -> np.ndarray | None:
+def _read_plain_png(path: Path | Content) -> np.ndarray | None:
     """Return an 8-bit grey or RGB PNG, read by OpenCV in two thirds of Pillow's time; None: Pillow has to read it."""
     data = path.read_bytes()
     depth = data[24]  # in the header, whose place is fixed

@@ -60,7 +60,11 @@ class Cut(NamedTuple):
 
 def read_cut(path: Path, frame: Frame, white: int = WHITE) -> Cut:
     """Return an image file as ``read_picture`` does, and the pictures of its tiles if the frame has some."""
-    image = read_image(path, white)
+    return cut_of(read_image(path, white), frame)
+
+
+def cut_of(image: np.ndarray, frame: Frame) -> Cut:
+    """Return an image [H, W, 3] uint8 as ``read_cut`` does."""
     if frame.tile is None:
         return Cut(resize(image, frame), None, [])
     places = windows(image.shape[0], image.shape[1], frame.tile)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
+from mvtec_lab.data.transforms import Cut, normalise
 from mvtec_lab.engine.model import ABOUT, Model, read_checkpoint
 from mvtec_lab.engine.setup import RANDOM_MARK
 from mvtec_lab.engine.setup import build_data as data_of
+from mvtec_lab.engine.unknown import distances
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable
 from mvtec_lab.problems import METHODS, problem_of
+from mvtec_lab.problems.base import Prediction
 
 
 def build_data(config: Config) -> MVTecDataModule:
@@ -71,3 +78,32 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         reason = " ".join(str(error).split())[:200]
         raise LabError(f"{path} is no checkpoint of this version's {about['method']}: {reason}") from error
     return Model(module.eval(), **about)
+
+
+def judge(model: Model, cuts: Sequence[Cut], batch_size: int) -> list[tuple[Prediction, dict[str, str]]]:
+    """Return what a model says of new images, and further columns of their rows: how far each is from those of training.
+
+    Images are judged at once; one that is cut into tiles, by itself.
+
+    Args:
+        batch_size: tiles that are judged at once.
+    """
+    problem = problem_of(model.method)
+    if model.tile is None:
+        images = normalise(np.stack([cut.picture for cut in cuts]), model.mean, model.std)
+        return list(zip(problem.predict(model, images), _distances(model, images), strict=True))
+    predictions = []
+    for cut in cuts:
+        assert cut.tiles is not None
+        parts = (cut.tiles[start : start + batch_size] for start in range(0, len(cut.tiles), batch_size))
+        tiles = (normalise(part, model.mean, model.std) for part in parts)
+        predictions.append((problem.predict_tiles(model, tiles, cut.windows), dict[str, str]()))
+    return predictions
+
+
+def _distances(model: Model, images: Tensor) -> list[dict[str, str]]:
+    """Return how far images [N, 3, S, S] are from those of training, and what is unknown: columns of their rows."""
+    if model.unknown is None or (features := problem_of(model.method).embed(model, images)) is None:
+        return [{}] * len(images)
+    limit = f"{model.unknown['threshold']:.6g}"
+    return [{"distance": f"{d:.6g}", "unknown_above": limit} for d in distances(model.unknown, features)]

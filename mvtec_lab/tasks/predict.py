@@ -18,22 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mvtec_lab.config import Config, validate
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.incoming import KEPT, Source, find
 from mvtec_lab.data.listing import name_left_out
-from mvtec_lab.data.transforms import Cut, normalise, read_cut
+from mvtec_lab.data.transforms import Cut, read_cut
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.pictures import SHOWN, map_over, sheet, write_picture
 from mvtec_lab.engine.setup import claim
-from mvtec_lab.engine.unknown import distances
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import problem_of
-from mvtec_lab.problems.base import Prediction, Problem
-from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems.base import Prediction
+from mvtec_lab.problems.model import judge, load_model
 from mvtec_lab.progress import bar
 from mvtec_lab.reporting.expected import expected
 from mvtec_lab.reporting.predicted import COLOURS, PAGE, Doubtful, Shown, write_page_of
@@ -76,7 +74,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     problem, source = problem_of(model.method), find(config.source, config.watch, config.fps)
     run_dir = Path(run_dir)
     held = [] if source.images else [claim(run_dir, PREDICTIONS)]  # its images are made below the task's own folder
-    judged = _judged(problem, model, source, run_dir, config.data.batch_size)
+    judged = _judged(model, source, run_dir, config.data.batch_size)
     try:
         first = [] if source.waits else [next(judged)]
     except (StopIteration, LabError) as error:
@@ -147,7 +145,7 @@ def _describe(run_dir: Path, ckpt: str, model: Model, source: Source) -> None:
     write_whole(run_dir / PREDICTED, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
-def _judged(problem: Problem, model: Model, source: Source, run_dir: Path, batch_size: int) -> Iterator[Judged]:
+def _judged(model: Model, source: Source, run_dir: Path, batch_size: int) -> Iterator[Judged]:
     """Yield what the model says of each image that can be read; of the others ``source.broken`` says why."""
     read = partial(read_cut, frame=model.frame, white=model.white)
     waiting = 64 if model.tile is None else 4
@@ -161,35 +159,18 @@ def _judged(problem: Problem, model: Model, source: Source, run_dir: Path, batch
                 continue
             batch.append((path, result))
             if len(batch) == (1 if model.tile is not None else batch_size):
-                yield from _batch(problem, model, batch, batch_size)
+                yield from _batch(model, batch, batch_size)
                 batch = []
         if batch:
-            yield from _batch(problem, model, batch, batch_size)
+            yield from _batch(model, batch, batch_size)
 
 
-def _batch(problem: Problem, model: Model, batch: Sequence[tuple[Path, Cut]], size: int) -> Iterator[Judged]:
+def _batch(model: Model, batch: Sequence[tuple[Path, Cut]], size: int) -> Iterator[Judged]:
     began = time.perf_counter()
-    if model.tile is not None:
-        ((path, (picture, tiles, windows)),) = batch
-        assert tiles is not None
-        parts = (tiles[start : start + size] for start in range(0, len(tiles), size))
-        normalised = (normalise(part, model.mean, model.std) for part in parts)
-        prediction = problem.predict_tiles(model, normalised, windows)
-        yield Judged(path, picture, prediction, {}, time.perf_counter() - began)
-        return
-    images = normalise(np.stack([cut.picture for _, cut in batch]), model.mean, model.std)
-    predictions, further = problem.predict(model, images), distance_columns(problem, model, images)
+    judged = judge(model, [cut for _, cut in batch], size)
     each = (time.perf_counter() - began) / len(batch)
-    for (path, cut), prediction, columns in zip(batch, predictions, further, strict=True):
+    for (path, cut), (prediction, columns) in zip(batch, judged, strict=True):
         yield Judged(path, cut.picture, prediction, columns, each)
-
-
-def distance_columns(problem: Problem, model: Model, images: Tensor) -> list[dict[str, str]]:
-    """Return how far images [N, 3, S, S] are from those of training, and what is unknown: columns of their rows."""
-    if model.unknown is None or (features := problem.embed(model, images)) is None:
-        return [{}] * len(images)
-    limit = f"{model.unknown['threshold']:.6g}"
-    return [{"distance": f"{d:.6g}", "unknown_above": limit} for d in distances(model.unknown, features)]
 
 
 def _written(judged: Judged, model: Model, name: str, run_dir: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

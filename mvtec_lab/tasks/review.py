@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from contextlib import suppress
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from mvtec_lab.config import Config, validate
-from mvtec_lab.errors import LabError
+from mvtec_lab.engine.listening import address_of, is_local, listen, require_server
 from mvtec_lab.review.items import Subject, most_doubtful, read_subject
 from mvtec_lab.review.store import Store
 
@@ -34,11 +32,11 @@ def review(config: Config, run_dir: str | Path) -> dict[str, int]:
     from mvtec_lab.review.app import Review
 
     r, out = config.review, subject.directory / FOLDER
-    with _socket(r.host, r.port) as listening:
+    with listen(r.host, r.port, "review") as listening:
         store = Store(out / FILE)
         try:
             port = listening.getsockname()[1]
-            token = None if _local(r.host) else store.fact("token", secrets.token_urlsafe(24))
+            token = None if is_local(r.host) else store.fact("token", secrets.token_urlsafe(24))
             order = most_doubtful(subject.items) if r.order == "doubt" else range(len(subject.items))
             app = Review(subject, store, order, out).app(_hosts(r.host), token, f"review_{port}")
             _announce(subject, r.host, port, token, out)
@@ -54,48 +52,12 @@ def review(config: Config, run_dir: str | Path) -> dict[str, int]:
     return counts
 
 
-def require_server(task: str) -> None:
-    """Check that what answers over HTTP is installed.
-
-    Raises:
-        LabError: it is not, with the extra that brings it.
-    """
-    if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
-        raise LabError(f'task={task} needs an extra: pip install "mvtec_lab[serve]"')
-
-
-def _socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address.
-
-    Raises:
-        LabError: another program does, or the address is none of this machine's.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=64)
-    except OSError as error:
-        other = f"give another review.port, review.port={port + 1 if port < 65_535 else 0}, or 0 for any free one"
-        raise LabError(
-            f"review.host={host} review.port={port} cannot be used ({error.strerror or error}): {other}"
-        ) from error
-
-
-def _local(host: str) -> bool:
-    """Tell whether an address can be reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
-
-
 def _hosts(host: str) -> list[str] | None:
     """Return the names by which a browser may ask for the page; None: any, where all of a machine's addresses serve it.
 
     A token is needed there, which a page of another site does not know.
     """
-    if _local(host):
+    if is_local(host):
         return ["127.0.0.1", "localhost", "::1", host]
     try:
         return None if ip_address(host).is_unspecified else [host.lower()]
@@ -104,11 +66,10 @@ def _hosts(host: str) -> list[str] | None:
 
 
 def _announce(subject: Subject, host: str, port: int, token: str | None, out: Path) -> None:
-    named = f"[{host}]" if ":" in host else host
     for note in subject.notes:
         print(f"warning: {note}")
     print(f"review of {subject.title}: {len(subject.items)} images, kept in {out}")
-    print(f"open http://{named}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C ends it)", flush=True)
+    print(f"open {address_of(host, port)}/{f'?token={token}' if token else ''}   (Ctrl-C ends it)", flush=True)
 
 
 def _counts(subject: Subject, store: Store) -> dict[str, int]:

@@ -81,7 +81,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
 
 def judge(model: Model, cuts: Sequence[Cut], batch_size: int) -> list[tuple[Prediction, dict[str, str]]]:
-    """Return what a model says of new images, and further columns of their rows: how far each is from those of training.
+    """Return what a model says of new images, each with further columns: how far it is from those of training.
 
     Images are judged at once; one that is cut into tiles, by itself.
 

@@ -557,7 +557,7 @@ def test_mistakes_are_one_line(lab: Callable[..., int], run_dir: Path, capsys: A
 def test_the_extra_is_named_where_it_is_missing(
     lab: Callable[..., int], run_dir: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("mvtec_lab.tasks.review.find_spec", lambda name: None)
+    monkeypatch.setattr("mvtec_lab.engine.listening.find_spec", lambda name: None)
     assert lab("task=review", "dir=run") == 2
     assert 'pip install "mvtec_lab[serve]"' in capsys.readouterr().err
 

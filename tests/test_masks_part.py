@@ -51,8 +51,13 @@ class Images:
         good = torch.from_numpy(rng.normal(size=(8, SIDE**2, sum(WIDTHS)))).float()
         self.memory.learn(((patches, torch.ones(SIDE**2)) for patches in good), range(8))
 
+        self.memories: dict[frozenset[int], Memory] = {}  # there are good images beside those that are learnt from
+
     def __getitem__(self, place: int) -> Seen:
         return Seen(list(self.maps[place][None].split(WIDTHS, dim=1)), self.memory)
+
+    def seen(self, place: int, left: frozenset[int]) -> Seen:
+        return self[place]
 
     def marked(self, place: int) -> torch.Tensor | None:
         return self.masks[place]

@@ -37,9 +37,8 @@ def machine(root: Path = Path("/")) -> str:
     """
     name = platform.processor() or platform.machine() or "unknown processor"
     with suppress(OSError):  # Linux alone has the file, and on ARM no name in it
-        if found := re.search(
-            r"^model name\s*: (.+)$", (root / "proc/cpuinfo").read_text(errors="replace"), re.MULTILINE
-        ):
+        known = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name\s*: (.+)$", known, re.MULTILINE):
             name = " ".join(found[1].split())
     return f"{name}, {cores()} core{'s' if cores() > 1 else ''}"
 

@@ -59,7 +59,7 @@ def scores_of(rows: Iterable[Mapping[str, Any]], split: str) -> Scores:
     good: list[float] = []
     defects: list[float] = []
     for row in rows:
-        kind, made_up = row.get("type") or row["label"], split == "val" and row.get("type") == SYNTHETIC
+        kind, made_up = row.get("type") or row.get("label"), split == "val" and row.get("type") == SYNTHETIC
         if row["split"] == split and not made_up and (score := score_of(row)) is not None:
             (good if kind == GOOD else defects).append(score)
     return Scores(np.sort(np.array(good, dtype=np.float64)), np.sort(np.array(defects, dtype=np.float64)))

@@ -46,8 +46,7 @@ def test_no_figure_is_cut_in_a_narrow_terminal(
     for name, right in (("augment", 12), ("finetune_of_the_last_stage", 14)):
         fabricate(tmp_path / name, name, right=right)
     monkeypatch.setenv("COLUMNS", str(width))
-    test = {**FIGURES, "images": 17, "intervals": {"map50": [0.203, 0.702]}}
-    evaluate._print("best.ckpt", DETECTION, {"test": test})
+    evaluate._print("best.ckpt", DETECTION, {"test": {**FIGURES, "images": 17}}, {"map50": (0.203, 0.702)})
     for out, bounds in (
         (printed(tmp_path, width), ("[0.48,", "0.85]")),
         (capsys.readouterr().out, ("[0.203,", "0.702]")),
@@ -62,9 +61,9 @@ FIGURES = {"iou": None, "map50": 0.5, "map": 0.25, "box_recall": 0.75, "image_au
 def test_evaluate_prints_whole_names_and_no_empty_column(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = ("broken_large", "cut_outer_insulation")
-    test = {**FIGURES, "images": 17, "intervals": {"map50": [0.2, 0.7]}}
-    test["by_type"] = {name: {**FIGURES, "images": 4} for name in names}
-    evaluate._print("run/best.ckpt on mvtec/bottle", DETECTION, {"test": test, "val": {"map50": 0.6, "images": 8}})
+    test = {**FIGURES, "images": 17, "by_type": {name: {**FIGURES, "images": 4} for name in names}}
+    both = {"test": test, "val": {"map50": 0.6, "images": 8}}
+    evaluate._print("run/best.ckpt on mvtec/bottle", DETECTION, both, {"map50": (0.2, 0.7)})
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
@@ -85,7 +84,7 @@ def test_evaluate_prints_whole_names_and_no_empty_column(capsys: pytest.CaptureF
 def test_evaluate_makes_a_further_table_of_what_has_no_room(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     test = {**FIGURES, "images": 17, "by_type": {"broken_large": {**FIGURES, "images": 4}}}
-    evaluate._print("best.ckpt", DETECTION, {"test": test})
+    evaluate._print("best.ckpt", DETECTION, {"test": test}, {})
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("broken_large ")]
     assert len(rows) == 2
     assert [cell for row in rows for cell in row[1:]] == ["4", "0.500", "0.250", "0.750", "0.900", "1.000"]

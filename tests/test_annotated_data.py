@@ -426,6 +426,7 @@ def run(lab, *words: str) -> int:
     return main(["model.backbone=tiny_lab_net", *small, *words])
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_an_annotated_folder_and_sees_a_change(
     lab, exported: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
@@ -467,6 +468,7 @@ def test_defects_are_pasted_by_their_outlines(exported: Path) -> None:
         boxes.scan()
 
 
+@pytest.mark.slow
 def test_a_sweep_folds_an_annotated_folder(lab, exported: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     words = ["-m", "data=coco", f"data.root={exported / 'coco'}", "cv.folds=3", f"hydra.sweep.dir={sweep}"]

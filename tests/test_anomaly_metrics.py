@@ -165,6 +165,7 @@ def test_good_images_are_all_negative_and_a_missing_mask_leaves_its_image_out() 
     assert _figures(metrics["by_type"]["hole"]) == pytest.approx(_exact(maps[:2], masks[:2], 0.3), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_tiny_defect_in_large_maps_is_measured_as_finely() -> None:
     rng = np.random.default_rng(1)
     maps = np.stack([cv2.GaussianBlur(noise, (0, 0), 4) for noise in rng.standard_normal((2, 1500, 1500), np.float32)])

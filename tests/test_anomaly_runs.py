@@ -146,6 +146,7 @@ def test_the_folds_of_a_threshold_leave_the_model_as_it_is(run, tmp_path: Path, 
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_a_rate_of_false_rejects_that_was_not_asked_for_is_said(run, widget: Path) -> None:
     asked = run("asked", *PATCHCORE, "threshold.quantile=0.9")
     low, high = asked.metrics["test"]["intervals"]["false_alarm_rate"]
@@ -160,6 +161,7 @@ def test_a_rate_of_false_rejects_that_was_not_asked_for_is_said(run, widget: Pat
     assert any(line.startswith("more false rejects than threshold.quantile=0.9 asks for") for line in other.warnings)
 
 
+@pytest.mark.slow
 def test_every_table_gives_the_intervals_of_false_rejects_and_of_defects_found(
     lab, widget: Path, tmp_path: Path, capsys
 ) -> None:
@@ -295,6 +297,7 @@ def test_a_bank_larger_than_memory_is_refused_with_its_size(refused, monkeypatch
     assert "patches of good images take about 0.000138 GB" in refused(*PATCHCORE)
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_by_its_maps_and_so_are_its_tasks(run, lab, widget: Path, tmp_path: Path) -> None:
     """What the run computes, predict computes: with tiles too, an image's score is the highest of its tiles'."""
     result = run("run", *PATCHCORE, "model.options.score=top", "data.image_size=48", "data.tile=32")
@@ -331,6 +334,7 @@ def test_three_good_images_are_enough_and_said_to_be_few(run, widget: Path) -> N
     assert any("about one good image in 4 is a false reject" in w for w in result.warnings)
 
 
+@pytest.mark.slow
 def test_a_test_folder_without_defects_or_without_good_images(run, refused, widget: Path, tmp_path: Path) -> None:
     shutil.move(widget / "test/good", tmp_path / "good")
     result = run("defects", *PATCHCORE)
@@ -347,6 +351,7 @@ def test_a_test_folder_without_defects_or_without_good_images(run, refused, widg
     assert "threshold.rule=best_f1 needs defects" in refused(*PATCHCORE, "threshold.rule=best_f1")
 
 
+@pytest.mark.slow
 def test_masks_that_are_missing_or_broken_are_left_out_and_said(run, widget: Path) -> None:
     masks = sorted((widget / "ground_truth/crack").iterdir())
     masks[0].unlink()
@@ -453,6 +458,7 @@ def test_a_fit_that_is_stopped_by_hand_says_so(lab, widget: Path, tmp_path: Path
     assert (result.status, result.error, result.interrupted) == ("failed", "KeyboardInterrupt", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "full"),
     [

@@ -89,6 +89,7 @@ def fitted(tiny_net: str) -> Callable[[str], AnomalyModel]:
     return cache(lambda method: fit(method, tiny_net, 300 if method == "draem" else 60, rates.get(method, 3e-3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LEARNING)
 def test_obvious_defects_score_higher_than_good_images(method: str, fitted: Callable[[str], AnomalyModel]) -> None:
     scored = scores(fitted(method), torch.cat([toy(16, False, 2)[0], toy(16, True, 3)[0]]))

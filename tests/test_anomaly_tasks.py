@@ -72,6 +72,7 @@ def untrained(method: str, net: str, tmp_path: Path) -> tuple[AnomalyModel, Path
     return anomaly_model, path
 
 
+@pytest.mark.slow
 def test_predict_names_defects_and_shows_where(run: Path, lab, product: Path, tmp_path: Path, capsys) -> None:
     source = tmp_path / "new"
     shutil.copytree(product / "test/hole", source / "line 1")
@@ -113,6 +114,7 @@ def colourful(path: Path) -> bool:
     return bool((picture.max(2) - picture.min(2)).max() > 60)
 
 
+@pytest.mark.slow
 def test_predict_goes_on_after_a_broken_image(run: Path, lab, product: Path, tmp_path: Path, capsys) -> None:
     (product / "test/hole/001.png").write_bytes(b"no image")
     assert lab("task=predict", f"ckpt={run}", f"source={product / 'test/hole'}", "hydra.run.dir=out") == 1
@@ -195,6 +197,7 @@ def test_evaluate_says_where_the_test_images_chose_the_threshold(lab, tmp_path: 
     assert judged["threshold"] == {key: threshold[key] for key in ("value", "map")}
 
 
+@pytest.mark.slow
 def test_sixteen_bit_images_are_scaled_alike_wherever_a_checkpoint_goes(
     lab, product: Path, tmp_path: Path, capsys
 ) -> None:

@@ -45,6 +45,7 @@ def test_what_hydra_means_by_text_stays(monkeypatch: pytest.MonkeyPatch) -> None
     assert not {"attempt", "seed", "model.unfreeze"} & text_keys().keys()
 
 
+@pytest.mark.slow
 def test_a_sweep_parts_text_at_commas_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["2024_05", "1.50", "1e3", "p,q"]
     for name in names:
@@ -56,6 +57,7 @@ def test_a_sweep_parts_text_at_commas_and_keeps_it(tmp_path: Path, monkeypatch: 
     assert sorted(Path(folder).name for folder in described) == sorted(names)
 
 
+@pytest.mark.slow
 def test_a_run_is_found_where_its_path_says(lab, tmp_path: Path) -> None:
     product = write_product(tmp_path / ODD)
     assert lab(f"data.root={product}", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/runs/{ODD}") == 0
@@ -66,6 +68,7 @@ def test_a_run_is_found_where_its_path_says(lab, tmp_path: Path) -> None:
     assert lab("task=compare", f"dirs={run}", "hydra.run.dir=both") == 0
 
 
+@pytest.mark.slow
 def test_names_of_runs_need_no_quotes(lab, tmp_path: Path, capsys) -> None:
     sweep = ["-m", "attempt=base", "seed=0,1", "split.seed=0", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
     assert lab(*sweep) == 0

@@ -79,6 +79,7 @@ def test_the_same_defect_is_no_copy(folder: Path) -> None:
     assert findings(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "copy", "said"),
     [
@@ -146,6 +147,7 @@ SAVED_AGAIN: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", SAVED_AGAIN)
 def test_a_photograph_saved_again_is_found(folder: Path, tmp_path: Path, change: str) -> None:
     make, how = SAVED_AGAIN[change]
@@ -156,6 +158,7 @@ def test_a_photograph_saved_again_is_found(folder: Path, tmp_path: Path, change:
     assert change in ("trimmed", "shifted") or (f", {how}," in found if how else "picture as" in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["JPEG 60", "brighter", "smaller", "horizontal flip"])
 def test_a_photograph_of_a_grid_saved_again_is_found(folder: Path, change: str) -> None:
     """Wires at random places and a little bent: steps that lay one on the other may lead to the next wire."""

@@ -106,6 +106,7 @@ def check_family(name: str, size: int) -> None:
     assert not any(child.startswith("pool.") for child, _ in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -66,6 +66,7 @@ def test_a_folder_that_names_no_model_is_refused(sweep: Path, tmp_path: Path) ->
     assert "holds no completed run with a best.ckpt" in refusal(sweep)
 
 
+@pytest.mark.slow
 def test_tasks_take_a_run_and_a_sweep(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("-m", "attempt=base", "hydra.sweep.dir=sweep") == 0
     assert lab("task=evaluate", "ckpt=sweep/base/best.ckpt", "hydra.run.dir=of_file") == 0

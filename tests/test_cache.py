@@ -91,6 +91,7 @@ def test_an_entry_is_verified_once_a_process(tmp_path: Path, monkeypatch: pytest
     assert numbers(ArrayCache(tmp_path)) is not None
 
 
+@pytest.mark.slow
 def test_a_run_on_damaged_entries_is_the_run_without(lab, tmp_path: Path) -> None:
     assert lab("attempt=finetune", "cache.dir=null", "hydra.run.dir=without") == 0
     assert lab("attempt=finetune", "hydra.run.dir=first") == 0
@@ -285,6 +286,7 @@ def features_of(run: Path) -> list[str]:
 ALL = ["test", "train", "val"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -318,6 +320,7 @@ def test_features_are_made_once_for_a_sweep_and_the_next(lab, tmp_path: Path, mo
     assert sum(made) == 44
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["cache", "null"])
 def test_features_are_made_in_batches_of_one_size(cache: str, lab, product: Path, tmp_path: Path, monkeypatch) -> None:
     """Another size takes other kernels, whose rounding a training of many epochs makes larger: up to other labels."""
@@ -365,6 +368,7 @@ def test_views_are_marked(lab, tmp_path: Path) -> None:
     assert "augment.views=2" in " ".join(json.loads((tmp_path / "run/result.json").read_text())["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["no room", "a full disk"])
 def test_a_cache_without_room_changes_no_result(trouble: str, lab, tmp_path: Path, monkeypatch) -> None:
     """The features' making is broken off in the middle: the network must train in train mode nevertheless."""

@@ -83,6 +83,7 @@ def test_training_beats_chance_on_images_that_can_be_learnt(lab, tmp_path: Path)
     assert result.metrics["test"]["accuracy"] > (result.majority_baseline or 1)
 
 
+@pytest.mark.slow
 def test_a_failing_run_stands_in_the_table_and_the_others_go_on(lab, tmp_path: Path, capsys) -> None:
     status = lab(
         "-m", "attempt=base", "optimizer.lr=1e-3,1e38", "optimizer=sgd", "model.unfreeze=all", "trainer.max_epochs=6"
@@ -138,6 +139,7 @@ def test_sampler_and_class_weights_together_are_a_warning(lab, tmp_path: Path) -
     assert any("both on" in warning for warning in RunResult.load(tmp_path / "run").warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["cosine", "step", "onecycle", "plateau"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
 def test_optimizers_and_schedulers_run(lab, tmp_path: Path, optimizer: str, scheduler: str) -> None:
@@ -166,6 +168,7 @@ def test_rates_fall_with_depth(lab, tmp_path: Path, unfreeze, trained: list[str]
     assert {float(row["lr"]) for row in read_csv(tmp_path / "run/history.csv")} == {1e-3}  # the head's
 
 
+@pytest.mark.slow
 def test_warmup_trains_the_head_first(lab, tmp_path: Path) -> None:
     def run(name: str, *settings: str) -> tuple[torch.Tensor, str]:
         assert lab("seed=3", "trainer.max_epochs=2", f"hydra.run.dir={name}", *settings) == 0
@@ -242,6 +245,7 @@ def test_backbones_are_listed(capsys, tmp_path: Path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_begin_stands_in_the_table(lab, tmp_path: Path, monkeypatch) -> None:
     from mvtec_lab.tasks import train
 
@@ -341,6 +345,7 @@ def test_names_that_are_markup(lab, tmp_path: Path, capsys) -> None:
     assert "a [red] one, ü" in (tmp_path / "s/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_summary_is_csv_that_others_read(lab, tmp_path: Path) -> None:
     assert lab("-m", "attempt=base") == 0
     with (the_sweep(tmp_path) / "summary.csv").open(newline="") as file:
@@ -352,6 +357,7 @@ def test_summary_is_csv_that_others_read(lab, tmp_path: Path) -> None:
     assert [c for c in wanted.split() if c not in columns] == []
 
 
+@pytest.mark.slow
 def test_a_warning_is_printed_once(lab, tmp_path: Path, capfd) -> None:
     """Each run logged its warnings, and the table said them again."""
     warning = "random weights, as asked for"

@@ -34,6 +34,7 @@ def test_draws_of_a_tail_are_no_copies(tmp_path: Path) -> None:
     assert copies == {"thin": 0, "same": 2}
 
 
+@pytest.mark.slow
 def test_a_reference_is_what_each_other_attempt_is_compared_with(tmp_path: Path) -> None:
     for i in range(FOLDS):
         for name, right in (("ce", 10), ("good", 18 + i % 2), ("near", 10 + i % 2), ("bad", 4)):

@@ -178,6 +178,7 @@ def without_sets(run: Path) -> None:
     (run / RESULT).write_text(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_a_run_says_of_which_test_images_it_is_sure(
     lab: Lab, product: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     assert f"The aim rests on {sum(held_out.values())} held-out images" in (run / REPORT).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_were_sets_is_loaded_and_compared(
     lab: Lab, product: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +267,7 @@ def test_changed_certainty_is_noticed(lab: Lab, tmp_path: Path) -> None:
         compare(load_runs(run))
 
 
+@pytest.mark.slow
 def test_an_alpha_that_cannot_be_promised_gives_full_sets_and_a_warning(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +295,7 @@ def test_validation_on_the_test_images_chooses_no_sets(lab: Lab, tmp_path: Path)
     assert "certainty" not in rows_of(tmp_path / "run")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sets", [{"least": [0.1]}, {"least": ["a"] * 3}, [1], {"least": [-1.0] * 3}])
 def test_a_checkpoint_with_sets_that_are_none_is_refused(
     lab: Lab, tmp_path: Path, product: Path, sets: object, capsys: pytest.CaptureFixture[str]

@@ -102,6 +102,7 @@ def test_every_attempt_file_has_a_claim_here() -> None:
     assert {path.stem for path in (CONF / "attempt/longtail").glob("*.yaml")} == set(LONGTAIL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attempt", "base", "claim"),
     [
@@ -123,6 +124,7 @@ def test_attempt_differs_from_the_base_in_its_claim_alone(attempt: str, base: st
     }  # the empty mapping gave way to its entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attempt", "method"), ONE_CLASS.items())
 def test_a_one_class_attempt_claims_its_method(attempt: str, method: str) -> None:
     folder = "data=mvtec", "data.root=somewhere"  # the sample has a backbone of its own for methods with one
@@ -181,6 +183,7 @@ def test_names_in_the_configuration_are_those_of_the_code() -> None:
             assert getattr(compose(f"{group}={name}"), group).name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [

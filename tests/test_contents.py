@@ -32,6 +32,7 @@ def change(path: Path) -> None:
     ImageOps.invert(Image.open(path)).save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lose_a_class, change_an_image])
 def test_a_sweep_trains_on_the_files_that_its_check_found(damage, lab, product, tmp_path, monkeypatch, capsys) -> None:
     said, judge = [], Classification.judge
@@ -75,6 +76,7 @@ def evaluate(ckpt: Path, *arguments: str) -> int:
     return main(["task=evaluate", f"ckpt={ckpt}", *arguments])
 
 
+@pytest.mark.slow
 def test_a_class_that_is_gone_is_named_by_its_files(ckpt: Path, product: Path, capsys) -> None:
     gone = lose_a_class(product)
     assert evaluate(ckpt, "hydra.run.dir=judged") == 2
@@ -83,6 +85,7 @@ def test_a_class_that_is_gone_is_named_by_its_files(ckpt: Path, product: Path, c
     assert "restore them" in said
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_its_own_images(ckpt: Path, product: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     elsewhere = tmp_path / "elsewhere"
     write_product(elsewhere / "products/widget", {"good": 6, "crack": 4, "hole": 4})  # the same words, other images
@@ -115,6 +118,7 @@ def test_images_that_trained_are_known_wherever_they_lie(lab, product: Path, tmp
     assert any("trained this checkpoint" in warning for warning in warnings)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_is_not_judged_on_the_sample(ckpt: Path, product: Path, tmp_path: Path, capsys) -> None:
     alone = tmp_path / "alone/best.ckpt"
     alone.parent.mkdir()

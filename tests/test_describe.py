@@ -136,6 +136,7 @@ def test_the_page_to_hand_in(lab, product: Path, tmp_path: Path, capsys) -> None
     assert all(link.startswith("#") for link in page.links)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -158,6 +159,7 @@ def test_the_command_on_the_page_describes_the_same(settings: list[str], lab, pr
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_sweep_describes_its_images_and_its_report_links_there(lab, product: Path, tmp_path: Path) -> None:
     write_product(product.with_name("ring"), {"good": 6, "dent": 6}, train_good=1)
     (product.with_name("ring") / "train/good/000.png").write_bytes(b"no image")
@@ -185,6 +187,7 @@ def test_a_sweep_describes_its_images_and_its_report_links_there(lab, product: P
     assert "dataset.html" in Page(tmp_path / "s/report.html").links
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_large_masks_to_the_command(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describe, "PIXELS", 12 * SIZE**2 - 1)  # of 12 masks
     assert lab("-m", "attempt=head", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
@@ -196,6 +199,7 @@ def test_a_sweep_leaves_large_masks_to_the_command(lab, tmp_path: Path, monkeypa
     assert Page(tmp_path / "s/report.html").links.count("dataset.html") == 1
 
 
+@pytest.mark.slow
 def test_a_report_without_a_page_of_the_images_shows_the_command(lab, product: Path, tmp_path: Path) -> None:
     assert lab("attempt=head", "trainer.max_epochs=1", "split.val=0.3", "hydra.run.dir=runs/one") == 0
     (tmp_path / "runs/dataset.html").write_text('<meta name="data" content="folder/another">')

@@ -154,6 +154,7 @@ def predictions(folder: Path) -> dict[str, dict[str, str]]:
         return {row["path"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_evaluated_and_predicts_alike(lab, product: Path, tmp_path: Path, capsys):
     parts = "model.options.parts=[global,anomaly,residual,local,where]"
     assert lab(*SETTINGS, parts, "hydra.run.dir=run") == 0
@@ -225,6 +226,7 @@ def test_training_that_is_thinned_out_validates_by_inner_folds_beside_val(lab, p
     assert "inner folds" not in capsys.readouterr().out  # they have judged none of these images
 
 
+@pytest.mark.slow
 def test_the_names_of_the_files_do_not_matter(lab, product: Path, tmp_path: Path):
     """Which good images are remembered and how inner folds are dealt depends on what the files hold."""
     parts = ("model.options.parts=[global,local]", "model.options.memory=2", "split.protocol=file")
@@ -327,6 +329,7 @@ def test_a_memory_larger_than_what_is_free_is_refused(lab, monkeypatch, capsys):
     assert "give a smaller model.options.memory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_maps_that_the_cache_keeps_are_those_of_the_parts(lab, tmp_path: Path):
     """What is shown of lab/anomaly are distances to patches anywhere, and of lab/local to those in place."""
     for name, parts in {"anomaly": "anomaly", "local": "local", "plain": "local"}.items():
@@ -348,12 +351,14 @@ def test_copies_of_an_image_are_held_out_one_by_one(lab, product: Path, tmp_path
     assert len(held_out) < 18
 
 
+@pytest.mark.slow
 def test_attempts_run_on_the_tiny_product_letterboxed(lab, tmp_path: Path):
     for name in ("global", "where"):
         settings = ("data.fit=letterbox", "data.image_size=32", "model.options.layers=[features.relu1,features.relu2]")
         assert lab(f"attempt=lab/{name}", "model.method=descriptors", *settings, f"hydra.run.dir={name}") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [8, 20])
 def test_good_images_that_are_learnt_from_are_no_nearer_to_themselves(
     images: int, lab, product: Path, tmp_path: Path, monkeypatch
@@ -378,6 +383,7 @@ def test_good_images_that_are_learnt_from_are_no_nearer_to_themselves(
     assert (rows[:, 1:].argmax(1) == rows[:, 0]).mean() < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["anomaly", "anomaly,masks"])
 def test_inner_folds_compare_with_no_good_image_that_they_judge(parts: str, lab, product: Path, monkeypatch):
     """Each row says which good images it has to do with: those of the judged fold would tell what is good there."""
@@ -424,6 +430,7 @@ def test_copies_of_a_file_are_of_one_group_whatever_they_are_called() -> None:
     assert _by_content(["q", "r"], ["z", "z"]) == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_default_that_changes_later_changes_no_earlier_run(lab, tmp_path: Path, capsys, monkeypatch):
     """Checkpoints without their parts were described by today's, and broke: a run writes down all of its options."""
     from mvtec_lab.models.weights import load_file, save_file
@@ -458,6 +465,7 @@ def test_a_default_that_changes_later_changes_no_earlier_run(lab, tmp_path: Path
     assert "train that run again" in error
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_its_defaults_repeats_one_that_has_them(lab, tmp_path: Path, capsys):
     """Older runs wrote down what was given alone, and methods beside them have options of their own."""
     for seed in (0, 1):

@@ -183,6 +183,7 @@ def test_maps_of_real_backbones_are_found() -> None:
         assert [values.shape[2] for values in pyramid(torch.zeros(1, 3, 128, 128)).values()] == [16, 8, 4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
 def test_a_detector_is_trained_judged_and_used(method: str, lab, product: Path, tmp_path: Path) -> None:
     # two epochs at the lower rate of two-stage detectors leave scores so alike that rounding reorders them
@@ -248,6 +249,7 @@ def test_an_image_without_a_box_is_good_wherever_it_is_judged(lab, tmp_path: Pat
     assert run.metrics["test"]["false_alarm_rate"] == 0
 
 
+@pytest.mark.slow
 def test_pyramids_of_other_maps_do_not_share_features(lab, tmp_path: Path) -> None:
     for finest in (4, 2):
         chosen = [f"model.options.finest={finest}", "model.options.views=1", "trainer.max_epochs=1"]
@@ -255,6 +257,7 @@ def test_pyramids_of_other_maps_do_not_share_features(lab, tmp_path: Path) -> No
         assert RunResult.load(tmp_path / f"run{finest}").features == ["test", "train", "val"]
 
 
+@pytest.mark.slow
 def test_kept_maps_change_nothing_in_mixed_precision(lab, tmp_path: Path) -> None:
     for name, further in {"a": [], "b": ["cache.dir=null"]}.items():
         mixed = ["trainer.precision=bf16-mixed", "trainer.max_epochs=1", "model.options.views=2"]
@@ -265,6 +268,7 @@ def test_kept_maps_change_nothing_in_mixed_precision(lab, tmp_path: Path) -> Non
     assert read_csv(tmp_path / "a/predictions.csv") == read_csv(tmp_path / "b/predictions.csv")
 
 
+@pytest.mark.slow
 def test_a_threshold_says_which_images_chose_it(lab, tmp_path: Path) -> None:
     for setting, images in {
         "split.val_is_test=true": "the test images",
@@ -292,6 +296,7 @@ def test_a_detector_is_timed_from_pixels_where_its_maps_are_kept(lab, tmp_path: 
     assert len(timed) == 1 + min(features.TIMED, sum(images.values()))  # the first one before the clock starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("monitor", "best", "epochs"), [("val/map", 2, 4), ("val/loss", 5, 5)])
 def test_a_detector_stops_early_by_what_chooses_its_epoch(
     lab, tmp_path: Path, monkeypatch, monitor: str, best: int, epochs: int
@@ -308,6 +313,7 @@ def test_a_detector_stops_early_by_what_chooses_its_epoch(
     assert (run.best_epoch, run.epochs) == (best, epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", others_slow(METHODS, "fcos"))
 def test_a_detector_resumes_to_the_same_result(method: str, resumed) -> None:
     resumed(DetectionModel, 1, f"attempt=detect/{method}", *SMALL, "trainer.max_epochs=3")

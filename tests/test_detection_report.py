@@ -229,6 +229,7 @@ def test_several_seeds_are_one_attempt(tmp_path: Path) -> None:
     assert pair.difference is not None
 
 
+@pytest.mark.slow
 def test_classifiers_and_methods_have_tables_of_their_own(tmp_path: Path) -> None:
     fabricate(tmp_path / "0", "base")
     detect(tmp_path / "1", "patchcore")

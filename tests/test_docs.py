@@ -162,6 +162,7 @@ def unstarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sweep, "function_of", lambda task: None if task == "train" else stop())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

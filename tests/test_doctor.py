@@ -160,6 +160,7 @@ def broken(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.mark.slow
 def test_what_takes_seconds_is_said_first(broken: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     for words, begins in [
         ((), "importing PyTorch ..."),

@@ -125,6 +125,7 @@ def test_the_table_names_keys_values_and_tasks_that_exist() -> None:
     }
 
 
+@pytest.mark.slow
 def test_in_a_sweep_a_key_needs_one_job_that_it_is_for(lab, tmp_path: Path, capsys) -> None:
     sweep = [
         "-m",

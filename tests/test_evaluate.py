@@ -21,6 +21,7 @@ def warnings_of(folder: Path) -> str:
     return " / ".join(json.loads((folder / "metrics.json").read_text())["warnings"])
 
 
+@pytest.mark.slow
 def test_a_split_that_tests_nothing_is_refused_for_its_own_reason(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("split.test=0", "trainer.max_epochs=1", "hydra.run.dir=kept") == 0
     assert lab("trainer.max_epochs=1", "hydra.run.dir=run") == 0
@@ -39,6 +40,7 @@ def test_a_split_that_tests_nothing_is_refused_for_its_own_reason(lab, product: 
     assert lab("task=evaluate", "ckpt=kept", *of_others, "split.protocol=test_only", "hydra.run.dir=judged") == 0
 
 
+@pytest.mark.slow
 def test_what_chose_a_checkpoint_is_said_of_those_images_alone(lab, tmp_path: Path) -> None:
     """``split.val_is_test`` is the run's: of other images it is no flattery, and without it the same ones are."""
     assert lab("split.val_is_test=true", "trainer.max_epochs=1", "hydra.run.dir=run") == 0
@@ -71,6 +73,7 @@ def test_images_that_validated_flatter_where_they_are_tested(lab, tmp_path: Path
     assert f"{validated} of the test images {CHOSE} (its run's validation images)" in warnings_of(tmp_path / "all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [("attempt=base",), ("attempt=patchcore", LAYERS)], ids=["classifier", "anomaly"])
 def test_a_table_has_the_intervals_of_the_run(attempt: tuple[str, ...], lab, tmp_path: Path, capsys) -> None:
     assert lab(*attempt, "hydra.run.dir=run") == 0

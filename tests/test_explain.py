@@ -89,6 +89,7 @@ STAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in STAGE else pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILIES, "vgg11"]]
 )
@@ -197,6 +198,7 @@ def test_without_mistakes_the_least_certain_are_shown(by_colour: DefectClassifie
     assert picture.shape[0] > 4 * 160  # eleven images in four rows
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_explanations(lab, product: Path, tmp_path: Path) -> None:
     assert lab("hydra.run.dir=run") == 0
     run = RunResult.load(tmp_path / "run")

@@ -42,6 +42,7 @@ def tiny_export(tiny_net: str, lab, tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", others_slow([*ONE_CLASS_METHODS, "autoencoder_ssim"], "patchcore", "rotation"))
 def test_every_method_is_exported_for_any_batch(method: str, tiny_export, tmp_path: Path) -> None:
     model, _ = tiny_export(method)
@@ -80,6 +81,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", others_slow(HEADS, HEADS[0], HEADS[2]))
 def test_a_classifier_is_exported_with_any_head(attempt: str, lab, product: Path, tmp_path: Path) -> None:
     assert lab("attempt=base", *attempt.split(), "hydra.run.dir=run") == 0
@@ -173,6 +175,7 @@ def new_images(product: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", others_slow(["squeeze", "letterbox"], "squeeze"))
 def test_the_page_s_recipe_gives_the_masks_of_predict(fit: str, lab, new_images: Path, tmp_path: Path) -> None:
     layers = "model.options.layers=[features.relu1,features.relu2]"
@@ -235,6 +238,7 @@ def test_the_page_s_recipe_gives_the_boxes_of_predict(fit: str, lab, new_images:
     assert some
 
 
+@pytest.mark.slow
 def test_the_page_s_recipe_for_an_exported_model_scores_as_predict(lab, tiny_export, tmp_path: Path) -> None:
     """Line-scan images are far longer than they are wide: one side shrinks, the other one grows."""
     _, ckpt = tiny_export("patchcore")
@@ -275,6 +279,7 @@ def test_an_exported_file_needs_no_torch_and_refuses_other_sizes(tiny_export, tm
     assert f"index: 2 Got: 9 Expected: {SIDE}" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_refused_and_leaves_nothing(
     tiny_net: str, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

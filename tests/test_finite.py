@@ -45,6 +45,7 @@ def damage(ckpt: Path, how: str) -> str:
     return "holds nan as its threshold" if how == "threshold" else f"{ckpt} holds NaN or infinity in "
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_decides_nothing(ckpt: Path, lab, product: Path, capsys) -> None:
     whole, one_class = ckpt.read_bytes(), torch.load(ckpt, weights_only=True)["about"]["threshold"] is not None
     for how in ("nan", "inf", "threshold") if one_class else ("nan", "inf"):

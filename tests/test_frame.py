@@ -284,6 +284,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", others_slow(RUNS, "classification", "anomaly", "tiles", "segmentation"))
 def test_a_letterboxed_run_is_judged_and_used_as_it_was_trained(
     problem: str, lab, product: Path, tmp_path: Path
@@ -411,6 +412,7 @@ def test_what_a_segmenter_says_of_padding_does_not_count(lab, product: Path, tmp
         assert not maps[0, 12:].any()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(resumed, product: Path) -> None:
     wide(product)
     resumed(DefectClassifier, 2, "attempt=finetune", "data.fit=letterbox", "trainer.max_epochs=4")

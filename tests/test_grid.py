@@ -13,7 +13,21 @@ from mvtec_lab.results import find_runs
 from mvtec_lab.tasks import check
 
 
-def test_every_fold_is_as_hydra_composes_it(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+class CheckedError(SystemExit):
+    """Ends a command where its first job would begin."""
+
+    code = 0
+
+
+@pytest.fixture
+def unstarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*given: object) -> None:
+        raise CheckedError
+
+    monkeypatch.setattr(sweep, "_begin_race", stop)  # the last that a sweep does before its jobs
+
+
+def test_every_fold_is_as_hydra_composes_it(lab, unstarted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folds of an attempt are copies of its first one."""
     composed: list[tuple[DictConfig, DictConfig]] = []
 
@@ -33,7 +47,9 @@ def test_every_fold_is_as_hydra_composes_it(lab, monkeypatch: pytest.MonkeyPatch
     assert len({job.hydra.sweep.subdir for job, _ in composed}) == len(composed)
 
 
-def test_attempts_that_share_images_have_them_looked_at_once(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_that_share_images_have_them_looked_at_once(
+    lab, unstarted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked, set_up = [], check.set_up
     monkeypatch.setattr(
         check, "set_up", lambda config, *given: looked.append(config.split.fold) or set_up(config, *given)
@@ -42,6 +58,7 @@ def test_attempts_that_share_images_have_them_looked_at_once(lab, monkeypatch: p
     assert looked == [0, 1]
 
 
+@pytest.mark.slow
 def test_numbered_directories_are_unfolded_and_checked(lab, tmp_path: Path, capsys) -> None:
     """A job's number is known when it starts, and not when its sweep is checked."""
     numbered = "hydra.sweep.subdir='${hydra.job.num}'"

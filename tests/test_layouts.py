@@ -140,6 +140,7 @@ def divided(tmp_path: Path) -> Path:
     return tmp_path / "divided"
 
 
+@pytest.mark.slow
 def test_a_folders_own_division_is_taken_and_recorded(lab, divided: Path, tmp_path: Path, capsys) -> None:
     words = [f"data.root={divided}", "hydra.run.dir=run"]
     assert lab(*words) == 0
@@ -180,6 +181,7 @@ def test_a_run_that_drew_from_a_divided_folder_goes_on_so(lab, divided: Path, tm
     assert lab(*words, "resume=true", "split.protocol=own") == 2  # typed: another run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "protocol"),
     [("split.per_class=8", "holdout"), ("split.pool=all", "holdout"), ("-m cv.folds=3", "kfold")],
@@ -318,6 +320,7 @@ def test_ok_and_ng_of_a_line_are_two_classes(lab, widget: Path, capsys) -> None:
     assert {s.label for s in read_folder(widget, good=["OK"]).samples} == {"good", "NG"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_place_is_one_line_with_what_would_work(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:
     shutil.copytree(product, tmp_path / "mvtec/bottle")
@@ -367,6 +370,7 @@ def test_a_product_far_below_is_named_in_quotes(product: Path, tmp_path: Path) -
     assert str(error.value).endswith(f'give "data.root={inner}"')
 
 
+@pytest.mark.slow
 def test_the_place_is_checked_before_torch_is_imported(product: Path, tmp_path: Path) -> None:
     (product / "labels.csv").write_text("name,colour\n1,2\n")
     for words in (
@@ -450,6 +454,7 @@ def test_good_images_alone(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert "the split has a single class, good, and a classifier" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_ranks_models_without_defects(lab, product: Path, capsys) -> None:
     shutil.rmtree(product / "test")
     fill(product / "train/good", 8)
@@ -491,6 +496,7 @@ def test_every_layout_says_where_its_images_lie() -> None:
     assert all(layout.title and layout.shape for layout in LAYOUTS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", ["", "download/photos/"])
 def test_an_archive_of_class_folders_with_or_without_a_top_folder(lab, widget: Path, tmp_path: Path, top: str) -> None:
     packed = tmp_path / "packed" / top

@@ -120,6 +120,7 @@ def test_equal_scores_of_unequal_attempts_are_rarely_called_different(
     assert cell is None or sum(cell) <= 0.07
 
 
+@pytest.mark.slow
 def test_scores_find_what_accuracy_does_not() -> None:
     design = metrics.DESIGNS[0]
     assert metrics.level(design, "brier", number=250) <= 0.1

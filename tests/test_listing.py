@@ -87,6 +87,7 @@ def test_predict_takes_what_it_can_and_names_the_rest(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @needs_pipes
 def test_pipes_are_not_waited_for(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("hydra.run.dir=run") == 0
@@ -103,6 +104,7 @@ def test_pipes_are_not_waited_for(lab, product: Path, tmp_path: Path, capsys) ->
         assert "pipe.png" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_any_name
 def test_names_that_are_no_text(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("hydra.run.dir=run") == 0

@@ -33,6 +33,7 @@ def test_tensorboard_opens_on_losses_of_training_and_validation_in_one_chart(lab
     assert {"pictures/first_batch", "pictures/confusion/test"} <= set(own.Tags()["images"])
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_those_that_vary(lab, tmp_path: Path) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 

@@ -32,6 +32,7 @@ def probabilities(run_dir: Path) -> np.ndarray:
     return np.array([[float(v) for k, v in row.items() if k.startswith("prob_")] for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", others_slow(ATTEMPTS, *FAST))
 def test_an_attempt_trains_predicts_and_comes_back(attempt: str, lab, product: Path, tmp_path: Path) -> None:
     epochs = [] if attempt == "knn" else ["trainer.max_epochs=6"]
@@ -59,6 +60,7 @@ def test_the_study_is_all_of_them() -> None:
     assert sorted(named) == [f"longtail/{attempt}" for attempt in ATTEMPTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", others_slow(["rac", "dac", "bags", "ldam_drw", "paste"], "dac"))
 @pytest.mark.parametrize("views", others_slow(["null", "1"], "1"))
 def test_neither_caches_nor_workers_change_a_result(attempt: str, views: str, lab, tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def run_of(folder: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return rows, json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_test_images_masks_are_not_looked_at_and_predict_needs_none(lab, product: Path, tmp_path: Path):
     assert lab(*SETTINGS, "hydra.run.dir=run") == 0
     rows, result = run_of(tmp_path / "run")

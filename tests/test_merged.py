@@ -24,6 +24,7 @@ MAPS = "model.options.layers=[features.relu1,features.relu2]"
 DETECTOR = ["model.unfreeze=0", "model.options.finest=4", "model.options.channels=32", "optimizer.lr=3e-3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
@@ -46,6 +47,7 @@ def test_every_problem_learns_one_class_of_defects(lab, tmp_path: Path, attempt:
     assert judged == run.metrics["test"]
 
 
+@pytest.mark.slow
 def test_types_do_not_matter_to_what_learns_good_images(lab, product: Path, tmp_path: Path) -> None:
     for name in ("types", "merged"):
         assert lab("attempt=patchcore", MAPS, f"data.defects={name}", f"hydra.run.dir={name}") == 0

@@ -109,12 +109,14 @@ def refused(lab, tmp_path: Path, capsys, arguments: list[str], said: str) -> Non
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_is_one_line_and_leaves_nothing(lab, product: Path, tmp_path: Path, capsys, name: str) -> None:
     arguments, said = bad(product, tmp_path)[name]
     refused(lab, tmp_path, capsys, arguments, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -163,6 +165,7 @@ def spoil(product: Path, name: str) -> None:
             Image.new("L", (9, 9)).save(product / "ground_truth/crack/002_mask.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [

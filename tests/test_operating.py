@@ -111,6 +111,7 @@ def patchcore(lab, tmp_path: Path) -> Path:
     return tmp_path / "sweep/run"
 
 
+@pytest.mark.slow
 def test_an_anomaly_model_gets_a_threshold_that_every_task_honours(
     patchcore: Path, lab, tmp_path: Path, capsys
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_classifier_gets_a_good_or_defect_threshold(lab, tmp_path: Path, capsy
     assert {row["decision"] for row in judged} <= {OK, REVIEW, REJECT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -143,6 +143,7 @@ def test_a_folder_of_the_wrong_level_is_said(tmp_path: Path, monkeypatch: pytest
     assert main(["--cfg", "job", "attempt=mine", "--config-dir=own"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [[], ["-m"]])
 def test_a_name_of_the_labs_is_taken_by_ones_own_and_said(lab, tmp_path: Path, capsys, mode: list[str]) -> None:
     (tmp_path / "mine/attempt").mkdir(parents=True)
@@ -155,6 +156,7 @@ def test_a_name_of_the_labs_is_taken_by_ones_own_and_said(lab, tmp_path: Path, c
     assert line in "".join(capsys.readouterr()).replace("\n", "")
 
 
+@pytest.mark.slow
 def test_what_is_typed_in_place_of_what_an_attempt_sets_is_said(
     own, tiny_net: str, product: Path, tmp_path: Path, capsys
 ) -> None:
@@ -177,6 +179,7 @@ def test_what_is_typed_in_place_of_what_an_attempt_sets_is_said(
     assert line in (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_a_sweep_varies_is_not_said_to_replace_anything(own, tiny_net: str, product: Path) -> None:
     files = {"attempt/mine": f"{GLOBAL}optimizer: {{lr: 1e-3}}"}
     words = ["data=folder", f"data.root={product}", "data.image_size=24", "model.weights=null"]

@@ -54,6 +54,7 @@ def test_the_package_itself_imports_the_standard_library_alone(tmp_path: Path) -
     assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"mvtec_lab"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

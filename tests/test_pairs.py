@@ -120,6 +120,7 @@ def test_many_rounds_of_few_images_are_warned_of(tmp_path: Path, rounds: int, wa
     assert ("Take p with care: 6 rounds" in said(comparison)) == warned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_the_bayesian_side_is_that_of_the_pairs_first(tmp_path: Path, first: str) -> None:
     """Worse, equal and better are about the first of a pair, whichever that is, in fields, verdict and report."""

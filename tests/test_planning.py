@@ -159,6 +159,7 @@ def test_the_time_is_that_of_the_runs(tmp_path: Path) -> None:
     assert " on 2 machines (Xeon, 4 cores; AMD EPYC, 2 cores);" in of_time(1, machines_of(runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -233,6 +234,7 @@ def test_a_pilot_is_a_sweep_over_folds() -> None:
         assert pilot_of(other) is None
 
 
+@pytest.mark.slow
 def test_a_plan_trains_its_own_pilot(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("task=plan", "optimizer.lr=0.0001,0.3", "cv.folds=3", "difference=20", "hydra.run.dir=planned")
     small = ("data=folder", f"data.root={tmp_path / 'products/widget'}", "data.image_size=24", "trainer.max_epochs=3")

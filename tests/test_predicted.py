@@ -27,6 +27,7 @@ def right(data: lab.MVTecDataModule, split: str, share: float = 0.7) -> np.ndarr
     return values
 
 
+@pytest.mark.slow
 def test_own_predictions_are_compared_with_the_lab_s_own_fold_by_fold(
     tiny_net: str, product: Path, tmp_path: Path
 ) -> None:

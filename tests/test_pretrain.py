@@ -23,6 +23,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pretrain, name, value)
 
 
+@pytest.mark.slow
 def test_its_file_is_weights_of_its_backbone(tmp_path: Path) -> None:
     first, again, other = (tmp_path / f"{name}.pth" for name in ("first", "again", "other"))
     before = torch.random.get_rng_state()

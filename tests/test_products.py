@@ -73,6 +73,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_are_products_of_their_own_unless_they_share_images(lab, tmp_path: Path, capsys) -> None:
     """Runs on the widgets of two lines were taken for repeats of one attempt; a copy elsewhere is no other product."""
     lines = [write_product(tmp_path / f"line_{n}/widget", {"good": 8, "crack": 8}, size=24 + n) for n in (1, 2)]
@@ -214,6 +215,7 @@ def test_where_no_attempt_can_be_named_the_reason_is(tmp_path: Path) -> None:
     assert "as validation cannot choose among them. Each product's own" in compared(tmp_path).headline[0]
 
 
+@pytest.mark.slow
 def test_files_say_what_the_verdict_says(tmp_path: Path) -> None:
     for number, product in enumerate(CATEGORIES[:5]):
         for name, right in (("a", 17), ("b", 8 + number)):
@@ -291,6 +293,7 @@ def test_the_verdict_ends_with_what_would_tell_two_attempts_apart(tmp_path: Path
     assert level.headline[-1] == f"Next: {level.advice}"
 
 
+@pytest.mark.slow
 def test_a_plan_over_products(lab, tmp_path: Path, capsys) -> None:
     write(tmp_path / "runs", {"a": 1, "b": 0, "c": 1}, 6)
     assert lab("task=plan", "dirs=[runs]", "difference=5", "hydra.run.dir=planned") == 0
@@ -326,6 +329,7 @@ def test_more_products_show_what_more_images_cannot() -> None:
     assert ways_over_products(unlike, 0.0001, 0.05) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_product_refuses_no_other(lab, tmp_path: Path, capsys) -> None:
     write(tmp_path / "runs", {"a": 5, "b": 0}, 3)
     sound = compared(tmp_path / "runs")

@@ -188,6 +188,7 @@ def test_a_public_data_set_learns_good_images_and_tests_its_own(tmp_path: Path, 
         assert not [line for line in data.listed.oddities(drawn) if "take no part" in line]  # train/good waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_data_set_runs_by_its_name(lab, tiny_net: str, tmp_path: Path, name: str) -> None:
     folder = MINIATURES[name](tmp_path / "public")

@@ -101,6 +101,7 @@ def test_attempts_share_what_they_know_of_their_spread() -> None:
     assert alone.p < 0.001 < 0.05 < shared.p
 
 
+@pytest.mark.slow
 def test_what_is_clearly_worse_is_dropped_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
     ready(tmp_path / "race", "good", "fair", "bad")
     side_by_side(tmp_path / "race", good=GOOD, fair=FAIR, bad=BAD)
@@ -134,6 +135,7 @@ def test_what_is_clearly_worse_is_dropped_and_the_rest_is_as_it_was(tmp_path: Pa
     assert "race" not in " ".join(whole.verdict)
 
 
+@pytest.mark.slow
 def test_table_and_files_name_what_was_left_out(tmp_path: Path) -> None:
     ready(tmp_path, "good", "bad")
     side_by_side(tmp_path, good=GOOD, bad=BAD)
@@ -232,6 +234,7 @@ def test_a_result_that_was_dropped_says_why(tmp_path: Path) -> None:
 # Through the command line ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -144,6 +144,7 @@ def extras(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 OWN = ["attempt=base", "model.backbone=own_net", "loss.name=brier", "verdict.metric=sureness"]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_backbone_loss_and_metric_of_a_package(extras, lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab(*OWN, "model.unfreeze=[rest]", "hydra.run.dir=run") == 0
     result = RunResult.load(tmp_path / "run")
@@ -158,6 +159,7 @@ def test_a_run_with_a_backbone_loss_and_metric_of_a_package(extras, lab, product
     assert again["metrics"]["test"]["sureness"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_method_of_a_package(extras, lab, product: Path, tmp_path: Path) -> None:
     settings = ["model.method=mean_image", "split.protocol=one_class", "model.options.power=3"]
     given = ["data=folder", f"data.root={product}", "data.image_size=24", "trainer.accelerator=cpu", "cache.dir=null"]

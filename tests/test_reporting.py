@@ -255,6 +255,7 @@ def test_where_all_classes_are_frequent_nothing_speaks_of_groups(tmp_path: Path)
     assert "Calibration error: how far" in text
 
 
+@pytest.mark.slow
 def test_report_names_the_settings_that_all_attempts_share(tmp_path: Path) -> None:
     """They stood in no table: what differs has differences alone."""
     fabricate(tmp_path / "0", "base", idle=["loss.gamma"])
@@ -328,6 +329,7 @@ def test_images_by_defect_type_are_those_of_all_folds() -> None:
     assert part.rows[0][2] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_many_attempts_stay_readable(tmp_path: Path) -> None:
     for index, right in enumerate((20, 19, 19, 18, 18, 15, 12, 4, 3, 2)):
         fabricate(tmp_path / str(index), f"attempt{index}", right=right)
@@ -484,6 +486,7 @@ def test_a_key_that_varies_within_one_attempt_is_shown(tmp_path: Path) -> None:
     assert "2 attempts" in text  # they are no repeats of each other
 
 
+@pytest.mark.slow
 def test_many_classes_are_a_table_and_every_figure_is_bounded(tmp_path: Path) -> None:
     """250 classes were a figure 112 inches wide, drawn twice: 135 seconds and 6 GiB."""
     classes = ["good", *(f"defect_{i:03}" for i in range(249))]

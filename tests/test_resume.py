@@ -94,6 +94,7 @@ def stop(lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", others_slow(CASES, *FAST))
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(lab, stop, tmp_path: Path, case: str) -> None:
     settings = [*TUNED, *CASES[case]]
@@ -277,6 +278,7 @@ def exchange(one: Path, other: Path) -> None:
     one.with_name("aside").rename(other)
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(lab, stop, product: Path, tmp_path: Path, capsys) -> None:
     stop(*TUNED, "hydra.run.dir=run")
     before = (tmp_path / "run/result.json").read_bytes()

@@ -116,6 +116,7 @@ def test_a_run_that_ends_while_it_is_read_was_running(lab, tmp_path: Path, monke
     assert RunResult.load(record.parent).running
 
 
+@pytest.mark.slow
 @locking
 def test_a_run_that_goes_on_is_still_running_to_others(lab, tmp_path: Path, capsys) -> None:
     assert lab("-m", "attempt=base,cosine", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
@@ -157,6 +158,7 @@ def test_a_refusal_names_job_folder_and_remedy(lab, product: Path, tmp_path: Pat
     assert capsys.readouterr().err.startswith("error: job base: optimizer.lr=-1")
 
 
+@pytest.mark.slow
 def test_the_exit_status_of_a_sweep_is_in_the_files_of_its_runs(lab, tmp_path: Path) -> None:
     assert lab("-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
     command = Command(sweep_dir=tmp_path / "s", directories=[tmp_path / "s/base"])

@@ -26,6 +26,7 @@ def tiny(tiny_net: str, product: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return lambda trains=True: data + network * trains
 
 
+@pytest.mark.slow
 def test_a_script_of_thirty_lines(tiny: Tiny, product: Path, tmp_path: Path, capsys) -> None:
     comparison = lab.run_sweep("attempt=base,full", "seed=0,1", "split.seed=0", *tiny(), directory="outputs/s w=1")
     assert [attempt.name for attempt in comparison.attempts] == ["base", "full"]
@@ -59,6 +60,7 @@ def test_a_script_of_thirty_lines(tiny: Tiny, product: Path, tmp_path: Path, cap
     assert lab.sheet([image], ["a hole"], [None]).dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_a_mistake_is_raised(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(lab.LabError, match="unknown attempt 'bse': did you mean base"):
         lab.run_sweep("attempt=bse", *tiny(), directory="sweep")
@@ -72,6 +74,7 @@ def test_a_mistake_is_raised(tiny: Tiny, tmp_path: Path) -> None:
         lab.run_sweep("attempt=base", *tiny(), directory="sweep")
 
 
+@pytest.mark.slow
 def test_a_failing_run_of_a_sweep_stands_in_its_comparison(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from mvtec_lab.problems.classification.classifier import DefectClassifier
 

@@ -14,6 +14,7 @@ pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("monitor", "best"), [("val/balanced_accuracy", max), ("val/loss", min)])
 def test_a_search_finds_the_best_run_and_ends_as_any_sweep(lab, tmp_path: Path, monitor: str, best) -> None:
     words = [*SEARCH, f"trainer.monitor={monitor}", "optimizer.lr=tag(log,interval(0.0001,10))", "model.unfreeze=all"]
@@ -28,6 +29,7 @@ def test_a_search_finds_the_best_run_and_ends_as_any_sweep(lab, tmp_path: Path, 
     assert (tmp_path / "s/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_the_worst_and_the_search_continues(lab, tmp_path: Path) -> None:
     words = [*SEARCH, "optimizer.lr=choice(0.001,1e38)", "optimizer=sgd", "model.unfreeze=all", "trainer.max_epochs=6"]
     assert lab(*words) == 1
@@ -63,6 +65,7 @@ def test_a_search_needs_a_score(lab, tmp_path: Path, capsys, words: list[str], s
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_without_a_score_fails_alone(lab, tmp_path: Path, capsys) -> None:
     words = [
         "attempt=gaussian",

@@ -113,6 +113,7 @@ def test_a_peak_is_what_is_connected_with_the_maximum() -> None:
     assert peak(np.ones((8, 8), np.float32), 2, 8).sum() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sam", "sam_box"])
 def test_a_run_trains_the_decoder_alone_and_its_checkpoint_needs_no_other_file(method: str, run, weights: str) -> None:
     folder = run(method)
@@ -130,6 +131,7 @@ def test_a_run_trains_the_decoder_alone_and_its_checkpoint_needs_no_other_file(m
     assert torch.allclose(maps[:1], model.module.probabilities({"image": images[:1]})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", others_slow(["sam", "sam_box"], "sam_box"))
 def test_kept_features_and_a_second_run_change_nothing(method: str, run) -> None:
     first, again, uncached = run(method), run(method), run(method, "cache.dir=null")
@@ -137,6 +139,7 @@ def test_kept_features_and_a_second_run_change_nothing(method: str, run) -> None
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.slow
 def test_a_one_class_run_prompts_and_its_checkpoint_is_needed_once(run, one_class: Path) -> None:
     folder = run("sam_box", f"model.options.prompts={one_class}")
     one_class.unlink()
@@ -147,6 +150,7 @@ def test_a_one_class_run_prompts_and_its_checkpoint_is_needed_once(run, one_clas
     assert module.probabilities({"image": images})[0].shape == (2, SIDE // 4, SIDE // 4)
 
 
+@pytest.mark.slow
 def test_boxes_of_true_masks_never_reach_the_judged_prediction(run, one_class: Path) -> None:
     """With other masks in the batch the judged logits stay the same, and the oracle's do not."""
     module = load_model(run("sam_box", f"model.options.prompts={one_class}") / BEST).module
@@ -157,6 +161,7 @@ def test_boxes_of_true_masks_never_reach_the_judged_prediction(run, one_class: P
     assert not torch.equal(*(module.oracle({"image": images, "mask": m}) for m in (mask, other)))
 
 
+@pytest.mark.slow
 def test_one_command_sets_tuned_and_untuned_rows_side_by_side(product: Path, weights: str, tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={product}", f"data.image_size={SIDE}", f"cache.dir={tmp_path / 'cache'}"]
     small = ["trainer.max_epochs=2", "model.options.channels=8", f"model.sam_weights={weights}", *data]
@@ -166,6 +171,7 @@ def test_one_command_sets_tuned_and_untuned_rows_side_by_side(product: Path, wei
     assert all(0 <= float(row["test_oracle_iou"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_fold_takes_the_prompts_of_its_own_run(
     product: Path, weights: str, one_class: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +206,7 @@ def test_a_point_is_where_the_defect_is_widest(run, monkeypatch: pytest.MonkeyPa
     assert mask[0, y - 4 : y + 4, x - 4 : x + 4].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompted", [True, False])
 def test_zero_shot_leaves_sam_as_it_is(prompted: bool, run, weights: str, one_class: Path) -> None:
     folder = run("sam_zero", *([f"model.options.prompts={one_class}"] if prompted else []))
@@ -211,6 +218,7 @@ def test_zero_shot_leaves_sam_as_it_is(prompted: bool, run, weights: str, one_cl
     assert hasattr(module, "head") == (not prompted)
 
 
+@pytest.mark.slow
 def test_one_cache_entry_serves_every_method(run, one_class: Path, tmp_path: Path) -> None:
     for method in ("sam", "sam_box", "sam_zero"):
         run(method, f"cache.dir={tmp_path / 'shared'}")
@@ -223,11 +231,13 @@ def test_one_cache_entry_serves_every_method(run, one_class: Path, tmp_path: Pat
     assert more[0][0] < more[1][0] / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", others_slow(["sam", "sam_box"], "sam_box"))
 def test_a_resumed_run_gives_the_same_result(method: str, resumed, weights: str) -> None:
     resumed(SegmentationModel, 2, *settings(method, weights), "trainer.max_epochs=4", "model.options.channels=8")
 
 
+@pytest.mark.slow
 def test_prompts_are_found_again_where_their_run_has_another_threshold(run, one_class: Path, tmp_path: Path) -> None:
     """Its weights are the same, but not what it calls a defect."""
     content, prompts = torch.load(one_class), f"model.options.prompts={one_class}"
@@ -262,6 +272,7 @@ def test_prompts_of_a_run_that_saw_the_test_images_are_refused(run, lab, one_cla
     assert "has no samples.csv beside it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_that_would_fail_for_its_files_is_refused_before_it_begins(
     lab, weights: str, product: Path, one_class: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +310,7 @@ def test_a_sweep_that_would_fail_for_its_files_is_refused_before_it_begins(
     assert "was trained on 1 of the images" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen", [{"val_is_test": True}, {"threshold": {"value": 1.0, "rule": "best_f1", "map": 1.0}}]
 )
@@ -344,6 +356,7 @@ def test_a_mask_is_as_probable_as_its_prompt_is_certain() -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_detector_says_where_and_how_surely(one_class: Path) -> None:
     finder = Finder.of(str(one_class), SIDE)
     finder.model.threshold, finder.model.image_size = 0.4, SIDE
@@ -370,6 +383,7 @@ def test_prompts_move_with_the_views_of_their_image(number: int) -> None:
     assert not prompts[1:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_what_finds_prompts_sees_images_as_they_are(
     cached: bool, run, one_class: Path, monkeypatch: pytest.MonkeyPatch
@@ -387,6 +401,7 @@ def test_what_finds_prompts_sees_images_as_they_are(
     assert 0 < len(distinct) <= 22  # the images of test/, of which each has four views
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("about", "why"),
     [
@@ -421,6 +436,7 @@ def test_what_other_options_leave_without_effect_is_refused(method: str, given: 
     assert not problems.idle(config, {given.split("=")[0]: ""})  # what the attempt's file sets may rest
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_prompts_of_a_run_that_was_trained_again(
     run, one_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -96,6 +96,7 @@ def test_pixels_outside_of_a_defect_say_nothing_of_types() -> None:
     assert torch.equal(only, type_model.loss(logits[1:], {key: values[1:] for key, values in batch.items()}, 1))
 
 
+@pytest.mark.slow
 def test_a_type_named_by_region_leaves_the_masks_as_they_are(lab, product: Path, tmp_path: Path) -> None:
     for name in ("region", "none"):
         assert lab(*FPN, f"model.options.types={name}", f"hydra.run.dir={name}") == 0
@@ -135,6 +136,7 @@ def annotated(lab, product: Path, tmp_path: Path) -> Path:
     return tmp_path / "exported/coco"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", ["region", "pixel"])
 def test_images_of_several_types_say_nothing_of_types(lab, annotated: Path, tmp_path: Path, types: str) -> None:
     words = ["data=coco", f"data.root={annotated}", f"model.options.types={types}", "trainer.max_epochs=1"]

@@ -93,6 +93,7 @@ def test_the_loss_ignores_dice_on_good_images_and_falls_with_the_overlap() -> No
     assert mask_loss(good, mask[1:]) == pytest.approx(np.log1p(np.exp(-8)), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_learns_masks_and_serves_every_task(lab, product: Path, tmp_path: Path) -> None:
     assert deciding("segmentation")[0].key == "iou"
     settings = [*FPN, "trainer.max_epochs=12", "optimizer.lr=0.02", "data.batch_size=4"]
@@ -127,6 +128,7 @@ def test_the_exported_file_gives_the_same_maps(lab, tmp_path: Path) -> None:
     assert report["output"] == f"score [N], map [N, {SIZE // 2}, {SIZE // 2}], types [N, 2]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_caches_and_workers_change_nothing(precision: str, lab, tmp_path: Path) -> None:
     # another order in memory of an image would take other kernels
@@ -141,6 +143,7 @@ def test_caches_and_workers_change_nothing(precision: str, lab, tmp_path: Path) 
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_methods_that_read_other_layers_do_not_share_features(lab, tmp_path: Path) -> None:
     for name, further in {
         "one": ["model.options.layers=[features.relu2]"],
@@ -152,6 +155,7 @@ def test_methods_that_read_other_layers_do_not_share_features(lab, tmp_path: Pat
     assert of_two["test"] == alone["test"]
 
 
+@pytest.mark.slow
 def test_what_else_is_predicted_changes_nothing(lab, product: Path, tmp_path: Path) -> None:
     assert lab(*FPN, "hydra.run.dir=run") == 0
     for size in (1, 5):
@@ -178,10 +182,12 @@ def test_the_iou_of_validation_is_followed(lab, tmp_path: Path) -> None:
     assert all(0 <= value <= 1 for value in followed)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_result(resumed) -> None:
     resumed(SegmentationModel, 2, *FPN, "trainer.max_epochs=4")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells mapped files on Linux alone")
 def test_a_sweep_keeps_no_features_of_the_runs_before(lab, tmp_path: Path) -> None:
     assert lab("-m", *FPN, "seed=0,1", "trainer.max_epochs=1", "hydra.sweep.dir=s") == 0
@@ -191,6 +197,7 @@ def test_a_sweep_keeps_no_features_of_the_runs_before(lab, tmp_path: Path) -> No
     assert str(tmp_path / "cache") not in mapped
 
 
+@pytest.mark.slow
 def test_unfrozen_stages_train_and_are_not_kept(lab, tmp_path: Path) -> None:
     assert lab(*FPN, "model.unfreeze=1", "hydra.run.dir=run") == 0
     run, frozen = RunResult.load(tmp_path / "run"), tmp_path / "frozen"
@@ -216,6 +223,7 @@ def test_logits_begin_where_few_pixels_are_defective(tiny_net: str, name: str) -
         assert all((layer.bias.abs() < 1).all() for layer in decoder.sides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deeplab", "fcn", pytest.param("lraspp", marks=pytest.mark.slow)])
 def test_torchvisions_heads_train_over_any_backbone(lab, tmp_path: Path, name: str) -> None:
     assert lab(f"attempt=segment/{name}", LAYERS, "hydra.run.dir=run") == 0
@@ -224,6 +232,7 @@ def test_torchvisions_heads_train_over_any_backbone(lab, tmp_path: Path, name: s
     assert set(run.metrics["test"]) >= KEYS
 
 
+@pytest.mark.slow
 def test_the_rule_of_the_threshold_says_on_which_images_it_was_chosen(lab, product: Path, tmp_path: Path) -> None:
     rows = "path,split\n" + "".join(
         f"test/{kind}/{i:03}.png,{split}\n"

@@ -69,6 +69,7 @@ def curve(folder: Path, name: str, right: dict[int | None, int], **fields: Any) 
         path.write_text(yaml.safe_dump(settings))
 
 
+@pytest.mark.slow
 def test_each_attempt_has_a_curve_in_verdict_and_report(tmp_path: Path) -> None:
     curve(tmp_path, "base", {2: 10, 5: 14, 10: 16})
     curve(tmp_path, "head", {2: 12, 10: 13})

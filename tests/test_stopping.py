@@ -44,6 +44,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", others_slow(list(PLACES), "set_up", "judge"))
 def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, place: str) -> None:
     settings = ["trainer.max_epochs=1", "hydra.run.dir=run"]
@@ -63,6 +64,7 @@ def test_sigterm_outside_of_fitting(lab, tmp_path: Path, capsys, monkeypatch, pl
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", others_slow([signal.SIGTERM, signal.SIGINT], signal.SIGINT))
 def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, number: signal.Signals) -> None:
     sweep = ["-m", "attempt=base", "trainer.max_epochs=1", "hydra.sweep.dir=s"]
@@ -83,6 +85,7 @@ def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, numb
     assert sorted(p.name for p in (tmp_path / "s").rglob("*.tmp")) == ["history.csv.3.tmp", "notes.tmp"]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_says_what_is_missing_and_how_to_go_on(lab, tmp_path: Path, capsys, monkeypatch) -> None:
     whole, calls = Classification.judge, []
 

@@ -220,6 +220,7 @@ def test_validation_images_are_no_known_ones(known) -> None:
     assert values[0] == values[1]
 
 
+@pytest.mark.slow
 def test_a_run_with_known_defects_is_judged_by_what_it_did_not_learn(lab, widget: Path, tmp_path: Path) -> None:
     assert lab(*MIXED, *KFOLD, "hydra.run.dir=mixed") == 0
     assert lab(*ALONE, *KFOLD, "hydra.run.dir=alone") == 0
@@ -242,6 +243,7 @@ def test_a_run_with_known_defects_is_judged_by_what_it_did_not_learn(lab, widget
     assert "10 good images and 8 defects to learn from" in (tmp_path / "mixed/run.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_again_whatever_is_cached(lab, widget: Path, tmp_path: Path) -> None:
     words = {"a": [], "again": [], "bare": ["cache.dir=null"], "workers": ["cache.dir=null", "data.num_workers=1"]}
     for name, further in words.items():
@@ -252,6 +254,7 @@ def test_a_run_is_the_same_again_whatever_is_cached(lab, widget: Path, tmp_path:
         assert (tmp_path / name / PREDICTIONS).read_text() == (tmp_path / "a" / PREDICTIONS).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_if_it_had_not(lab, widget: Path, tmp_path: Path, monkeypatch) -> None:
     assert lab(*MIXED, *KFOLD, "hydra.run.dir=whole") == 0
     step = SuperSimpleNet.training_step

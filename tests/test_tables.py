@@ -22,6 +22,7 @@ def sweep(lab, tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
+@pytest.mark.slow
 def test_every_run_of_a_sweep_is_a_row(sweep: Path) -> None:
     written, rows = read_csv(sweep / "runs.csv"), read_results(sweep, frame="rows")
     assert list(written[0]) == list(rows[0])
@@ -46,6 +47,7 @@ def test_every_run_of_a_sweep_is_a_row(sweep: Path) -> None:
         assert row["started"].utcoffset() == timedelta(0)
 
 
+@pytest.mark.slow
 def test_failed_runs_and_other_problems_have_rows(tmp_path: Path) -> None:
     fabricate(tmp_path / "s/good", "base")
     fail(tmp_path / "s/bad", "full", "ValueError:\n  too big")
@@ -75,6 +77,7 @@ def test_the_summary_leaves_out_what_no_attempt_has(tmp_path: Path) -> None:
     assert {"test_accuracy", "test_accuracy_low", "error"} <= set(read_csv(tmp_path / "t/summary.csv")[0])
 
 
+@pytest.mark.slow
 def test_a_pandas_frame_has_types(sweep: Path) -> None:
     pytest.importorskip("pandas")
     frame = read_results(sweep)
@@ -87,6 +90,7 @@ def test_a_pandas_frame_has_types(sweep: Path) -> None:
         assert means[row["attempt"]] == pytest.approx(float(row["test_accuracy"]))
 
 
+@pytest.mark.slow
 def test_a_polars_frame_has_types(sweep: Path) -> None:
     polars = pytest.importorskip("polars")
     frame = read_results(sweep, sweep / "base-optimizer.lr_0.1-split.seed_0-split.fold_0", frame="polars")

@@ -340,6 +340,7 @@ def test_an_unknown_mix_is_refused(product: Path) -> None:
         MVTecDataModule(product, augment=AugmentConfig(mix="mixupp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "splits"),
     [

@@ -14,6 +14,7 @@ DETECTION = RunResult("detect/fcos", 0, "mvtec", "bottle", "mobilenet_v2", "run"
 MEASURED = {"fit_seconds": 12.3, "seconds_per_image": 0.045, "peak_mib": 1234.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_seconds_and_memory_are_shown_at_every_width(tmp_path: Path, width: int) -> None:
     """Where they have no room beside the metrics they make a table of their own."""

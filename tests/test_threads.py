@@ -103,6 +103,7 @@ def test_a_block_computes_with_them_and_restores_the_process(monkeypatch: pytest
         assert "OMP_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.slow
 def test_the_choice_is_said_once_and_recorded(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     began, before = machine(monkeypatch, 2, 2.0, 2.0), torch.get_num_threads()
     monkeypatch.setattr("mvtec_lab.job.usage", lambda: began)
@@ -117,6 +118,7 @@ def test_the_choice_is_said_once_and_recorded(lab, tmp_path: Path, monkeypatch: 
     assert [RunResult.load(path.parent).threads for path in tmp_path.glob(f"sweep/*/{RESULT}")] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_computes_as_it_was_begun(lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     from mvtec_lab.engine import checkpoints
     from mvtec_lab.problems.classification.classifier import DefectClassifier

@@ -171,6 +171,7 @@ def run(lab, name, *arguments):
     return RunResult.load(name), read_csv(Path(name, "predictions.csv"))
 
 
+@pytest.mark.slow
 def test_an_image_has_the_highest_score_of_its_tiles_and_one_map(lab, product, tmp_path):
     result, rows = run(lab, "run", *PATCHCORE)
     assert len(rows) == len(read_csv(tmp_path / "run/samples.csv"))  # a row for each image
@@ -189,6 +190,7 @@ def test_an_image_has_the_highest_score_of_its_tiles_and_one_map(lab, product, t
     assert result.metrics["test"]["pixel_auroc"] > 0.9
 
 
+@pytest.mark.slow
 def test_neither_caches_nor_batches_change_a_score(lab, product):
     first = run(lab, "first", *PATCHCORE)[1]
     assert run(lab, "uncached", *PATCHCORE, "cache.dir=null")[1] == first
@@ -197,6 +199,7 @@ def test_neither_caches_nor_batches_change_a_score(lab, product):
         assert float(again["score"]) == pytest.approx(float(row["score"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_predict_and_export_follow_the_checkpoint(lab, product, tmp_path, capsys):
     result, rows = run(lab, "run", *PATCHCORE)
     assert lab("task=evaluate", "ckpt=run", "hydra.run.dir=again") == 0
@@ -231,6 +234,7 @@ def test_evaluate_predict_and_export_follow_the_checkpoint(lab, product, tmp_pat
     assert "data.tile" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_no_larger_than_a_tile_are_judged_as_without_tiles(lab, product):
     plain = run(lab, "plain", *PATCHCORE[:2])
     tiled = run(lab, "tiled", *PATCHCORE[:2], f"data.tile={LARGE}")
@@ -240,6 +244,7 @@ def test_images_no_larger_than_a_tile_are_judged_as_without_tiles(lab, product):
     assert set(tiled[0].warnings) - set(plain[0].warnings) == {"data.tile=72 cuts no image: none has a longer side"}
 
 
+@pytest.mark.slow
 def test_a_method_that_trains_sees_tiles_and_repeats(lab, product):
     first, rows = run(lab, "first", *AUTOENCODER)
     assert "10 good images (90 tiles of 32 pixels)" in Path("first/run.log").read_text()
@@ -247,6 +252,7 @@ def test_a_method_that_trains_sees_tiles_and_repeats(lab, product):
     assert (again.metrics, same) == (first.metrics, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gaussian", "padim"])
 def test_other_methods_judge_tiles_as_well(lab, product, method):
     layers = "features.relu2" if method == "gaussian" else "features.relu1,features.relu2"
@@ -255,6 +261,7 @@ def test_other_methods_judge_tiles_as_well(lab, product, method):
     assert ("pixel_auroc" in result.metrics["test"]) == (method == "padim")
 
 
+@pytest.mark.slow
 def test_a_made_defect_lies_in_one_tile_of_each_image(product, lab):
     good = module(product).dataset("val")
     whole, tiles = with_pasted_patches(good, 0)
@@ -290,6 +297,7 @@ def test_what_cannot_judge_tiles_says_why_and_what_does(lab, product, capsys, ar
     assert not Path("no").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_there_were_tiles_is_read(lab, product):
     run(lab, "run", *PATCHCORE[:2])
     content = torch.load("run/best.ckpt", weights_only=True)
@@ -327,6 +335,7 @@ def test_a_tile_has_the_annotated_objects_that_reach_into_it(tmp_path):
     assert empty == {"label": "good", "mask": None, "objects": ()}
 
 
+@pytest.mark.slow
 def test_segmentation_learns_tiles_and_judges_images(lab, product, tmp_path):
     arguments = (*FPN, f"data.tile={TILE}", "trainer.max_epochs=4")
     result, rows = run(lab, "run", *arguments)
@@ -352,6 +361,7 @@ def test_segmentation_learns_tiles_and_judges_images(lab, product, tmp_path):
     assert mask.shape == (LARGE, LARGE)
 
 
+@pytest.mark.slow
 def test_segmentation_of_tiles_resumes(resumed, product):
     resumed(SegmentationModel, 2, *FPN, f"data.tile={TILE}", "trainer.max_epochs=4", "data.sampler=inverse")
 

@@ -13,6 +13,7 @@ SAID = "no image is tested (split.test=0)"
 RECIPE = ("model.method=descriptors", "model.options.layers=[features.relu1,features.relu2]", "model.options.views=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), (*RECIPE, "model.options.parts=[global]")], ids=["network", "recipe"])
 def test_a_model_to_keep_learns_what_would_be_tested_and_says_so(
     settings: tuple[str, ...], lab, product: Path, tmp_path: Path, capsys
@@ -57,6 +58,7 @@ def test_what_needs_test_images_says_so(lab, product: Path, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_to_keep_stands_beside_what_was_tested(lab, tmp_path: Path, capsys) -> None:
     """The others are compared and named; it is a row of its own, and a sentence."""
     assert lab("-m", "attempt=base,cosine", "cv.folds=3", "trainer.max_epochs=1", "hydra.sweep.dir=sweep") == 0

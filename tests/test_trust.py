@@ -42,6 +42,7 @@ def test_urls_keep_no_credential(text: str, shown: str) -> None:
     assert str(LabError(text)) == shown
 
 
+@pytest.mark.slow
 def test_an_archives_token_is_written_nowhere(lab, product: Path, tmp_path: Path, capfd) -> None:
     """config.yaml, TensorBoard's text, logs, errors and names of directories had it."""
     url = "http://me:hunter2@127.0.0.1:9/a.tar?sig=tok3n"
@@ -130,6 +131,7 @@ def bomb(size: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [RESULT, CONFIG, PREDICTIONS, HISTORY, MISTAKES, EXPLANATIONS, "pixels.npz"])
 def test_no_file_is_followed_out_of_a_runs_directory(runs: Path, tmp_path: Path, capsys, name: str) -> None:
     run = runs / ("patchcore" if name.endswith("npz") else "base")
@@ -198,6 +200,7 @@ YAMLS = ["- a", "a: [", "a: &a [1]\nb: [*a, *a]\n", "[" * 5000, "seed: !!python/
 BYTES = ["state\n".encode("utf-16"), b"\xff\xfe\x00", b""]
 
 
+@pytest.mark.slow
 def test_every_damage_is_one_line_that_names_the_file(runs: Path, tmp_path: Path) -> None:
     """Seven of thirteen tampered files gave errors of Python."""
 
@@ -299,6 +302,7 @@ def test_evaluate_takes_a_config_beside_a_checkpoint_as_data(ckpt: Path, tmp_pat
     assert origin.split.file == str(ckpt.parent / "samples.csv")
 
 
+@pytest.mark.slow
 def test_a_run_from_elsewhere_is_evaluated_or_refused_in_one_line(ckpt: Path, tmp_path: Path, capsys) -> None:
     def refused(name: str, content: str | None = None) -> str:
         path = ckpt.parent / name

@@ -60,6 +60,7 @@ def loss_of(seen: list[Seen], part: Global, head: tuple[torch.Tensor, torch.Tens
     return float(F.cross_entropy(rows @ head[0] + head[1], torch.arange(len(seen)) % 2))
 
 
+@pytest.mark.slow
 def test_the_blocks_train_under_the_head_and_the_backbone_rests() -> None:
     cells = Cells("shufflenet_v2_x1_0", "SAMPLE_V1", None, 64, 2)
     before = {name: value.clone() for name, value in cells.state_dict().items()}
@@ -77,6 +78,7 @@ def test_the_blocks_train_under_the_head_and_the_backbone_rests() -> None:
     assert not any(name.startswith("_fixed") for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "helps"), [(1e-4, "yes"), pytest.param(1.0, "no", marks=pytest.mark.slow)])
 def test_inner_folds_say_whether_the_blocks_change(lab, tmp_path: Path, monkeypatch, rate: float, helps: str) -> None:
     monkeypatch.setattr(tuning, "RATE", rate)

@@ -56,6 +56,7 @@ def paths(samples: list[Sample], split: str) -> set[str]:
     return {s.path for s in samples if s.split == split}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["test", "all"])
 def test_a_fold_tests_the_same_images_whatever_learns(widget: Path, tiny_net: str, pool: str) -> None:
     words = ["data=folder", f"data.root={widget}", f"model.backbone={tiny_net}", "model.weights=null", "split.seed=3"]
@@ -129,6 +130,7 @@ def test_good_images_of_an_annotated_test_part_are_never_learnt_from(layout: str
     assert learnt == [s.path for s in drawn if s.label == "good" and s.split != "test" and "train" in s.path]
 
 
+@pytest.mark.slow
 def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> None:
     runs = {(run.attempt, run.fold): run for run in load_runs(sweep)}
     assert len(runs) == 9
@@ -210,6 +212,7 @@ def test_detectors_are_compared_by_boxes_although_one_draws_masks(sweep: Path, t
     assert {attempt.metric.key for attempt in alone.attempts} == {"iou"}
 
 
+@pytest.mark.slow
 def test_any_metric_that_all_have_compares_all(sweep: Path, lab) -> None:
     assert lab("task=compare", f"dirs=[{sweep}]", "verdict.metric=image_auroc", "verdict.reference=null") == 0
     (folder,) = {path.parent for path in Path("outputs").rglob("comparison.json")}
@@ -241,6 +244,7 @@ def test_a_map_is_a_mask_above_what_good_images_reach(lab, widget: Path, tmp_pat
         assert [int(row["overlap"]), int(row["union"])] == [(found & mask).sum(), (found | mask).sum()]
 
 
+@pytest.mark.slow
 def test_without_mask_there_is_no_iou_and_without_maps_no_column(lab, widget: Path, tmp_path: Path) -> None:
     shutil.rmtree(widget / "ground_truth/crack")
     patchcore = ["attempt=patchcore", SWEEP[2]]

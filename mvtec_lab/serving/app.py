@@ -68,8 +68,8 @@ class _Parts(MultiPartParser):
 class Service:
     """Answer requests by a model, which judges each image by itself, in a thread of its own.
 
-    Together with others a ResNet18 would take a quarter less on a CPU, a MobileNetV2 no less, and the last digits would
-    depend on which others they are.
+    Together with others a ResNet18 would take about a quarter less on a CPU, and the last digits would depend on which
+    others they are.
 
     Args:
         model: the checkpoint.

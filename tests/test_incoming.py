@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,20 @@ def test_a_folder_a_glob_and_lists_give_images(images: Path, tmp_path: Path) -> 
     assert names(find(str(images / "list.csv")), tmp_path) == ["1.png", "0.png"]
 
 
+def test_listed_images_that_lie_elsewhere_have_names_of_their_own(images: Path, tmp_path: Path) -> None:
+    """They were written out of the task's folder, or over each other: every class of MVTec has a 000.png."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(images / "0.png", tmp_path / folder)
+    os.mkfifo(images / "pipe.png")
+    (images / "list.txt").write_text("../one/0.png\n../two/0.png\n../new/0.png\npipe.png\n")
+    source = find(str(images / "list.txt"))
+    found = names(source, tmp_path)
+    outside = f"elsewhere{tmp_path.as_posix()}"
+    assert found == [f"{outside}/one/0.png", f"{outside}/two/0.png", "0.png"]
+    assert source.broken == [f"{images / 'pipe.png'} is a folder, a pipe or another special file: list images"]
+
+
 def test_an_archive_is_unpacked_below_the_task_s_folder(images: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive:
         archive.write(images / "1.png", "a/1.png")
@@ -81,6 +97,17 @@ def test_a_broken_member_is_named(images: Path, tmp_path: Path) -> None:
     assert names(source, tmp_path / "out") == ["1.png"]
     assert "0.png of" in source.broken[0]
     assert not (tmp_path / "out/images/0.png").exists()
+
+
+def test_members_that_can_be_no_files_are_named_and_the_others_unpacked(images: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "day.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the name that is there twice
+        for name in ("a.png", "a.png", "a.png/b.png", f"{300 * 'c'}.png", "d.png"):
+            archive.write(images / "0.png", name)
+    source = find(str(tmp_path / "day.zip"))
+    assert names(source, tmp_path / "out") == ["a.png", "d.png"]
+    assert len(source.broken) == 3
+    assert all(line.endswith("pack it again") for line in source.broken)
 
 
 def video(path: Path, frames: int, fps: int = 10) -> Path:

@@ -26,7 +26,7 @@ from mvtec_lab.evaluation.operating import (
 )
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting.operating import points
-from mvtec_lab.results import find_runs, read_csv
+from mvtec_lab.results import find_runs, read_csv, write_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 
@@ -202,6 +202,17 @@ def test_what_cannot_be_chosen_is_one_line(words: list[str], said: str, lab, pat
     assert lab("task=threshold", f"ckpt={patchcore}", *words, "hydra.run.dir=out") == 2
     err = capsys.readouterr().err
     assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_is_no_number_chooses_no_threshold(patchcore: Path, lab, tmp_path: Path, capsys) -> None:
+    """Sorted it would be the highest of the good images' scores, and nothing would be rejected."""
+    path = patchcore / "predictions.csv"
+    rows = read_csv(path)
+    next(row for row in rows if row["split"] == "val")["score"] = "nan"
+    write_csv(path, rows, list(rows[0]))
+    assert lab("task=threshold", f"ckpt={patchcore}", "false_rejects=0.1", "hydra.run.dir=out") == 2
+    assert "predictions.csv is damaged (a score is no finite number)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -206,6 +206,15 @@ def test_attempts_of_two_metrics_share_no_plan(tmp_path: Path) -> None:
         plan(comparison, None)
 
 
+def test_a_race_of_two_that_dropped_one_leaves_nothing_to_plan_from(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=LEVEL[0], b=LEVEL[1])
+    comparison = compare(load_runs(tmp_path))
+    for pair in comparison.pairs:
+        pair.evidence = None  # as of an attempt that a race left out
+    with pytest.raises(LabError, match="a race left out one of every two: give runs without race=true"):
+        plan(comparison, None)
+
+
 def test_a_pilot_is_a_sweep_over_folds() -> None:
     words = ("task=plan", "attempt=a,b", "data=mvtec", "difference=5", "verdict.metric=brier", "hydra.run.dir=out")
     pilot = pilot_of(words)

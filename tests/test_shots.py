@@ -113,6 +113,14 @@ def test_compared_are_attempts_at_the_same_number_and_neighbouring_numbers_of_on
     )
 
 
+def test_an_attempt_at_one_number_is_compared_with_others_at_that_number(tmp_path: Path) -> None:
+    """Its name does not say the number, as that is no difference between its runs."""
+    curve(tmp_path, "base", {2: 5, 10: 14})
+    curve(tmp_path, "head", {10: 13})
+    pairs = {frozenset(pair) for pair in pairs_of(compare(load_runs(tmp_path)))}
+    assert pairs == {frozenset(("base2", "base10")), frozenset(("base10", "head"))}
+
+
 def test_one_attempt_is_compared_along_its_numbers_and_all_images_come_last(tmp_path: Path) -> None:
     curve(tmp_path, "base", {10: 14, 2: 10, None: 16})
     pairs = {frozenset(pair) for pair in pairs_of(compare(load_runs(tmp_path)))}

@@ -6,11 +6,13 @@ Light to import: what reads images, and what reads videos, is imported where it 
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -24,6 +26,7 @@ WANTED = (
     f"an image or a folder of {', '.join(EXTENSIONS)}; a glob, a .zip, a list (.txt, .csv), a video, or 0, a camera"
 )
 KEPT = "images"  # the folder for what an archive, a video or a camera gives, below the task's own
+ELSEWHERE = "elsewhere"  # how the names of listed images begin that do not lie below their list's folder
 POLL = 0.5  # seconds between two looks at a watched folder: a file that did not change meanwhile is complete
 LARGEST, MOST = 1 << 28, 100_000  # bytes of an image in an archive, and images: what is more is no inspection
 
@@ -62,8 +65,12 @@ class Source:
         yield self.images
 
     def name(self, path: Path) -> str:
-        """Return the path of an image below the source; its own name where it lies elsewhere."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+        """Return a relative path that names an image: below the source, or below ``elsewhere`` where it lies outside.
+
+        No two images share a name, and none leads out of the folder that it is joined to.
+        """
+        whole, root = (Path(os.path.abspath(each)) for each in (path, self.root))  # noqa: PTH100 # links untouched
+        return (whole.relative_to(root) if whole.is_relative_to(root) else Path(ELSEWHERE, *whole.parts[1:])).as_posix()
 
 
 def look(typed: str) -> None:
@@ -143,7 +150,12 @@ def _listed(typed: str, path: Path) -> Source:
     images = [path.parent / name for name in dict.fromkeys(names) if name]
     if not images:
         raise LabError(f"source={typed} names no image: give a path a line, or a .csv with a column path")
-    return Source(typed, path.parent, images)
+    special = [image for image in images if image.exists() and not image.is_file()]  # to open a pipe is to wait for it
+    broken = [f"{image} is a folder, a pipe or another special file: list images" for image in special]
+    return Source(typed, path.parent, [image for image in images if image not in special], broken=broken)
+
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError)  # of a member
 
 
 class Archive(Source):
@@ -176,16 +188,21 @@ class Archive(Source):
         for member in self.members:
             target = self.root / member.filename
             try:
+                if target in self.images:
+                    raise ValueError("its name is there twice")
                 if member.file_size > LARGEST:
                     raise ValueError(f"it unpacks to {member.file_size:,} bytes")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with zipfile.ZipFile(self.path) as archive, archive.open(member) as packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-                target.unlink(missing_ok=True)
-                self.broken.append(f"{member.filename} of {self.path} cannot be unpacked ({error}): pack it again")
-            except OSError as error:
-                raise disk_full(error, target) or error from error
+            except (*DAMAGED, OSError) as error:
+                if full := disk_full(error, target):
+                    raise full from error
+                if target not in self.images:
+                    with suppress(OSError):  # a name that no file can have
+                        target.unlink(missing_ok=True)
+                why = error.strerror if isinstance(error, OSError) else error
+                self.broken.append(f"{member.filename} of {self.path} cannot be unpacked ({why}): pack it again")
             else:
                 self.images.append(target)
         yield self.images

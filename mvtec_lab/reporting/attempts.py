@@ -50,7 +50,8 @@ class Attempt:
     Attributes:
         name: of the attempt.
         base: its name without the settings of ``thinned``.
-        thinned: the settings that leave out training images and that tell it from others, as texts.
+        left: the settings that leave out training images, as texts; ``null`` where all train.
+        thinned: those of them that tell it from others of its name.
         runs: all of its runs.
         done: those that are completed, without copies.
         problem: what they learn.
@@ -71,8 +72,8 @@ class Attempt:
         self, name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings], metric: str | None = None
     ) -> None:
         self.name, self.runs = name, list(runs)
-        own = {key: settings[runs[0].run_dir].get(key) for key in THINNED}
-        self.thinned = {key: value for key, value in own.items() if value and f" {key}={value} " in f"{name} "}
+        self.left = {key: settings[runs[0].run_dir].get(key) or "null" for key in THINNED}
+        self.thinned = {key: value for key, value in self.left.items() if f" {key}={value} " in f"{name} "}
         self.base = " ".join(word for word in name.split(" ") if word.partition("=")[0] not in self.thinned)
         self.done = [run for run in runs if run.completed]
         self.dropped = _dropped(runs)

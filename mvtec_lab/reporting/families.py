@@ -22,7 +22,7 @@ def pairs_asked(attempts: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
     return [
         (a, b)
         for a, b in combinations(attempts, 2)
-        if (a.thinned == b.thinned and a.base != b.base) or frozenset((a.name, b.name)) in next_to
+        if (a.left == b.left and a.base != b.base) or frozenset((a.name, b.name)) in next_to
     ]
 
 

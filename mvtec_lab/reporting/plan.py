@@ -123,6 +123,7 @@ def plan(comparison: Comparison, difference: float | None) -> Plan:
     judged = [pair for pair in comparison.pairs if pair.evidence is not None]
     if not judged:
         reasons = "; ".join(dict.fromkeys(pair.refused for pair in comparison.pairs if pair.refused))
+        reasons = reasons or "a race left out one of every two: give runs without race=true"
         raise LabError(f"no two of these attempts can be compared, so there is nothing to plan from: {reasons}")
     varied = [pair for pair in judged if pair.evidence and not pair.evidence.alike]
     if not varied:

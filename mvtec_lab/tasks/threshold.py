@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from mvtec_lab.config import Config, validate
@@ -29,7 +30,7 @@ from mvtec_lab.evaluation.operating import (
     rates,
     scores_of,
 )
-from mvtec_lab.foreign import read_yaml
+from mvtec_lab.foreign import damaged, read_yaml
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting.operating import HELD_OUT, PAGE, TESTED, points, write_operating_page
@@ -141,7 +142,9 @@ def _held(ckpt: Path, model: Model) -> Held:
         raise LabError(
             f"{ckpt} was validated on its test images (split.val_is_test=true): train it with images held out"
         )
-    held_out, problem = scores_of(rows, "val"), problem_of(model.method)
+    held_out, tested, problem = scores_of(rows, "val"), scores_of(rows, "test"), problem_of(model.method)
+    if not np.isfinite([*held_out.both, *tested.both]).all():
+        raise damaged(ckpt.parent / PREDICTIONS, "a score is no finite number")
     if not len(held_out.both):
         raise LabError(
             f"{ckpt.parent / PREDICTIONS} has no held-out image (split val) with a score: train the attempt with "
@@ -155,7 +158,7 @@ def _held(ckpt: Path, model: Model) -> Held:
     )
     if chose not in ("", "the threshold"):
         by += f", but {chose} rests on them, so that their rates are a little too good"
-    return Held(rows, held_out, scores_of(rows, "test"), by, own)
+    return Held(rows, held_out, tested, by, own)
 
 
 def _chosen(config: Config, scores: Scores) -> tuple[float, float, list[str]]:

@@ -12,7 +12,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.best import best_run
-from mvtec_lab.results import BEST, find_runs
+from mvtec_lab.results import BEST, RunResult, find_runs
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_validation_chooses_the_attempt_and_then_its_run(sweep: Path) -> None:
     (sweep / "full-1" / BEST).unlink()
     run, _ = best_run(sweep)
     assert (run.attempt, run.seed) == ("full", 0)  # 0.7; the mean of base is 0.55
+
+
+def test_the_model_of_a_fold_is_called_that(sweep: Path) -> None:
+    for path in sweep.iterdir():
+        run = RunResult.load(path)
+        run.fold = 0
+        run.save()
+    assert best_run(sweep)[1].endswith("; it is the model of one fold: split.test=0 trains one with all images")
 
 
 def test_a_checkpoint_is_a_file_a_run_or_a_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,8 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     best = max(attempt.done, key=score)
     value = metric.of(best.metrics.get("val", {}))
     said = "" if value is None else f" ({metric.title} {value:.3f})"
-    return best, f"the best of {len(runs)} runs on validation{said}"
+    fold = "" if best.fold is None else "; it is the model of one fold: split.test=0 trains one with all images"
+    return best, f"the best of {len(runs)} runs on validation{said}{fold}"
 
 
 def _remedy(attempts: Sequence[Attempt]) -> str:

@@ -135,10 +135,9 @@ _FIRST = (
     Column("running", _count(lambda run: run.running)),
     Column("dropped", _count(lambda run: run.left_out)),  # by a race
 )
-_CLOCK = (
-    "Times: the seconds of the fit leave out the decoding of images, and features that the cache keeps. Seconds per "
-    "image leave out decoding as well. Peak: the memory of the whole process."
-)
+_FIT = "Times: the seconds of the fit leave out the decoding of images, and features that the cache keeps."
+_JUDGED = "Seconds per image leave out decoding."
+_PEAK = "Peak: the memory of the whole process."
 _NOTHING_LEARNT = "Baseline: what always naming the most frequent class gives in the first metric of the table."
 _LAST = (
     Column("test_accuracy_sd", _deviation),  # over several runs
@@ -147,9 +146,11 @@ _LAST = (
     Column("baseline", lambda a: a.baseline, "base-\nline", "baseline", metric=_ACCURACY, about=_NOTHING_LEARNT),
     Column("method", lambda attempt: attempt.runs[0].method),
     Column("threshold_rule", lambda attempt: ", ".join(_rules(attempt)) or None),
-    Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, cost=True, about=_CLOCK),
-    Column("seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image", cost=True),
-    Column("peak_mib", _mean("peak_mib"), "peak\nMiB", "peak MiB", 0, cost=True),
+    Column("fit_seconds", _mean("fit_seconds"), "fit,\ns", "fit, seconds", 1, cost=True, about=_FIT),
+    Column(
+        "seconds_per_image", _mean("seconds_per_image"), "s per\nimage", "seconds per image", cost=True, about=_JUDGED
+    ),
+    Column("peak_mib", _mean("peak_mib"), "peak\nMiB", "peak MiB", 0, cost=True, about=_PEAK),
     Column("reported_accuracy", lambda attempt: attempt.reported and attempt.reported[0]),
     Column("reported_split", lambda attempt: attempt.reported and attempt.reported[1]),
     Column("reported_measured", _measured("value")),

@@ -6,13 +6,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_pairs import cross_validated
 from test_reporting import fabricate
 
 from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.best import best_run
-from mvtec_lab.results import BEST, RunResult, find_runs
+from mvtec_lab.results import BEST, find_runs
 
 
 @pytest.fixture
@@ -34,12 +35,11 @@ def test_validation_chooses_the_attempt_and_then_its_run(sweep: Path) -> None:
     assert (run.attempt, run.seed) == ("full", 0)  # 0.7; the mean of base is 0.55
 
 
-def test_the_model_of_a_fold_is_called_that(sweep: Path) -> None:
-    for path in sweep.iterdir():
-        run = RunResult.load(path)
-        run.fold = 0
-        run.save()
-    assert best_run(sweep)[1].endswith("; it is the model of one fold: split.test=0 trains one with all images")
+def test_the_model_of_a_fold_is_called_that(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[10, 11, 12], b=[5, 6, 7])
+    for path in tmp_path.iterdir():
+        (path / BEST).touch()
+    assert best_run(tmp_path)[1].endswith("; it is the model of one fold: split.test=0 trains one with all images")
 
 
 def test_a_checkpoint_is_a_file_a_run_or_a_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

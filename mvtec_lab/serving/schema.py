@@ -21,7 +21,7 @@ class Box(BaseModel):
 
 
 class Result(BaseModel):
-    """What the model says of an image: the columns of predictions.csv. What a model does not say is left out."""
+    """Hold what the model says of an image: the columns of predictions.csv. What a model does not say is left out."""
 
     name: str = Field(description="of the file, or `image`")
     decision: str | None = Field(None, description="OK, REVIEW, REJECT or UNKNOWN: what the line does with the part")

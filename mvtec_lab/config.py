@@ -630,8 +630,8 @@ class Config:
     )
     format: Any = knob(
         None,
-        "what is written. task=export: onnx or openvino; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or "
-        "several, [coco,yolo]; null: the first of these",
+        "what is written. task=export: onnx, or openvino, which adds its files; task=annotate: coco, coco_polygons, "
+        "yolo, yolo_seg, masks, or several, [coco,yolo]; null: the first of these",
         changes="nothing",
     )
     min_area: int = knob(

@@ -27,6 +27,7 @@ from mvtec_lab.problems.segmentation.problem import PROBLEM
 from mvtec_lab.results import RunResult, read_csv
 from mvtec_lab.tasks import export
 
+BESIDE = {"infer.py", "export.json", "model_card.md", "SHA256SUMS"}  # of any model
 DEPLOYMENT = Path(__file__).resolve().parents[1] / "docs/deployment.md"
 
 
@@ -67,7 +68,7 @@ def test_every_method_is_exported_for_any_batch(method: str, tiny_export, tmp_pa
     assert [output.name for output in session.get_outputs()] == re.findall(r"(\w+) \[", inside["output"])
     assert 0 <= beside["check"]["difference"] <= 1e-4
     assert beside["check"]["of"].startswith("noise")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "export.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", *BESIDE}
 
 
 HEADS = [
@@ -129,8 +130,8 @@ Summary:
 def test_openvino_is_another_format(tiny_export, tmp_path: Path, capsys) -> None:
     openvino = pytest.importorskip("openvino")
     model, _ = tiny_export("patchcore", "format=openvino")
-    assert "model.xml: patchcore" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.xml", "model.bin", "export.json"}
+    assert re.search(r"model.onnx [\d.]+ MiB, model.xml [\d.]+ MiB: patchcore", capsys.readouterr().out)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.xml", "model.bin", *BESIDE}
     read = openvino.Core().read_model(tmp_path / "out/model.xml")
     assert float(read.get_rt_info(["model_info", "threshold"]).astype(str)) == 0.5
     images = torch.rand(3, 3, SIDE, SIDE)

@@ -60,6 +60,7 @@ class Method:
         draws: from random numbers, so that another seed gives another model.
         backbone: it takes ``model.backbone`` and ``model.weights``.
         own_weights: it takes ``model.weights`` without a backbone: those of its own network.
+        licence: of weights that it brings along itself; empty: it brings none.
         options: what it takes beside them, by name.
         keys: keys of the configuration that it takes and methods which do not name them do not: ``model.sam_weights``.
         beside: a package that it needs and no extra of the lab brings, and the line that installs it.
@@ -75,6 +76,7 @@ class Method:
     draws: bool = True
     backbone: bool = True
     own_weights: bool = False
+    licence: str = ""
     options: Mapping[str, Option] = field(default_factory=dict)
     keys: Collection[str] = ()
     beside: tuple[str, str] | None = None

@@ -40,15 +40,25 @@ class Expected:
 def expected(ckpt: Path) -> Expected:
     """Return what the run of a checkpoint says of it."""
     with suppress(LabError):  # a damaged file beside it is no reason to predict nothing
-        point = _operating(ckpt.parent)
-        run_dir = Path(point["ckpt"]).parent if point else ckpt.parent
-        while point and (earlier := _operating(run_dir)):  # a threshold that was moved once more
-            run_dir = Path(earlier["ckpt"]).parent
-        if file_of(run_dir, RESULT) is not None:
-            return _of_run(RunResult.load(run_dir), point)
+        run, point = run_of_checkpoint(ckpt)
+        if run is not None:
+            return _of_run(run, point)
         if point:
             return Expected("amber", "Not known", "its run is gone", _rates(point))
     return Expected("amber", "Not known", f"no {RESULT} beside this checkpoint says what it reached on test")
+
+
+def run_of_checkpoint(ckpt: Path) -> tuple[RunResult | None, dict[str, Any] | None]:
+    """Return the run of a checkpoint, and the operating point that was chosen for it; None: there is none.
+
+    Raises:
+        LabError: a file of theirs is damaged.
+    """
+    point = _operating(ckpt.parent)
+    run_dir = Path(point["ckpt"]).parent if point else ckpt.parent
+    while point and (earlier := _operating(run_dir)):  # a threshold that was moved once more
+        run_dir = Path(earlier["ckpt"]).parent
+    return (None if file_of(run_dir, RESULT) is None else RunResult.load(run_dir)), point
 
 
 def _operating(directory: Path) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
-"""task=export: a checkpoint as one ONNX file (or OpenVINO's two), checked against the checkpoint."""
+"""task=export: a checkpoint as a folder that needs no lab: model.onnx, infer.py and what is known of them."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,11 @@ from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.tiles import OVERLAP
 from mvtec_lab.data.transforms import Cut, normalise, read_cut
+from mvtec_lab.engine.bundle import SCRIPT, script, whole_folder
+from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.onnx import (
     FILES,
+    Difference,
     Normalised,
     difference,
     onnx_runner,
@@ -26,12 +30,13 @@ from mvtec_lab.engine.onnx import (
     write,
 )
 from mvtec_lab.engine.origin import checkpoint_of
-from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems import problem_of
+from mvtec_lab.problems import METHODS, problem_of
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting.card import CARD, card
 from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.evaluate import run_of
+from mvtec_lab.tasks.parity import check_script, told
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +71,10 @@ LARGEST = 1e-4  # difference, as a share of the largest value; rounding gave up 
 
 @torch.no_grad()
 def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
-    """Write ``config.ckpt`` as model.onnx (``config.format``), and what is known of it as export.json.
+    """Write ``config.ckpt`` as a folder that judges images without the lab, all of it or nothing.
+
+    It holds model.onnx, infer.py, export.json, model_card.md and SHA256SUMS, and what ``config.format`` adds. infer.py
+    judges the run's test images in a process of its own, as the checkpoint does, before the folder is there.
 
     The file takes ``images``, float32 [N, 3, S, S], RGB in [0, 1], and gives ``score`` [N] and ``map`` [N, h, w] (none
     where the method does not localise; ``types`` [N, K] beside them where types are named), or a classifier's
@@ -76,18 +84,66 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         LabError: there is no checkpoint, it cannot be read or written as ONNX, the extra is not installed, or the
-            file's outputs differ from the checkpoint's.
+            file's outputs or the script's words differ from the checkpoint's.
     """
     validate(config)
     ckpt = checkpoint_of(config)
     model = load_model(ckpt)
-    size, network = model.image_size, cast(Any, problem_of(model.method).exported(model).eval())
+    network = cast(Any, problem_of(model.method).exported(model).eval())
     pictures, shown, source = _pictures(Path(ckpt), model.frame, model.white)
     seen = normalise(pictures, model.mean, model.std)
     wanted = network(seen[:1])
-    names = network.outputs[: len(wanted)]
-    single = getattr(network, "single", False)
+    names, single = network.outputs[: len(wanted)], getattr(network, "single", False)
+    about = _about(model, network, names, wanted)
+    onnx = to_onnx(Normalised(network, model.mean, model.std), names, model.image_size, about, ckpt, single)
+    (wanted_format,) = formats_of(config)
+    openvino = to_openvino(onnx, about, ckpt) if wanted_format == "openvino" else None
     batches = (1,) if single else BATCHES
+    images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+    worst = difference(network, seen, onnx_runner(onnx), images, batches, LARGEST, single)
+    _require_near(ckpt, worst, names, shown, "use task=predict")
+    if openvino is not None:
+        other = difference(network, seen, openvino_runner(openvino), images, batches, LARGEST, single)
+        _require_near(ckpt, other, names, shown, "give format=onnx, or use task=predict")
+        worst = max(worst, other, key=lambda each: each.share)
+    check = {"images": len(images), "of": source, "batches": batches, "difference": worst.share, "allowed": LARGEST}
+    check["at_cuts"] = [shown[i] for i in worst.at_cuts]
+    report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}
+    lines = [
+        f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, batches))}: differs from the "
+        f"checkpoint by {worst.share:.1g} of the largest value at most"
+    ]
+    if worst.at_cuts:
+        lines.append(
+            f"in {len(worst.at_cuts)} of them rounding moves a value of the checkpoint's own across a cut, such as a "
+            "box's corner to the next pixel: the file gives what the checkpoint gives on one side of it"
+        )
+    with whole_folder(run_dir := Path(run_dir), EXPORT) as folder:
+        write(onnx, folder / FILES["onnx"])
+        if openvino is not None:
+            write(openvino, folder / FILES["openvino"])
+        _write(folder, report)
+        if (own := getattr(network, "infer", None)) is not None:
+            decide, draw = own
+            write_whole(folder / SCRIPT, script(decide, draw, model.tile is not None))
+            report["infer"] = check_script(folder, Path(ckpt), model)
+            lines.append(told(report["infer"]))
+        _write(folder, report)
+        write_whole(folder / CARD, card(Path(ckpt), report, METHODS[model.method].licence))
+        mib = {path.name: path.stat().st_size / 2**20 for path in sorted(folder.glob("model.*"))}
+    sizes = ", ".join(f"{name} {size:.1f} MiB" for name, size in mib.items())
+    print(f"{sizes}: {model.method}; input {about['input']}; output {about['output']}")
+    print("\n".join([*lines, f"written to {run_dir}"]))
+    return report
+
+
+def _about(model: Model, network: Any, names: Sequence[str], wanted: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return what has to be known to use the file: what its metadata holds, and export.json begins with.
+
+    Args:
+        names, wanted: of the outputs of an image.
+    """
+    size, single = model.image_size, getattr(network, "single", False)
     rows = getattr(network, "rows", "K") if single else "N"
     shapes = (", ".join([rows, *map(str, values.shape[1:])]) for values in wanted)
     outputs = (f"{name} [{shape}]" for name, shape in zip(names, shapes, strict=True))
@@ -108,43 +164,27 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     for key in ("threshold", "accept", "map_threshold"):  # a score above it is a defect
         if (value := getattr(model, key)) is not None:
             about[key] = value
-    if model.accept is not None:
-        about["decision"] = DECISION
-    file: Any = to_onnx(Normalised(network, model.mean, model.std), names, size, about, ckpt, single)
-    (wanted_format,) = formats_of(config)
-    if wanted_format == "openvino":
-        file = to_openvino(file, about, ckpt)
-    run = openvino_runner(file) if wanted_format == "openvino" else onnx_runner(file)
-    images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
-    found = difference(network, seen, run, images, batches, LARGEST, single)
-    if not found.share <= LARGEST:  # NaN as well
-        given, wanted_rows = found.rows
-        where = f"{names[found.output]} of {shown[found.image]}"
-        what = f"{where} differs by {found.share:.2g} of its largest value from the checkpoint's, more than {LARGEST:g}"
-        if given != wanted_rows:
-            what = f"{where} has {given} row(s), the checkpoint's has {wanted_rows}"
-        instead = "give format=onnx, or use task=predict" if wanted_format == "openvino" else "use task=predict"
-        raise LabError(f"{ckpt} cannot be exported: {what}: {instead}")
-    check = {"images": len(images), "of": source, "batches": batches, "difference": found.share, "allowed": LARGEST}
-    check["at_cuts"] = [shown[i] for i in found.at_cuts]
-    report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}
-    run_dir = claim(run_dir, EXPORT)
-    name = FILES[wanted_format]
-    write(file, run_dir / name)
-    write_whole(run_dir / EXPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    mib = sum(path.stat().st_size for path in run_dir.glob("model.*")) / 2**20
-    print(f"{name}: {model.method}, {mib:.1f} MiB; input {about['input']}; output {about['output']}")
-    print(
-        f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, batches))}: differs from the "
-        f"checkpoint by {found.share:.1g} of the largest value at most"
-    )
-    if found.at_cuts:
-        print(
-            f"in {len(found.at_cuts)} of them rounding moves a value of the checkpoint's own across a cut, such as a "
-            "box's corner to the next pixel: the file gives what the checkpoint gives on one side of it"
-        )
-    print(f"written to {run_dir}")
-    return report
+    return about if model.accept is None else {**about, "decision": DECISION}
+
+
+def _require_near(ckpt: str, found: Difference, names: Sequence[str], shown: Sequence[str], instead: str) -> None:
+    """Refuse a file whose outputs are not the checkpoint's.
+
+    Raises:
+        LabError: they differ by more than LARGEST.
+    """
+    if found.share <= LARGEST:  # not true of NaN
+        return
+    given, wanted = found.rows
+    where = f"{names[found.output]} of {shown[found.image]}"
+    what = f"{where} differs by {found.share:.2g} of its largest value from the checkpoint's, more than {LARGEST:g}"
+    if given != wanted:
+        what = f"{where} has {given} row(s), the checkpoint's has {wanted}"
+    raise LabError(f"{ckpt} cannot be exported: {what}: {instead}")
+
+
+def _write(folder: Path, report: dict[str, Any]) -> None:
+    write_whole(folder / EXPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def _seen(cut: Cut) -> np.ndarray:

@@ -84,7 +84,7 @@ class Anomaly(Problem):
         return _prediction(model, *of_image(cut, windows))
 
     def exported(self, model: Model) -> nn.Module:
-        return ScoreAndMap(model.module)
+        return ScoreAndMap(model.module, model.map_threshold is not None)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines = [called(rows, model.threshold)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from mvtec_lab.engine.infer import verdict
 from mvtec_lab.evaluation.confidence import reservation
 from mvtec_lab.problems.classification.base import Classifier
 
@@ -26,6 +28,7 @@ class Probabilities(nn.Module):
     def __init__(self, classifier: Classifier, sets: Mapping[str, Sequence[float]] | None = None) -> None:
         super().__init__()
         self.classifier, self.single = classifier, classifier.single
+        self.infer = (decide, None)
         self.about: dict[str, Any] = {"use": _USE}
         if sets is not None:
             held_out = round(sum(sets["held_out"]))
@@ -34,3 +37,19 @@ class Probabilities(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.classifier(images).float().softmax(1),)
+
+
+def decide(outputs: dict[str, np.ndarray], about: dict[str, Any]) -> tuple[str, str, float | None, float]:
+    """Return decision (``-``: no class is good), class, score, which is 1 - p(good), and the class's probability."""
+    values, good = outputs["probabilities"][0], np.array([name == "good" for name in about["classes"]])
+    best, score, decision = int(values.argmax()), None, "-"
+    if good.any():
+        score = float(values[~good].sum())
+        if "threshold" in about:
+            decision = verdict(score, about)
+            if decision != "REVIEW":  # the class agrees with it
+                best = int(np.where(good == (decision == "OK"), values, -1).argmax())
+        else:
+            possible = values >= np.array(about.get("least", values.max()))
+            decision = "REVIEW" if possible.sum() > 1 or not possible[best] else "OK" if good[best] else "REJECT"
+    return decision, about["classes"][best], score, float(values[best])

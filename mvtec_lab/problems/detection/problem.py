@@ -19,13 +19,11 @@ from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
 from mvtec_lab.evaluation.detection import Box
-from mvtec_lab.models.views import view
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.detection.base import DetectionModel
 from mvtec_lab.problems.detection.build import build, class_of, rehearse, restore
+from mvtec_lab.problems.detection.exported import FoundBoxes
 from mvtec_lab.problems.detection.judging import CUT, judge, named
-from mvtec_lab.problems.detection.views import kept_inside
-from mvtec_lab.problems.padding import inside_of
 from mvtec_lab.results import GOOD
 
 log = logging.getLogger(__name__)
@@ -84,31 +82,6 @@ class Detection(Problem):
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         defects = sum(row["prediction"] != GOOD for row in rows)
         return [f"{defects} of {len(rows)} have a box with a score above the threshold {model.threshold:.4g}"]
-
-
-class FoundBoxes(nn.Module):
-    """Return boxes [K, 4], labels [K], scores [K] and, where it draws them, masks [K, 1, S, S] of a detector."""
-
-    outputs = ("boxes", "labels", "scores", "masks")
-    single = True
-
-    def __init__(self, module: DetectionModel) -> None:
-        super().__init__()
-        self.module = module
-        squeezed = "x times its width / image_size, y times its height / image_size"
-        original = "as place says" if module.hparams["padded"] else squeezed
-        self.about = {
-            "use": "an image with a score above threshold is a defect. boxes: x0, y0, x1, y1 in pixels of the square "
-            f"image; in the original's, {original}. labels: places in classes, from 1; 0 is good, which has no box. "
-            f"masks, where there are any: above {CUT} in a box's object"
-        }
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        numbers = range(self.module.views)
-        found = [self.module.fused(torch.cat([view(i, number) for number in numbers])) for i in images.split(1)]
-        part = inside_of({"image": images}, self.module.hparams["padded"])
-        found = found if part is None else [kept_inside(each, p) for each, p in zip(found, part, strict=True)]
-        return tuple(torch.cat([each[name] for each in found]) for name in self.outputs if name in found[0])
 
 
 class _Files:

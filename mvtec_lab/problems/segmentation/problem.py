@@ -14,24 +14,15 @@ from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.tiles import Window
 from mvtec_lab.engine.model import Model
-from mvtec_lab.evaluation.segmentation import image_score, peak, spread
-from mvtec_lab.models.views import view
+from mvtec_lab.evaluation.segmentation import image_score, spread
 from mvtec_lab.problems import METHODS
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
-from mvtec_lab.problems.padding import inside_of, within
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
-from mvtec_lab.problems.segmentation.base import SegmentationModel
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
+from mvtec_lab.problems.segmentation.exported import DefectMap
 from mvtec_lab.problems.segmentation.judging import found_type, judge, of_image
 from mvtec_lab.problems.segmentation.pictures import files
 from mvtec_lab.problems.segmentation.training import fit
-
-# How to use an exported file's outputs, for its metadata.
-USE = (
-    "an image with a score above threshold is a defect; its mask is where map, resized to the image bilinearly "
-    "(cv2.INTER_LINEAR), is above map_threshold; that of an image without a defect is empty"
-)
-USE_TYPES = "The output types holds the probabilities of the names in types, if there is a defect"
 
 
 class Segmentation(Problem):
@@ -109,30 +100,6 @@ def _prediction(
     caption = f"{row['found_type'] or name} ({score:.3g}; mask {share:.1%})"
     sized = partial(_prediction, model, score, score_map, types, frame)
     return Prediction(row, caption, files=files(score_map, begins, frame), sized=sized)
-
-
-class DefectMap(nn.Module):
-    """Return the score [N] of normalised images, as ``image_score``, and the probability of a defect in each cell of
-    the map that covers each of them, [N, h, w].
-
-    Where the model names types, their probabilities [N, K] as well: they are those of a defect, if there is one.
-    """
-
-    outputs = ("score", "map", "types")
-
-    def __init__(self, module: SegmentationModel) -> None:
-        super().__init__()
-        self.module = module
-        self.about: dict[str, Any] = {"use": USE}
-        if module.type_model is not None:
-            self.about = {"use": f"{USE}. {USE_TYPES}", "types": module.kinds}
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        module = self.module
-        maps, types = module.judged({"image": view(images, number)} for number in range(module.views))
-        maps = within(maps, inside_of({"image": images}, module.hparams["padded"]))
-        scores = maps.flatten(1).topk(peak(maps[0].numel()), dim=1).values.mean(1)
-        return (scores, maps) if module.type_model is None else (scores, maps, types)
 
 
 PROBLEM = Segmentation()

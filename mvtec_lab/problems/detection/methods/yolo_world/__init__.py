@@ -45,6 +45,7 @@ METHOD = Method(
     "detection",
     home="mvtec_lab.problems.detection.methods.yolo_world.model:YoloWorld",
     backbone=False,
+    licence="ultralytics, AGPL-3.0, also for what is built with them, unless a licence is bought",
     own_weights=True,
     options={
         # s: 12.8 million parameters, the smallest that weights are published for

@@ -7,6 +7,7 @@ METHOD = Method(
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.sam.model:SamMask",
     backbone=False,
+    licence="Meta's SAM and MobileSAM, Apache-2.0",
     options={
         "views": VIEWS,
         "channels": Option(int, "channels of the light decoder", 64, least=8),

@@ -28,6 +28,7 @@ METHOD = Method(
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.sam_box.model:SamBox",
     backbone=False,
+    licence="Meta's SAM and MobileSAM, Apache-2.0",
     options={
         **OPTIONS,
         "views": VIEWS,

@@ -25,6 +25,7 @@ METHOD = Method(
     "segmentation",
     home="mvtec_lab.problems.segmentation.methods.sam_zero.model:SamZero",
     backbone=False,
+    licence="Meta's SAM and MobileSAM, Apache-2.0",
     options={**sam_box.OPTIONS, "views": VIEWS},
     keys=("model.sam_weights",),
     idle=idle,

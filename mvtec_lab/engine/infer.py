@@ -1,0 +1,163 @@
+"""Judge images with the model beside this file: python infer.py IMAGE_OR_FOLDER ... [--map FOLDER]
+
+It needs onnxruntime, numpy and Pillow alone; export.json says how images are prepared and what the outputs mean. An
+image has a line, with tabs between: decision, class, score, confidence, file. REJECT lies above the threshold, REVIEW
+between ``accept`` and the threshold. The exit status is 1 where an image cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+HERE = Path(__file__).resolve().parent
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def read(path: Path, white: int) -> np.ndarray:
+    """Return an image as levels, uint8 RGB [H, W, 3], upright; in a 16-bit file, ``white`` becomes 255."""
+    with Image.open(path) as file:
+        deep = file.format in ("PNG", "TIFF") and ";16" in str(getattr(file, "tile", ""))
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):
+            grey = np.minimum(np.asarray(image), white).astype(np.uint32)
+            return np.repeat(((grey * 510 + white) // (2 * white)).astype(np.uint8)[..., None], 3, axis=2)
+        if deep or image.mode in ("I", "F"):
+            raise ValueError("Pillow reads no colours of 16 bits and no pixels of 32 bits: save it with 8 bits")
+        image.info.pop("transparency", None)
+        return np.asarray(image.convert("RGB"))
+
+
+def shrink(rows: np.ndarray, length: int) -> np.ndarray:
+    """Average rows [n, ...] to fewer: a new one is the mean of what it covers, like cv2.INTER_AREA."""
+    if length >= len(rows):
+        return rows
+    edges = np.arange(length + 1) * (len(rows) / length)
+    first = np.minimum(edges.astype(int), len(rows) - 1)
+    whole = np.add.reduceat(rows, first, axis=0, dtype=np.float64)[:-1]
+    return (whole + np.diff((edges - first)[:, None, None] * rows[first], axis=0)) * (length / len(rows))
+
+
+def grow(rows: np.ndarray, length: int) -> np.ndarray:
+    """Interpolate rows [n, ...] to more, by the cubic of a = -0.75, like cv2.INTER_CUBIC."""
+    if length <= len(rows):
+        return rows
+    at = (np.arange(length) + 0.5) * len(rows) / length - 0.5
+    total = np.zeros((length, *rows.shape[1:]))
+    for step in (-1, 0, 1, 2):
+        row = np.floor(at).astype(int) + step
+        d = np.abs(at - row)
+        weight = np.where(d <= 1, (1.25 * d - 2.25) * d * d + 1, ((3.75 - 0.75 * d) * d - 6) * d + 3)
+        total += weight[:, None, None] * rows[np.clip(row, 0, len(rows) - 1)]
+    return total
+
+
+def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, int]:
+    """Return where an image lies in the square that the network sees: top, left, height, width."""
+    h, w = size, size
+    if fit == "letterbox":
+        h, w = (max(1, round(side * size / max(height, width))) for side in (height, width))
+    return (size - h) // 2, (size - w) // 2, h, w
+
+
+def square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Return what the network sees of an image: uint8 [size, size, 3]."""
+    top, left, h, w = place(image.shape[0], image.shape[1], size, fit)
+    half = image.shape[:2] == (2 * h, 2 * w)  # where OpenCV rounds .5 up, and elsewhere to even
+    for resample in (shrink, grow):
+        part = resample(resample(image, h).swapaxes(0, 1), w).swapaxes(0, 1)
+        image = np.clip(np.floor(part + 0.5) if half else np.rint(part), 0, 255).astype(np.uint8)
+    rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])  # its colour is beside a letterboxed image
+    whole = np.full((size, size, 3), np.rint(rim.mean(axis=0)), np.uint8)
+    whole[top : top + h, left : left + w] = image
+    return whole
+
+
+def look(image: np.ndarray, session: Any, about: dict[str, Any], maps: bool) -> dict[str, np.ndarray]:
+    """Return what the model gives of an image, by name; ``map`` as it covers the image, [H, W], if maps are wanted."""
+    size, fit = about["image_size"], about["fit"]
+    levels = square(image, size, fit).transpose(2, 0, 1)[None]
+    values = session.run(None, {"images": (levels / 255).astype(np.float32)})
+    outputs = dict(zip((output.name for output in session.get_outputs()), values, strict=True))
+    if maps and "map" in outputs:
+        heat = Image.fromarray(outputs["map"][0].astype(np.float32))
+        top, left, h, w = place(image.shape[0], image.shape[1], size, fit)
+        if (h, w) != (size, size):
+            heat = heat.resize((size, size), Image.Resampling.BILINEAR).crop((left, top, left + w, top + h))
+        outputs["map"] = np.asarray(heat.resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+    return outputs
+
+
+def starts(length: int, tile: int) -> list[int]:
+    """Return where tiles begin along a side: evenly, and neighbours share an eighth of a tile or more."""
+    shared = round(tile / 8)
+    last = -(-(length - shared) // (tile - shared)) - 1
+    return [round(k * (length - tile) / last) for k in range(last + 1)] if length > tile else [0]
+
+
+def look_at_tiles(image: np.ndarray, session: Any, about: dict[str, Any], maps: bool) -> dict[str, np.ndarray]:
+    """Return what the model gives of the tile with the highest score; ``map`` is of all tiles, as in ``look``."""
+    tile, found = about["tile"], []
+    heat, total = np.zeros(image.shape[:2], np.float32), np.zeros(image.shape[:2], np.float32)
+    for top in starts(image.shape[0], tile):
+        for left in starts(image.shape[1], tile):
+            part = np.s_[top : top + tile, left : left + tile]
+            found.append(look(image[part], session, about, maps))
+            if maps and "map" in found[-1]:
+                sides = (np.arange(n) + 0.5 for n in total[part].shape)
+                weight = np.minimum.outer(*(np.minimum(side, side[::-1]) for side in sides))  # distance from its border
+                heat[part] += weight * found[-1].pop("map")
+                total[part] += weight
+    best = max(found, key=lambda outputs: float(outputs["score"][0]))
+    return {**best, "map": heat / total} if total.any() else best
+
+
+def verdict(score: float, about: dict[str, Any]) -> str:
+    """Return the decision that the thresholds make of a score."""
+    if score > about["threshold"]:
+        return "REJECT"
+    return "REVIEW" if score > about.get("accept", about["threshold"]) else "OK"
+
+
+def draw_map(image: np.ndarray, outputs: dict[str, np.ndarray], about: dict[str, Any]) -> Image.Image:
+    """Return the image, red where its map is above ``map_threshold``."""
+    above = (outputs["map"] > about["map_threshold"])[..., None]
+    return Image.fromarray(np.where(above, image // 2 + np.array([127, 0, 0], np.uint8), image))
+
+
+def main(see: Callable, decide: Callable, draw: Callable | None) -> int:
+    """Judge the images of the command line; return the exit status."""
+    import onnxruntime
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, help="an image, or a folder of images")
+    parser.add_argument("--map", type=Path, help="a folder for pictures of what was found")
+    given, status = parser.parse_args(), 0
+    if given.map and draw is None:
+        parser.error("--map: this model does not say where a defect is")
+    about = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    for source in given.images:
+        below = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
+        for path in below if source.is_dir() else [source]:
+            try:
+                image = read(path, about["white"])
+            except (OSError, SyntaxError, ValueError) as error:
+                print("ERROR", path, error, sep="\t", file=sys.stderr)
+                status = 1
+                continue
+            outputs = see(image, session, about, given.map is not None)
+            decision, name, *values = decide(outputs, about)
+            print(decision, name, *("-" if v is None else f"{v:.6g}" for v in values), path, sep="\t", flush=True)
+            if given.map and draw:
+                target = Path(f"{given.map / (path.name if path == source else path.relative_to(source))}.png")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw(image, outputs, about).save(target)
+    return status

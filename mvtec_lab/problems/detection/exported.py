@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 from mvtec_lab.engine.infer import place, verdict
@@ -53,6 +53,8 @@ def decide(outputs: dict[str, np.ndarray], about: dict[str, Any]) -> tuple[str, 
 
 def draw(image: np.ndarray, outputs: dict[str, np.ndarray], about: dict[str, Any]) -> Image.Image:
     """Return the image with its boxes above the threshold."""
+    from PIL import ImageDraw  # here, as this function goes into infer.py without the imports above
+
     (height, width), drawn = image.shape[:2], Image.fromarray(image)
     top, left, h, w = place(height, width, about["image_size"], about["fit"])
     for box in outputs["boxes"][outputs["scores"] > about["threshold"]]:

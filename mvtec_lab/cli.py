@@ -27,14 +27,16 @@ from omegaconf.errors import OmegaConfBaseException
 from mvtec_lab import __version__
 from mvtec_lab.arguments import override, parse, typed_keys
 from mvtec_lab.complaints import explain
+from mvtec_lab.composing import check, to_config
 from mvtec_lab.config import Config
 from mvtec_lab.engine.process import command_line_settings
 from mvtec_lab.errors import LabError
-from mvtec_lab.job import TASKS, Command, Job, check, to_config
+from mvtec_lab.job import Command, Job
 from mvtec_lab.logs import logging_restored
 from mvtec_lab.own import CONF, own_files
 from mvtec_lab.pilot import Pilot, pilot_of
 from mvtec_lab.sweep import COMMAND, Stop, begun, sum_up
+from mvtec_lab.tasks import TASKS
 
 if TYPE_CHECKING:
     from mvtec_lab.reporting.pairs import Comparison

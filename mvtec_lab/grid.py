@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from mvtec_lab.arguments import as_typed
+from mvtec_lab.composing import searches, to_config
 from mvtec_lab.errors import LabError, redacted
-from mvtec_lab.job import searches, to_config
 from mvtec_lab.problems import deciding
 
 # The keys that a cross-validation sets itself.

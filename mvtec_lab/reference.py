@@ -20,11 +20,11 @@ from mvtec_lab.arguments import OPTIONS
 from mvtec_lab.config import Config
 from mvtec_lab.errors import unknown
 from mvtec_lab.evaluation.specs import all_metrics
-from mvtec_lab.job import TASKS
 from mvtec_lab.knobs import GROUPS, Knob, Needs, bounds, knobs
 from mvtec_lab.own import CONF
 from mvtec_lab.problems import METHODS, takers
 from mvtec_lab.problems.classification import LOSSES
+from mvtec_lab.tasks import TASKS
 
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "keys", list: "list"}
 _WIDTH = 100  # columns of a line of help

@@ -19,29 +19,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mvtec_lab.arguments import as_typed, text, typed_keys
 from mvtec_lab.complaints import complain, explain
+from mvtec_lab.composing import check, idle, look_at_data, look_at_files, settle, to_config
 from mvtec_lab.config import Config
 from mvtec_lab.engine.loggers import note_verdict
 from mvtec_lab.engine.resume import as_begun, earlier_run
 from mvtec_lab.engine.threads import computing_with
 from mvtec_lab.errors import IncompleteError, LabError, MissingWeights, redacted
 from mvtec_lab.grid import cross_validate, grid, launcher_of, prepare_search, share_out
-from mvtec_lab.job import (
-    FAILED,
-    Command,
-    check,
-    function_of,
-    idle,
-    look_at_data,
-    look_at_files,
-    remove_empty,
-    settle,
-    to_config,
-)
+from mvtec_lab.job import FAILED, Command, remove_empty
 from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.problems import in_full
 from mvtec_lab.products import Products
 from mvtec_lab.results import RESULT, RunResult, one_line, write_whole
+from mvtec_lab.tasks import function_of
 
 MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
 _HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # those whose jobs run on this very machine

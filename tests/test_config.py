@@ -8,8 +8,9 @@ from functools import cache
 import pytest
 from conftest import ONE_CLASS_METHODS
 
+from mvtec_lab.checks import validate
 from mvtec_lab.cli import compose
-from mvtec_lab.config import OPTIMIZERS, SAMPLE_BACKBONE, SAMPLE_WEIGHTS, SCHEDULERS, Config, validate
+from mvtec_lab.config import OPTIMIZERS, SAMPLE_BACKBONE, SAMPLE_WEIGHTS, SCHEDULERS, Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.models import optim
 from mvtec_lab.own import CONF

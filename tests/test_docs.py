@@ -14,7 +14,7 @@ from conftest import SIZE, write_product
 from test_package import project
 
 import mvtec_lab
-from mvtec_lab import job, reference, sweep
+from mvtec_lab import job, reference, sweep, tasks
 from mvtec_lab.cli import main
 from mvtec_lab.data import source
 from mvtec_lab.results import find_runs
@@ -104,7 +104,7 @@ def test_every_command_of_the_readme_runs(small: list[str], places: Callable[[st
         if not any(word.startswith(("data=", "ckpt=")) for word in words):
             words += ["data=folder", f"data.root={tmp_path}/my_product"]  # drawing the sample takes seconds
         task = next((word[5:] for word in words if word.startswith("task=")), "train")
-        reads = job.TASKS[task]
+        reads = tasks.TASKS[task]
         words += [
             word for word in small if word.startswith(reads.reads) and not word.startswith(("ckpt", *reads.ignores))
         ]

@@ -12,11 +12,11 @@ from mvtec_lab.arguments import typed_keys
 from mvtec_lab.cli import compose, main
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.job import TASKS
 from mvtec_lab.knobs import knobs, settings
 from mvtec_lab.own import CONF
 from mvtec_lab.problems import METHODS, check
 from mvtec_lab.results import find_runs
+from mvtec_lab.tasks import TASKS
 
 
 @pytest.mark.parametrize(

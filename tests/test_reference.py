@@ -9,11 +9,11 @@ import pytest
 from mvtec_lab.cli import main
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.job import TASKS
 from mvtec_lab.knobs import settings
 from mvtec_lab.own import CONF
 from mvtec_lab.problems import METHODS
 from mvtec_lab.reference import choices, entries, page, sections
+from mvtec_lab.tasks import TASKS
 
 
 def test_every_key_and_every_option_has_an_entry_with_its_meaning() -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from mvtec_lab.composing import settle
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.errors import LabError
-from mvtec_lab.job import settle
 from mvtec_lab.problems import check
 from mvtec_lab.problems.detection.methods import yolo_world
 from mvtec_lab.problems.detection.methods.yolo_world.__main__ import main

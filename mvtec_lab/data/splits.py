@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mvtec_lab.config import SplitConfig, untested, validate_split
+from mvtec_lab.checks import validate_split
+from mvtec_lab.config import SplitConfig, untested
 from mvtec_lab.data.samples import Sample, classes_of, no_good
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.results import DEFECT, GOOD, read_csv

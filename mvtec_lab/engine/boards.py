@@ -13,7 +13,8 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
-from mvtec_lab.config import Config, loggers_of
+from mvtec_lab.checks import loggers_of
+from mvtec_lab.config import Config
 from mvtec_lab.engine.loggers import LOGGED
 from mvtec_lab.errors import redacted
 from mvtec_lab.knobs import settings

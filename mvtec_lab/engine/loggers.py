@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from mvtec_lab.config import Config, loggers_of
+from mvtec_lab.checks import loggers_of
+from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import read_json
 from mvtec_lab.results import write_whole

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
 from mvtec_lab.models.files import check_file

@@ -13,7 +13,8 @@ from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
 
 from mvtec_lab import knobs
-from mvtec_lab.config import Config, untested, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config, untested
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.base import Method, Problem, Rules, checked_options
 from mvtec_lab.registry import Registry

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvtec_lab.config import Config, formats_of, validate
+from mvtec_lab.checks import formats_of, validate
+from mvtec_lab.config import Config
 from mvtec_lab.data.annotations import WRITERS
 from mvtec_lab.data.annotations.export import Annotated, unique_names
 from mvtec_lab.data.annotations.reading import inner_format

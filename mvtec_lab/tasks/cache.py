@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mvtec_lab.cache import ArrayCache, Entry
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
 
 

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from mvtec_lab.cache import ArrayCache
-from mvtec_lab.config import SAMPLE_WEIGHTS, Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import SAMPLE_WEIGHTS, Config
 from mvtec_lab.engine.threads import Usage, choose, usage
 from mvtec_lab.errors import IncompleteError, LabError
 from mvtec_lab.problems import METHODS

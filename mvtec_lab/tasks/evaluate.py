@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mvtec_lab.config import Config, untested, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config, untested
 from mvtec_lab.data.contents import Contents, contents_listed, require_same
 from mvtec_lab.data.images import digests
 from mvtec_lab.data.splits import pool_of

@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from mvtec_lab.config import Config, formats_of, validate
+from mvtec_lab.checks import formats_of, validate
+from mvtec_lab.config import Config
 from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.tiles import OVERLAP

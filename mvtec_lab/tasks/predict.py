@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.data.images import attempts, read_image, too_bright
 from mvtec_lab.data.incoming import KEPT, Source, find
 from mvtec_lab.data.listing import name_left_out

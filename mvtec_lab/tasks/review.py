@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.engine.listening import address_of, is_local, listen, require_server
 from mvtec_lab.review.items import Subject, most_doubtful, read_subject
 from mvtec_lab.review.store import Store

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.engine.listening import address_of, is_local, listen, require_server
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mvtec_lab.config import Config, validate
+from mvtec_lab.checks import validate
+from mvtec_lab.config import Config
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of, origin_of
 from mvtec_lab.engine.setup import claim

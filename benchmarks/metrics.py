@@ -220,7 +220,10 @@ def over_folds(metric: str, labels: np.ndarray, change: np.ndarray) -> bool:
     """Tell whether the lab calls two attempts different by the differences of their folds."""
     steps = {"accuracy": 1 / len(labels), "balanced_accuracy": statistics.image_weights(labels).max()}
     once = metric in PROPER
-    return statistics.corrected_t_test(change, 1 / (FOLDS - 1), steps.get(metric, 0.0), once=once) < ALPHA
+    return (
+        statistics.corrected_t_test(change, 1 / (FOLDS - 1), steps.get(metric, 0.0), one_round=FOLDS if once else 0)
+        < ALPHA
+    )
 
 
 @cache

@@ -98,6 +98,12 @@ def test_equal_learners_are_rarely_called_different_over_folds(kind: folds.Kind,
         assert folds.level(kind, metric, rounds, sure) <= (0.08 if few else 0.06)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", folds.BESIDE, ids=lambda kind: f"{kind.name}, {kind.beside}")
+def test_good_images_beside_the_folds_call_no_more_equal_methods_different(kind: folds.Beside) -> None:
+    assert all(folds.level_beside(kind, rounds) <= 0.06 for rounds in folds.ROUNDS)
+
+
 def test_a_learner_that_sees_much_in_its_images_varies_more_than_its_folds_show() -> None:
     """The reason why further rounds do not count for scores."""
     few = folds.changes(folds.KINDS[0], number=folds.BATCH)["brier", 1.0]

@@ -14,7 +14,7 @@ from test_reporting import fabricate, fail
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.reporting.attempts import Estimate
+from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import Comparison, Pair
 from mvtec_lab.reporting.report import REPORT, sum_up
@@ -118,6 +118,25 @@ def test_many_rounds_of_few_images_are_warned_of(tmp_path: Path, rounds: int, wa
     comparison = compare(load_runs(tmp_path))
     assert comparison.pairs[0].evidence.design.repeats == rounds
     assert ("Take p with care: 6 rounds" in said(comparison)) == warned
+
+
+@pytest.mark.parametrize(
+    ("train", "problem", "ratio", "one_round"),
+    [
+        ({"good": 209}, "anomaly", 17 / 209, 5),  # the same images in every fold
+        ({"good": 225, "hole": 50}, "segmentation", 1 / 4, 0),  # 209 of them in every fold
+        ({"good": 16, "hole": 50}, "classification", 17 / 66, 0),
+    ],
+)
+def test_good_images_beside_the_folds_do_not_make_the_folds_less_alike(
+    train: dict[str, int], problem: str, ratio: float, one_round: int
+) -> None:
+    counts = {"train": train, "test": {"good": 4, "hole": 13}}
+    run = RunResult("base", 0, "folder", "widget", "resnet18", "run", fold=0, problem=problem, counts=counts)
+    run.status = "completed"
+    settings = {"run": {"split.protocol": "kfold", "split.folds": "5"}}
+    attempt = Attempt("base", [run], settings)
+    assert (attempt.ratio(), attempt.one_round) == (pytest.approx(ratio), one_round)
 
 
 @pytest.mark.slow

@@ -142,8 +142,8 @@ def test_folds_take_the_corrected_test_and_the_bounds_are_possible(tmp_path: Pat
     ours, theirs = (
         [r.metrics["test"]["loss"] for r in load_runs(tmp_path) if r.attempt == a] for a in ("dull", "sharp")
     )
-    ratio = 24 / 80
-    p = statistics.corrected_t_test(np.array(ours) - theirs, ratio, once=True)  # one image's step is no least spread
+    ratio = 24 / 80  # by which four test sets are a round, where no config.yaml says how many folds there are
+    p = statistics.corrected_t_test(np.array(ours) - theirs, ratio, one_round=4)  # one image's step is no least spread
     assert pair.p == pytest.approx(p, rel=0.01)
     for attempt in comparison.attempts:
         estimate = attempt.estimate("brier")
@@ -157,8 +157,8 @@ def test_a_second_round_of_folds_does_not_make_a_score_more_certain(tmp_path: Pa
             stating(tmp_path / f"{name}{index}", name, clear, 1.0, fold=index)
     by_accuracy, by_score = (compared(tmp_path, metric).pairs[0] for metric in ("accuracy", "log_loss"))
     change, ratio = np.array(_losses(tmp_path, "dull")) - _losses(tmp_path, "sharp"), 24 / 80
-    assert by_score.p == pytest.approx(statistics.corrected_t_test(change, ratio, once=True), rel=1e-6)
-    assert by_score.error == pytest.approx(change.std(ddof=1) * np.sqrt(ratio / (1 + ratio)), rel=1e-6)  # as it seems
+    assert by_score.p == pytest.approx(statistics.corrected_t_test(change, ratio, one_round=4), rel=1e-6)
+    assert by_score.error == pytest.approx(change.std(ddof=1) * np.sqrt(1 / 4), rel=1e-6)  # as it seems
     assert by_score.evidence.once
     assert not by_accuracy.evidence.once
 

@@ -46,10 +46,10 @@ def test_the_correction_is_nadeau_and_bengios() -> None:
 def test_of_scores_ten_folds_count_as_the_five_of_one_round() -> None:
     student = stats.ttest_1samp(VALUES, 0).statistic
     expected = 2 * stats.t.sf(student * np.sqrt(0.1 / 0.45), 9)
-    assert statistics.corrected_t_test(VALUES, 0.25, once=True) == pytest.approx(expected)
-    low, high = statistics.corrected_interval(VALUES, 0.25, once=True)
+    assert statistics.corrected_t_test(VALUES, 0.25, one_round=5) == pytest.approx(expected)
+    low, high = statistics.corrected_interval(VALUES, 0.25, one_round=5)
     assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 9) * VALUES.std(ddof=1) * np.sqrt(0.45))
-    assert statistics.of_mean(3, 0.25, True) == pytest.approx(1 / 3 + 0.25)  # of a round that is not complete
+    assert statistics.of_mean(3, 0.25, 5) == pytest.approx(1 / 3 + 0.25)  # of a round that is not complete
 
 
 def test_the_bayesian_test_agrees_with_the_frequentist_one() -> None:

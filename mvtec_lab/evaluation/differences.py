@@ -249,20 +249,20 @@ def with_seeds(difference: Difference, groups: Sequence[npt.ArrayLike]) -> Diffe
     return _tested(difference.value, noises, (difference.low + difference.high) / 2, difference.limit)
 
 
-def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, once: bool = False) -> Noise:
+def noise_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, one_round: int = 0) -> Noise:
     """Return the noise of a mean difference over test sets, as ``corrected_t_test`` takes it; arguments as there."""
-    variance = variance_of_test_sets(differences, ratio, resolution, once=once)
-    return noise_over_sets(variance, len(np.asarray(differences)), ratio, once=once)
+    variance = variance_of_test_sets(differences, ratio, resolution, one_round=one_round)
+    return noise_over_sets(variance, len(np.asarray(differences)), ratio, one_round=one_round)
 
 
-def variance_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, once: bool = False) -> float:
+def variance_of_test_sets(differences: npt.ArrayLike, ratio: float, resolution: float, *, one_round: int = 0) -> float:
     """Return the variance of the difference on one test set, as ``corrected_t_test`` takes it; arguments as there."""
-    error = statistics.corrected_error(differences, ratio, resolution, once=once)
-    return error**2 / statistics.of_mean(len(np.asarray(differences)), ratio, once)
+    error = statistics.corrected_error(differences, ratio, resolution, one_round=one_round)
+    return error**2 / statistics.of_mean(len(np.asarray(differences)), ratio, one_round)
 
 
 def noise_over_sets(
-    variance: float, sets: int, ratio: float, known: float | None = None, *, once: bool = False
+    variance: float, sets: int, ratio: float, known: float | None = None, *, one_round: int = 0
 ) -> Noise:
     """Return the noise of a mean difference over test sets, from its variance on one of them.
 
@@ -274,10 +274,10 @@ def noise_over_sets(
         sets: the number of test sets.
         ratio: test images over the images that the learner had.
         known: the degrees of freedom of ``variance`` where other test sets gave it.
-        once: see ``statistics.of_mean``.
+        one_round: see ``statistics.of_mean``.
     """
-    seen = variance * max(1 / sets, ratio / (1 + ratio))
-    return Noise(variance * statistics.of_mean(sets, ratio, once), seen, sets - 1, grows=False, known=known)
+    seen = variance * max(1 / sets, 1 / one_round if one_round else ratio / (1 + ratio))
+    return Noise(variance * statistics.of_mean(sets, ratio, one_round), seen, sets - 1, grows=False, known=known)
 
 
 def power_of(noises: Sequence[Noise], figures: tuple[float, float], alpha: float) -> Callable[[float], float]:

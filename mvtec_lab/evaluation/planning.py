@@ -107,7 +107,7 @@ class OverTestSets:
         return Design(round(self.tested * self.folds), self.folds, max(1, round(self.sets / self.folds)))
 
     def found(self, alpha: float) -> float | None:
-        noise = noise_over_sets(self.variance, self.sets, self.ratio, once=self.once)
+        noise = noise_over_sets(self.variance, self.sets, self.ratio, one_round=self.folds if self.once else 0)
         return found_difference([noise], _NO_GROWTH, alpha, self.most)
 
     def power(self, design: Design, alpha: float) -> Power:
@@ -116,8 +116,16 @@ class OverTestSets:
         variance = self.variance * self.tested * design.folds / design.images
         ratio, known = self.ratio * (self.folds - 1) / (design.folds - 1), self.sets - 1
         if design == self.design:  # as ``found`` has it
-            return power_of([noise_over_sets(self.variance, self.sets, self.ratio, once=self.once)], _NO_GROWTH, alpha)
-        return power_of([noise_over_sets(variance, design.runs, ratio, known, once=self.once)], _NO_GROWTH, alpha)
+            return power_of(
+                [noise_over_sets(self.variance, self.sets, self.ratio, one_round=self.folds if self.once else 0)],
+                _NO_GROWTH,
+                alpha,
+            )
+        return power_of(
+            [noise_over_sets(variance, design.runs, ratio, known, one_round=design.folds if self.once else 0)],
+            _NO_GROWTH,
+            alpha,
+        )
 
     @property
     def repeats(self) -> Sequence[int]:
@@ -211,7 +219,9 @@ class OnOneTestSet:
         tested = design.images / design.folds
         variance = sum(noise.seen for noise in self.of_images) * self.images / tested
         variance += sum(noise.variance for noise in self.of_seeds) * self.seeds
-        return noise_over_sets(variance, design.runs, 1 / (design.folds - 1), self.images - 1, once=self.once)
+        return noise_over_sets(
+            variance, design.runs, 1 / (design.folds - 1), self.images - 1, one_round=design.folds if self.once else 0
+        )
 
 
 @dataclass(frozen=True)

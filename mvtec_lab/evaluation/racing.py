@@ -84,13 +84,13 @@ def over_looks(p: float, number: int) -> float:
     return min(1.0, p * number)
 
 
-def leads(changes: Sequence[Change], after: int, *, once: bool = False) -> list[Lead]:
+def leads(changes: Sequence[Change], after: int, *, one_round: int = 0) -> list[Lead]:
     """Test every pair at one look: the corrected resampled t-test, with the variance that the attempts share.
 
     Args:
         changes: of all pairs of the attempts that are still in.
         after: the number of folds.
-        once: see ``statistics.of_mean``.
+        one_round: see ``statistics.of_mean``.
     """
     from scipy import stats
 
@@ -100,7 +100,7 @@ def leads(changes: Sequence[Change], after: int, *, once: bool = False) -> list[
     common = st.fmean(change.variance for change in changes)
     own = {name: st.fmean(change.variance for change in changes if name in change[:2]) for name in names}
     variances = np.array([max(c.variance, common, own[c.first], own[c.second]) for c in changes])
-    errors = np.sqrt(variances * np.array([of_mean(after, change.ratio, once) for change in changes]))
+    errors = np.sqrt(variances * np.array([of_mean(after, change.ratio, one_round) for change in changes]))
     freedom, values = (after - 1) * min(len(names) - 1, LENDERS), np.array([change.value for change in changes])
     with np.errstate(divide="ignore", invalid="ignore"):  # without any spread
         p = np.where(values == 0, 1.0, 2 * stats.t.sf(np.abs(values) / errors, freedom))

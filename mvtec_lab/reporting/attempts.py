@@ -18,7 +18,7 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosing, d
 from mvtec_lab.evaluation.tested import Tested, TestSet, confusions
 from mvtec_lab.foreign import damaged
 from mvtec_lab.reporting.runs import Settings, tested
-from mvtec_lab.results import RESULT, RunResult
+from mvtec_lab.results import GOOD, RESULT, RunResult
 
 THINNED = ("data.imbalance", "data.per_class")  # settings that leave out training images
 
@@ -140,14 +140,33 @@ class Attempt:
         return {seed: value for seed, metrics in values.items() if (value := self.metric.of(metrics)) is not None}
 
     def ratio(self, split: str = "test") -> float:
-        """Return the images judged on over those that the learner had: for training, and for choosing if on test."""
+        """Return the images judged on over those that the learner had: for training, and for choosing if on test.
+
+        Good images that train in every fold beside those that folds divide do not make the folds' trainings any more
+        alike: what learns defects has no smaller ratio than these folds alone. What learns good images alone has the
+        same ones in every fold, whose luck no ratio tells.
+        """
 
         def ratio(run: RunResult) -> float:
             count = {name: sum(images.values()) for name, images in run.counts.items()}
             chosen = 0 if split == "val" or run.val_is_test else count.get("val", 0)
             return count.get(split, 0) / max(count.get("train", 0) + chosen, 1)
 
-        return st.fmean(ratio(run) for run in self.done)
+        found = st.fmean(ratio(run) for run in self.done)
+        learns_defects = any(run.counts.get("train", {}).keys() - {GOOD} for run in self.done)
+        return max(found, 1 / (self.parts - 1)) if split == "test" and self.parts and learns_defects else found
+
+    @cached_property
+    def one_round(self) -> int:
+        """Return the test sets of a round of folds where further rounds tell no more of the metric, otherwise 0.
+
+        Splits drawn at random test a share of their own, and as many of them as cover the images are a round.
+        """
+        return self._round if self.metric.inference.once else 0
+
+    @cached_property
+    def _round(self) -> int:
+        return self.parts or max(2, round(1 + 1 / self.ratio()))
 
     def resolution(self, test_sets: Sequence[TestSet], metric: Metric, images: float | None = None) -> float:
         """Return what one image changes in a metric, on test sets of ``images`` on average (None: as predicted)."""
@@ -178,8 +197,8 @@ class Attempt:
             if len(values) < LEAST_RUNS:
                 return Estimate(mean, method=method)
             one = self.resolution(list(self.tests), metric, images)
-            once = metric.inference.once
-            interval = statistics.corrected_interval(values, self.ratio(split), one, once=once)
+            one_round = self._round if metric.inference.once else 0
+            interval = statistics.corrected_interval(values, self.ratio(split), one, one_round=one_round)
             return Estimate(mean, *metric.clip(*interval), method)
         of_seeds = [value for m in of_runs if (value := metric.of(m)) is not None]
         value, runs = st.fmean(of_seeds), len(of_seeds)

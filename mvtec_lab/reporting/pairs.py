@@ -280,29 +280,31 @@ def _over_test_sets(pair: Pair, a: Attempt, b: Attempt, common: Sequence[TestSet
         pair.refused = f"not every test set has a {metric.title}"
         return
     change, ratio, resolution = known
-    once = metric.inference.once
+    one_round = max(a.one_round, b.one_round)
     if metric.share:
-        pair.bayesian = statistics.practical_equivalence(metric.sign * change, ratio, ROPE, resolution)
-    noise = differences.noise_of_test_sets(change, ratio, resolution, once=once)
+        pair.bayesian = statistics.practical_equivalence(
+            metric.sign * change, ratio, ROPE, resolution, one_round=one_round
+        )
+    noise = differences.noise_of_test_sets(change, ratio, resolution, one_round=one_round)
     test, value, pair.error = "corrected resampled t-test", float(change.mean()), noise.seen**0.5
     if dropped := [attempt for attempt in (a, b) if attempt.dropped]:
-        pair.raced, own = True, statistics.corrected_error(change, ratio, resolution, once=once)
+        pair.raced, own = True, statistics.corrected_error(change, ratio, resolution, one_round=one_round)
         pair.p, interval, test = _at_its_look(min(dropped, key=_when), a, b, value, own, len(change))
         pair.difference = Estimate(value, *metric.clip(*interval, change=True), test)
         return  # which difference another race would find is another question
-    pair.p = statistics.corrected_t_test(change, ratio, resolution, once=once)
-    interval = statistics.corrected_interval(change, ratio, resolution, once=once)
+    pair.p = statistics.corrected_t_test(change, ratio, resolution, one_round=one_round)
+    interval = statistics.corrected_interval(change, ratio, resolution, one_round=one_round)
     low, high = metric.clip(*interval, change=True)
     pair.difference = Estimate(value, low, high, test)
     pair.evidence = OverTestSets(
-        variance=differences.variance_of_test_sets(change, ratio, resolution, once=once),
+        variance=differences.variance_of_test_sets(change, ratio, resolution, one_round=one_round),
         sets=len(common),
         tested=float(np.mean([len(images) for images in common])),
         ratio=ratio,
         folds=max(a.parts, b.parts) or max(2, round(1 + 1 / ratio)),  # splits drawn at random test a share of their own
         most=metric.limit,
         alike=not change.any(),
-        once=once,
+        once=metric.inference.once,
     )
 
 

@@ -106,8 +106,8 @@ class Race:
         settings = {run.run_dir: settings_of(run) for of_attempt in runs.values() for run in of_attempt}
         attempts = {name: Attempt(name, of_attempt, settings, self.metric) for name, of_attempt in runs.items()}
         compared = [_change(a, b, after) for a, b in combinations(attempts.values(), 2)]
-        once = any(attempt.metric.inference.once for attempt in attempts.values())
-        leads = racing.leads([change for change in compared if change], after, once=once)
+        one_round = max(attempt.one_round for attempt in attempts.values())
+        leads = racing.leads([change for change in compared if change], after, one_round=one_round)
         wanted = {frozenset(pair) for pair in self.pairs}
         judged = [lead for lead in leads if {lead.better, lead.worse} in wanted]
         for name, lead in racing.losers(judged, len(looks), number, self.reference).items():

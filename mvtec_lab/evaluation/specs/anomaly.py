@@ -52,8 +52,9 @@ _deciding_anomaly = partial(_anomaly, decides=True)
 _PIXELS_OR_BOXES = ("segmentation", "detection")  # an image's score is its highest pixel's, or its best box's
 _of_images = partial(_anomaly, also=_PIXELS_OR_BOXES)
 _SCORED = ("label", "prediction", "type", "score")
-_called = partial(Inference, _SCORED, interval_of_runs)  # one of its two metrics every run has, and so these columns
-_scores = partial(Inference, _SCORED, interval_of_runs)
+# Folds divide what is tested; what learns good images alone learns the same ones in all of them, in every round.
+_scores = partial(Inference, _SCORED, interval_of_runs, once=True)
+_called = _scores  # one of its two metrics every run has, and so these columns
 _paired_scores = partial(_scores, pooled=False, resolution=partial(rarest, times=2))
 _HALF = (lambda run: 0.5, "chance")
 _REGIONS = (lambda run: PRO_LIMIT / 2, "chance")  # a random map finds the same share of a region as of the sound pixels

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import others_slow
+from conftest import SIZE, others_slow
 from PIL import Image
 from test_anomaly_tasks import SIDE, untrained
 
@@ -144,10 +144,16 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path)
         probabilities = np.array([[1 - score, score, 0]])
         assert decide({"probabilities": probabilities}, about)[0] == decision
     done = alone(tmp_path / "out", str(new))
-    assert {line.split("\t")[0] for line in done.stdout.splitlines()} <= {"OK", "REVIEW", "REJECT"}
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()} <= {"OK", "REVIEW", "REJECT", "UNKNOWN"}
     card = (tmp_path / "out/model_card.md").read_text()
     assert "`REVIEW` between" in card
     assert "false_rejects=0.3 reviews=0.4" in card
+    assert "`UNKNOWN`: an image farther than" in card
+    checked = np.repeat(np.indices((SIZE, SIZE)).sum(0)[..., None] % 2 * 255, 3, axis=2).astype(np.uint8)
+    Image.fromarray(checked).save(tmp_path / "checked.png")
+    assert alone(tmp_path / "out", str(tmp_path / "checked.png")).stdout.startswith("UNKNOWN\t")
+    assert infer.unlike({"distance": np.array([9.0])}, {"unknown": {"above": 1, "first": False}}, "OK")
+    assert not infer.unlike({"distance": np.array([9.0])}, {"unknown": {"above": 1, "first": False}}, "REJECT")
 
 
 @pytest.fixture
@@ -168,6 +174,7 @@ def test_the_folder_is_whole_and_its_sums_are_right(patchcore: Path, lab, tmp_pa
     assert not list(tmp_path.glob("*.tmp"))
     card = (tmp_path / "out/model_card.md").read_text()
     assert "its run is not known here" in card
+    assert "It calls no image `UNKNOWN`" in card
     assert lab("task=export", f"ckpt={patchcore}", "hydra.run.dir=out") == 2
     assert "holds another run" in capsys.readouterr().err
     (tmp_path / "bad.png").write_bytes(b"no image")

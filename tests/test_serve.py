@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import others_slow
+from conftest import SIZE, others_slow
 from PIL import Image
 from starlette.testclient import TestClient
 from test_anomaly_tasks import untrained
@@ -33,19 +33,23 @@ from mvtec_lab.results import read_csv
 from mvtec_lab.serving import app, server
 from mvtec_lab.serving.answers import TEXTS, values
 from mvtec_lab.serving.app import Service
-from mvtec_lab.tasks.serve import about
+from mvtec_lab.tasks.serve import about, run_by
 
 Serving = Callable[..., TestClient]
 
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
-    """Serve a checkpoint without a socket: ``serving(ckpt, queue=2)`` -> a client; its ``service`` is the Service."""
+    """Serve a checkpoint without a socket: ``serving(ckpt, queue=2)`` -> a client; its ``service`` is the Service.
+
+    PyTorch runs the network, or with ``by_file=True`` what the command takes.
+    """
     clients: list[TestClient] = []
 
-    def start(ckpt: Path, batch_size: int = 8, **settings: Any) -> TestClient:
+    def start(ckpt: Path, batch_size: int = 8, by_file: bool = False, **settings: Any) -> TestClient:
         model = load_model(ckpt)
-        service = Service(model, about(model, str(ckpt)), ServeConfig(**settings), batch_size)
+        runtime = app.Runtime(*run_by(str(ckpt), model)) if by_file else app.BY_TORCH
+        service = Service(model, about(model, str(ckpt)), ServeConfig(**settings), batch_size, runtime)
         client = TestClient(service.app(), raise_server_exceptions=False)
         client.service = service  # type: ignore[attr-defined]
         clients.append(client.__enter__())
@@ -86,17 +90,21 @@ def write_images(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+LAYERS = "model.options.layers=[features.relu1,features.relu2]"
+BOXES = ["attempt=detect/fcos", "model.unfreeze=0", "model.options.finest=4", "model.options.channels=32"]
 MODELS = {
-    "anomaly": ["attempt=patchcore", "model.options.layers=[features.relu1,features.relu2]", "data.fit=letterbox"],
+    "anomaly": ["attempt=patchcore", LAYERS, "data.fit=letterbox"],
     "classifier": ["attempt=base"],
-    "tiles": ["attempt=patchcore", "model.options.layers=[features.relu1,features.relu2]", "data.tile=24"],
+    "tiles": ["attempt=patchcore", LAYERS, "data.tile=24"],
+    "masks": ["attempt=segment/fpn", LAYERS, "model.options.channels=8", "data.fit=letterbox"],
+    "boxes": [*BOXES, "data.image_size=64", "optimizer.lr=3e-3", "trainer.max_epochs=6"],
 }
 
 
 @pytest.mark.parametrize("kind", others_slow(list(MODELS), "anomaly", "classifier"))
 def test_answers_are_the_rows_of_predict(kind: str, lab, serving: Serving, tmp_path: Path) -> None:
     assert lab(*MODELS[kind], "hydra.run.dir=run") == 0
-    paths = write_images(tmp_path / "new")
+    paths, marked = write_images(tmp_path / "new"), 0
     alone = [] if kind == "tiles" else ["data.batch_size=1"]  # other images of a batch move the last digits
     assert lab("task=predict", "ckpt=run", "source=new", "hydra.run.dir=out", *alone) == 0
     rows = {Path(row["path"]).name: row for row in read_csv(tmp_path / "out/predictions.csv")}
@@ -104,7 +112,7 @@ def test_answers_are_the_rows_of_predict(kind: str, lab, serving: Serving, tmp_p
     client = serving(tmp_path / "run/best.ckpt")
     files = [("image", (path.name, path.read_bytes())) for path in paths]
     together = client.post("/predict?map=true", files=files).json()["results"]
-    for path, result in zip(paths, together, strict=True):
+    for path, result in zip(paths, [dict(answer) for answer in together], strict=True):
         by_itself = client.post("/predict?map=true", content=path.read_bytes()).json()
         assert {**by_itself, "name": path.name} == result
         row = rows[path.name]
@@ -124,10 +132,57 @@ def test_answers_are_the_rows_of_predict(kind: str, lab, serving: Serving, tmp_p
                 assert base64.b64decode(shown["overlay"]) == drawn.read_bytes()
         if "mask" in shown:
             mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["mask"]))))
+            marked += int(mask.any())
+            written = tmp_path / f"out/found/{path.name}.png"
+            assert not written.exists() or (mask == np.asarray(Image.open(written))).all()
             assert mask.shape == size[::-1]
             assert set(np.unique(mask)) <= {0, 255}
             assert row["prediction"] != "good" or not mask.any()
-    assert ("mask" in shown) == (kind in ("anomaly", "tiles"))
+        marked += len(boxes or [])
+    assert ("mask" in shown) == (kind in ("anomaly", "tiles", "masks"))
+    assert ("overlay" in shown) == (kind != "classifier")
+    assert marked or kind == "classifier"  # else nothing was compared
+    by_file = serving(tmp_path / "run/best.ckpt", by_file=True)
+    assert by_file.get("/healthz").json() == {"status": "ok", "runtime": "onnxruntime"}
+    for answer, other in zip(together, by_file.post("/predict?map=true", files=files).json()["results"], strict=True):
+        same_words_and_near_numbers(answer, other)
+
+
+def same_words_and_near_numbers(answer: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in answer.items():
+        if isinstance(value, float):
+            assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+        elif key not in ("probabilities", "boxes", "mask", "overlay"):
+            assert other[key] == value, key
+
+
+def test_what_is_unlike_anything_in_training_is_unknown(lab, serving: Serving, tmp_path: Path) -> None:
+    assert lab("attempt=base", "hydra.run.dir=run") == 0
+    assert lab("task=threshold", "ckpt=run", "false_rejects=0.4", "hydra.run.dir=strict") == 0
+    checked = np.repeat(np.indices((SIZE, SIZE)).sum(0)[..., None] % 2 * 255, 3, axis=2).astype(np.uint8)
+    answers = []
+    for by_file in (False, True):
+        client = serving(tmp_path / "strict/best.ckpt", by_file=by_file)
+        assert client.get("/healthz").json()["runtime"] == ("onnxruntime" if by_file else "pytorch")
+        answers.append(client.post("/predict", content=encoded(checked, "png")).json())
+        assert answers[-1]["decision"] == "UNKNOWN"
+        assert answers[-1]["distance"] > answers[-1]["unknown_above"]
+    same_words_and_near_numbers(*answers)
+
+
+def test_a_model_that_no_file_can_run_is_run_by_pytorch_and_this_is_said(
+    ckpt: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any) -> None:
+        raise LabError("model.method=odd has no ONNX file: it is odd")
+
+    monkeypatch.setattr("mvtec_lab.tasks.export.to_onnx", refused)
+    client = serving(ckpt, by_file=True)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said.endswith("model.method=odd has no ONNX file: it is odd")
+    health = client.get("/healthz").json()
+    assert health == {"status": "ok", "runtime": "pytorch", "why": "model.method=odd has no ONNX file: it is odd"}
+    assert client.post("/predict", content=png()).status_code == 200
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -285,10 +340,10 @@ def test_what_the_model_cannot_judge_ends_nothing(
 ) -> None:
     judge = app.judge
 
-    def choosy(model: Model, cuts: list[Any], batch_size: int) -> Any:
+    def choosy(model: Model, cuts: list[Any], *others: Any) -> Any:
         if any(not cut.picture.any() for cut in cuts):
             raise LabError("it is black")
-        return judge(model, cuts, batch_size)
+        return judge(model, cuts, *others)
 
     monkeypatch.setattr(app, "judge", choosy)
     black = encoded(np.zeros((9, 9, 3), np.uint8), "png")
@@ -301,7 +356,7 @@ def test_what_the_model_cannot_judge_ends_nothing(
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.setattr(app, "judge", judge)
     assert client.post("/predict", content=png()).status_code == 200
-    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/healthz").json() == {"status": "ok", "runtime": "pytorch"}
 
 
 def test_it_is_counted_for_prometheus(ckpt: Path, serving: Serving) -> None:
@@ -349,7 +404,7 @@ def test_the_command_serves_until_it_is_stopped(
     monkeypatch.setattr(server, "serve", serve)
     assert lab("task=serve", f"ckpt={ckpt}", "serve.port=0") == 0
     said = capsys.readouterr().out
-    assert re.search(r"patchcore of .*best.ckpt answers at http://127.0.0.1:\d+/predict", said)
+    assert re.search(r"patchcore of .*best.ckpt answers at http://127.0.0.1:\d+/predict +\(run by onnxruntime", said)
     assert re.search(r"answered 2 request\(s\); images: 1 (OK|REJECT)", said)
 
 

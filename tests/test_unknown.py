@@ -24,7 +24,7 @@ def test_as_few_as_asked_are_called_unknown() -> None:
         features = torch.randn(400, 12, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, 13)
         known = learn(features[:200])
         assert known is not None
-        shares.append((distances(known, features[200:]) > known["threshold"]).mean())
+        shares.append(float((distances(known, features[200:]) > known["threshold"]).float().mean()))
     assert 0.002 < np.mean(shares) < 0.015
     assert (distances(known, features[200:] + 100) > known["threshold"]).all()
 

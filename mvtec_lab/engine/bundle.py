@@ -40,7 +40,8 @@ def script(decide: Callable, draw: Callable | None, tiled: bool) -> str:
     """
     tiles: list[Callable] = [infer.starts, infer.look_at_tiles] if tiled else []
     parts: list[Callable] = [infer.read, infer.shrink, infer.grow, infer.place, infer.square, infer.look, *tiles]
-    sources = [inspect.getsource(part) for part in (*parts, infer.verdict, decide)]
+    parts += [infer.verdict, infer.unlike, decide]
+    sources = [inspect.getsource(part) for part in parts]
     if draw is not None:
         own = inspect.getsource(draw)
         sources += [inspect.getsource(infer.draw_map)] if draw is not infer.draw_map and "draw_map(" in own else []

@@ -2,7 +2,8 @@
 
 It needs onnxruntime, numpy and Pillow alone; export.json says how images are prepared and what the outputs mean. An
 image has a line, with tabs between: decision, class, score, confidence, file. REJECT lies above the threshold, REVIEW
-between ``accept`` and the threshold. The exit status is 1 where an image cannot be read.
+between ``accept`` and the threshold; UNKNOWN is unlike all that the model learnt. The exit status is 1 where an image
+cannot be read.
 """
 
 from __future__ import annotations
@@ -126,6 +127,14 @@ def verdict(score: float, about: dict[str, Any]) -> str:
     return "REVIEW" if score > about.get("accept", about["threshold"]) else "OK"
 
 
+def unlike(outputs: dict[str, np.ndarray], about: dict[str, Any], decision: str) -> bool:
+    """Tell whether an image is unlike all that was learnt, so that what the model says of it means nothing."""
+    known = about.get("unknown")
+    if known is None or decision == "-" or (decision == "REJECT" and not known["first"]):
+        return False
+    return bool(outputs["distance"][0] > known["above"])
+
+
 def draw_map(image: np.ndarray, outputs: dict[str, np.ndarray], about: dict[str, Any]) -> Image.Image:
     """Return the image, red where its map is above ``map_threshold``."""
     above = (outputs["map"] > about["map_threshold"])[..., None]
@@ -155,6 +164,7 @@ def main(see: Callable, decide: Callable, draw: Callable | None) -> int:
                 continue
             outputs = see(image, session, about, given.map is not None)
             decision, name, *values = decide(outputs, about)
+            decision = "UNKNOWN" if unlike(outputs, about, decision) else decision
             print(decision, name, *("-" if v is None else f"{v:.6g}" for v in values), path, sep="\t", flush=True)
             if given.map and draw:
                 target = Path(f"{given.map / (path.name if path == source else path.relative_to(source))}.png")

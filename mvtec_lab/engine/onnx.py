@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ NOISE, TRIES = 3e-6, 32
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[Tensor], Outputs]  # images [N, 3, S, S], RGB in [0, 1], to outputs
+# Pictures uint8 [N, S, S, 3] to what a network gives of each, by name, without the axis of images.
+Look = Callable[[np.ndarray], list[Mapping[str, Tensor]]]
 
 
 class Normalised(nn.Module):
@@ -128,13 +131,39 @@ def _texts(about: Mapping[str, Any]) -> dict[str, str]:
     return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in about.items()}
 
 
-def onnx_runner(file: bytes) -> Run:
-    """Return a function that runs an ONNX file on the CPU with onnxruntime."""
+def onnx_runner(file: bytes, threads: int = 0) -> Run:
+    """Return a function that runs an ONNX file on the CPU with onnxruntime.
+
+    Args:
+        threads: of an image; 0: a thread for each core.
+    """
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors: it warns of every mask beyond the one that was traced
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(None, {INPUT: images.numpy()})))
+
+
+def looking_by(run: Run, names: Sequence[str], rows: str) -> Look:
+    """Return what runs a file on pictures, as ``problems.model.looking`` runs the checkpoint.
+
+    Args:
+        names: of its outputs.
+        rows: what these have a row for: N images, the 1 that the file takes, or K things that this one shows.
+    """
+
+    def look(pictures: np.ndarray) -> list[Mapping[str, Tensor]]:
+        images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+        outputs: list[Mapping[str, Tensor]] = []
+        for part in images.split(len(images) if rows == "N" else 1):
+            named = dict(zip(names, run(part), strict=True))
+            for name, values in named.items():
+                require_finite(values, f"the {name}")
+            outputs += [named] if rows == "K" else [{n: v[i] for n, v in named.items()} for i in range(len(part))]
+        return outputs
+
+    return look
 
 
 def to_openvino(file: bytes, about: Mapping[str, Any], what: str) -> Any:

@@ -6,11 +6,12 @@ and standardised by the training images.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvtec_lab.evaluation.operating import Scores, limit_of_false_rejects
 
@@ -19,6 +20,11 @@ LEAST = 5  # training images: fewer have no spread to measure by
 MOST = 2_000  # that are kept: some 10 MB of 1,280 features
 FLOOR = 0.1  # of the mean spread of all features: one that hardly varies among few images may vary in the next one
 TENSORS = ("mean", "spread", "rows")
+DISTANCE = "distance"  # the output, and the column of predictions.csv
+_USE = (
+    "where distance is larger than above in unknown, the image is unlike all that was learnt, and UNKNOWN; where first "
+    "is false, REJECT stands nevertheless"
+)
 
 
 def learn(features: Tensor, first: bool = True) -> dict[str, Any] | None:
@@ -44,10 +50,41 @@ def learn(features: Tensor, first: bool = True) -> dict[str, Any] | None:
     return {**known, "threshold": limit_of_false_rejects(held_out, SHARE), "images": len(rows), "first": first}
 
 
-def distances(known: dict[str, Any], features: Tensor) -> np.ndarray:
-    """Return the distances [N] of images to the nearest training image, by their features [N, D]."""
-    rows = (features.float().cpu() - known["mean"]) / known["spread"]
-    return (torch.cdist(rows, known["rows"]).amin(1) / rows.shape[1] ** 0.5).double().numpy()
+def distances(known: Mapping[str, Any], features: Tensor) -> Tensor:
+    """Return the distances [N] of images to the nearest training image, by their features [N, D].
+
+    A matrix product finds it, and the difference measures it, which loses no digits; both have an ONNX operator.
+    """
+    rows, learnt = (features.float() - known["mean"]) / known["spread"], known["rows"]
+    nearest = learnt[torch.addmm(learnt.square().sum(1), rows, learnt.T, alpha=-2).argmin(1)]
+    return (rows - nearest).square().sum(1).sqrt() / rows.shape[1] ** 0.5
+
+
+class WithDistance(nn.Module):
+    """Run a network that task=export writes, and say first how far images are from those of training, [N].
+
+    Args:
+        network: as ``Problem.exported`` gives it.
+        embed: normalised images [N, 3, S, S] to features [N, D], by a part of the same network.
+        known: as ``learn`` gives it.
+    """
+
+    def __init__(self, network: nn.Module, embed: Callable[[Tensor], Tensor | None], known: Mapping[str, Any]) -> None:
+        super().__init__()
+        own: Any = network
+        self.network, self.embed, self.outputs = network, embed, (DISTANCE, *own.outputs)
+        self.single, self.rows = getattr(own, "single", False), getattr(own, "rows", "K")
+        self.infer = getattr(own, "infer", None)
+        limits = {"above": known["threshold"], "first": known["first"]}
+        self.about = {**own.about, "use": f"{own.about['use']}; {_USE}", "unknown": limits}
+        for name in TENSORS:
+            self.register_buffer(f"known_{name}", known[name])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        known = {name: getattr(self, f"known_{name}") for name in TENSORS}
+        features = self.embed(images)
+        assert features is not None
+        return (distances(known, features), *self.network(images))
 
 
 def misfit_of_known(known: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -317,9 +317,24 @@ class Problem:
         """Return the configuration of the data that a loaded model is judged on: by default, as it is given."""
         return config
 
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
+        """Return what the network gives of each normalised image [N, 3, S, S], by name, on the CPU.
+
+        The names are those of ``exported``, whose file gives the same, and the tensors lack the axis of images. It may
+        leave out what ``predictions`` does not read.
+
+        Raises:
+            LabError: some are NaN or infinite.
+        """
+        raise NotImplementedError
+
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
+        """Return what outputs mean, those of the network or of its ONNX file: a prediction for each image."""
+        raise NotImplementedError
+
     def predict(self, model: Model, images: Tensor) -> list[Prediction]:
         """Judge new images [N, 3, S, S], normalised."""
-        raise NotImplementedError
+        return self.predictions(model, self.outputs(model, images))
 
     def embed(self, model: Model, images: Tensor) -> Tensor | None:
         """Return features [N, D] of normalised images [N, 3, S, S] that training did not change; None: there are none.
@@ -328,12 +343,14 @@ class Problem:
         """
         return None
 
-    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
-        """Judge a new image by its tiles, in a problem whose ``Rules`` are not ``untiled``; ``heat`` covers the image.
+    def prediction_of_tiles(
+        self, model: Model, outputs: Sequence[Mapping[str, Tensor]], windows: Sequence[Window]
+    ) -> Prediction:
+        """Judge an image by its tiles, in a problem whose ``Rules`` are not ``untiled``; ``heat`` covers the image.
 
         Args:
-            tiles: in batches [n, 3, S, S], normalised.
-            windows: where they lie, one after another.
+            outputs: of each tile, as ``outputs`` gives them.
+            windows: where they lie.
         """
         raise NotImplementedError
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mvtec_lab.config import Config
 from mvtec_lab.data.datamodule import MVTecDataModule
 from mvtec_lab.data.transforms import Cut, normalise
 from mvtec_lab.engine.model import ABOUT, Model, read_checkpoint
+from mvtec_lab.engine.onnx import Look
 from mvtec_lab.engine.setup import RANDOM_MARK
 from mvtec_lab.engine.setup import build_data as data_of
-from mvtec_lab.engine.unknown import distances
+from mvtec_lab.engine.unknown import DISTANCE, WithDistance, distances
 from mvtec_lab.errors import LabError
 from mvtec_lab.models.weights import WeightsUnavailable
 from mvtec_lab.problems import METHODS, problem_of
@@ -80,30 +83,60 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return Model(module.eval(), **about)
 
 
-def judge(model: Model, cuts: Sequence[Cut], batch_size: int) -> list[tuple[Prediction, dict[str, str]]]:
+def judge(
+    model: Model, cuts: Sequence[Cut], batch_size: int, look: Look | None = None
+) -> list[tuple[Prediction, dict[str, str]]]:
     """Return what a model says of new images, each with further columns: how far it is from those of training.
 
     Images are judged at once; one that is cut into tiles, by itself.
 
     Args:
         batch_size: tiles that are judged at once.
+        look: what runs the network; by default PyTorch, ``looking``.
     """
-    problem = problem_of(model.method)
+    problem, look = problem_of(model.method), look or looking(model)
     if model.tile is None:
-        images = normalise(np.stack([cut.picture for cut in cuts]), model.mean, model.std)
-        return list(zip(problem.predict(model, images), _distances(model, images), strict=True))
+        outputs = look(np.stack([cut.picture for cut in cuts]))
+        return [(p, _columns(model, of)) for p, of in zip(problem.predictions(model, outputs), outputs, strict=True)]
     predictions = []
     for cut in cuts:
         assert cut.tiles is not None
-        parts = (cut.tiles[start : start + batch_size] for start in range(0, len(cut.tiles), batch_size))
-        tiles = (normalise(part, model.mean, model.std) for part in parts)
-        predictions.append((problem.predict_tiles(model, tiles, cut.windows), dict[str, str]()))
+        starts = range(0, len(cut.tiles), batch_size)
+        outputs = [of_tile for start in starts for of_tile in look(cut.tiles[start : start + batch_size])]
+        predictions.append((problem.prediction_of_tiles(model, outputs, cut.windows), dict[str, str]()))
     return predictions
 
 
-def _distances(model: Model, images: Tensor) -> list[dict[str, str]]:
-    """Return how far images [N, 3, S, S] are from those of training, and what is unknown: columns of their rows."""
-    if model.unknown is None or (features := problem_of(model.method).embed(model, images)) is None:
-        return [{}] * len(images)
-    limit = f"{model.unknown['threshold']:.6g}"
-    return [{"distance": f"{d:.6g}", "unknown_above": limit} for d in distances(model.unknown, features)]
+def looking(model: Model) -> Look:
+    """Return what runs a model's network by PyTorch."""
+    problem, known = problem_of(model.method), model.unknown
+
+    def look(pictures: np.ndarray) -> list[Mapping[str, Tensor]]:
+        images = normalise(pictures, model.mean, model.std)
+        outputs = problem.outputs(model, images)
+        if known is None or (features := problem.embed(model, images)) is None:
+            return outputs
+        return [{**of, DISTANCE: d} for of, d in zip(outputs, distances(known, features.cpu()), strict=True)]
+
+    return look
+
+
+def exported(model: Model) -> nn.Module:
+    """Return the network that task=export writes, in eval mode: its problem's, and how far images are from training.
+
+    Raises:
+        LabError: the model cannot be exported.
+    """
+    problem, known = problem_of(model.method), model.unknown
+    network = problem.exported(model).eval()
+    blank = torch.zeros(1, 3, model.image_size, model.image_size)
+    if known is None or problem.embed(model, blank) is None:
+        return network
+    return WithDistance(network, partial(problem.embed, model), known)
+
+
+def _columns(model: Model, outputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return how far an image is from those of training, and what is unknown: columns of its row."""
+    if model.unknown is None or DISTANCE not in outputs:
+        return {}
+    return {DISTANCE: f"{float(outputs[DISTANCE]):.6g}", "unknown_above": f"{model.unknown['threshold']:.6g}"}

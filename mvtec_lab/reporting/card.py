@@ -103,6 +103,13 @@ def _point(point: Mapping[str, Any] | None, about: Mapping[str, Any]) -> list[st
     else:
         text = f"`REJECT` above a score of {limit:.6g}, else `OK`."
     lines = [text]
+    if (known := about.get("unknown")) is not None:
+        but = "" if known["first"] else ", where the score does not reject it"
+        lines.append(
+            f"`UNKNOWN`: an image farther than {known['above']:.3g} from every training image in frozen features{but}."
+        )
+    else:
+        lines.append("It calls no image `UNKNOWN`: of what is unlike anything in training it says nothing sensible.")
     if point is not None:
         asked = " ".join(f"{name}={value:g}" for name, value in point.get("rule", {}).items())
         lines.append(f"Chosen by `{asked}` on held-out images: {point.get('held_out', {}).get('by', '')}.")

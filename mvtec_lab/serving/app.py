@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -26,6 +26,7 @@ from mvtec_lab.data.images import TooManyPixelsError
 from mvtec_lab.data.listing import EXTENSIONS
 from mvtec_lab.data.transforms import Cut
 from mvtec_lab.engine.model import Model
+from mvtec_lab.engine.onnx import Look
 from mvtec_lab.engine.threads import cores
 from mvtec_lab.errors import LabError, printable
 from mvtec_lab.problems.base import Prediction
@@ -42,6 +43,16 @@ DECODERS = 4  # threads at most: each may hold an image of MAX_PIXELS, 270 MB
 AHEAD = 4  # images that are decoded before the model is ready for them: tiles take the memory of the image
 LONGEST_NAME = 200  # letters of a file's name that are given back
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
+
+
+class Runtime(NamedTuple):
+    """Hold what runs the network, None: PyTorch, and what is said of it: its name, and why it is no other one."""
+
+    look: Look | None
+    said: dict[str, str]
+
+
+BY_TORCH = Runtime(None, {"runtime": "pytorch"})
 
 
 class Refused(Exception):  # noqa: N818 - an answer like another
@@ -76,10 +87,13 @@ class Service:
         about: what ``/model`` says of it.
         settings: limits, as in the configuration.
         batch_size: tiles of an image that are judged at once.
+        runtime: what runs the network, and what ``/healthz`` says of it.
     """
 
-    def __init__(self, model: Model, about: dict[str, Any], settings: ServeConfig, batch_size: int) -> None:
-        self.model, self.about, self.settings = model, about, settings
+    def __init__(
+        self, model: Model, about: dict[str, Any], settings: ServeConfig, batch_size: int, runtime: Runtime = BY_TORCH
+    ) -> None:
+        self.model, self.about, self.settings, self.runtime = model, about, settings, runtime
         self.batch_size, self.metrics = batch_size, Metrics()
         self.thread = ThreadPoolExecutor(1, "model")
         self.decoders = ThreadPoolExecutor(min(DECODERS, cores()), "decoder")
@@ -250,7 +264,7 @@ class Service:
 
     def _judge(self, cut: Cut) -> tuple[Prediction, dict[str, str]]:
         began = time.perf_counter()
-        (judged,) = judge(self.model, [cut], self.batch_size)
+        (judged,) = judge(self.model, [cut], self.batch_size, self.runtime.look)
         self.metrics.model_seconds.observe(time.perf_counter() - began)
         return judged
 
@@ -258,7 +272,7 @@ class Service:
         return self.about
 
     async def _healthy(self) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", **self.runtime.said})
 
     async def _ready(self) -> Response:
         free = self.settings.queue - self.inside

@@ -23,6 +23,7 @@ from mvtec_lab.engine.onnx import (
     FILES,
     Difference,
     Normalised,
+    Run,
     difference,
     onnx_runner,
     openvino_runner,
@@ -32,8 +33,8 @@ from mvtec_lab.engine.onnx import (
 )
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.errors import LabError
-from mvtec_lab.problems import METHODS, problem_of
-from mvtec_lab.problems.model import load_model
+from mvtec_lab.problems import METHODS
+from mvtec_lab.problems.model import exported, load_model
 from mvtec_lab.reporting.card import CARD, card
 from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.evaluate import run_of
@@ -90,28 +91,19 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     validate(config)
     ckpt = checkpoint_of(config)
     model = load_model(ckpt)
-    network = cast(Any, problem_of(model.method).exported(model).eval())
-    pictures, shown, source = _pictures(Path(ckpt), model.frame, model.white)
-    seen = normalise(pictures, model.mean, model.std)
-    wanted = network(seen[:1])
-    names, single = network.outputs[: len(wanted)], getattr(network, "single", False)
-    about = _about(model, network, names, wanted)
-    onnx = to_onnx(Normalised(network, model.mean, model.std), names, model.image_size, about, ckpt, single)
+    file = OnnxFile(ckpt, model)
+    worst = file.check(onnx_runner(file.content), "use task=predict")
     (wanted_format,) = formats_of(config)
-    openvino = to_openvino(onnx, about, ckpt) if wanted_format == "openvino" else None
-    batches = (1,) if single else BATCHES
-    images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
-    worst = difference(network, seen, onnx_runner(onnx), images, batches, LARGEST, single)
-    _require_near(ckpt, worst, names, shown, "use task=predict")
+    openvino = to_openvino(file.content, file.about, ckpt) if wanted_format == "openvino" else None
     if openvino is not None:
-        other = difference(network, seen, openvino_runner(openvino), images, batches, LARGEST, single)
-        _require_near(ckpt, other, names, shown, "give format=onnx, or use task=predict")
+        other = file.check(openvino_runner(openvino), "give format=onnx, or use task=predict")
         worst = max(worst, other, key=lambda each: each.share)
-    check = {"images": len(images), "of": source, "batches": batches, "difference": worst.share, "allowed": LARGEST}
-    check["at_cuts"] = [shown[i] for i in worst.at_cuts]
+    about, images, batches = file.about, len(file.images), file.batches
+    check = {"images": images, "of": file.source, "batches": batches, "difference": worst.share, "allowed": LARGEST}
+    check["at_cuts"] = [file.shown[i] for i in worst.at_cuts]
     report = {**about, "ckpt": ckpt, "torch": torch.__version__, "check": check}
     lines = [
-        f"checked with {len(images)} images ({source}) in batches of {', '.join(map(str, batches))}: differs from the "
+        f"checked with {images} images ({file.source}) in batches of {', '.join(map(str, batches))}: differs from the "
         f"checkpoint by {worst.share:.1g} of the largest value at most"
     ]
     if worst.at_cuts:
@@ -120,11 +112,11 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
             "box's corner to the next pixel: the file gives what the checkpoint gives on one side of it"
         )
     with whole_folder(run_dir := Path(run_dir), EXPORT) as folder:
-        write(onnx, folder / FILES["onnx"])
+        write(file.content, folder / FILES["onnx"])
         if openvino is not None:
             write(openvino, folder / FILES["openvino"])
         _write(folder, report)
-        if (own := getattr(network, "infer", None)) is not None:
+        if (own := getattr(file.network, "infer", None)) is not None:
             decide, draw = own
             write_whole(folder / SCRIPT, script(decide, draw, model.tile is not None))
             report["infer"] = check_script(folder, Path(ckpt), model)
@@ -138,14 +130,55 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return report
 
 
-def _about(model: Model, network: Any, names: Sequence[str], wanted: Sequence[torch.Tensor]) -> dict[str, Any]:
+class OnnxFile:
+    """Hold a model's network as an ONNX file, and the images on which it is compared with its checkpoint.
+
+    Args:
+        ckpt: the checkpoint's path; of its run are the images.
+        model: the same, loaded.
+
+    Raises:
+        LabError: it cannot be written as ONNX, or the extra is not installed.
+    """
+
+    @torch.no_grad()
+    def __init__(self, ckpt: str, model: Model) -> None:
+        self.ckpt = ckpt
+        self.network = network = cast(Any, exported(model))
+        pictures, self.shown, self.source = _pictures(Path(ckpt), model.frame, model.white)
+        self.seen = normalise(pictures, model.mean, model.std)
+        self.images = torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+        wanted = network(self.seen[:1])
+        self.names, self.single = network.outputs[: len(wanted)], getattr(network, "single", False)
+        self.rows = getattr(network, "rows", "K") if self.single else "N"  # what the outputs have a row for
+        self.batches = (1,) if self.single else BATCHES
+        self.about = _about(model, network, self.names, wanted, self.rows)
+        whole = Normalised(network, model.mean, model.std)
+        self.content = to_onnx(whole, self.names, model.image_size, self.about, ckpt, self.single)
+
+    def check(self, run: Run, instead: str) -> Difference:
+        """Return how far a file's outputs are from the checkpoint's.
+
+        Args:
+            instead: what to do where they differ.
+
+        Raises:
+            LabError: they differ by more than LARGEST.
+        """
+        found = difference(self.network, self.seen, run, self.images, self.batches, LARGEST, self.single)
+        _require_near(self.ckpt, found, self.names, self.shown, instead)
+        return found
+
+
+def _about(
+    model: Model, network: Any, names: Sequence[str], wanted: Sequence[torch.Tensor], rows: str
+) -> dict[str, Any]:
     """Return what has to be known to use the file: what its metadata holds, and export.json begins with.
 
     Args:
-        names, wanted: of the outputs of an image.
+        names, wanted, rows: of the outputs of an image.
     """
-    size, single = model.image_size, getattr(network, "single", False)
-    rows = getattr(network, "rows", "K") if single else "N"
+    size = model.image_size
     shapes = (", ".join([rows, *map(str, values.shape[1:])]) for values in wanted)
     outputs = (f"{name} [{shape}]" for name, shape in zip(names, shapes, strict=True))
     about = {
@@ -153,7 +186,7 @@ def _about(model: Model, network: Any, names: Sequence[str], wanted: Sequence[to
         "classes": model.classes,
         "image_size": size,
         **({} if model.tile is None else {"tile": model.tile, "tiles": TILES}),
-        "input": f"images: float32 [{1 if single else 'N'}, 3, {size}, {size}], RGB in [0, 1]",
+        "input": f"images: float32 [{'N' if rows == 'N' else 1}, 3, {size}, {size}], RGB in [0, 1]",
         "fit": model.fit,
         # Another rule moves scores across the threshold: OpenCV's default gave 7 false rejects in 20 good bottles.
         "resize": _RESIZE[model.fit],

@@ -11,16 +11,17 @@ import numpy as np
 from PIL import Image
 
 from mvtec_lab.data.images import attempts, digests
-from mvtec_lab.data.transforms import Cut, normalise, read_cut
+from mvtec_lab.data.transforms import Cut, read_cut
 from mvtec_lab.engine.bundle import SCRIPT, Line, judged
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import score_of
-from mvtec_lab.problems import problem_of
+from mvtec_lab.problems.model import judge
 from mvtec_lab.tasks.evaluate import run_of
 
 MOST = 100  # images: more would take minutes, and say no more
 ALLOWED = 1e-3  # of the largest number. Pillow's pixels are the lab's, but for a level in one of 100,000 and more
+BATCH = 16  # tiles at once
 TRIES = 8  # noises of one level with which an image may fall on the other side of a cut
 
 
@@ -96,12 +97,8 @@ def told(found: Mapping[str, Any]) -> str:
 
 def _says(model: Model, cut: Cut) -> Line:
     """Return what infer.py should say of an image, as the checkpoint judges it."""
-    problem = problem_of(model.method)
-    if cut.tiles is not None:
-        prediction = problem.predict_tiles(model, [normalise(cut.tiles, model.mean, model.std)], cut.windows)
-    else:
-        (prediction,) = problem.predict(model, normalise(cut.picture[None], model.mean, model.std))
-    row, score = prediction.row, score_of(prediction.row)
+    ((prediction, further),) = judge(model, [cut], BATCH)
+    row, score = {**prediction.row, **further}, score_of(prediction.row)
     name = row.get("found_type") or row["prediction"]
     return Line(model.decision(row) or "-", name, "-" if score is None else str(score), row.get("confidence", "-"))
 

@@ -84,9 +84,12 @@ class Brightness(Problem):
             metrics, rows, {MISTAKES: page}, {"pictures/first": page}, f"error {metrics['test']['error']:.2f}"
         )
 
-    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
         with torch.no_grad():
-            values = model.module(images).tolist()
+            return [{"brightness": value} for value in model.module(images)]
+
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
+        values = [float(of_image["brightness"]) for of_image in outputs]
         return [Prediction({"prediction": f"{value:.6g}"}, f"{value:.1f}") for value in values]
 
 

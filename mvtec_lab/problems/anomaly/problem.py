@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config, SplitConfig
@@ -69,14 +70,23 @@ class Anomaly(Problem):
         split = SplitConfig(protocol=protocol, seed=s.seed, test=s.test, group_by=s.group_by)
         return replace(config, split=split, data=replace(config.data, masks="optional"))
 
-    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        return [_prediction(model, *pair) for pair in scores_of(model.module, images)]
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
+        pairs = scores_of(model.module, images)
+        return [
+            {"score": torch.tensor(score)} | ({} if heat is None else {"map": torch.from_numpy(heat)})
+            for score, heat in pairs
+        ]
+
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
+        return [_prediction(model, *_pair(of_image)) for of_image in outputs]
 
     def embed(self, model: Model, images: Tensor) -> Tensor | None:
         return model.module.embed(images)
 
-    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
-        pairs = (pair for batch in tiles for pair in scores_of(model.module, batch))
+    def prediction_of_tiles(
+        self, model: Model, outputs: Sequence[Mapping[str, Tensor]], windows: Sequence[Window]
+    ) -> Prediction:
+        pairs = (_pair(of_tile) for of_tile in outputs)
         cut = [
             (score, None if score_map is None else model.frame.cut(score_map, (window.height, window.width)))
             for (score, score_map), window in zip(pairs, windows, strict=True)
@@ -89,6 +99,11 @@ class Anomaly(Problem):
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines = [called(rows, model.threshold)]
         return lines if model.map_threshold is not None else [*lines, f"{model.method} does not localise: no maps"]
+
+
+def _pair(outputs: Mapping[str, Tensor]) -> tuple[np.float32, np.ndarray | None]:
+    heat = outputs.get("map")
+    return np.float32(outputs["score"].item()), None if heat is None else heat.numpy()
 
 
 def _prediction(model: Model, score: np.float32, score_map: np.ndarray | None) -> Prediction:

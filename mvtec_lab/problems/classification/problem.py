@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -57,8 +58,12 @@ class Classification(Problem):
     def findings(self, config: Config) -> list[str]:
         return [*super().findings(config), *findings(config)]
 
-    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
-        together = model.module.probabilities([{"image": images}])
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
+        together = torch.from_numpy(model.module.probabilities([{"image": images}]))
+        return [{"probabilities": of_image} for of_image in together]
+
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
+        together = torch.stack([of_image["probabilities"] for of_image in outputs]).numpy()
         columns = set_columns(model.sets, model.classes, together)
         predictions = []
         for probabilities, of_set in zip(together, columns, strict=True):

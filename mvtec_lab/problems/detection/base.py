@@ -165,7 +165,7 @@ class DetectionModel(EpochLosses):
         together = merged([without_background(found) for found in each], self.hparams["image_size"])
         return {name: values[:MOST] for name, values in together.items()}
 
-    def boxes(self, found: Found) -> list[Box]:
+    def boxes(self, found: Mapping[str, Tensor]) -> list[Box]:
         """Return an image's boxes with the names of their types, rounded to what predictions.csv holds."""
         columns = zip(found["labels"].long().tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
         return [

@@ -61,10 +61,13 @@ class Detection(Problem):
         module.fit(run)
         run.result.fit_seconds = run.result.seconds
 
-    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
+        return model.module.found({"image": images}, model.module.views)
+
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
         threshold, module = model.threshold or 0.0, model.module
         predictions = []
-        for found in module.found({"image": images}, module.views):
+        for found in outputs:
             boxes = module.boxes(found)
             score, name = max((box.score for box in boxes), default=0.0), named(boxes, threshold)
             above = [box for box in boxes if box.score > threshold]

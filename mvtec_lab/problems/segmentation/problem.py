@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mvtec_lab.config import Config
@@ -20,7 +21,7 @@ from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.scored import CLASSES, called, two_classes
 from mvtec_lab.problems.segmentation.build import build, rehearse, restore
 from mvtec_lab.problems.segmentation.exported import DefectMap
-from mvtec_lab.problems.segmentation.judging import found_type, judge, of_image
+from mvtec_lab.problems.segmentation.judging import Part, found_type, judge, of_image
 from mvtec_lab.problems.segmentation.pictures import files
 from mvtec_lab.problems.segmentation.training import fit
 
@@ -47,23 +48,20 @@ class Segmentation(Problem):
     def counts(self, data: MVTecDataModule) -> dict[str, dict[str, int]]:
         return two_classes(data.counts())
 
-    def predict(self, model: Model, images: Tensor) -> list[Prediction]:
+    def outputs(self, model: Model, images: Tensor) -> list[Mapping[str, Tensor]]:
         maps, types = model.module.probabilities({"image": images})
-        frame = model.frame
-        pairs = zip(maps.numpy(), types, strict=True)
-        return [
-            _prediction(model, image_score(score_map), score_map, kinds, frame, (frame.size, frame.size))
-            for score_map, kinds in pairs
-        ]
+        return [{"map": of_image, "types": kinds} for of_image, kinds in zip(maps, types, strict=True)]
 
-    def predict_tiles(self, model: Model, tiles: Iterable[Tensor], windows: Sequence[Window]) -> Prediction:
-        pairs: list[tuple[np.ndarray, Tensor]] = []
-        for batch in tiles:
-            maps, types = model.module.probabilities({"image": batch})
-            pairs += zip(maps.numpy(), types, strict=True)
+    def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
+        frame = model.frame
+        return [_prediction(model, *_scored(of_image), frame, (frame.size, frame.size)) for of_image in outputs]
+
+    def prediction_of_tiles(
+        self, model: Model, outputs: Sequence[Mapping[str, Tensor]], windows: Sequence[Window]
+    ) -> Prediction:
         parts = [
-            (image_score(score_map), model.frame.cut(score_map, (window.height, window.width)), kinds)
-            for (score_map, kinds), window in zip(pairs, windows, strict=True)
+            (score, model.frame.cut(score_map, (window.height, window.width)), kinds)
+            for (score, score_map, kinds), window in zip(map(_scored, outputs), windows, strict=True)
         ]
         whole = Frame(model.image_size)  # the stitched map covers the image itself
         return _prediction(model, *of_image(parts, windows), whole, (whole.size, whole.size))
@@ -74,6 +72,11 @@ class Segmentation(Problem):
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return [called(rows, model.threshold)]
+
+
+def _scored(outputs: Mapping[str, Tensor]) -> Part:
+    score_map = outputs["map"].numpy()
+    return image_score(score_map), score_map, outputs.get("types", torch.zeros(0))  # a file without types has no output
 
 
 def _prediction(

@@ -31,8 +31,10 @@ def validate(config: Config) -> None:
         formats_of(config)
     if config.task == "threshold":
         check_operating_point(config)
-    if config.resume and config.task != "train":
-        raise LabError(f"resume=true resumes a training: leave it out of task={config.task}")
+    if config.resume and config.task != "train" and not (config.task == "predict" and config.watch):
+        raise LabError(
+            f"resume=true resumes a training, or task=predict watch=true: leave it out of task={config.task}"
+        )
     if config.split.protocol == "test_only" and config.task != "evaluate":
         raise LabError(
             f"split.protocol=test_only is for task=evaluate: it leaves task={config.task} nothing to learn from"

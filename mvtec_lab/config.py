@@ -592,7 +592,10 @@ class Config:
         changes="run",
     )
     resume: bool = knob(
-        False, "skips a completed run, resumes an interrupted one, restarts a failed one", changes="nothing"
+        False,
+        "skips a completed run, resumes an interrupted one, restarts a failed one; with task=predict watch=true it "
+        "goes on in its directory, and judges what has come or changed meanwhile",
+        changes="nothing",
     )
     race: bool = knob(
         False,

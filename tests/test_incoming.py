@@ -6,8 +6,10 @@ import os
 import shutil
 import warnings
 import zipfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -264,6 +266,80 @@ def test_a_watched_folder_is_judged_row_by_row(
     assert [row["decision"] for row in read_csv(tmp_path / "out/predictions.csv")] == ["OK", "REJECT"]
     assert "2.png cannot be read" in capsys.readouterr().err
     assert (tmp_path / "out/report.html").exists()
+
+
+@pytest.fixture
+def watched(run: Path, lab, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Watch the folder ``line``, in which an image lies, for as many looks as there are things that happen in them."""
+    folder = tmp_path / "line"
+    folder.mkdir()
+    shutil.copy(product / "test/good/001.png", folder / "0.png")
+
+    def watch(*words: str, then: Sequence[Callable[[], Any]], ckpt: Path = run) -> int:
+        happens = iter([lambda: None, *then, lambda: None])  # a file is judged at the second look
+
+        def wait() -> None:
+            next(happens, stop)()
+
+        monkeypatch.setattr(incoming, "wait", wait)
+        return lab("task=predict", f"ckpt={ckpt}", f"source={folder}", "watch=true", "hydra.run.dir=out", *words)
+
+    return watch
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+class KilledError(BaseException):
+    """End a process as SIGKILL does: nothing after it is written."""
+
+
+def kill() -> None:
+    raise KilledError
+
+
+def test_a_watched_folder_goes_on_after_a_kill(watched, product: Path, tmp_path: Path, capsys) -> None:
+    folder, table = tmp_path / "line", tmp_path / "out/predictions.csv"
+    with pytest.raises(KilledError):
+        watched(then=[lambda: shutil.copy(product / "test/hole/000.png", folder / "1.png"), lambda: None, kill])
+    assert [Path(row["path"]).name for row in read_csv(table)] == ["0.png", "1.png"]
+    assert not (tmp_path / "out/report.html").exists()
+    whole = table.read_bytes()
+    table.write_bytes(whole + b"line/2.png,OK,go")  # what a power cut may leave
+    shutil.copy(product / "test/hole/001.png", folder / "2.png")
+    shutil.copy(product / "test/hole/001.png", folder / "0.png")  # another part under an old name
+    os.utime(folder / "0.png", ns=(0, 0))  # its own clock says nothing
+    os.utime(table, ns=(0, table.stat().st_mtime_ns - 10**9))  # else both may be of one tick of the clock
+    assert watched(then=[stop]) == 2  # as before: no directory is used twice unasked
+    assert "holds another run" in capsys.readouterr().err
+    assert watched("resume=true", then=[]) == 0
+    rows = read_csv(table)
+    assert table.read_bytes().startswith(whole)
+    assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "0.png", "2.png"]
+    assert [row["decision"] for row in rows] == ["OK", "REJECT", "REJECT", "REJECT"]
+    assert "4 images: 1 OK, 3 REJECT" in capsys.readouterr().out
+    assert watched("resume=true", then=[]) == 0  # and once more, without a new image
+    assert len(read_csv(table)) == 4
+    assert not (tmp_path / "out/running.json").exists()
+
+
+def test_a_watched_folder_goes_on_by_the_same_model_alone(watched, run: Path, tmp_path: Path, capsys) -> None:
+    assert watched("resume=true", then=[]) == 0  # nothing to go on with: it begins
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert watched("resume=true", then=[], ckpt=other) == 2
+    assert "out was begun with" in capsys.readouterr().err
+    table = tmp_path / "out/predictions.csv"
+    table.write_bytes(table.read_bytes().replace(b"path,decision", b"path,verdict"))
+    shutil.copy(tmp_path / "line/0.png", tmp_path / "line/1.png")
+    assert watched("resume=true", then=[]) == 2
+    assert "was begun by another model" in capsys.readouterr().err
+
+
+def test_resuming_is_for_what_goes_on(lab, tmp_path: Path, capsys) -> None:
+    assert lab("task=predict", "ckpt=none", f"source={tmp_path}", "resume=true") == 2
+    assert "resume=true resumes a training, or task=predict watch=true" in capsys.readouterr().err
 
 
 def test_a_refused_archive_leaves_nothing(run: Path, lab, tmp_path: Path, capsys) -> None:

@@ -11,7 +11,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -259,13 +259,27 @@ class Video(Source):
 
 
 class Watched(Source):
-    """Give the images of a folder, and new ones as they come, until somebody stops it."""
+    """Give the images of a folder, and new ones as they come, until somebody stops it.
+
+    Args:
+        typed, path: the folder.
+        judged: images that need no look, as absolute paths, unless they have changed since ``stopped``.
+        stopped: nanoseconds since 1970.
+    """
 
     live = waits = True
 
+    def __init__(self, typed: str, path: Path, judged: Set[Path] = frozenset(), stopped: int = 0) -> None:
+        super().__init__(typed, path)
+        self.judged, self.stopped = judged, stopped
+
     def groups(self, folder: Path) -> Iterator[list[Path]]:
         before: dict[Path, tuple[int, int]] = {}
-        done: dict[Path, tuple[int, int]] = {}
+        done = {
+            path: stamp
+            for path in (list_images(self.root, deep=True).images if self.judged else ())
+            if path.absolute() in self.judged and (stamp := _stamp(path)) and _changed(path) <= self.stopped
+        }
         while True:
             now = {path: stamp for path in list_images(self.root, deep=True).images if (stamp := _stamp(path))}
             ready = [path for path, stamp in now.items() if before.get(path) == stamp != done.get(path)]
@@ -288,3 +302,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_size, status.st_mtime_ns) if status.st_size else None
+
+
+def _changed(path: Path) -> int:
+    """Return when a file was written, in nanoseconds since 1970, by the clock of its disk.
+
+    What a camera or ``cp -p`` says of it may be years away; Windows knows nothing else.
+    """
+    status = path.stat()
+    return status.st_mtime_ns if os.name == "nt" else status.st_ctime_ns

@@ -22,7 +22,7 @@ from PIL import Image
 from mvtec_lab.checks import validate
 from mvtec_lab.config import Config
 from mvtec_lab.data.images import attempts, read_image, too_bright
-from mvtec_lab.data.incoming import KEPT, Source, find
+from mvtec_lab.data.incoming import KEPT, Source, Watched, find
 from mvtec_lab.data.listing import name_left_out
 from mvtec_lab.data.transforms import Cut, read_cut
 from mvtec_lab.engine.model import Model
@@ -30,6 +30,7 @@ from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.pictures import SHOWN, map_over, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
+from mvtec_lab.locks import held
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction
 from mvtec_lab.problems.model import judge, load_model
@@ -37,6 +38,7 @@ from mvtec_lab.progress import bar
 from mvtec_lab.reporting.expected import expected
 from mvtec_lab.reporting.predicted import COLOURS, PAGE, Doubtful, Shown, write_page_of
 from mvtec_lab.results import PREDICTED, PREDICTIONS, append_csv, write_csv, write_whole
+from mvtec_lab.tasks.watched import Before, judged_before
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
 
     Of a method that localises there is maps/ as well: of each image, by its name below the source, a .jpg to look at
     and the map itself as a .tiff of 32-bit floats, which covers the whole image, at whatever resolution. A camera and a
-    watched folder go on until Ctrl-C; each of their rows is on the disk before the next image is judged.
+    watched folder go on until Ctrl-C; each of their rows is on the disk before the next image is judged. With
+    ``config.resume`` a watched folder's task goes on in its directory; the report shows what was judged since.
 
     Returns:
         One row per image: path, decision and prediction, score and threshold where there are any; of a classifier
@@ -72,25 +75,38 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     """
     validate(config)
     model = load_model(ckpt := checkpoint_of(config))
-    problem, source = problem_of(model.method), find(config.source, config.watch, config.fps)
-    run_dir = Path(run_dir)
-    held = [] if source.images else [claim(run_dir, PREDICTIONS)]  # its images are made below the task's own folder
+    source, run_dir = find(config.source, config.watch, config.fps), Path(run_dir)
+    if not source.waits:
+        return _predict(config, run_dir, model, ckpt, source, Before())
+    with held(run_dir):  # two processes would write their rows into one file
+        before = (judged_before(run_dir, ckpt, source.root) if config.resume else None) or Before()
+        if before.columns:
+            source = Watched(source.typed, source.root, before.images, before.stopped)
+        return _predict(config, run_dir, model, ckpt, source, before)
+
+
+def _predict(
+    config: Config, run_dir: Path, model: Model, ckpt: str, source: Source, before: Before
+) -> list[dict[str, Any]]:
+    problem = problem_of(model.method)
+    # What makes its images below the task's own folder needs it first.
+    claimed = [] if source.images else [run_dir if before.begun else claim(run_dir, PREDICTIONS)]
     judged = _judged(model, source, run_dir, config.data.batch_size)
     try:
         first = [] if source.waits else [next(judged)]
     except (StopIteration, LabError) as error:
-        for left in held:
+        for left in claimed:
             (left / PREDICTIONS).unlink(missing_ok=True)
             shutil.rmtree(left / KEPT, ignore_errors=True)
         if isinstance(error, LabError):
             raise
         more = f" (and {len(source.broken) - 1} more)" if len(source.broken) > 1 else ""
         raise LabError(f"source={config.source} has no image that can be read: {source.broken[0]}{more}") from None
-    run_dir = held[0] if held else claim(run_dir, PREDICTIONS)
+    run_dir = claimed[0] if claimed else claim(run_dir, PREDICTIONS)
     _describe(run_dir, ckpt, model, source)
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    counts: Counter[str] = Counter()
+    counts = Counter(row.get("decision") or row["prediction"] for row in before.rows)
     seconds: list[float] = []
     shown = Doubtful()
     with bar() as progress, suppress(*([KeyboardInterrupt] if source.live else [])):
@@ -103,14 +119,15 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
             seconds.append(each.seconds)
             line = f"{caption}  {each.path}"
             if source.live:
+                _require_columns(run_dir, row, before)
                 append_csv(run_dir / PREDICTIONS, row)
                 print(line, flush=True)
             else:
                 rows.append(row)
                 lines += [line] * (len(rows) <= LINES)
     if not seconds:
-        log.info("stopped before the first image")
-        for name in (PREDICTED, PREDICTIONS):
+        log.info("stopped before the first %simage", "new " * bool(before.rows))
+        for name in () if before.rows else (PREDICTED, PREDICTIONS):
             (run_dir / name).unlink(missing_ok=True)
         return rows
     if not source.live:
@@ -118,20 +135,25 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
         lines += [f"... and {len(rows) - LINES} more"] * (len(rows) > LINES) + problem.conclude(model, rows)
     expectation = expected(Path(ckpt))
     speed = _speed(seconds, config.data.batch_size, str(model.module.device))
-    images = shown.most_doubtful()
+    images, total = shown.most_doubtful(), sum(counts.values())
     write_picture(run_dir / "predictions.jpg", _sheet(images, expectation.light != "red"))
     write_page_of(run_dir, images, counts, expectation, speed, config.source or "")
     counted = ", ".join(f"{number} {word}" for word, number in counts.items())
-    print(
-        "\n".join(
-            [*lines, f"{len(seconds)} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]
-        )
-    )
+    print("\n".join([*lines, f"{total} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]))
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
     _report(source, len(seconds))
     return rows
+
+
+def _require_columns(run_dir: Path, row: Mapping[str, Any], before: Before) -> None:
+    """Refuse a row of other columns than those of a file that was begun before."""
+    if before.columns and [*row] != [*before.columns]:
+        raise LabError(
+            f"{run_dir / PREDICTIONS} was begun by another model, of other classes or thresholds: give another "
+            "directory, hydra.run.dir=NEW_FOLDER"
+        )
 
 
 def _describe(run_dir: Path, ckpt: str, model: Model, source: Source) -> None:

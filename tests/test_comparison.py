@@ -115,6 +115,57 @@ def test_different_test_images_are_not_compared(tmp_path: Path) -> None:
     assert f"a and b; a and c; b and c, as {why}" in said(comparison)
 
 
+def on_version(run_dir: Path, root: str, right: int, **wrong: str) -> RunResult:
+    """Write a run on a data set whose test images are named from the last to the first; ``wrong``: in samples.csv."""
+    run = fabricate(run_dir, "base", right=right, data="folder", category=Path(root).name, paths={"data.root": root})
+    rows = read_csv(run_dir / PREDICTIONS)
+    names = {row["path"]: f"test/{row['label']}/{20 - place:03}.png" for place, row in enumerate(rows)}
+    samples = [
+        {"path": names[row["path"]], "label": row["label"], "split": "test", "digest": f"of {row['path']}", **wrong}
+        for row in rows
+    ]
+    write_csv(run_dir / SAMPLES, samples, ("path", "label", "split", "digest"))
+    moved = sorted(({**row, "path": names[row["path"]]} for row in rows), key=lambda row: row["path"])
+    write_csv(run_dir / PREDICTIONS, moved, ("split", "path", "label", "prediction"))
+    return run
+
+
+def test_a_version_of_a_data_set_is_compared_with_the_data_set(tmp_path: Path) -> None:
+    """What a review wrote: other images train, the same ones test, under other names, in a folder of another name."""
+    first = fabricate(tmp_path / "first", "base", right=8, data="folder", started="2026-01-01")
+    rows = [
+        {"path": row["path"], "label": row["label"], "split": "test", "digest": f"of {row['path']}"}
+        for row in read_csv(tmp_path / "first" / PREDICTIONS)
+    ]
+    write_csv(Path(first.run_dir) / SAMPLES, rows, ("path", "label", "split", "digest"))
+    on_version(tmp_path / "second", "/a/review/version-1", 18)
+    on_version(tmp_path / "third", "/b/review/version-1", 18)
+    comparison = compare(load_runs(tmp_path / "first", tmp_path / "second"))
+    (pair,) = comparison.pairs
+    assert {pair.first, pair.second} == {"base", "base on version-1"}
+    assert (pair.images, pair.different, abs(pair.difference.value)) == (20, True, pytest.approx(0.5))
+    # Ten images were wrong and are right, none the other way: McNemar's mid-p, by which each image meets itself.
+    assert pair.p == pytest.approx(0.5**10)
+    both = compare(load_runs(tmp_path))
+    assert {attempt.name for attempt in both.attempts} == {
+        "base",
+        "base on a/review/version-1",
+        "base on b/review/version-1",
+    }
+
+
+@pytest.mark.parametrize("wrong", [{"label": "good"}, {"digest": ""}, {"digest": "same"}])
+def test_what_may_be_other_images_is_another_product(tmp_path: Path, wrong: dict[str, str]) -> None:
+    first = fabricate(tmp_path / "first", "base", data="folder", started="2026-01-01")
+    rows = [
+        {"path": row["path"], "label": row["label"], "split": "test", "digest": f"of {row['path']}"}
+        for row in read_csv(tmp_path / "first" / PREDICTIONS)
+    ]
+    write_csv(Path(first.run_dir) / SAMPLES, rows, ("path", "label", "split", "digest"))
+    on_version(tmp_path / "second", "/a/review/version-1", 18, **wrong)
+    assert {run.category for run in load_runs(tmp_path)} == {"bottle", "version-1"}
+
+
 def test_unequal_numbers_of_runs_are_compared_on_what_they_share(tmp_path: Path) -> None:
     cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6])
     fail(tmp_path / "b-4", "b")

@@ -203,6 +203,31 @@ def test_a_file_that_is_no_image_is_one_clear_line(run_dir: Path, product: Path)
         assert act(client, number, "drop", 0).status_code == 200
 
 
+def test_a_map_above_its_threshold_is_offered_as_a_mask(predictions: Path) -> None:
+    """As what a model of masks has found is."""
+    heat = np.zeros((12, 12), np.float32)
+    heat[:, 6:] = 3
+    (predictions / "maps/crack").mkdir(parents=True)
+    path = predictions / "maps/crack/001.png.tiff"
+    Image.fromarray(heat).save(path)
+    about = json.loads((predictions / "predicted.json").read_text())
+    (predictions / "predicted.json").write_text(json.dumps({**about, "map_threshold": 1.5}))
+    with served(predictions) as client:
+        known = numbers(client)
+        whole = client.get(f"/api/items/{known['crack/001.png']}").json()
+        assert whole["found"] == [24 * 12, 24 * 12]  # column by column: the right half of 24 x 24
+        assert client.get(f"/api/items/{known['crack/000.png']}").json()["found"] is not None  # found/ comes first
+        assert client.get(f"/api/items/{known['good/001.png']}").json()["found"] is None
+        said = {"mask": whole["found"]}
+        assert act(client, known["crack/001.png"], "mark", 0, **said).status_code == 200
+        Image.fromarray(heat.astype(np.uint8)).save(path)
+        answer = client.get(f"/api/items/{known['crack/001.png']}")
+        assert (answer.status_code, "is no map that task=predict wrote" in answer.json()["error"]) == (422, True)
+    (predictions / "predicted.json").write_text(json.dumps({**about, "map_threshold": "1.5"}))
+    with pytest.raises(LabError, match="map_threshold is no number"):
+        read_subject(str(predictions))
+
+
 # Decisions
 
 

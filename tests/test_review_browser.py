@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_product
 from PIL import Image
-from test_browser import browser, wait_for  # noqa: F401 # a fixture
+from test_browser import browser, wait_for  # a fixture
 from test_review import start
 
 from mvtec_lab.results import read_csv
@@ -44,7 +44,10 @@ def predictions(lab: Callable[..., int], tmp_path: Path) -> Path:
     return tmp_path / "predicted"
 
 
-def press(browser: Any, *keys: str) -> None:  # noqa: F811
+window = browser  # a second one
+
+
+def press(browser: Any, *keys: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     for key in keys:
@@ -52,7 +55,7 @@ def press(browser: Any, *keys: str) -> None:  # noqa: F811
 
 
 def test_from_predictions_to_a_retrained_model(
-    browser: Any,  # noqa: F811
+    browser: Any,
     predictions: Path,
     lab: Callable[..., int],
     tmp_path: Path,
@@ -86,9 +89,9 @@ def test_from_predictions_to_a_retrained_model(
         wait_for(browser, SAVED.format(8))
         wait_for(browser, loaded)
         kind = Path(browser.execute_script(name)).parent.name
-        # The server ends and begins again while the page is open: what is answered meanwhile waits, and is sent.
+        # The server is killed and begins again while the page is open: what is answered meanwhile waits, and is sent.
         port = address.rpartition(":")[2].strip("/")
-        process.send_signal(signal.SIGTERM)
+        process.kill()
         process.communicate()
         press(browser, keys[kind])
         wait_for(browser, "return document.getElementById('message').innerText.includes('Not saved yet')")
@@ -126,3 +129,41 @@ def test_from_predictions_to_a_retrained_model(
     first, second = (json.loads((tmp_path / run / "result.json").read_text())["counts"] for run in ("first", "second"))
     assert second["test"] == first["test"]  # both models can be compared on it
     assert sum(second["train"].values()) == sum(first["train"].values()) + 9
+    assert lab("task=compare", "dirs=[first,second]", "hydra.run.dir=both") == 0
+    rows = read_csv(tmp_path / "both/summary.csv")
+    assert {row["attempt"] for row in rows} == {"base", "base on version-1"}
+    assert "category" not in rows[0]  # not two products
+
+
+def test_two_windows_at_once_lose_nothing(browser: Any, window: Any, predictions: Path) -> None:
+    """The second one answers while it has no network, about an image that the first one has changed meanwhile."""
+    process, address = start(predictions)
+    loaded = "return document.getElementById('frame').dataset.shown === sessionStorage.getItem('current')"
+    message = "return document.getElementById('message').innerText.includes('{}')"
+    try:
+        for page in (browser, window):
+            page.get(address)
+            wait_for(page, "return sessionStorage.getItem('current')")
+            wait_for(page, loaded)
+        current = [page.execute_script("return sessionStorage.getItem('current')") for page in (browser, window)]
+        assert current[0] == current[1]
+        off = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        window.execute_cdp_cmd("Network.enable", {})
+        window.execute_cdp_cmd("Network.emulateNetworkConditions", {**off, "offline": True})
+        press(window, "x")
+        wait_for(window, message.format("Not saved yet"))
+        press(browser, "2")
+        wait_for(browser, SAVED.format(1))
+        window.execute_cdp_cmd("Network.emulateNetworkConditions", {**off, "offline": False})
+        wait_for(window, message.format("somebody else has changed this image"))
+        wait_for(window, SAVED.format(1))
+        press(window, "u")  # takes back what is its own alone
+        wait_for(window, message.format("nothing of yours to undo"))
+        image = f"fetch('/api/items/{current[0]}').then(answer => answer.json()).then(arguments[0])"
+        assert browser.execute_async_script(image)["verdict"] == "relabelled"
+        press(browser, "u")
+        wait_for(browser, SAVED.format(0))
+        wait_for(window, SAVED.format(0))  # without a key: it looks for what others have done
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -23,6 +23,8 @@ from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, SAMPLES, RunResult, f
 # These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
 RUN_KEYS = changing(Config, "run", "nothing")
 OPTIONS = "model.options."  # how the keys of methods' options begin
+
+_VERSION = re.compile(r"version-\d+")  # as a review names its folders
 
 Settings = dict[str, str]  # dotted key -> value as text
 
@@ -81,7 +83,8 @@ def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
     """Return runs of which those of different products in folders of one name have categories of their own.
 
     Folders of one name that lie in different places are one product where they share an image, as copies of a data set
-    on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``.
+    on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``. A version of a data
+    set is its product, whatever its folder is called, where exactly the same images are tested.
     """
     places: dict[tuple[str, str], dict[str, RunResult]] = {}
     for run in sorted(runs, key=lambda run: file_of(run.run_dir, SAMPLES) is None):  # those that failed early: last
@@ -91,7 +94,52 @@ def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
         for place, name in _names_of(of_product, category).items() if len(of_product) > 1 else ():
             named[data, category, place] = name
     keys = [(*product_of(run), run.paths.get("data.root", "")) for run in runs]
-    return [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
+    return _versions(
+        [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
+    )
+
+
+@dataclass
+class Version(RunResult):
+    """Hold a run on a version of a data set, with the very test images of another run under other names.
+
+    ``names`` has the other run's name of each of them, by the path that it has in this run.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def _versions(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of which those on a version of another run's data set are of its product, ``finetune on version-1``.
+
+    A review writes such versions: more or other images train, and what is tested stays tested. Their test images are,
+    byte by byte, those of the other run, with the same labels; their folders have other names, and so may their files.
+    """
+    if len({product_of(run) for run in runs}) < 2:
+        return [*runs]
+    first: dict[frozenset[tuple[str, str]], tuple[RunResult, dict[tuple[str, str], str]]] = {}
+    others: dict[int, Version] = {}
+    for place in sorted(range(len(runs)), key=lambda place: _VERSION.fullmatch(runs[place].category) is not None):
+        run = runs[place]
+        rows = (table_of(run.run_dir, SAMPLES) or []) if run.completed and not isinstance(run, Version) else []
+        rows = [row for row in rows if row.get("split") == "test"]
+        images = {(row.get("digest") or "", row.get("label") or ""): row["path"] for row in rows if row.get("path")}
+        if not images or len(images) < len(rows) or any(not digest for digest, _ in images):
+            continue  # without digests, or with copies among them, nobody knows which image is which
+        of, names = first.setdefault(frozenset(images), (run, images))
+        if product_of(of) != product_of(run):
+            known = {path: names[image] for image, path in images.items()}
+            others[place] = Version(**{**vars(run), "data": of.data, "category": of.category, "names": known})
+    roots = {_root(runs[place]) for place in others}
+    length = next((n for n in range(1, 99) if len({root.parts[-n:] for root in roots}) == len(roots)), 99)
+    for version in others.values():
+        version.attempt += f" on {'/'.join(_root(version).parts[-length:])}"
+    return [others.get(place, run) for place, run in enumerate(runs)]
+
+
+def _root(run: RunResult) -> PureWindowsPath:
+    """Return the folder of a run's data set; its separators are those of every platform."""
+    return PureWindowsPath(run.paths.get("data.root") or run.category)
 
 
 def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
@@ -219,12 +267,13 @@ def tested(run: RunResult) -> Tested | None:
     all_rows = predictions_of(run)
     if all_rows is None:
         return None
-    rows = sorted((r for r in all_rows if r["split"] == "test"), key=lambda r: r["path"])
+    names = run.names if isinstance(run, Version) else {}
+    rows = sorted((r for r in all_rows if r["split"] == "test"), key=lambda r: names.get(r["path"], r["path"]))
     if not rows and run.untested:
         return None
     if not rows:
         raise damaged(path, "no test image")
-    images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
+    images = tuple(f"{run.data}/{run.category}/{names.get(row['path'], row['path'])}" for row in rows)
     predictions = Tested(run, images, rows, run.classes if "prediction" in columns_of(run) else ())
     try:
         if predictions.classes:

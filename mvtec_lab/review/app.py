@@ -180,7 +180,7 @@ class Review:
         size = pictures.size_of(item.file)
         shown, state = pictures.shown_size(size), kept.state
         mask = pictures.unpacked(state.mask, shown) if state.mask is not None else self._mask_of_data(item, size, shown)
-        found = None if item.found is None else pictures.mask_of_file(item.found, size)
+        found = _found(item, size, shown)
         return {
             **self._short(kept),
             "width": size[1],
@@ -188,7 +188,7 @@ class Review:
             "shown": [shown[1], shown[0]],
             "boxes": state.boxes,
             "mask": None if mask is None else pictures.runs_of(mask),
-            "found": None if found is None else pictures.runs_of(pictures.resized(found, shown)),
+            "found": None if found is None else pictures.runs_of(found),
             "drawn": item.drawn is not None,
         }
 
@@ -278,6 +278,16 @@ class Review:
             return JSONResponse(write_version(self.subject, states, self.out))
         finally:
             self._exporting.release()
+
+
+def _found(item: Item, size: Size, shown: Size) -> np.ndarray | None:
+    """Return the mask that a model has found in an image, as it is shown; None where it has found none."""
+    if item.found is None:
+        return None
+    if item.level is not None:
+        return pictures.mask_of_map(item.found, item.level, shown)
+    mask = pictures.mask_of_file(item.found, size)
+    return None if mask is None else pictures.resized(mask, shown)
 
 
 def _random_names(said: Mapping[str, Any]) -> tuple[str, str]:

@@ -42,7 +42,8 @@ class Item:
         margin: by how much the model holds its label for right: less than 0, it contradicts it.
         sample: as the data set has it; None: a new image.
         drawn: a picture with the heat map or with what was found.
-        found: the mask of what was found.
+        found: the mask of what was found, or the map of how unlike good images each place is.
+        level: above which such a map marks a place; None: ``found`` is a mask.
         name: what it is called on the page; empty: its key.
     """
 
@@ -54,6 +55,7 @@ class Item:
     sample: Sample | None = None
     drawn: Path | None = None
     found: Path | None = None
+    level: float | None = None
     name: str = ""
 
 
@@ -181,11 +183,13 @@ def _of_predictions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
             gone.append(row["path"])
         else:
             drawn = next(_drawn(folder, file, root, ".jpg"), None)
-            found = next(_drawn(folder, file, root, ".png"), None)
+            found, level = next(_drawn(folder, file, root, ".png"), None), None
+            if found is None and (level := about.get("map_threshold")) is not None:
+                found = next(_drawn(folder, file, root, ".tiff"), None)
             label = row["prediction"]
             name = file.relative_to(root).as_posix() if root is not None and file.is_relative_to(root) else ""
             items.append(
-                Item(row["path"], file, label, _said(row), margin(row, label), drawn=drawn, found=found, name=name)
+                Item(row["path"], file, label, _said(row), margin(row, label), None, drawn, found, level, name)
             )
     if not items:
         first = (odd or gone)[0]
@@ -215,6 +219,8 @@ def _about(folder: Path) -> dict[str, Any]:
         raise damaged(folder / PREDICTED, "it is not what task=predict writes")
     if not isinstance(about.get("classes", []), list):
         raise damaged(folder / PREDICTED, "classes is no list")
+    if not isinstance(about.get("map_threshold", 0.0), int | float | None):
+        raise damaged(folder / PREDICTED, "map_threshold is no number")
     return about
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from pycocotools import mask as rle
 
-from mvtec_lab.data.images import image_size, read_image, read_mask, white_level
+from mvtec_lab.data.images import MAX_PIXELS, image_size, read_image, read_mask, white_level
 from mvtec_lab.data.regions import Size
 from mvtec_lab.errors import LabError
 
@@ -122,6 +123,23 @@ def mask_of_file(path: Path, size: Size) -> np.ndarray | None:
     """
     mask = read_mask(path)
     return mask if mask.shape == size and mask.any() else None
+
+
+def mask_of_map(path: Path, level: float, size: Size) -> np.ndarray | None:
+    """Return where a map in a file is above a level, [H, W] bool in an image's size; None where it is nowhere.
+
+    Raises:
+        LabError: it is no map of numbers, or cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode != "F" or file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"{file.width} x {file.height}, {file.mode}")
+            heat = np.asarray(file)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise LabError(f"{path} is no map that task=predict wrote ({error}): predict again") from error
+    above = cv2.resize(heat, size[::-1], interpolation=cv2.INTER_LINEAR) > level
+    return above if above.any() else None
 
 
 def boxes_from(values: Any, size: Size) -> tuple[tuple[float, float, float, float], ...]:

@@ -161,6 +161,7 @@ def _describe(run_dir: Path, ckpt: str, model: Model, source: Source) -> None:
     about = {
         "ckpt": str(Path(ckpt).absolute()),
         "classes": model.classes,
+        "map_threshold": model.map_threshold,  # above which a map marks a defect
         "source": source.typed,
         "root": str(source.root.absolute()),  # maps/ and found/ have the names of images below it
         "directory": str(Path.cwd()),  # that paths of predictions.csv are relative to

@@ -187,8 +187,9 @@ class Job:
             for line in (replacing := replaced(job, config, self.command.words)):
                 log.warning(line, extra=IN_TABLE)
             remarks += replacing
-        if isinstance(result, RunResult) and (new := [line for line in remarks if line not in result.warnings]):
-            result.warnings += new
+        if isinstance(result, RunResult):
+            result.warnings += [line for line in remarks if line not in result.warnings]
+            result.typed = result.typed or [redacted(word) for word in job.overrides.task]
             result.save()
         return result
 

@@ -160,6 +160,7 @@ class RunResult:
     error: str | None = None  #: of a failed run
     exit_status: int = 0  #: of a failed run: 1, or 2 for a user's mistake; a killed one could not record it
     warnings: list[str] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)  #: key=value as the command line had them; older files lack it
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     paths: dict[str, str] = field(default_factory=dict)  #: absolute, by the key that config.yaml has as it was typed

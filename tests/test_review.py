@@ -497,6 +497,26 @@ def test_a_version_of_a_run_trains_as_it_is(run_dir: Path, product: Path, lab: C
     assert {s.split for s in read_folder(version, "coco").samples} == {"train", "val", "test"}
 
 
+def test_the_command_of_a_version_has_what_was_typed_for_the_run(run_dir: Path) -> None:
+    """Else the retrained model would have other settings, and differ by these as well."""
+    typed = [
+        "task=train",
+        "attempt=head",
+        "data=mvtec",
+        "data.root=/x",
+        "data.image_size=24",
+        "split.test=0.5",
+        "seed=3",
+    ]
+    typed += ["data.per_class=2", "optimizer.lr=0.01", "++augment.transforms.GaussNoise.p=0.5", "cv.folds=5"]
+    typed += ["hydra.launcher._target_=os.system", "--multirun", "a b; rm x", 7]
+    (run_dir / "operating.json").write_text(json.dumps({"reject": 0.5, "typed": typed}))
+    with served(run_dir) as client:
+        command = export(client)["command"]
+    settings = "data.image_size=24 seed=3 optimizer.lr=0.01 ++augment.transforms.GaussNoise.p=0.5"
+    assert command.endswith(f"version-1/split.csv {settings}")
+
+
 def test_new_images_train_and_copies_are_not_added_twice(predictions: Path, product: Path) -> None:
     with served(predictions) as client:
         known = numbers(client)

@@ -7,16 +7,20 @@ text is never evaluated.
 from __future__ import annotations
 
 import logging
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from mvtec_lab.checks import validate
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
-from mvtec_lab.foreign import damaged, file_of, misfit, read_yaml
+from mvtec_lab.foreign import damaged, file_of, misfit, read_json, read_yaml
 from mvtec_lab.models.files import check_file
-from mvtec_lab.results import BEST, CONFIG, SAMPLES, path_of_run
+from mvtec_lab.results import BEST, CONFIG, OPERATING, RESULT, SAMPLES, path_of_run
 
 log = logging.getLogger(__name__)
+
+_WORD = re.compile(r"\+{0,2}(?!hydra)[a-z]\w*([./]\w+)*=[^\n]*")
 
 _READING = ("image_size", "fit", "tile", "white", "batch_size")
 # Which images, their splits, and how they are read; neither where they could be fetched from, nor training settings.
@@ -59,6 +63,20 @@ def origin_of(ckpt: Path) -> Config | None:
     if config.data.labels is not None:
         config.data.labels = path_of_run(run_dir, "data.labels", config.data.labels)
     return config
+
+
+def typed_for(run_dir: Path) -> list[str]:
+    """Return what was typed for a run, ``key=value`` each, from its result.json or what task=threshold made of it.
+
+    Nothing where neither says it. Words that no run of the lab's own commands has are left out.
+    """
+    path = file_of(run_dir, RESULT) or file_of(run_dir, OPERATING)
+    with suppress(LabError):  # a damaged file is named where its figures are read
+        said = read_json(path) if path else {}
+        words = said.get("typed") if isinstance(said, dict) else None
+        if isinstance(words, list):
+            return [word for word in words if isinstance(word, str) and _WORD.fullmatch(word)]
+    return []
 
 
 def checkpoint_of(config: Config) -> str:

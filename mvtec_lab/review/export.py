@@ -37,6 +37,12 @@ from mvtec_lab.review.pictures import unpacked
 from mvtec_lab.review.store import State
 
 SPLIT_FILE, CHANGES, ABOUT = "split.csv", "CHANGES.csv", "version.json"
+# Keys of a run that say nothing of how a version of its data is learnt.
+_OF_DATA = {
+    *("task", "attempt", "data", "resume", "race", "audit", "study"),
+    *(f"data.{name}" for name in ("name", "root", "category", "good", "labels", "archive", "sha256", "masks")),
+    *("data.per_class", "data.imbalance"),  # new images would be left out again
+}
 _COLUMNS = ("change", "path", "was", "label", "label_was", "split", "mask", "boxes", "at")
 
 
@@ -269,7 +275,18 @@ def _command(base: Base | None, folder: Path, facts: Mapping[str, Any]) -> str:
             words += ["split.val_is_test=true"] * base.config.split.val_is_test
         elif "test" not in given:  # a model to keep, which learns all
             words += ["split.protocol=holdout", "split.test=0"]
+    words += _settings(base.typed) if base else []
     return " ".join(["python -m mvtec_lab", *map(shlex.quote, words)])  # names come from files, and are pasted
+
+
+def _settings(typed: Sequence[str]) -> list[str]:
+    """Return what was typed for a run, less what says on which images, and how many runs there were of it."""
+    keys = [(word.lstrip("+").partition("=")[0], word) for word in typed]
+    return [
+        word
+        for key, word in keys
+        if key not in _OF_DATA and not key.startswith(("split.", "cv.", "verdict.", "reported."))
+    ]
 
 
 def _named(partial: Path, out: Path) -> Path:

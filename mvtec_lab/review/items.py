@@ -18,12 +18,23 @@ from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.listing import EXTENSIONS
 from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.source import locate
-from mvtec_lab.engine.origin import origin_of
+from mvtec_lab.engine.origin import origin_of, typed_for
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, file_of, read_json, read_yaml
-from mvtec_lab.results import BEST, CONFIG, DEFECT, GOOD, PREDICTED, PREDICTIONS, RESULT, SAMPLES, RunResult, table_of
+from mvtec_lab.results import (
+    BEST,
+    CONFIG,
+    DEFECT,
+    GOOD,
+    OPERATING,
+    PREDICTED,
+    PREDICTIONS,
+    RESULT,
+    SAMPLES,
+    RunResult,
+    table_of,
+)
 
-OPERATING = "operating.json"  # of task=threshold
 # Decisions that ask for a person, the first one most: unlike all that was learnt, and between the two thresholds.
 ASKING = ("UNKNOWN", "REVIEW")
 _SHOWN = ("prediction", "decision", "confidence", "certainty", "score", "threshold", "accept", "split")
@@ -68,12 +79,14 @@ class Base:
         samples: all its images, each with the split of the run.
         config: the data and the split of the run.
         attempt: the run's.
+        typed: what was typed for it, ``key=value`` each.
     """
 
     folder: Path
     samples: Sequence[Sample]
     config: Config
     attempt: str
+    typed: Sequence[str] = ()
 
 
 @dataclass
@@ -134,7 +147,9 @@ def base_of(run_dir: Path) -> Base | None:
     samples = read_folder(folder, d.name, d.good, d.labels).samples
     said = read_yaml(run_dir / CONFIG)  # of a run, and of what task=threshold makes of one
     attempt = str(said.get("attempt") or "base")
-    return Base(folder, [replace(s, split=splits.get(s.path, "")) for s in samples], config, attempt)
+    return Base(
+        folder, [replace(s, split=splits.get(s.path, "")) for s in samples], config, attempt, typed_for(run_dir)
+    )
 
 
 def _of_run(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
@@ -278,7 +293,8 @@ def most_doubtful(items: Sequence[Item]) -> list[int]:
 
 
 def _said(row: Mapping[str, str]) -> dict[str, str]:
-    return {key: row[key] for key in _SHOWN if row.get(key)}
+    one = row.get("accept") == row.get("threshold")  # said once
+    return {key: row[key] for key in _SHOWN if row.get(key) and not (one and key == "accept")}
 
 
 def _not_shown(paths: Sequence[str], why: str) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 from mvtec_lab.checks import validate
 from mvtec_lab.config import Config
 from mvtec_lab.engine.model import Model
-from mvtec_lab.engine.origin import checkpoint_of, origin_of
+from mvtec_lab.engine.origin import checkpoint_of, origin_of, typed_for
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import (
@@ -103,6 +103,7 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
             for point in points(held.held_out, held.tested)
         ],
         "warnings": notes,
+        "typed": typed_for(ckpt.parent),  # for the run: task=review shows the command that trains it again
     }
     run_dir = claim(run_dir, OPERATING)
     for note in notes:

@@ -104,9 +104,9 @@ class RunResult:
     backbone: str  #: as in ``model.backbone``
     run_dir: str  #: where its files lie
     started: str = ""  #: ISO 8601, UTC
-    status: str = (
-        "failed"  #: or "completed"; "dropped" by a race; "running" where it is read while a process works on it
-    )
+    #: or "completed"; "dropped" by a race; "running" where it is read while a process works on it; "damaged" where a
+    #: comparison cannot use a file of it
+    status: str = "failed"
     fold: int | None = None  #: of its cross-validation; None: it is part of none
     weights: str | None = None  #: the weights really used: "IMAGENET1K_V1", a file, "random"
     classes: list[str] = field(default_factory=list)  #: in the order of their indices
@@ -187,8 +187,13 @@ class RunResult:
         return self.status == "dropped"
 
     @property
+    def damaged(self) -> bool:
+        """Tell whether a comparison set it aside, as ``error`` says of which file; no result.json says so itself."""
+        return self.status == "damaged"
+
+    @property
     def failed(self) -> bool:
-        """Tell whether it was begun, and neither completed nor still goes on."""
+        """Tell whether it was begun, and neither completed nor still goes on; one that is damaged has failed."""
         return not (self.completed or self.running or self.left_out)
 
     @property
@@ -311,9 +316,14 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     Raises:
         LabError: a run's result.json is missing or damaged.
     """
-    folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}
-    runs = [RunResult.load(folder) for folder in folders if not (folder / OPERATING).exists()]
+    runs = [RunResult.load(folder) for folder in run_folders(directory)]
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
+
+
+def run_folders(directory: str | os.PathLike[str]) -> set[Path]:
+    """Return the directories of every run at or below a directory."""
+    folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}
+    return {folder for folder in folders if not (folder / OPERATING).exists()}
 
 
 def path_of_run(run_dir: Path, key: str, typed: str) -> str:

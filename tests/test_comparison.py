@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -259,17 +260,29 @@ def test_runs_are_ranked_on_the_folds_that_all_have(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     (Path(fabricate(tmp_path / "0", "a").run_dir) / name).write_text(content)
     fabricate(tmp_path / "1", "b")
+    rows, comparison = sum_up(tmp_path)
+    assert [(row["attempt"], row["completed"], row["failed"]) for row in rows] == [("a", 0, 1), ("b", 1, 0)]
+    (reason,) = comparison.damaged
+    assert f"{name} is damaged" in reason
+    assert rows[0]["error"] == reason
+    assert "Left out, as a file of theirs is damaged: 1 of 2 runs (0)." in comparison.verdict
+    assert reason in json.loads((tmp_path / COMPARISON).read_text(encoding="utf-8"))["damaged"]
+    shutil.rmtree(tmp_path / "1")
     with pytest.raises(LabError, match=f"{name} is damaged"):
         sum_up(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"attempt": "a"}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"attempt": "a"}', '{"seed": NaN}'])
 def test_a_damaged_result_is_named(tmp_path: Path, content: str | None) -> None:
     run = fabricate(tmp_path / "0", "a")
     path = Path(run.run_dir) / RESULT
     write_csv(path.with_name(SAMPLES), [{"path": "000.png"}], ["path"])
     path.unlink() if content is None else path.write_text(content)
     fabricate(tmp_path / "1", "b")
+    damaged, sound = load_runs(tmp_path)
+    assert (damaged.attempt, damaged.status, sound.attempt, sound.status) == ("a", "damaged", "b", "completed")
+    assert "result.json is missing or damaged" in str(damaged.error)
+    shutil.rmtree(tmp_path / "1")
     with pytest.raises(LabError, match=r"result\.json is missing or damaged"):
         load_runs(tmp_path)
 

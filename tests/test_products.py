@@ -329,28 +329,41 @@ def test_more_products_show_what_more_images_cannot() -> None:
     assert ways_over_products(unlike, 0.0001, 0.05) == []
 
 
-@pytest.mark.slow
-def test_a_damaged_file_of_a_product_refuses_no_other(lab, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (PREDICTIONS, "damaged"),
+        (RESULT, ""),
+        (RESULT, '{"attempt": "b"'),
+        (RESULT, '{"seconds": NaN}'),
+        (CONFIG, "- optimizer"),
+        (CONFIG, None),
+    ],
+)
+def test_a_damaged_file_of_one_run_refuses_no_other(
+    lab, tmp_path: Path, capsys, name: str, content: str | None
+) -> None:
     write(tmp_path / "runs", {"a": 5, "b": 0}, 3)
     sound = compared(tmp_path / "runs")
-    path = tmp_path / "runs/b-cable-1" / PREDICTIONS
-    rows = [row | {"prob_good": "nan"} for row in read_csv(path)]
-    write_csv(path, rows, list(rows[0]))
+    path = tmp_path / "runs/b-cable-1" / name
+    path.write_text("a: [1," if content is None else content)
+    if content is None:  # nothing says of which product it is
+        path.with_name(RESULT).write_text("[]")
     assert lab("task=compare", f"dirs=[{tmp_path / 'runs'}]", "hydra.run.dir=out") == 1
     out, err = capsys.readouterr()
     assert err.count("error: ") == 1
-    assert f"error: cable is left out: {path} is damaged (line 2 has the prob_good 'nan')" in err
-    assert "cable: no result" in out
+    assert f"error: {path.with_name(RESULT) if content is None else path} is " in err
+    assert "1 of 24 runs (b-cable-1)" in out
     comparison = compared(tmp_path / "runs")
-    assert "cable is no part of this" in said(comparison)
-    assert [*comparison.over[0].by_product] == ["bottle", "capsule"]
+    assert [*comparison.over[0].by_product] == ["bottle", "cable", "capsule"]
     assert comparison.products["capsule"].verdict == sound.products["capsule"].verdict
-    assert {row["category"] for row in read_csv("out/summary.csv") if row["failed"] != "0"} == {"cable"}
-    assert RunResult.load(path.parent).completed  # its own files say what they said
-    for product in ("bottle", "capsule"):
-        (tmp_path / f"runs/a-{product}-0" / PREDICTIONS).write_text("damaged")
-    with pytest.raises(LabError, match="is damaged"):
-        compare(load_runs(tmp_path / "runs"))
+    (failed,) = (row for row in read_csv("out/summary.csv") if row["failed"] != "0")
+    assert failed["error"] == comparison.damaged[0]
+    assert (failed["category"], failed["attempt"]) == (("unknown", "b-cable-1") if content is None else ("cable", "b"))
+    cable = next(a for a in comparison.products["cable"].attempts if a.name == "b")
+    assert len(cable.done) == 3
+    json_ = json.loads((Path("out") / "comparison.json").read_text())
+    assert json_["damaged"] == comparison.damaged
 
 
 def test_one_product_with_results_has_its_own_verdict(tmp_path: Path) -> None:

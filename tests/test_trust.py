@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -100,14 +101,20 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(runs: Path, capsys: pytest.CaptureFixture[str], name: str) -> str:
-    """The one line that ``task=compare`` answers with, about one of the runs' files."""
+    """The one line that ``task=compare`` answers with about one of the runs' files; the other run is in the report."""
     capsys.readouterr()
-    assert main(["task=compare", f"dirs=[{runs}]", f"hydra.run.dir={runs.parent / 'compared'}"]) == 2
+    shutil.rmtree(runs.parent / "compared", ignore_errors=True)
+    assert main(["task=compare", f"dirs=[{runs}]", f"hydra.run.dir={runs.parent / 'compared'}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert name in said
     assert any(remedy in said for remedy in ("remove", "leave it out"))
+    rows = read_csv(runs.parent / "compared/runs.csv")
+    assert {Path(row["run_dir"]).name: row["status"] for row in rows} == {
+        run.name: "damaged" if run.name in said.partition(name.rpartition("/")[2])[0] else "completed"
+        for run in (runs / "base", runs / "patchcore")
+    }
     return said
 
 
@@ -132,12 +139,22 @@ def bomb(size: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [RESULT, CONFIG, PREDICTIONS, HISTORY, MISTAKES, EXPLANATIONS, "pixels.npz"])
+@pytest.mark.parametrize("name", [RESULT, CONFIG, PREDICTIONS, HISTORY, "pixels.npz"])
 def test_no_file_is_followed_out_of_a_runs_directory(runs: Path, tmp_path: Path, capsys, name: str) -> None:
     run = runs / ("patchcore" if name.endswith("npz") else "base")
     (run / name).rename(tmp_path / name)  # a good file, so that the link alone is wrong
     (run / name).symlink_to(tmp_path / name)
     assert "leads out of its run's directory" in refused(runs, capsys, f"{run.name}/{name}")
+
+
+def test_no_picture_is_followed_out_of_a_runs_directory(runs: Path, tmp_path: Path) -> None:
+    for name in (MISTAKES, EXPLANATIONS):
+        (runs / "base" / name).rename(tmp_path / name)
+        (runs / "base" / name).symlink_to(tmp_path / name)
+    assert main(["task=compare", f"dirs=[{runs}]", f"hydra.run.dir={tmp_path / 'compared'}"]) == 0
+    page = (tmp_path / "compared/report.html").read_text(encoding="utf-8")
+    assert page.count("leads out of its run&#39;s directory") == 2
+    assert page.count("image/jpeg") == 1  # that of the other run
 
 
 def test_links_inside_a_run_and_to_it_are_followed_but_no_folder_below(runs: Path, tmp_path: Path, capsys) -> None:
@@ -205,9 +222,15 @@ def test_every_damage_is_one_line_that_names_the_file(runs: Path, tmp_path: Path
     """Seven of thirteen tampered files gave errors of Python."""
 
     def refuse(name: str) -> None:
-        with pytest.raises(LabError) as caught:
-            report.sum_up(tmp_path, runs)
-        said = str(caught.value)
+        rows, comparison = report.sum_up(tmp_path, runs)
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        if name == MISTAKES:  # a figure is none of the run's, and the page says why it is missing
+            assert comparison.damaged == []
+            assert page.count(f"{name} is damaged") == 1
+            return
+        (said,) = comparison.damaged
+        assert sum(row["completed"] for row in rows) == 1
+        assert name in page
         assert name in said
         assert "\n" not in said
         assert "remove it" in said or "leave it out" in said

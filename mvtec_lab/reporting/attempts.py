@@ -7,18 +7,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvtec_lab.evaluation import racing, statistics
+from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, all_metrics, choosing, deciding, metrics_of
 from mvtec_lab.evaluation.tested import Tested, TestSet, confusions
-from mvtec_lab.foreign import damaged
 from mvtec_lab.reporting.runs import Settings, tested
-from mvtec_lab.results import GOOD, RESULT, RunResult
+from mvtec_lab.results import GOOD, RunResult
 
 THINNED = ("data.imbalance", "data.per_class")  # settings that leave out training images
 
@@ -65,7 +63,7 @@ class Attempt:
         parts: into which a fold's images were parted; 0 where its test sets are no folds.
 
     Raises:
-        LabError: a predictions.csv or result.json is damaged, or nobody knows the problem of the runs.
+        LabError: a predictions.csv is damaged, or nobody knows the problem of the runs.
     """
 
     def __init__(
@@ -338,18 +336,8 @@ def too_few(attempts: Sequence[Attempt]) -> str | None:
 
 
 def _dropped(runs: Iterable[RunResult]) -> dict[str, Any] | None:
-    """Return why a race left runs out, of several races the earliest look; None where none did.
-
-    Raises:
-        LabError: a result.json names a look that no race takes.
-    """
-    reasons = []
-    for run in runs:
-        if run.left_out and run.dropped:
-            if run.dropped["after"] not in racing.looks(run.dropped["folds"]):
-                no = f"no race of {run.dropped['folds']} folds looks after {run.dropped['after']}"
-                raise damaged(Path(run.run_dir, RESULT), no)
-            reasons.append(run.dropped)
+    """Return why a race left runs out, of several races the earliest look; None where none did."""
+    reasons = [run.dropped for run in runs if run.left_out and run.dropped]
     return min(reasons, key=lambda reason: reason["after"], default=None)
 
 

@@ -25,12 +25,17 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
         LabError: no run below the directory was completed and has its best.ckpt, or its attempts do not compare; a
             damaged file of a run's.
     """
-    runs = [run for run in load_runs(directory) if run.completed and Path(run.run_dir, BEST).is_file()]
+    found = load_runs(directory)
+    runs = [run for run in found if run.completed and Path(run.run_dir, BEST).is_file()]
+    if broken := [run for run in found if run.damaged]:
+        raise LabError(str(broken[0].error))
     if not runs:
         raise LabError(f"{directory} holds no completed run with a {BEST}: give the directory of one that has it")
     if len(runs) == 1:
         return runs[0], "its only run"
     comparison = compare(runs)
+    if comparison.damaged:
+        raise LabError(comparison.damaged[0])
     if isinstance(comparison, ProductsComparison):
         names = ", ".join(comparison.products)
         raise LabError(f"{directory} holds runs of several products ({names}): give the directory of one run")

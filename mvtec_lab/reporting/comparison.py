@@ -8,7 +8,7 @@ correction is over pairs. Attempts that were run on several products are compare
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from pathlib import Path
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
@@ -22,11 +22,22 @@ from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.products import over_products, products
 from mvtec_lab.reporting.products_headline import products_headline
-from mvtec_lab.reporting.runs import Settings, by_attempt, product_of, require_metrics, settings_of, told_apart
+from mvtec_lab.reporting.runs import (
+    Settings,
+    by_attempt,
+    product_of,
+    require_one,
+    settings_known,
+    sound,
+    tested,
+    told_apart,
+)
 from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.verdict import sentences
 from mvtec_lab.results import RunResult
+
+NAMED = 5  # runs that a sentence names
 
 
 def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> Comparison:
@@ -37,14 +48,13 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         verdict: metric and reference; where it names none, those that the runs' own config.yaml agree on.
 
     Raises:
-        LabError: a predictions.csv or config.yaml is damaged, a completed run lacks a metric that it needs, or
-            ``verdict.metric`` is no metric that decides. Of several products those with a damaged predictions.csv are
-            left out, as long as one is sound.
+        LabError: ``verdict.metric`` is no metric that decides, or the files of all runs are damaged. Of several runs
+            those that are damaged are left out, as ``Comparison.damaged`` says.
     """
-    for run in runs:  # load_runs looks as well, but a script may hand on runs that it made
-        require_metrics(run)
-    runs = told_apart(runs)
-    settings = {run.run_dir: settings_of(run) for run in runs}
+    # load_runs looks as well, but a script may hand on runs that it made
+    runs = [sound(run) for run in told_apart(runs)]
+    require_one(runs)
+    settings = {run.run_dir: settings_known(run) for run in runs}
     asked = verdict or VerdictConfig()
     key, metric_note = _agreed("verdict.metric", asked.metric, settings.values())
     reference, note = _agreed("verdict.reference", asked.reference, settings.values())
@@ -58,20 +68,15 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         for run in group:
             of_products.setdefault(names.get(product_of(run), ""), {}).setdefault(name, []).append(run)
     judged_by = {name: None if group[0].problem in lacking else key for name, group in groups.items()}
-    attempts, damaged = {}, dict[str, LabError]()
-    for product, of in of_products.items():
-        try:
-            attempts[product] = [Attempt(name, own, settings, judged_by[name]) for name, own in of.items()]
-        except LabError as error:
-            damaged[product] = error
-            if len(damaged) == len(of_products):  # a single product, or none that is sound
-                raise
-            attempts[product] = [Attempt(name, _without(own, error), settings) for name, own in of.items()]
+    attempts = {
+        product: [_attempt(name, own, settings, judged_by[name]) for name, own in of.items()]
+        for product, of in of_products.items()
+    }
+    require_one(_runs_of(attempts.values()))
     parts = {product: _compared(of, settings, key, reference) for product, of in attempts.items()}
     agreed = [*filter(None, (metric_note, note))]
     if names:
-        over = over_products(parts, reference, agreed)
-        over.damaged = [f"{product} is left out: {error}" for product, error in damaged.items()]
+        over = over_products(parts, reference, [*agreed, *_left_out(_runs_of(attempts.values()))])
         over.verdict = products_verdict.sentences(over)
         if line := advice_over_products(over.best, over.over):
             over.advice = line
@@ -103,6 +108,7 @@ def _compared(
     if reference is not None and reference not in done and len(done) > 1:
         none = "is none of the completed attempts in the table: all pairs are compared."
         notes.append(f"verdict.reference={reference} {none}")
+    notes += _left_out(_runs_of([attempts]))
     result.verdict = [*sentences(result), *notes, *(curve.sentence for curve in curves_of(result))]
     result.verdict += [spread.sentence for spread in spreads(result)]
     result.advice = advice(result.best, _rivals(result))
@@ -111,9 +117,25 @@ def _compared(
     return result
 
 
-def _without(runs: Sequence[RunResult], error: LabError) -> list[RunResult]:
-    """Return the runs of a product that is left out, as if they had failed: a damaged file refuses no other product."""
-    return [replace(run, status="failed", error=str(error)) for run in runs]
+def _attempt(name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings], metric: str | None) -> Attempt:
+    """Return an attempt; those of its runs whose predictions.csv is damaged have failed."""
+    try:
+        return Attempt(name, runs, settings, metric)
+    except LabError:
+        return Attempt(name, [sound(run, tested) for run in runs], settings, metric)
+
+
+def _runs_of(groups: Iterable[Iterable[Attempt]]) -> list[RunResult]:
+    """Return the runs of attempts."""
+    return [run for attempts in groups for attempt in attempts for run in attempt.runs]
+
+
+def _left_out(runs: Sequence[RunResult]) -> list[str]:
+    """Return a sentence on the runs that are damaged, if any; the table says which file of each."""
+    if not (names := [Path(run.run_dir).name for run in runs if run.damaged]):
+        return []
+    named = ", ".join(names if len(names) <= NAMED else [*names[:NAMED], "..."])
+    return [f"Left out, as a file of theirs is damaged: {len(names)} of {len(runs)} runs ({named})."]
 
 
 def _rivals(comparison: Comparison) -> list[Pair]:

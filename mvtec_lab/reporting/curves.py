@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mvtec_lab.evaluation.confidence import coverage_curve
-from mvtec_lab.foreign import damaged
 from mvtec_lab.reporting import figures
 from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.results import CERTAINTY, HISTORY, ROWS, SURE, RunResult, from_one, table_of
+from mvtec_lab.reporting.runs import history_of
+from mvtec_lab.results import CERTAINTY, SURE
 
 
 def training_curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Return the training curves as a picture, and the names of the attempts that should have left some."""
-    runs = {a.name: [(run, rows) for run in a.runs if (rows := _history(run))] for a in attempts}
+    runs = {a.name: [(run, rows) for run in a.runs if not run.damaged and (rows := history_of(run))] for a in attempts}
     histories = {name: [rows for _, rows in of] for name, of in runs.items()}
     best = {name: [run.best_epoch for run, _ in of] for name, of in runs.items()}
     drawn = any(histories.values())
@@ -31,18 +30,6 @@ def training_curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
             a.name for a in attempts if not histories[a.name] and not any(r.completed and not r.epochs for r in a.runs)
         ],
     }
-
-
-def _history(run: RunResult) -> list[dict[str, str]]:
-    rows = table_of(run.run_dir, HISTORY, "epoch") or []
-    try:
-        for row in rows:
-            int(row["epoch"]), [float(cell) for cell in row.values() if cell]
-            if not 0 <= int(row["epoch"]) < ROWS:
-                raise ValueError(f"epoch {row['epoch']}")
-    except (TypeError, ValueError) as error:
-        raise damaged(Path(run.run_dir, HISTORY), error) from error
-    return from_one(rows)
 
 
 def coverage(attempts: Sequence[Attempt]) -> str | None:

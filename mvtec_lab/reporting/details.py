@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.confidence import reservation
 from mvtec_lab.evaluation.metrics import top_confusions
 from mvtec_lab.evaluation.operating import scores_of
@@ -196,7 +198,7 @@ def _explanation(attempt: Attempt) -> Part | None:
 def _sheet(attempt: Attempt, name: str, more: str | None = None) -> Part | None:
     """Return a picture of the first run, with what the run says of it and a further sentence; None: it left none."""
     first = attempt.done[0]
-    source, (title, about) = _picture(first, name), _caption(attempt, name)
+    source, (title, about) = _picture(first, name)[0], _caption(attempt, name)
     title = (title or TITLES[name]) + _of_first(attempt, ", ")
     return Part(title, source, " ".join(filter(None, (about, more)))) if source else None
 
@@ -206,15 +208,21 @@ def _caption(attempt: Attempt, name: str) -> Sequence[str]:
     return next((run.captions[name] for run in attempt.done if name in run.captions), ("", ""))
 
 
-def _picture(run: RunResult, name: str) -> str | None:
-    """Return a run's picture as a ``data:`` address; None where it left none.
+def _picture(run: RunResult, name: str) -> tuple[str | None, str | None]:
+    """Return a run's picture as a ``data:`` address; else None, and why a picture that is there cannot be shown."""
+    try:
+        path = file_of(run.run_dir, name)
+        return (None if path is None else _drawn(path)), None
+    except LabError as error:
+        return None, str(error)
+
+
+def _drawn(path: Path) -> str:
+    """Return a picture as a ``data:`` address.
 
     Raises:
-        LabError: it is no JPEG, or leads out of the run's directory.
+        LabError: it is no JPEG, or has too many pixels.
     """
-    path = file_of(run.run_dir, name)
-    if path is None:
-        return None
     try:
         with Image.open(path, formats=["JPEG"]) as image:
             if image.width * image.height > PIXELS_OF_PAGE:
@@ -249,12 +257,14 @@ def _explained(runs: Sequence[RunResult]) -> str | None:
 def _missing(attempt: Attempt) -> list[str]:
     """Return what the runs have not left, one sentence each."""
     first = attempt.done[0]
+    sheet, explanations = (_picture(first, name) for name in (MISTAKES, EXPLANATIONS))
     missing = {
         "No test predictions were left: there is no confusion matrix.": not attempt.tests,
-        "No picture sheet was left.": _mistakes(attempt) is None,
+        "No picture sheet was left.": sheet == (None, None),
+        **{f"{why}.": True for _, why in (sheet, explanations) if why},
     }
     title, about = _caption(attempt, EXPLANATIONS)
-    if _picture(first, EXPLANATIONS) is None and about:
+    if explanations == (None, None) and about:
         missing[f"The pictures “{title}” were not left." if title else about] = True
     return [text for text, applies in missing.items() if applies]
 

@@ -132,7 +132,6 @@ class Comparison:
     #: what would tell the best attempt from its closest rival, as the verdict's last sentence says; empty: nothing
     advice: str = ""
     blocks: list[Block] = field(default_factory=list)  #: the attempts that compare with each other
-    damaged: list[str] = field(default_factory=list)  #: of several products, those with a damaged file, and which it is
 
     def add(self, sentences: Sequence[str]) -> None:
         """Add sentences to the verdict, whose last one stays the advice."""
@@ -143,6 +142,11 @@ class Comparison:
     def done(self) -> list[Attempt]:
         """Return the attempts with a completed run."""
         return [attempt for attempt in self.attempts if attempt.done]
+
+    @property
+    def damaged(self) -> list[str]:
+        """Return why runs are left out of which a file is damaged, a line each."""
+        return [str(run.error) for attempt in self.attempts for run in attempt.runs if run.damaged]
 
     def rivals(self, name: str) -> set[str]:
         """Return the attempts that one is to be compared with, whether they could be compared or not."""
@@ -170,6 +174,7 @@ class Comparison:
             "verdict": self.verdict,
             "alpha": ALPHA,
             "practically_equal_within": ROPE,
+            "damaged": self.damaged,
             "attempts": [attempt.described for attempt in self.attempts],
             "pairs": [pair.described for pair in self.pairs],
         }

@@ -49,7 +49,7 @@ def sum_up(
         notes: sentences that follow the verdict.
 
     Raises:
-        LabError: a source without a run, or a damaged file of a run's.
+        LabError: a source without a run, or none whose files are sound.
     """
     comparison = compare(load_runs(*(sources or [directory])), verdict)
     comparison.add(notes)

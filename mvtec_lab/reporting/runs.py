@@ -13,16 +13,30 @@ from typing import Any
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation import racing
 from mvtec_lab.evaluation.specs import add_means, choosing, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
 from mvtec_lab.knobs import changing
 from mvtec_lab.reporting.recount import require_own_metrics
-from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, SAMPLES, RunResult, find_runs, flatten, table_of
+from mvtec_lab.results import (
+    CONFIG,
+    HISTORY,
+    PREDICTIONS,
+    RESULT,
+    ROWS,
+    SAMPLES,
+    RunResult,
+    flatten,
+    from_one,
+    run_folders,
+    table_of,
+)
 
 # These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
 RUN_KEYS = changing(Config, "run", "nothing")
 OPTIONS = "model.options."  # how the keys of methods' options begin
+UNKNOWN = "unknown"  # the product of a run of which neither result.json nor config.yaml says it
 
 _VERSION = re.compile(r"version-\d+")  # as a review names its folders
 
@@ -32,20 +46,84 @@ Settings = dict[str, str]  # dotted key -> value as text
 def load_runs(*directories: str | os.PathLike[str]) -> list[RunResult]:
     """Return every run at or below the directories, each once, in the order in which they started.
 
+    One whose files are damaged refuses no other: it has the status ``damaged``, and ``error`` says of which file.
+
     Raises:
-        LabError: a directory without a run, or a result.json that is missing or damaged.
+        LabError: a directory without a run, or all runs are damaged.
     """
-    runs: dict[Path, RunResult] = {}
+    folders: dict[Path, Path] = {}
     for directory in directories:
-        below = find_runs(directory)
+        below = run_folders(directory)
         if not below:
             raise LabError(
                 f"{directory} holds no run (no {RESULT} at or below it): give the directory of a sweep or a run"
             )
-        runs |= {Path(run.run_dir).resolve(): run for run in below}
-    for run in runs.values():
-        require_metrics(run)
-    return told_apart(sorted(runs.values(), key=lambda run: (run.started, run.run_dir)))
+        folders |= {folder.resolve(): folder for folder in below}
+    runs, broken = list[RunResult](), dict[Path, LabError]()
+    for folder in folders.values():
+        try:
+            runs.append(sound(RunResult.load(folder)))
+        except LabError as error:
+            broken[folder] = error
+    if not runs and broken:
+        raise next(iter(broken.values()))
+    runs += [_stand_in(folder, error, [*runs]) for folder, error in broken.items()]
+    require_one(runs)
+    return told_apart(sorted(runs, key=lambda run: (run.started, run.run_dir)))
+
+
+def require_one(runs: Sequence[RunResult]) -> None:
+    """Check that not all runs are damaged.
+
+    Raises:
+        LabError: they are; the first one's reason.
+    """
+    if runs and all(run.damaged for run in runs):
+        raise LabError(str(runs[0].error))
+
+
+def sound(run: RunResult, *checks: Callable[[RunResult], object]) -> RunResult:
+    """Return a run, or a copy of the status ``damaged`` where one of its files is.
+
+    Args:
+        run: the run.
+        checks: what raises a LabError for a damaged file; none: those of all files but its predictions.
+    """
+    try:
+        for check in () if run.damaged else checks or (require_metrics, require_look, settings_of, history_of):
+            check(run)
+    except LabError as error:
+        return replace(run, status="damaged", error=str(error))
+    return run
+
+
+def _stand_in(folder: Path, error: LabError, others: Sequence[RunResult]) -> RunResult:
+    """Return what is known of a run without its result.json: by its config.yaml, and by other runs of its product."""
+    settings = Settings()
+    with suppress(LabError):  # it may be damaged as well
+        settings = _settings_in(folder)
+    same = [run for run in others if settings and _place_of(settings_known(run)) == _place_of(settings)]
+    like = [run for run in same or others if run.method == settings.get("model.method")]
+    products = {product_of(run) for run in same or others}
+    data, category = products.pop() if len(products) == 1 else ("", UNKNOWN)
+    seed, fold = settings.get("seed", ""), settings.get("split.fold", "")
+    return RunResult(
+        attempt=settings.get("attempt", folder.name),
+        seed=int(seed) if seed.isdecimal() else 0,
+        fold=int(fold) if fold.isdecimal() and settings["split.protocol"] == "kfold" else None,
+        data=data,
+        category=category,
+        backbone=settings.get("model.backbone", ""),
+        run_dir=str(folder),
+        status="damaged",
+        error=str(error),
+        problem=(like or others)[0].problem,
+        method=settings.get("model.method", ""),
+    )
+
+
+def _place_of(settings: Settings) -> list[str | None]:
+    return [settings.get(key) for key in ("data.name", "data.category", "data.root")]
 
 
 def require_metrics(run: RunResult) -> None:
@@ -151,7 +229,9 @@ def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
     """
     groups: list[tuple[set[str], list[str]]] = []  # images that are one product, and where they lie
     for place, run in places.items():
-        rows = table_of(run.run_dir, SAMPLES) or []
+        rows: list[dict[str, str]] = []
+        with suppress(LabError):  # a damaged one says as much as none
+            rows = table_of(run.run_dir, SAMPLES) or []
         images = {row["digest"] for row in rows if row.get("digest")}
         same = next((group for group in groups if not images or not group[0] or images & group[0]), None)
         if same is None:
@@ -248,13 +328,53 @@ def settings_of(run: RunResult) -> Settings:
     Raises:
         LabError: it is damaged.
     """
-    path = file_of(run.run_dir, CONFIG)
-    if path is None:
-        return {}
-    settings = flatten(asdict(Config())) | flatten(read_yaml(path))
-    if run.completed and settings["model.method"] != run.method:
+    settings = _settings_in(run.run_dir)
+    if run.completed and settings and settings["model.method"] != run.method:
+        path = Path(run.run_dir, CONFIG)
         raise damaged(path, f"model.method is {settings['model.method']}, in {RESULT} {run.method}")
     return settings
+
+
+def settings_known(run: RunResult) -> Settings:
+    """Return ``settings_of`` a run; of a damaged one those that can be read."""
+    if not run.damaged:
+        return settings_of(run)
+    with suppress(LabError):
+        return _settings_in(run.run_dir)
+    return {}
+
+
+def _settings_in(run_dir: str | os.PathLike[str]) -> Settings:
+    path = file_of(run_dir, CONFIG)
+    return {} if path is None else flatten(asdict(Config())) | flatten(read_yaml(path))
+
+
+def require_look(run: RunResult) -> None:
+    """Check that a race takes the look that a run says it was dropped at.
+
+    Raises:
+        LabError: none does.
+    """
+    if run.left_out and run.dropped and run.dropped["after"] not in racing.looks(run.dropped["folds"]):
+        no = f"no race of {run.dropped['folds']} folds looks after {run.dropped['after']}"
+        raise damaged(Path(run.run_dir, RESULT), no)
+
+
+def history_of(run: RunResult) -> list[dict[str, str]]:
+    """Return the rows of a run's history.csv, with epochs counted from 1; none where it left none.
+
+    Raises:
+        LabError: it is damaged.
+    """
+    rows = table_of(run.run_dir, HISTORY, "epoch") or []
+    try:
+        for row in rows:
+            int(row["epoch"]), [float(cell) for cell in row.values() if cell]
+            if not 0 <= int(row["epoch"]) < ROWS:
+                raise ValueError(f"epoch {row['epoch']}")
+    except (TypeError, ValueError) as error:
+        raise damaged(Path(run.run_dir, HISTORY), error) from error
+    return from_one(rows)
 
 
 def tested(run: RunResult) -> Tested | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import Any, NamedTuple
 
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.evaluation.specs import all_metrics
-from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, by_attempt, load_runs, said_options, settings_of
+from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, by_attempt, load_runs, said_options, settings_known
 from mvtec_lab.results import RunResult, write_csv
+
+log = logging.getLogger(__name__)
 
 RUNS = "runs.csv"
 FRAMES = ("pandas", "polars", "rows")
@@ -78,20 +81,24 @@ def read_results(*directories: str | os.PathLike[str], frame: str = "pandas") ->
 
     The rows are those of runs.csv, with types: whole numbers, floats, texts, and ``started`` as a time in UTC. They are
     read from the run directories, so that they are up to date while a sweep runs, and several sweeps, or runs without
-    a sweep, make one table. ``run_dir`` is the path as it was found.
+    a sweep, make one table. ``run_dir`` is the path as it was found. A run of which a file is damaged has the status
+    ``damaged``; its ``error``, and a warning, say which.
 
     Args:
         directories: of sweeps or runs.
         frame: ``pandas``, ``polars``, or ``rows``: a list of dicts, which needs neither.
 
     Raises:
-        LabError: no run, a damaged file of a run's, or a library that is not installed.
+        LabError: no run, none whose files are sound, or a library that is not installed.
     """
     if frame not in FRAMES:
         raise unknown("frame", frame, FRAMES)
     library = None if frame == "rows" else _library(frame)
     runs = load_runs(*directories)
-    columns, rows = table(runs, {run.run_dir: settings_of(run) for run in runs})
+    for run in runs:
+        if run.damaged:
+            log.warning("%s", run.error)
+    columns, rows = table(runs, {run.run_dir: settings_known(run) for run in runs})
     if library is None:
         return rows
     return _pandas(library, columns, rows) if frame == "pandas" else _polars(library, columns, rows)

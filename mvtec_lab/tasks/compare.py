@@ -17,8 +17,8 @@ def compare_runs(config: Config, run_dir: str | Path) -> Comparison:
     """Compare every run below ``config.dirs``; summary.csv, comparison.json and report.html go into ``run_dir``.
 
     Raises:
-        LabError: no directories, one without a run, or a damaged file of a run's.
-        IncompleteError: a file of one of several products is damaged; the others are compared.
+        LabError: no directories, one without a run, or none whose files are sound.
+        IncompleteError: a file of a run is damaged; the others are compared.
     """
     if not config.dirs:
         raise LabError("task=compare needs dirs=[SWEEP,SWEEP,...]: directories of sweeps or runs")

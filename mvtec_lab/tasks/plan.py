@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mvtec_lab.config import Config
-from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.errors import IncompleteError, LabError, disk_full
 from mvtec_lab.reporting import products_plan
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.plan import PLAN, Plan, plan, show
@@ -19,10 +19,11 @@ def plan_runs(config: Config, run_dir: str | Path) -> Plan | ProductsPlan:
 
     Raises:
         LabError: no directories, one without a run, or runs that nothing can be planned from.
+        IncompleteError: a file of a run is damaged; the plan is from the others.
     """
     if not config.dirs:
         raise LabError("task=plan needs attempt=A,B, of which it trains a pilot, or runs that exist: dirs=[SWEEP]")
-    made, run_dir = _made(config), Path(run_dir)
+    (made, damaged), run_dir = _made(config), Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         made.save(run_dir)
@@ -30,19 +31,22 @@ def plan_runs(config: Config, run_dir: str | Path) -> Plan | ProductsPlan:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error
     print(f"plan: {run_dir / PLAN}")
+    if damaged:
+        raise IncompleteError("; ".join(damaged))
     return made
 
 
-def _made(config: Config) -> Plan | ProductsPlan:
-    """Return the plan, over products where several have completed runs, and print it."""
+def _made(config: Config) -> tuple[Plan | ProductsPlan, list[str]]:
+    """Return the plan, over products where several have completed runs, and what is left out of it; print the plan."""
     comparison = compare(load_runs(*config.dirs or ()), config.verdict)
+    damaged = comparison.damaged
     if isinstance(comparison, ProductsComparison):
         usable = [part for part in comparison.products.values() if part.done]
         if len(usable) > 1:
             over = plan_over_products(comparison, config.difference)
             products_plan.show(over)
-            return over
+            return over, damaged
         comparison = usable[0] if usable else comparison
     made = plan(comparison, config.difference)
     show(made)
-    return made
+    return made, damaged

@@ -111,3 +111,26 @@ def test_what_is_lacking_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabError, match="holds no run"):
         read_results(tmp_path / "empty", frame="rows")
+
+
+def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(("sound", "config", "result")):
+        fabricate(tmp_path / name, "base", seed=number)
+    (tmp_path / "config/config.yaml").write_text("a: [1,")
+    (tmp_path / "result/result.json").write_text('{"attempt": "base", "seed": ')
+    rows = {Path(row["run_dir"]).name: row for row in read_results(tmp_path, frame="rows")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "sound": "completed",
+        "config": "damaged",
+        "result": "damaged",
+    }
+    assert {row["attempt"] for row in rows.values()} == {"base"}
+    assert rows["result"]["seed"] == 2  # config.yaml says it
+    assert rows["result"]["test_accuracy"] is None
+    for name in ("config", "result"):
+        assert rows[name]["error"] in caplog.text
+        assert f"{name}/{name}." in rows[name]["error"]
+    for name in ("sound", "config"):
+        (tmp_path / name / "result.json").write_text("")
+    with pytest.raises(LabError, match=r"result\.json is missing or damaged"):
+        read_results(tmp_path, frame="rows")

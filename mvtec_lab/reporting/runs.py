@@ -93,7 +93,7 @@ def sound(run: RunResult, *checks: Callable[[RunResult], object]) -> RunResult:
         for check in () if run.damaged else checks or (require_metrics, require_look, settings_of, history_of):
             check(run)
     except LabError as error:
-        return replace(run, status="damaged", error=str(error))
+        return replace(run, status="damaged", error=str(error), metrics={})  # none of its figures counts
     return run
 
 

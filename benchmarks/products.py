@@ -7,6 +7,7 @@ The generator is fixed: the tables are the same each time, and tests/test_produc
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,19 +17,20 @@ from scipy import stats
 from benchmarks import common
 from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import noise_of_test_sets
-from mvtec_lab.evaluation.planning import OverProducts, ways_over_products
 from mvtec_lab.evaluation.products import (
+    EXACT,
     RANKS,
     Overall,
     decides_by_ranks,
-    efficiency_of_ranks,
     friedman,
     mean_over_products,
     signed_rank,
 )
+from mvtec_lab.evaluation.products_planning import OverProducts, ways_over_products
 
 ALPHA = 0.05
-PILOTS, FOLLOWED, CELLS = 100, 300, 8  # of plans: sweeps that are asked, sweeps that follow, at so many numbers
+PILOTS, FOLLOWED, CELLS = 2_000, 1_000, 8  # of plans: sweeps that are asked, sweeps that follow, at so many numbers
+FEW = 50  # products: what those show besides that ask for no more
 REPEATS = 2_000  # of a cell: a share of 5% is then known to within one point
 FOLDS, SHARE = 5, 0.25  # tested images over those that the learner had
 PRODUCTS = (2, 3, 5, 8, 15)
@@ -40,6 +42,7 @@ PLANS = ((3, 0.03, 0.08), (5, 0.03, 0.08), (5, 0.08, 0.08), (8, 0.03, 0.05))  # 
 COMMON, ALONE = 0.3, 0.3
 # A network's true accuracy scatters by 3 points, of which half is common to all folds: they share training images.
 SCATTER, SHARED = 0.03, 0.5
+LIMITS = 0.02, 0.98  # of an accuracy
 
 
 class Sweep(NamedTuple):
@@ -52,21 +55,37 @@ class Sweep(NamedTuple):
 def draw(
     products: int, spread: float, attempts: int = 2, ahead: float = 0.0, repeats: int = REPEATS, seed: int = 0
 ) -> list[Sweep]:
-    """Return sweeps over products; the first attempt's true accuracy is ``ahead`` of the others on average."""
+    """Return sweeps over products; the first attempt's true accuracy is ``ahead`` of the others on average.
+
+    It is so on each product: accuracies that are cut at 0.98 would take a tenth of 8 points away.
+    """
     rng, sweeps = np.random.default_rng(seed), []
     for product in range(products):
         images, accuracy = SIZES[product % len(SIZES)], ACCURACIES[product % len(ACCURACIES)]
         true = accuracy + spread / np.sqrt(2) * rng.normal(size=(repeats, attempts))
-        true[:, 0] += ahead
-        sweeps.append(Sweep(images, _folds(rng, np.clip(true, 0.02, 0.98), images)))
+        half = _half(accuracy, spread, ahead) if ahead else 0.0
+        true += np.where(np.arange(attempts) == 0, half, -half)
+        sweeps.append(Sweep(images, _folds(rng, np.clip(true, *LIMITS), images)))
     return sweeps
+
+
+@cache
+def _half(accuracy: float, spread: float, ahead: float) -> float:
+    """Return by how much one attempt is above ``accuracy`` and the other below, so that ``ahead`` is what remains."""
+    own, luck = np.random.default_rng(2).normal(size=(2, 20_000))
+
+    def mean(accuracy: float) -> float:
+        return float(np.clip(np.clip(accuracy + spread / np.sqrt(2) * own, *LIMITS) + SCATTER * luck, *LIMITS).mean())
+
+    halves = np.linspace(0.4, 1.5, 45) * ahead
+    return float(np.interp(ahead, [mean(accuracy + half) - mean(accuracy - half) for half in halves], halves))
 
 
 def _folds(rng: np.random.Generator, true: np.ndarray, images: int) -> np.ndarray:
     """Return the accuracy of each fold [R, A, F] of attempts with true accuracies [R, A]."""
     luck = np.sqrt(SHARED) * rng.normal(size=(*true.shape, 1))
     luck = luck + np.sqrt(1 - SHARED) * rng.normal(size=(*true.shape, FOLDS))
-    limit = stats.norm.ppf(np.clip(true[..., None] + SCATTER * luck, 0.02, 0.98))
+    limit = stats.norm.ppf(np.clip(true[..., None] + SCATTER * luck, *LIMITS))
     hard = np.sqrt(COMMON) * rng.normal(size=(len(true), 1, images))
     hard = hard + np.sqrt(ALONE) * rng.normal(size=(*true.shape, images))
     hard = hard + np.sqrt(1 - COMMON - ALONE) * rng.normal(size=(*true.shape, images))
@@ -105,21 +124,24 @@ def _overall(sweeps: list[Sweep], repeat: int, pair: tuple[int, int]) -> Overall
     return mean_over_products(values, [noise.seen**0.5 for noise in noises], images)
 
 
-def followed(products: int, spread: float, ahead: float) -> tuple[list[int], float]:
+def followed(products: int, spread: float, ahead: float) -> tuple[np.ndarray, np.ndarray]:
     """Return how many products PILOTS sweeps ask for to show a difference, and how often so many then show it.
 
-    A pilot that asks for more than there can be is left out. Power is simulated at some numbers, and interpolated.
+    A pilot that asks for more than there can be is left out. Power is simulated at the numbers up to EXACT, where one
+    product more makes a step, and at CELLS others, between which it is interpolated.
     """
     pilots, asked = draw(products, spread, 2, ahead, PILOTS, seed=1), []
     for pilot in range(PILOTS):
         found = _overall(pilots, pilot, (0, 1))
         images = round(float(np.mean([sweep.images for sweep in pilots])))
-        ranks = efficiency_of_ranks(found.weights)
-        evidence = OverProducts(found.error**2 * products, found.own, products, images, ranks)
+        unlike = tuple(1 / (products * weight) for weight in found.weights)
+        evidence = OverProducts(found.error**2 * products, found.own, products, images, unlike)
         asked += [max(d.products for d in ways) for ways in [ways_over_products(evidence, ahead, ALPHA)] if ways]
-    cells = np.unique(np.percentile(asked, np.linspace(0, 100, CELLS)).round().astype(int))
-    power = [called(draw(int(number), spread, 2, ahead, FOLLOWED)) for number in cells]
-    return asked, float(np.interp(asked, cells, power).mean())
+    many = [number for number in asked if number > EXACT]
+    cells = {*np.percentile(many, np.linspace(0, 100, CELLS)).round().astype(int).tolist()} if many else set()
+    numbers = sorted(cells | {*asked} - {*many})
+    power = [called(draw(number, spread, 2, ahead, FOLLOWED, seed=2)) for number in numbers]
+    return np.array(asked), np.interp(asked, numbers, power)
 
 
 def rank_alike(sweeps: list[Sweep]) -> float:
@@ -139,12 +161,15 @@ def show_plans() -> None:
         low, middle, high = np.percentile(asked, (10, 50, 90)).round().astype(int)
         told = percent(len(asked) / PILOTS)
         numbers = f"{products}", f"{100 * spread:.0f}", f"{100 * ahead:.0f}"
-        rows.append([*numbers, told, f"{middle} ({low} to {high})", percent(power)])
+        few = asked <= FEW
+        rest = f"{percent(power[few].mean())} ({100 * few.sum() / PILOTS:.0f})"
+        rows.append([*numbers, told, f"{middle} ({low} to {high})", percent(power.mean()), rest])
     notes = [
         "told: the pilots that hear of a number within reach, %; products that they ask for: the median, in brackets "
         "what eight of ten lie between; shown: how often so many show the difference, %, the mean",
+        f"at most {FEW}: the same of the pilots that ask for no more, and how many these are, %",
     ]
-    headings = ["products of the pilot", "spread", "points", "told", "products asked for", "shown"]
+    headings = ["products of the pilot", "spread", "points", "told", "products asked for", "shown", f"at most {FEW}"]
     common.show("products_plans", notes, headings, rows, False)
 
 

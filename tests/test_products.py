@@ -13,13 +13,14 @@ import pytest
 import yaml
 from conftest import write_product
 from rich.console import Console
+from scipy import stats
 from test_pairs import fold, said
 from test_reporting import fabricate, fail
 
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import products as tests_of
-from mvtec_lab.evaluation.planning import OverProducts, ProductsDesign, ways_over_products
+from mvtec_lab.evaluation.products_planning import OverProducts, ProductsDesign, ways_over_products
 from mvtec_lab.reporting import products_figures, summary
 from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
@@ -289,7 +290,7 @@ def test_the_verdict_ends_with_what_would_tell_two_attempts_apart(tmp_path: Path
     assert compared(tmp_path / "shown").advice == ""
     write(tmp_path / "level", {"a": 1, "b": 0, "c": 1}, 6)
     level = compared(tmp_path / "level")
-    assert "Over products c and a are too close (0.6 points seen in the mean): even 50 of them" in level.verdict[-1]
+    assert "Over products c and a are too close (0.6 points seen in the mean): even 100 of them" in level.verdict[-1]
     assert level.headline[-1] == f"Next: {level.advice}"
 
 
@@ -327,6 +328,21 @@ def test_more_products_show_what_more_images_cannot() -> None:
     assert found is not None
     assert ways_over_products(unlike, 1.01 * found, 0.05) == [unlike.design]
     assert ways_over_products(unlike, 0.0001, 0.05) == []
+
+
+def test_the_power_of_ranks_is_that_of_few_products() -> None:
+    """It was that of many products, which few do not reach: their p has few steps."""
+    assert [tests_of.needed_sum(n, 0.05) for n in (6, 7, 8, 12)] == [21, 26, 33, 65]  # Wilcoxon's table: 0, 2, 3, 13
+    six = OverProducts(variance=0.01, own=0.1, products=6, images=80)
+    power = six.power(six.design, 0.05)
+    for change in (0.05, 0.1, 0.2):
+        all_ahead = stats.norm.cdf(change / np.sqrt(0.01 * 5 / stats.chi2.median(5))) ** 6
+        assert power(change) == pytest.approx(all_ahead, abs=0.03)
+    # Five products are compared by their mean, which shows more.
+    assert OverProducts(0.01, 0.1, 5, 80).power(ProductsDesign(5, 80), 0.05)(0.15) > power(0.15)
+    uneven = OverProducts(variance=0.01, own=0.1, products=8, images=80, unlike=(0.2, 5.0))
+    even = OverProducts(variance=0.01, own=0.1, products=8, images=80)
+    assert uneven.power(uneven.design, 0.05)(0.1) < even.power(even.design, 0.05)(0.1) - 0.05
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def power_of(noises: Sequence[Noise], figures: tuple[float, float], alpha: float
 
     rng, freedoms = np.random.default_rng(0), [noise.freedom for noise in noises]
     drawn = np.stack([rng.chisquare(noise.freedom, DRAWS) / noise.freedom for noise in noises])
-    true = np.stack([_true(noise, rng) for noise in noises])
+    true = np.stack([true_variance(noise, rng, DRAWS) for noise in noises])
     variance, seen = (true * np.array([noise[i] for noise in noises])[:, None] for i in (0, 1))
     grows, high, now = np.array([[noise.grows] for noise in noises]), max(figures), sum(map(_of_share, figures))
 
@@ -311,14 +311,14 @@ def power_of(noises: Sequence[Noise], figures: tuple[float, float], alpha: float
     return power
 
 
-def _true(noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    """Return what the true variance may be in units of the one that was seen, one value for each of DRAWS."""
+def true_variance(noise: Noise, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """Return what the true variance may be in units of the one that was seen, one value a draw."""
     from scipy import stats
 
     if noise.known is not None:
-        return noise.known / np.maximum(rng.chisquare(noise.known, DRAWS), 1e-9)
+        return noise.known / np.maximum(rng.chisquare(noise.known, draws), 1e-9)
     # An estimate of few degrees of freedom is more often too small than too large: its median is made the true one.
-    return np.full(DRAWS, noise.freedom / stats.chi2.median(noise.freedom))
+    return np.full(draws, noise.freedom / stats.chi2.median(noise.freedom))
 
 
 def found_difference(
@@ -333,11 +333,20 @@ def found_difference(
     Returns:
         The difference; None where not even ``most`` is found.
     """
-    from scipy import optimize
-
-    power = power_of(noises, figures, alpha)
     if np.isinf(most):  # far beyond what any power needs
         most = 100 * float(np.sqrt(sum(noise.variance for noise in noises))) or 1.0
+    return least_found(power_of(noises, figures, alpha), most)
+
+
+def least_found(power: Callable[[float], float], most: float) -> float | None:
+    """Return the least difference that is found with a probability of POWER; None where not even ``most`` is.
+
+    Args:
+        power: the probability that a difference of some size is found.
+        most: the largest difference that there can be.
+    """
+    from scipy import optimize
+
     if power(most) < POWER:
         return None
     least = 1e-6 * most

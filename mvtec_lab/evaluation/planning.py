@@ -6,7 +6,6 @@ how often the verdict's own test finds the difference there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log10
@@ -21,12 +20,10 @@ from mvtec_lab.evaluation.differences import (
     power_of,
     power_of_mcnemar,
 )
-from mvtec_lab.evaluation.products import decides_by_ranks
 
 Power = Callable[[float], float]  # the probability that a difference of some size is found
 
 MOST_IMAGES = 10_000  # more than anybody labels to compare two attempts; the largest product of MVTec AD has 480
-MOST_PRODUCTS = 50  # MVTec AD has 15, VisA 12, Real-IAD 30
 REPEATS = 10  # of folds, or seeds, that go with more images: the luck of training is a small part then
 MOST_REPEATS = 20  # of folds, or seeds on one test set: 5 folds x 20 are 100 trainings of each attempt
 FOLDS = (5, 10)  # the usual numbers; with more of them each test set is smaller, and more trainings are needed
@@ -108,7 +105,7 @@ class OverTestSets:
 
     def found(self, alpha: float) -> float | None:
         noise = noise_over_sets(self.variance, self.sets, self.ratio, one_round=self.folds if self.once else 0)
-        return found_difference([noise], _NO_GROWTH, alpha, self.most)
+        return found_difference([noise], NO_GROWTH, alpha, self.most)
 
     def power(self, design: Design, alpha: float) -> Power:
         # Of bottle's methods, the spread over folds is 1.2 times that of as many images drawn at random (the median of
@@ -118,12 +115,12 @@ class OverTestSets:
         if design == self.design:  # as ``found`` has it
             return power_of(
                 [noise_over_sets(self.variance, self.sets, self.ratio, one_round=self.folds if self.once else 0)],
-                _NO_GROWTH,
+                NO_GROWTH,
                 alpha,
             )
         return power_of(
             [noise_over_sets(variance, design.runs, ratio, known, one_round=design.folds if self.once else 0)],
-            _NO_GROWTH,
+            NO_GROWTH,
             alpha,
         )
 
@@ -176,7 +173,7 @@ class OnOneTestSet:
 
     def power(self, design: Design, alpha: float) -> Power:
         if design.folds > 1:
-            return power_of([self._of_folds(design)], _NO_GROWTH, alpha)
+            return power_of([self._of_folds(design)], NO_GROWTH, alpha)
         if self.disagreement is not None:
             return power_of_mcnemar(design.images, self.disagreement, self.difference, alpha)
         if design == self.design:  # as ``found`` has it
@@ -224,73 +221,6 @@ class OnOneTestSet:
         )
 
 
-@dataclass(frozen=True)
-class ProductsDesign:
-    """Say on how many products two attempts are compared, and on how many images of each."""
-
-    products: int
-    images: int
-
-
-@dataclass(frozen=True)
-class OverProducts:
-    """Hold what two attempts showed over products, from which the power of other designs is computed.
-
-    Args:
-        variance: of the difference on one product.
-        own: the share of it that is the luck of the product's images; the rest is how products differ.
-        products: their number.
-        images: of each, the mean.
-        ranks: the efficiency of ranks, which decide where there are enough products, beside that of the mean.
-        most: the largest difference that there can be.
-    """
-
-    variance: float
-    own: float
-    products: int
-    images: int
-    ranks: float = 3 / math.pi  # of products with one variance
-    most: float = 1.0
-
-    @property
-    def design(self) -> ProductsDesign:
-        return ProductsDesign(self.products, self.images)
-
-    def _noise(self, design: ProductsDesign, alpha: float) -> Noise:
-        variance = self.variance * (1 - self.own + self.own * self.images / design.images) / design.products
-        if decides_by_ranks(design.products, 1, alpha):
-            variance /= self.ranks
-        known = None if design == self.design else self.products - 1
-        return Noise(variance, variance, design.products - 1, grows=False, known=known)
-
-    def found(self, alpha: float) -> float | None:
-        """Return the difference that is found on these products with a probability of POWER; None: none."""
-        return found_difference([self._noise(self.design, alpha)], _NO_GROWTH, alpha, self.most)
-
-    def power(self, design: ProductsDesign, alpha: float) -> Power:
-        """Return how often the test at level ``alpha`` finds a difference in another design."""
-        return power_of([self._noise(design, alpha)], _NO_GROWTH, alpha)
-
-
-def ways_over_products(evidence: OverProducts, difference: float, alpha: float) -> list[ProductsDesign]:
-    """Return what shows a difference with a probability of POWER: more products, or more images of each.
-
-    Returns:
-        The design that was seen alone where it is enough; empty where neither MOST_PRODUCTS nor MOST_IMAGES are.
-    """
-
-    def shows(design: ProductsDesign) -> bool:
-        return evidence.power(design, alpha)(difference) >= POWER
-
-    seen = evidence.design
-    if shows(seen):
-        return [seen]
-    products = _least(lambda n: shows(replace(seen, products=n)), seen.products + 1, MOST_PRODUCTS)
-    images = _least(lambda n: shows(replace(seen, images=n)), seen.images + 1, MOST_IMAGES)
-    more = [replace(seen, products=products)] if products else []
-    return [*more, replace(seen, images=images)] if images else more
-
-
 def ways(evidence: Evidence, difference: float, alpha: float) -> list[Design]:
     """Return designs that show a difference with a probability of POWER, with more images or more trainings.
 
@@ -314,12 +244,12 @@ def ways(evidence: Evidence, difference: float, alpha: float) -> list[Design]:
     for repeats in evidence.repeats:
         if shows(replace(seen, repeats=repeats)):  # without one more image: that is a matter of repeats alone
             break
-        images = _least(lambda n, r=repeats: shows(replace(seen, images=n, repeats=r)), seen.images + 1, MOST_IMAGES)  # type: ignore[misc]
+        images = least(lambda n, r=repeats: shows(replace(seen, images=n, repeats=r)), seen.images + 1, MOST_IMAGES)  # type: ignore[misc]
         if images:
             found.append(replace(seen, images=images, repeats=repeats))
     repeated = []
     for start in evidence.designs():
-        enough = _least(lambda n, d=start: shows(replace(d, repeats=n)), start.repeats, MOST_REPEATS)  # type: ignore[misc]
+        enough = least(lambda n, d=start: shows(replace(d, repeats=n)), start.repeats, MOST_REPEATS)  # type: ignore[misc]
         if enough:
             repeated.append(replace(start, repeats=enough))
     return found + sorted(repeated, key=lambda design: design.runs)[:1]
@@ -331,14 +261,14 @@ def rounded(number: int) -> int:
     return ceil(number / step) * step
 
 
-_NO_GROWTH = (0.5, 0.5)  # figures between which no noise grows
+NO_GROWTH = (0.5, 0.5)  # figures between which no noise grows
 
 
 def _folds(images: int) -> Sequence[int]:
     return [folds for folds in FOLDS if images >= LEAST_TESTED * folds]
 
 
-def _least(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+def least(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     """Return the least number from ``low`` to ``high`` that is enough, if any; a larger number is enough as well."""
     if low > high or not enough(high):
         return None

@@ -6,6 +6,7 @@ difficulty, so each has a standard error of its own.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -111,19 +112,20 @@ def signed_rank(differences: npt.ArrayLike) -> float:
     return float(np.mean(np.abs(signs @ ranked) >= seen - 1e-9))
 
 
-def efficiency_of_ranks(weights: npt.ArrayLike) -> float:
-    """Return the share of its products that the weighted mean needs to show what the signed-rank test shows.
-
-    Ranks do not know which products are small. It is Pitman's asymptotic efficiency, where the differences scatter
-    normally around one value, each with the variance that its weight is the inverse of.
+@cache
+def needed_sum(products: int, alpha: float) -> int:
+    """Return the least sum of the positive ranks that is significant at level ``alpha``, two-sided, without ties.
 
     Args:
-        weights: of the products, [P].
+        products: their number, as many as ``decides_by_ranks`` asks for.
+        alpha: the level of the test.
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    variances = 1 / weights
-    density = np.mean(1 / np.sqrt(2 * np.pi * (variances[:, None] + variances)))  # the integral of its square
-    return float(12 * density**2 / weights.mean())
+    chances = np.ones(1)  # of each sum, when every sign is as likely as the other
+    for rank in range(1, products + 1):
+        further = np.pad(chances, (0, rank))
+        further[rank:] += chances
+        chances = further / 2
+    return int(np.argmax(2 * chances[::-1].cumsum()[::-1] < alpha))
 
 
 def decides_by_ranks(products: int, comparisons: int, alpha: float) -> bool:

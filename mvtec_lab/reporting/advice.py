@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mvtec_lab.evaluation.planning import (
-    MOST_IMAGES,
-    MOST_PRODUCTS,
-    MOST_REPEATS,
-    Design,
-    ProductsDesign,
-    rounded,
-    ways,
-    ways_over_products,
-)
+from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_REPEATS, Design, rounded, ways
+from mvtec_lab.evaluation.products_planning import MOST_PRODUCTS, ProductsDesign, ways_over_products
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.pairs import Pair
 from mvtec_lab.reporting.products import ProductsPair

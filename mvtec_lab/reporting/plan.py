@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from itertools import pairwise
 from math import inf
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from rich.console import Console
 
@@ -26,8 +27,11 @@ PLAN = "plan.json"
 POINTS = 10.0  # where nobody says which difference matters: the four reports' attempts lie 7.5 to 17 points apart
 
 
+D = TypeVar("D")  # Design, or ProductsDesign
+
+
 @dataclass(frozen=True)
-class Way:
+class Way(Generic[D]):
     """Hold a design that shows the difference, and what it costs.
 
     Args:
@@ -36,13 +40,13 @@ class Way:
         seconds: for the runs that are not there yet; None: not known.
     """
 
-    design: Design
+    design: D
     runs: int
     seconds: float | None
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanOf(Generic[D]):
     """Hold what it takes to show a difference between attempts.
 
     Args:
@@ -50,7 +54,8 @@ class Plan:
         metric: by which they are compared.
         difference: which is to be shown, in the metric.
         comparisons: the number of tests that Holm's correction is for.
-        pair: the pair in the middle: of half of the pairs a smaller difference is shown than of this one.
+        seen: the design of the runs that are there.
+        found: the difference that these show in eight of ten cases; None: none.
         shown: how often the difference is shown with what is there.
         ways: the designs that show it; empty: none that is within reach.
         jobs: trainings that ran at once.
@@ -61,17 +66,12 @@ class Plan:
     metric: Metric
     difference: float
     comparisons: int
-    pair: Pair
+    seen: D
+    found: float | None
     shown: float
-    ways: list[Way]
+    ways: list[Way[D]]
     jobs: int
     machines: list[str]
-
-    @property
-    def seen(self) -> Design:
-        """Return the design of the runs that are there."""
-        assert self.pair.evidence is not None
-        return self.pair.evidence.design
 
     @property
     def enough(self) -> bool:
@@ -80,21 +80,17 @@ class Plan:
 
     def save(self, directory: Path) -> None:
         """Write plan.json."""
-        content = {
-            "attempts": self.attempts,
-            "metric": self.metric.key,
-            "difference": self.difference,
-            "comparisons": self.comparisons,
-            "alpha": ALPHA,
-            "power": POWER,
-            "seen": asdict(self.seen),
-            "found": self.pair.found,
-            "shown": self.shown,
-            "jobs": self.jobs,
-            "machines": self.machines,
-            "ways": [asdict(way) for way in self.ways],
-        }
+        known = {field.name: getattr(self, field.name) for field in fields(PlanOf)}
+        designs = {"seen": asdict(self.seen), "ways": [asdict(way) for way in self.ways]}  # type: ignore[call-overload]
+        content = known | {"metric": self.metric.key, "alpha": ALPHA, "power": POWER} | designs
         write_whole(directory / PLAN, f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n")
+
+
+@dataclass(frozen=True)
+class Plan(PlanOf[Design]):
+    """Hold a plan on one product; ``pair`` stands in the middle: half of the pairs show a smaller difference."""
+
+    pair: Pair
 
 
 def plan(comparison: Comparison, difference: float | None) -> Plan:
@@ -138,7 +134,8 @@ def plan(comparison: Comparison, difference: float | None) -> Plan:
     seconds = seconds_of_a_run(runs)
     designs = [] if shown >= POWER else ways(pair.evidence, size, pair.alpha)
     costs = [Way(design, design.runs * len(names), _seconds(design, seen, len(names), seconds)) for design in designs]
-    return Plan(names, metric, size, len(judged), pair, shown, costs, at_once(runs), machines_of(runs))
+    known = (names, metric, size, len(judged), seen, pair.found, shown, costs, at_once(runs), machines_of(runs))
+    return Plan(*known, pair)
 
 
 def size_of(metric: Metric, difference: float | None) -> float:
@@ -229,10 +226,10 @@ def said(plan: Plan) -> list[str]:
     corrected = f", with Holm's correction for {plan.comparisons} comparisons" if many else ""
     lines = [f"To show that {names} differ by {wanted} in {metric.title}, in eight of ten cases{corrected}:"]
     there = f"With {_described(plan.seen)}, as they are there, "
-    if pair.found is None:
+    if plan.found is None:
         there += "no difference is shown in eight of ten cases"
     else:
-        there += f"a difference of {metric.difference_of(pair.found)} is shown in eight of ten cases"
+        there += f"a difference of {metric.difference_of(plan.found)} is shown in eight of ten cases"
         there += " (the pair in the middle)" if many else ""
     lines.append(f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.")
     if plan.enough:
@@ -258,7 +255,7 @@ def _described(design: Design) -> str:
     return f"{design.images} test images" + (f" and {design.repeats} seeds" if design.repeats > 1 else "")
 
 
-def _row(way: Way, seen: Design) -> list[str]:
+def _row(way: Way[Design], seen: Design) -> list[str]:
     design, more = way.design, way.design.images - seen.images
     folds = f"{design.folds} x {design.repeats}"
     images = f"{seen.images + rounded(more):,}" if more else f"{seen.images}"

@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from mvtec_lab.evaluation import statistics
-from mvtec_lab.evaluation.planning import OverProducts
 from mvtec_lab.evaluation.products import (
     RANKS,
     Overall,
     decides_by_ranks,
-    efficiency_of_ranks,
     friedman,
     mean_over_products,
     ranks,
     signed_rank,
 )
+from mvtec_lab.evaluation.products_planning import OverProducts
 from mvtec_lab.evaluation.specs import METRICS, choosing
 from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.families import pairs_asked
@@ -215,8 +214,8 @@ def _test(pair: ProductsPair, errors: Sequence[tuple[float, int]], comparisons: 
     pair.spread, pair.inconsistency = found.spread, found.inconsistency
     pair.weights = dict(zip(pair.by_product, found.weights, strict=True))
     number, images = len(values), round(st.fmean(images for _, images in errors))
-    efficiency = efficiency_of_ranks(found.weights)
-    pair.evidence = OverProducts(found.error**2 * number, found.own, number, images, efficiency, metric.limit)
+    unlike = tuple(1 / (number * weight) for weight in found.weights)
+    pair.evidence = OverProducts(found.error**2 * number, found.own, number, images, unlike, metric.limit)
     pair.alpha = ALPHA / comparisons
 
 

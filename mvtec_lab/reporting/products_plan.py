@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 
 from rich.console import Console
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.differences import POWER
-from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_PRODUCTS, OverProducts, ProductsDesign, ways_over_products
-from mvtec_lab.evaluation.specs import METRICS, Metric
+from mvtec_lab.evaluation.planning import MOST_IMAGES
+from mvtec_lab.evaluation.products_planning import (
+    MOST_PRODUCTS,
+    ProductsDesign,
+    ways_over_products,
+)
+from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.advice import way_over_products
-from mvtec_lab.reporting.pairs import ALPHA
-from mvtec_lab.reporting.plan import PLAN, at_once, duration, machines_of, of_time, seconds_of_a_run, size_of
+from mvtec_lab.reporting.plan import PlanOf, Way, at_once, duration, machines_of, of_time, seconds_of_a_run, size_of
 from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
 from mvtec_lab.reporting.terminal import print_columns
-from mvtec_lab.results import write_whole
 
 
 @dataclass(frozen=True)
-class ProductsWay:
-    """Hold a design over products, all of its runs, and the seconds of those that are not there yet."""
+class ProductsPlan(PlanOf[ProductsDesign]):
+    """Hold a plan over products; ``pair`` stands in the middle, as that of ``Plan``."""
 
-    design: ProductsDesign
-    runs: int
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class ProductsPlan:
-    """Hold what it takes to show a difference over products; as ``Plan``, whose fields these are."""
-
-    attempts: list[str]
-    metric: Metric
-    difference: float
-    comparisons: int
     pair: ProductsPair
-    shown: float
-    ways: list[ProductsWay]
-    jobs: int
-    machines: list[str]
-
-    @property
-    def evidence(self) -> OverProducts:
-        """Return what the pair in the middle showed."""
-        assert self.pair.evidence is not None
-        return self.pair.evidence
-
-    def save(self, directory: Path) -> None:
-        """Write plan.json."""
-        content = {
-            "attempts": self.attempts,
-            "metric": self.metric.key,
-            "difference": self.difference,
-            "comparisons": self.comparisons,
-            "alpha": ALPHA,
-            "power": POWER,
-            "seen": asdict(self.evidence.design),
-            "found": self.evidence.found(self.pair.alpha),
-            "shown": self.shown,
-            "jobs": self.jobs,
-            "machines": self.machines,
-            "ways": [asdict(way) for way in self.ways],
-        }
-        write_whole(directory / PLAN, f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n")
 
 
 def plan_over_products(many: ProductsComparison, difference: float | None) -> ProductsPlan:
@@ -88,12 +48,10 @@ def plan_over_products(many: ProductsComparison, difference: float | None) -> Pr
         raise LabError(f"these attempts are judged by different metrics ({titles}): give verdict.metric=NAME")
     metric, names = METRICS[judged[0].metric], [placed.attempt for placed in many.placed]
     size = size_of(metric, difference)
-    found = {id(p): p.evidence.found(p.alpha) for p in judged if p.evidence is not None and p.evidence.variance > 0}
-    varied = [pair for pair in judged if id(pair) in found]
+    varied = [(p, p.evidence.found(p.alpha)) for p in judged if p.evidence is not None and p.evidence.variance > 0]
     if not varied:
         raise LabError(f"{', '.join(names)} do not differ on any product, so nothing says how large luck is")
-    shown = {key: inf if value is None else value for key, value in found.items()}
-    pair = sorted(varied, key=lambda pair: shown[id(pair)])[len(varied) // 2]
+    pair, found = sorted(varied, key=lambda each: inf if each[1] is None else each[1])[len(varied) // 2]
     evidence, runs = pair.evidence, [run for attempt in many.done for run in attempt.done]
     assert evidence is not None
     power, seconds = evidence.power(evidence.design, pair.alpha)(size), seconds_of_a_run(runs)
@@ -105,13 +63,14 @@ def plan_over_products(many: ProductsComparison, difference: float | None) -> Pr
         else:  # all of them once more, and longer ones
             new = len(runs) * design.images / evidence.images
         number = round(per_product * design.products)
-        costs.append(ProductsWay(design, number, None if seconds is None else seconds * new))
-    return ProductsPlan(names, metric, size, len(judged), pair, power, costs, at_once(runs), machines_of(runs))
+        costs.append(Way(design, number, None if seconds is None else seconds * new))
+    known = (names, metric, size, len(judged), evidence.design, found, power, costs, at_once(runs), machines_of(runs))
+    return ProductsPlan(*known, pair)
 
 
 def show(plan: ProductsPlan) -> None:
     """Print a plan over products."""
-    console, seen = Console(), plan.evidence.design
+    console, seen = Console(), plan.seen
     rows = [
         [
             way_over_products(way.design, seen, plan.pair.labelled),
@@ -135,8 +94,8 @@ def show(plan: ProductsPlan) -> None:
 
 def said(plan: ProductsPlan) -> list[str]:
     """Return in sentences what can be shown with the products that are there, and what cannot."""
-    metric, pair, many, seen = plan.metric, plan.pair, plan.comparisons > 1, plan.evidence.design
-    wanted, found = metric.difference_of(plan.difference), plan.evidence.found(pair.alpha)
+    metric, pair, many, seen = plan.metric, plan.pair, plan.comparisons > 1, plan.seen
+    wanted, found = metric.difference_of(plan.difference), plan.found
     names = f"{len(plan.attempts)} attempts" if many else " and ".join(plan.attempts)
     corrected = f", with Holm's correction for {plan.comparisons} comparisons" if many else ""
     each = f"{seen.images} {'labelled' if pair.labelled else 'test'} images"
@@ -151,7 +110,7 @@ def said(plan: ProductsPlan) -> list[str]:
         f"{corrected}:",
         f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.",
     ]
-    if plan.shown >= POWER:
+    if plan.enough:
         return [*lines, "That is enough."]
     if not plan.ways:
         lines.append(

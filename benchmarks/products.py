@@ -8,22 +8,20 @@ The generator is fixed: the tables are the same each time, and tests/test_produc
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from benchmarks import common
-from mvtec_lab.evaluation import statistics
-from mvtec_lab.evaluation.differences import noise_of_test_sets
 from mvtec_lab.evaluation.products import (
     EXACT,
+    LEAST,
+    OWN,
     RANKS,
-    Overall,
     decides_by_ranks,
     friedman,
-    mean_over_products,
     signed_rank,
 )
 from mvtec_lab.evaluation.products_planning import OverProducts, ways_over_products
@@ -60,8 +58,8 @@ def draw(
     It is so on each product: accuracies that are cut at 0.98 would take a tenth of 8 points away.
     """
     rng, sweeps = np.random.default_rng(seed), []
-    for product in range(products):
-        images, accuracy = SIZES[product % len(SIZES)], ACCURACIES[product % len(ACCURACIES)]
+    for number in range(products):
+        images, accuracy = SIZES[number % len(SIZES)], ACCURACIES[number % len(ACCURACIES)]
         true = accuracy + spread / np.sqrt(2) * rng.normal(size=(repeats, attempts))
         half = _half(accuracy, spread, ahead) if ahead else 0.0
         true += np.where(np.arange(attempts) == 0, half, -half)
@@ -101,27 +99,61 @@ def called(sweeps: list[Sweep], test: str = "verdict") -> float:
         sweeps: of ``draw``.
         test: verdict: that which decides; mean: the random-effects mean; ranks: the signed-rank test.
     """
-    repeats, attempts, _ = sweeps[0].accuracy.shape
-    pairs = list(combinations(range(attempts), 2))
+    pairs = list(combinations(range(sweeps[0].accuracy.shape[1]), 2))
     ranked = test == "ranks" or (test == "verdict" and decides_by_ranks(len(sweeps), len(pairs), ALPHA))
-    found = 0
-    for repeat in range(repeats):
-        p = [_p(sweeps, repeat, pair, ranked) for pair in pairs]
-        found += min(statistics.holm(p)) < ALPHA
-    return found / repeats
+    p = np.stack([by_ranks(sweeps, pair) if ranked else by_mean(sweeps, pair).p for pair in pairs])
+    return float(np.mean(p.min(axis=0) * len(pairs) < ALPHA))  # Holm's first step
 
 
-def _p(sweeps: list[Sweep], repeat: int, pair: tuple[int, int], ranked: bool) -> float:
-    if ranked:
-        return signed_rank([float((s.accuracy[repeat, pair[0]] - s.accuracy[repeat, pair[1]]).mean()) for s in sweeps])
-    return _overall(sweeps, repeat, pair).p
+class Means(NamedTuple):
+    """Hold ``Overall`` of many sweeps, [R]; weights [R, P]."""
+
+    value: np.ndarray
+    p: np.ndarray
+    error: np.ndarray
+    own: np.ndarray
+    weights: np.ndarray
 
 
-def _overall(sweeps: list[Sweep], repeat: int, pair: tuple[int, int]) -> Overall:
-    changes = [s.accuracy[repeat, pair[0]] - s.accuracy[repeat, pair[1]] for s in sweeps]
-    values, images = [float(change.mean()) for change in changes], [s.images for s in sweeps]
-    noises = [noise_of_test_sets(c, SHARE, FOLDS / n) for c, n in zip(changes, images, strict=True)]
-    return mean_over_products(values, [noise.seen**0.5 for noise in noises], images)
+def by_mean(sweeps: list[Sweep], pair: tuple[int, int]) -> Means:
+    """Return the random-effects means of a pair: ``mean_over_products`` of all sweeps at once."""
+    changes, images = _changes(sweeps, pair), np.array([sweep.images for sweep in sweeps])
+    values, freedom = changes.mean(axis=2), len(sweeps) - 1
+    least = FOLDS / images / np.sqrt(FOLDS)  # one image in a single fold
+    seen = np.maximum(changes.std(axis=2, ddof=1), least) ** 2 * max(1 / FOLDS, SHARE / (1 + SHARE))
+    variances = OWN * seen + (1 - OWN) * (seen * images).mean(axis=1, keepdims=True) / images
+    alike = 1 / variances
+    apart = (alike * (values - _mean(values, alike)) ** 2).sum(axis=1, keepdims=True)
+    total = alike.sum(axis=1, keepdims=True)
+    between = np.maximum(0, (apart - freedom) / (total - (alike**2).sum(axis=1, keepdims=True) / total))
+    weights = 1 / (variances + between)
+    mean = _mean(values, weights)
+    scatter = np.maximum((weights * (values - mean) ** 2).sum(axis=1) / freedom, LEAST)
+    error = np.sqrt(scatter / weights.sum(axis=1))
+    p = 2 * stats.t.sf(np.abs(mean[:, 0]) / error, freedom)
+    own = variances.mean(axis=1) / (variances.mean(axis=1) + between[:, 0])
+    return Means(mean[:, 0], p, error, own, weights / weights.sum(axis=1, keepdims=True))
+
+
+def by_ranks(sweeps: list[Sweep], pair: tuple[int, int]) -> np.ndarray:
+    """Return the p of the signed-rank test of a pair: ``signed_rank`` of all sweeps at once."""
+    values = np.round(_changes(sweeps, pair).mean(axis=2), 9)
+    ranked = stats.rankdata(np.abs(values), axis=1) * (values != 0)
+    seen = np.abs((np.sign(values) * ranked).sum(axis=1))
+    if len(sweeps) > EXACT:
+        return np.array([signed_rank(each) for each in values])
+    signs = np.array(list(product((-1.0, 1.0), repeat=len(sweeps)))).T
+    parts = np.array_split(np.arange(len(values)), 10)  # all at once would be 64 MiB
+    return np.concatenate([np.mean(np.abs(ranked[of] @ signs) >= seen[of, None] - 1e-9, axis=1) for of in parts])
+
+
+def _changes(sweeps: list[Sweep], pair: tuple[int, int]) -> np.ndarray:
+    """Return the differences of a pair, [R, P, FOLDS]."""
+    return np.stack([sweep.accuracy[:, pair[0]] - sweep.accuracy[:, pair[1]] for sweep in sweeps], axis=1)
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (weights * values).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
 
 
 def followed(products: int, spread: float, ahead: float) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +163,9 @@ def followed(products: int, spread: float, ahead: float) -> tuple[np.ndarray, np
     product more makes a step, and at CELLS others, between which it is interpolated.
     """
     pilots, asked = draw(products, spread, 2, ahead, PILOTS, seed=1), []
-    for pilot in range(PILOTS):
-        found = _overall(pilots, pilot, (0, 1))
-        images = round(float(np.mean([sweep.images for sweep in pilots])))
-        unlike = tuple(1 / (products * weight) for weight in found.weights)
-        evidence = OverProducts(found.error**2 * products, found.own, products, images, unlike)
+    found, images = by_mean(pilots, (0, 1)), round(float(np.mean([sweep.images for sweep in pilots])))
+    for error, own, weights in zip(found.error, found.own, found.weights, strict=True):
+        evidence = OverProducts(error**2 * products, own, products, images, tuple(1 / (products * weights)))
         asked += [max(d.products for d in ways) for ways in [ways_over_products(evidence, ahead, ALPHA)] if ways]
     many = [number for number in asked if number > EXACT]
     cells = {*np.percentile(many, np.linspace(0, 100, CELLS)).round().astype(int).tolist()} if many else set()

@@ -20,6 +20,7 @@ from test_reporting import fabricate, fail
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import products as tests_of
+from mvtec_lab.evaluation.differences import noise_of_test_sets
 from mvtec_lab.evaluation.products_planning import OverProducts, ProductsDesign, ways_over_products
 from mvtec_lab.reporting import products_figures, summary
 from mvtec_lab.reporting.best import best_run
@@ -470,6 +471,23 @@ def test_bars_join_attempts_that_are_not_shown_to_differ() -> None:
     different = {frozenset(pair) for pair in (("a", "c"), ("a", "d"))}
     assert products_figures.groups("abcd", different) == [(0, 1), (1, 3)]
     assert products_figures.groups("ab", {frozenset("ab")}) == []
+
+
+@pytest.mark.parametrize("products", [2, 5, 8, 13, 15])
+def test_a_simulated_sweep_is_tested_as_the_verdict_tests_it(products: int) -> None:
+    sweeps = simulated.draw(products, 0.03, repeats=5)
+    means, p = simulated.by_mean(sweeps, (0, 1)), simulated.by_ranks(sweeps, (0, 1))
+    for repeat in range(5):
+        changes = [sweep.accuracy[repeat, 0] - sweep.accuracy[repeat, 1] for sweep in sweeps]
+        errors = [
+            noise_of_test_sets(change, simulated.SHARE, simulated.FOLDS / sweep.images).seen ** 0.5
+            for change, sweep in zip(changes, sweeps, strict=True)
+        ]
+        values = [float(change.mean()) for change in changes]
+        found = tests_of.mean_over_products(values, errors, [sweep.images for sweep in sweeps])
+        for key in ("value", "p", "error", "own", "weights"):
+            assert getattr(means, key)[repeat] == pytest.approx(getattr(found, key)), key
+        assert p[repeat] == pytest.approx(tests_of.signed_rank(values))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 RANKS = 5  # products from which on ranks are given: Demsar, JMLR 7, 2006
-EXACT = 12  # products up to which all signs are tried, 4,096 of them; beyond, the normal approximation is close
+EXACT = 13  # products up to which all signs are tried, 8,192 of them; beyond, SciPy does without permutations
 # The share of a product's own variance in its weight, the rest is that of a product of its size. An own variance of
 # five folds is off by half: with weights of it alone 6 to 11% of equal attempts were called different, with a fifth of
 # it 4 to 6% (``python -m benchmarks.products``).

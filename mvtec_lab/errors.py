@@ -86,7 +86,7 @@ def disk_full(error: BaseException, path: Path, needed: int | None = None) -> Di
     cause: BaseException | None = error if isinstance(error, Exception) else None
     while cause is not None and not isinstance(cause, DiskFullError):
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            path = Path(cause.filename or path).absolute()
+            path = Path(cause.filename2 or cause.filename or path).absolute()  # the second is what a copy writes
             free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.is_dir())).free
             takes = "" if needed is None else f"it takes {_size(needed)}, and "
             missing = "" if needed is None or needed <= free else f" for {_size(needed - free)} more"

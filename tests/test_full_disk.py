@@ -138,6 +138,8 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch) -> None:
 def test_other_errors_are_no_full_disk(tmp_path: Path) -> None:
     assert errors.disk_full(PermissionError(errno.EACCES, "Permission denied"), tmp_path) is None
     assert errors.disk_full(KeyboardInterrupt(), tmp_path) is None
+    full = OSError(errno.ENOSPC, "No space left on device", "from.png", None, str(tmp_path / "to.png"))  # of a copy
+    assert str(errors.disk_full(full, Path())).startswith(f"{tmp_path / 'to.png'} cannot be written")
     behind = RuntimeError("unexpected pos 640 vs 598")  # what PyTorch says
     behind.__context__ = NO_SPACE
     assert "No space left on device" in str(errors.disk_full(behind, tmp_path))

@@ -9,7 +9,8 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 import mvtec_lab as lab_of
 from mvtec_lab.data import incoming
 from mvtec_lab.data.incoming import Archive, Video, Watched, find
+from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.expected import expected
 from mvtec_lab.reporting.predicted import MOST, Doubtful, Shown
@@ -191,6 +193,19 @@ def test_rows_are_appended_whole(tmp_path: Path) -> None:
     assert read_csv(tmp_path / "rows.csv") == [
         {"path": f"{number}.png", "decision": "OK", "note": "=1"} for number in range(2)
     ]
+
+
+def test_a_classifiers_doubt_is_in_log_odds() -> None:
+    """Else every good image stood before the defects, whose probabilities are farther from a threshold near 0."""
+    model = SimpleNamespace(threshold=0.3, accept=0.3, decision=lambda row: row["decision"])
+
+    def doubt(good: float, crack: float, hole: float, decision: str = "OK") -> float:
+        row = {"prob_good": good, "prob_crack": crack, "prob_hole": hole, "decision": decision}
+        return Model.margin(cast(Model, model), row)
+
+    asked = doubt(0.0, 1.0, 0.0, "UNKNOWN")
+    sure, near, torn = doubt(0.99, 0.01, 0.0), doubt(0.72, 0.28, 0.0), doubt(0.001, 0.5, 0.499, "REJECT")
+    assert asked < torn < near < doubt(0.2, 0.8, 0.0, "REJECT") < sure < doubt(0.0, 1.0, 0.0, "REJECT")
 
 
 def test_the_most_doubtful_are_kept() -> None:

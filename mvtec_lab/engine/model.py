@@ -100,15 +100,21 @@ class Model:
         return {**({"decision": decision} if decision else {}), **row, **limits}
 
     def margin(self, row: Mapping[str, Any]) -> float:
-        """Return how far an image is from being decided otherwise, in its score: the less, the more doubtful.
+        """Return how far an image is from being decided otherwise: the less, the more doubtful.
 
-        Below 0 is what a person has to look at anyway.
+        The distance of its score from a threshold; of a classifier in log-odds, as 0.01 is nearer to 0.3 than 0.99 is
+        otherwise, and it is at most the log-odds of the most probable class against the second one. Below 0 is what a
+        person has to look at anyway.
         """
-        score = score_of(row)
-        if self.threshold is None or score is None:
-            near = float(row.get("confidence") or 1.0)
+        score, shares = score_of(row), [float(row[key]) for key in row if key.startswith("prob_")]
+        limits = [limit for limit in (self.threshold, self.accept) if limit is not None]
+        if not shares:
+            near = 1.0 if score is None or not limits else min(abs(score - limit) for limit in limits)
         else:
-            near = min(abs(score - limit) for limit in (self.threshold, self.accept) if limit is not None)
+            *_, second, first = sorted([0.0, *shares])
+            near = _log_odds(first) - _log_odds(second)
+            if score is not None:
+                near = min([near, *(abs(_log_odds(score) - _log_odds(limit)) for limit in limits)])
         return -1 / (1 + near) if self.decision(row) in (REVIEW, UNKNOWN) else near
 
     def about(self) -> dict[str, Any]:
@@ -166,3 +172,8 @@ def _misfit_of_sets(sets: Any, classes: int) -> str | None:
         return wrong
     short = [key for key in ("least", "alpha", "held_out") if len(sets.get(key, ())) != classes]
     return f"{short[0]} has not {classes} numbers" if short else None
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 1e-12), 1 - 1e-12)  # probabilities are rounded: 1 is no certainty
+    return math.log(share / (1 - share))

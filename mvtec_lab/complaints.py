@@ -33,7 +33,7 @@ _HYDRA = {
 
 def complain(error: LabError, full: bool = False) -> int:
     """Print an error, with its traceback if it is asked for, and return its exit status."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"{error.word}: {error}", file=sys.stderr)
     if full:
         traceback.print_exception(error)
     return error.status

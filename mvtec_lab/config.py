@@ -684,6 +684,16 @@ class Config:
         needs=(but("false_rejects", None, why="it is beside what is refused"),),
     )
     cost: CostConfig = field(default_factory=CostConfig)
+    reference: str | None = knob(
+        None,
+        "the run, or directory of task=threshold, with whose images task=monitor compares new ones",
+        changes="nothing",
+    )
+    predictions: str | None = knob(
+        None,
+        "the new images that task=monitor compares: the directory of task=predict, or images as source names them",
+        changes="nothing",
+    )
     dirs: list[str] = knob(list, "the directories of sweeps and runs")
     dir: str | None = knob(
         None, "the directory of a run, or of predictions, whose images are reviewed", changes="nothing"

@@ -17,6 +17,7 @@ class LabError(Exception):
     """Report a mistake that the user can correct: one line with the value and the remedy (exit status 2)."""
 
     status = 2
+    word = "error"  # before its line
 
     def __init__(self, message: object) -> None:
         super().__init__(redacted(str(message)))
@@ -26,6 +27,13 @@ class IncompleteError(LabError):
     """Report that a part of the input could not be used; the rest is done and written (exit status 1)."""
 
     status = 1
+
+
+class ChangedError(LabError):
+    """Report that new images are unlike those of training; all is written (exit status 3)."""
+
+    status = 3
+    word = "changed"
 
 
 class MissingWeights(LabError):  # noqa: N818 # it says what is the matter, not that something is

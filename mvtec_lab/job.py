@@ -164,8 +164,8 @@ class Job:
             if (dropped := left_out(config, run_dir, Path(job.sweep.dir))) is not None:
                 return dropped
         options: dict[str, Any] = {}
-        if "ckpt" in TASKS[config.task].reads:
-            config.ckpt = checkpoint_of(config)
+        for key in {"ckpt", "reference"}.intersection(TASKS[config.task].reads):
+            setattr(config, key, checkpoint_of(config, key))
         if config.task == "evaluate":
             given = {words.split("=")[0].lstrip("+") for words in as_typed(job.overrides.task)}
             options["own"] = take_data_of_run(config, given)

@@ -27,6 +27,7 @@ SAMPLES, PREDICTIONS, HISTORY = "samples.csv", "predictions.csv", "history.csv"
 PREDICTED = "predicted.json"  # beside predictions.csv of task=predict: the model, and where the images lie
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 OPERATING = "operating.json"  # of task=threshold; a directory with one holds a checkpoint, and is no run of its own
+MONITORED = "monitor.json"  # of task=monitor
 PIXELS = "pixels.npz"  # histograms of anomaly maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
 # In the order in which a run is cleared: a kill in between must not leave a checkpoint without the result.json that

@@ -79,21 +79,24 @@ def typed_for(run_dir: Path) -> list[str]:
     return []
 
 
-def checkpoint_of(config: Config) -> str:
+def checkpoint_of(config: Config, key: str = "ckpt") -> str:
     """Return the file of the checkpoint that a task was given: of a run's directory, its best.ckpt; of a sweep's, that
     of its best run by validation, which is logged.
+
+    Args:
+        key: under which it was given.
 
     Raises:
         LabError: none is given, there is none, its file is damaged, or validation cannot choose among the runs of a
             sweep.
     """
-    if config.ckpt is None:
-        raise LabError(f"task={config.task} needs ckpt=FILE: a run's {BEST}, its directory or a sweep's")
-    given = Path(config.ckpt).expanduser()
+    if (value := getattr(config, key)) is None:
+        raise LabError(f"task={config.task} needs {key}=FILE: a run's {BEST}, its directory or a sweep's")
+    given = Path(value).expanduser()
     if not given.exists():
-        raise LabError(f"ckpt={config.ckpt} does not exist: give a run's {BEST}, its directory or a sweep's")
+        raise LabError(f"{key}={value} does not exist: give a run's {BEST}, its directory or a sweep's")
     if not given.is_dir():
-        check_file(given, f"ckpt={config.ckpt}", archive=True)
+        check_file(given, f"{key}={value}", archive=True)
         return str(given)
     if (given / BEST).is_file():
         check_file(given / BEST, str(given / BEST), archive=True)
@@ -101,7 +104,7 @@ def checkpoint_of(config: Config) -> str:
     from mvtec_lab.reporting.best import best_run  # and with it SciPy, which a file does without
 
     run, reason = best_run(given)
-    log.info("ckpt=%s: %s is %s", config.ckpt, run.run_dir, reason)
+    log.info("%s=%s: %s is %s", key, value, run.run_dir, reason)
     return str(Path(run.run_dir, BEST))
 
 

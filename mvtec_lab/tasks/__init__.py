@@ -34,6 +34,7 @@ TASKS = {
         ("",),
         ignores=(  # what other tasks alone read
             *("ckpt", "format", "min_area", "source", "watch", "fps", "dirs", "dir", "difference"),
+            *("reference", "predictions"),
             *("false_rejects", "escapes", "reviews", "cost.escape", "cost.false_reject", "cost.defects"),
             *("review.host", "review.port", "review.order"),
             *("serve.host", "serve.port", "serve.queue", "serve.max_mb", "serve.timeout"),
@@ -61,6 +62,11 @@ TASKS = {
         "mvtec_lab.tasks.predict:predict",
         "applies a checkpoint to new images",
         ("data.batch_size", "ckpt", "source", "watch", "fps"),
+    ),
+    "monitor": Task(
+        "mvtec_lab.tasks.monitor:monitor",
+        "says whether new images are still like those of a run: brightness, sharpness, colour, features, scores",
+        ("data.batch_size", "reference", "predictions"),
     ),
     "export": Task(
         "mvtec_lab.tasks.export:export", "writes a checkpoint as a file for use without the lab", ("ckpt", "format")

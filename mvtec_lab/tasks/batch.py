@@ -1,0 +1,175 @@
+"""Read both sides of task=monitor: the images of a run, and new ones, each with what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mvtec_lab.data.appearance import Appearance, appearance
+from mvtec_lab.data.images import attempts, digests, read_image
+from mvtec_lab.data.incoming import find
+from mvtec_lab.data.transforms import normalise, read_cut, resize
+from mvtec_lab.engine.model import Model, read_checkpoint
+from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.drift import evenly
+from mvtec_lab.evaluation.operating import REJECT, score_of
+from mvtec_lab.foreign import file_of, read_json
+from mvtec_lab.problems.base import Problem
+from mvtec_lab.problems.model import judge
+from mvtec_lab.progress import bar
+from mvtec_lab.results import GOOD, PREDICTED, PREDICTIONS, SYNTHETIC, table_of
+from mvtec_lab.tasks.evaluate import run_of
+
+BATCH = 16  # images at once
+WANTED = "give the directory that task=predict wrote, or new images"
+
+
+class Judged(NamedTuple):
+    """Hold an image, and its row of predictions."""
+
+    path: Path
+    row: Mapping[str, Any]
+
+
+@dataclass
+class Side:
+    """Hold what is measured of images.
+
+    Args:
+        paths: of those that could be read.
+        looks: their measures.
+        features: their frozen features [n, D]; None where the model has none.
+        scores: of images that the model did not learn, which on the side of the reference are others than ``paths``.
+        broken: why images cannot be read, a line each.
+    """
+
+    paths: list[Path]
+    looks: list[Appearance]
+    features: np.ndarray | None
+    scores: np.ndarray
+    broken: list[str] = field(default_factory=list)
+
+
+def of_run(ckpt: Path, model: Model, reference: str | None) -> tuple[list[Path], np.ndarray]:
+    """Return the good images of a checkpoint's run, and the scores of those that the model did not learn.
+
+    Left out is what the model rejects of the images that it did not learn, as it is of new ones.
+
+    Raises:
+        LabError: the run has no list of its images, or they are not where it found them.
+    """
+    run = run_of(ckpt)
+    if run is None:
+        raise LabError(f"reference={reference} has no list of its run's images beside its checkpoint: give a run")
+    folder, rows = run
+    judged = table_of(ckpt.parent, PREDICTIONS, "split", "path", "prediction") or []
+    used = [row for row in rows if row["split"]]
+    good = [row for row in used if GOOD not in model.classes or row.get("label") == GOOD]
+    names = {row["path"] for row in good}
+    rejected = {row["path"] for row in judged if model.decision(row) == REJECT}
+    digest = {row["path"]: row["digest"] for row in good if row["path"] not in rejected}
+    if not digest:
+        raise LabError(f"reference={reference} has no good image to compare new ones with")
+    chosen = [list(digest)[place] for place in evenly(len(digest))]
+    paths = [folder / name for name in chosen]
+    try:
+        same = digests(paths) == [digest[name] for name in chosen]
+    except LabError as error:
+        raise LabError(f"the images of reference={reference} are gone ({error}): restore them in {folder}") from error
+    if not same:
+        raise LabError(f"{folder} has other images than the run of reference={reference} had: restore them")
+    rows_of_good = [row for row in judged if row["path"] in names - rejected and row.get("type") != SYNTHETIC]
+    scores = [score for row in rows_of_good if (score := score_of(row)) is not None]
+    return paths, np.array(scores, dtype=np.float64)
+
+
+def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int) -> tuple[list[Judged], list[str]]:
+    """Return new images with their rows, those of ``predictions.csv`` or, of images alone, new ones; and broken ones.
+
+    Raises:
+        LabError: there are none, or another model predicted them.
+    """
+    if typed is None:
+        raise LabError(f"task=monitor needs predictions=DIR: {WANTED}")
+    folder = Path(typed).expanduser()
+    rows = table_of(folder, PREDICTIONS, "path", "prediction") if folder.is_dir() else None
+    if rows is None:
+        return _judged_here(typed, model, batch_size)
+    if "split" in rows[0]:
+        raise LabError(f"predictions={typed} is a run, whose images are those of training: {WANTED}")
+    about = read_json(path) if (path := file_of(folder, PREDICTED)) else {}
+    _require_same_model(typed, about.get("ckpt"), ckpt, model)
+    here = Path(about.get("directory", ""))
+    judged = [Judged((here / row["path"]).absolute(), row) for row in rows]
+    gone = [str(each.path) for each in judged if not each.path.is_file()]
+    if len(gone) == len(judged):
+        raise LabError(
+            f"{folder / PREDICTIONS}: none of its {len(gone)} images is there: restore {gone[0]} and the others"
+        )
+    return [each for each in judged if str(each.path) not in {*gone}], [f"{path} is gone: restore it" for path in gone]
+
+
+def _require_same_model(typed: str, other: str | None, ckpt: Path, model: Model) -> None:
+    """Refuse predictions of another model, as its scores are others; one that is gone cannot be asked."""
+    if other is None or not Path(other).is_file() or Path(other).samefile(ckpt):
+        return
+    theirs = read_checkpoint(other)["state_dict"]
+    ours = model.module.state_dict()
+    if theirs.keys() != ours.keys() or not all(torch.equal(theirs[key], value) for key, value in ours.items()):
+        raise LabError(f"predictions={typed} are of another model, {other}: predict with ckpt={ckpt}, or give its run")
+
+
+def _judged_here(typed: str, model: Model, batch_size: int) -> tuple[list[Judged], list[str]]:
+    try:
+        source = find(typed)
+    except LabError as error:
+        raise LabError(f"{str(error).partition(': give')[0].replace('source=', 'predictions=')}: {WANTED}") from None
+    if not source.images:
+        raise LabError(f"predictions={typed} is no list of images that lie there: predict them first (task=predict)")
+    broken, judged = list(source.broken), list[Judged]()
+    results = attempts(source.images, partial(read_cut, frame=model.frame, white=model.white), BATCH)
+    pairs = zip(source.images, results, strict=True)
+    while batch := list(islice(pairs, batch_size)):
+        broken += [str(cut) for _, cut in batch if isinstance(cut, LabError)]
+        cuts = [(path, cut) for path, cut in batch if not isinstance(cut, LabError)]
+        said = judge(model, [cut for _, cut in cuts], batch_size) if cuts else []
+        for (path, _), (prediction, columns) in zip(cuts, said, strict=True):
+            judged.append(Judged(path, model.decided({**prediction.row, **columns})))
+    return judged, broken
+
+
+@torch.no_grad()
+def measured(paths: Sequence[Path], model: Model, problem: Problem, scores: np.ndarray, what: str) -> Side:
+    """Return what is measured of images; their features are of whole images, also where a model judges tiles.
+
+    Args:
+        scores: as ``Side`` has them.
+        what: they are, for the progress bar.
+    """
+
+    def read(path: Path) -> tuple[Appearance, np.ndarray]:
+        image = read_image(path, model.white)
+        return appearance(image), resize(image, model.frame)
+
+    side, parts = Side([], [], None, scores), list[np.ndarray]()
+    with bar() as progress:
+        pairs = zip(paths, attempts(paths, read, BATCH), strict=True)
+        tracked = progress.track(pairs, len(paths), description=f"reading {what}")
+        while batch := list(islice(tracked, BATCH)):
+            side.broken += [str(result) for _, result in batch if isinstance(result, LabError)]
+            kept = [(path, *result) for path, result in batch if not isinstance(result, LabError)]
+            side.paths += [path for path, _, _ in kept]
+            side.looks += [look for _, look, _ in kept]
+            if kept:
+                images = normalise(np.stack([picture for _, _, picture in kept]), model.mean, model.std)
+                if (features := problem.embed(model, images)) is not None:
+                    parts.append(features.float().cpu().numpy())
+    side.features = np.concatenate(parts) if parts else None
+    return side

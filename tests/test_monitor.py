@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,12 @@ import numpy as np
 import pytest
 from conftest import laboratory, write_product
 
+from mvtec_lab.data.appearance import appearance
 from mvtec_lab.data.images import read_image
+from mvtec_lab.evaluation.drift import ALPHA, Sample, all_tested, least_new, p_of
 from mvtec_lab.results import read_csv
+from mvtec_lab.tasks.batch import Judged, Side
+from mvtec_lab.tasks.monitor import compared, samples_of
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def altered(folder: Path, target: Path, change: Callable[[np.ndarray], np.ndarra
 
 
 def test_unchanged_images_are_not_called_changed(monitor, capsys: pytest.CaptureFixture[str]) -> None:
-    status, facts = monitor(lambda image: image, predict=True)
+    status, facts = monitor(np.flipud, predict=True)
     assert (status, facts["changed"]) == (0, False)
     assert "NO CHANGE SHOWN: 20 new images" in capsys.readouterr().out
     assert {test["name"] for test in facts["tests"]} == {"brightness", "sharpness", "colour", "features", "score"}
@@ -73,3 +79,163 @@ def test_brighter_images_are_called_so(monitor, tmp_path: Path, capsys: pytest.C
     assert page.count("<img") == 5 + 2 * 6
     rows = read_csv(tmp_path / "out/images.csv")
     assert [row["set"] for row in rows].count("new") == 20
+
+
+def test_defects_come_and_go_and_are_not_compared_unless_most_are() -> None:
+    kept, notes = compared([judged("OK")] * 15 + [judged("REJECT")] * 5 + [judged("UNKNOWN")])
+    assert len(kept) == 16
+    assert "5 of 21 new images are rejected and not compared" in notes[0]
+    kept, notes = compared([judged("OK")] * 5 + [judged("REJECT")] * 6)
+    assert len(kept) == 11
+    assert "more than half: all are compared" in notes[0]
+
+
+def judged(decision: str) -> Judged:
+    return Judged(Path("a.png"), {"decision": decision})
+
+
+def test_p_is_exact_and_a_difference_is_found() -> None:
+    rng = np.random.default_rng(0)
+    p_values = []
+    for _ in range(300):
+        values = rng.standard_exponential((30, 3))
+        p_values.append(p_of(Sample("any", values[:22], values[22:]), 199))
+    assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
+    assert 0.42 <= np.mean(p_values) <= 0.58
+    for change in (lambda values: values + 2, lambda values: values * 4):  # another mean, another spread
+        found = [
+            p_of(Sample("any", rng.normal(size=(40, 1)), change(rng.normal(size=(20, 1)))), 199) for _ in range(40)
+        ]
+        assert np.mean(np.array(found) <= 0.05) > 0.9
+
+
+def test_so_few_images_can_show_something_at_all() -> None:
+    least = least_new(8, 5)
+    assert comb(8 + least, least) * ALPHA >= 5 > comb(8 + least - 1, least - 1) * ALPHA
+    far = Sample("any", np.arange(8.0)[:, None], 100 + np.arange(float(least))[:, None])
+    assert p_of(far) * 5 <= ALPHA
+
+
+def test_small_differences_of_many_images_are_no_alarm() -> None:
+    rng = np.random.default_rng(0)
+    small = Sample("brightness", rng.normal(size=(400, 1)), 0.4 + rng.normal(size=(400, 1)))
+    large = Sample("brightness", small.reference, small.new + 3)
+    tests = all_tested([small, large])
+    assert [test.shown for test in tests] == [True, True]
+    assert [test.changed for test in tests] == [False, True]
+
+
+def test_measures_tell_light_sharpness_and_colour_apart() -> None:
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(40, 180, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
+    plain = appearance(image)
+    brighter, blurred = appearance((image * 1.3).astype(np.uint8)), appearance(cv2.GaussianBlur(image, (0, 0), 2))
+    assert brighter.brightness == pytest.approx(1.3 * plain.brightness, rel=0.01)
+    assert brighter.sharpness == pytest.approx(plain.sharpness, rel=0.05)
+    assert blurred.sharpness < 0.8 * plain.sharpness
+    assert blurred.brightness == pytest.approx(plain.brightness, rel=0.01)
+    redder = appearance(np.clip(image * [1.2, 1, 0.9], 0, 255).astype(np.uint8))
+    assert np.exp(redder.red - plain.red) == pytest.approx(1.2, rel=0.02)
+    assert np.exp(redder.blue - plain.blue) == pytest.approx(0.9, rel=0.02)
+    assert (brighter.red, brighter.blue) == pytest.approx((plain.red, plain.blue), abs=0.01)
+    assert np.isfinite(appearance(np.zeros((8, 8, 3), np.uint8))[:4]).all()
+
+
+@pytest.fixture
+def refused(line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run task=monitor, which is refused: ``refused(predictions)`` -> its line; nothing is written."""
+    folder, lab = line
+    monkeypatch.chdir(folder)
+
+    def run(predictions: Path | str, reference: Path | str = "run") -> str:
+        words = (f"reference={reference}", f"predictions={predictions}", f"hydra.run.dir={tmp_path / 'out'}")
+        assert lab("task=monitor", *words) == 2
+        assert not (tmp_path / "out").exists()
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return line
+
+    return run
+
+
+def test_what_is_no_batch_of_new_images_is_refused(line, refused, tmp_path: Path) -> None:
+    folder, _ = line
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"predictions={empty} holds no image: give the directory that task=predict wrote" in refused(empty)
+    assert "predictions=nowhere does not exist: give the directory" in refused("nowhere")
+    assert "predictions=0 is no list of images" in refused("0")
+    assert "predictions=run is a run, whose images are those of training" in refused("run")
+    altered(folder, tmp_path / "few", lambda image: image + 1)
+    for path in sorted((tmp_path / "few").glob("*.png"))[2:]:
+        path.unlink()
+    assert "2 images to compare: 5 tests against 19 images of training can show nothing with fewer than 3" in refused(
+        tmp_path / "few"
+    )
+    own = folder / "products/widget/test"
+    assert "the new images are those of the run itself" in refused(own)
+
+
+def test_a_reference_without_its_images_is_refused(line, refused, tmp_path: Path) -> None:
+    folder, _ = line
+    altered(folder, tmp_path / "new", lambda image: image + 1)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(folder / "run/best.ckpt", alone)
+    assert "has no list of its run's images beside its checkpoint" in refused(tmp_path / "new", alone)
+    product = folder / "products/widget"
+    product.rename(folder / "products/gone")
+    try:
+        assert "are gone" in refused(tmp_path / "new")
+    finally:
+        (folder / "products/gone").rename(product)
+
+
+def test_images_that_moved_and_broken_ones_are_named(
+    line, refused, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, lab = line
+    new, day = tmp_path / "new", tmp_path / "day"
+    altered(folder, new, np.flipud)
+    assert lab("task=predict", "ckpt=run", f"source={new}", f"hydra.run.dir={day}") == 0
+    (new / "000.png").unlink()
+    (new / "001.png").write_text("no image")
+    words = ("task=monitor", "reference=run", f"predictions={day}")
+    assert lab(*words, f"hydra.run.dir={tmp_path / 'some'}") == 1
+    said = capsys.readouterr().err
+    assert f"{new / '000.png'} is gone" in said
+    assert f"{new / '001.png'} cannot be read" in said
+    facts = json.loads((tmp_path / "some/monitor.json").read_text())
+    assert (facts["images"]["new"], len(facts["images"]["broken"])) == (18, 2)
+    new.rename(tmp_path / "moved")
+    assert "none of its 20 images is there: restore" in refused(day)
+
+
+def test_predictions_of_another_model_are_refused(line, refused, tmp_path: Path) -> None:
+    folder, lab = line
+    altered(folder, tmp_path / "new", lambda image: image + 1)
+    assert lab("attempt=base", "seed=1", f"hydra.run.dir={tmp_path / 'other'}") == 0
+    day = tmp_path / "day"
+    assert lab("task=predict", f"ckpt={tmp_path / 'other'}", f"source={tmp_path / 'new'}", f"hydra.run.dir={day}") == 0
+    assert "are of another model" in refused(day)
+
+
+def test_what_is_equal_in_all_images_is_not_compared(monitor) -> None:
+    assert monitor(lambda image: np.full_like(image, 7))[0] == 3  # equal among themselves alone
+    same = Side([], [appearance(np.full((8, 8, 3), 7, np.uint8))] * 4, None, np.ones(4))
+    samples, notes = samples_of(same, same)
+    assert not samples
+    assert "brightness is not compared: it is the same in all images" in notes
+
+
+@pytest.mark.parametrize("attempt", [pytest.param("segment/fpn", marks=pytest.mark.slow), "patchcore"])
+def test_other_problems_are_compared_as_well(attempt: str, lab, product: Path, tmp_path: Path) -> None:
+    """Segmentation has no frozen features: what images show is compared at 16 x 16 pixels."""
+    write_product(product, {"good": 24, "crack": 6, "hole": 6}, train_good=30)
+    layers = "model.options.layers=[features.relu1,features.relu2]"
+    assert lab(f"attempt={attempt}", layers, "hydra.run.dir=run") == 0
+    altered(tmp_path, tmp_path / "new", lambda image: np.roll(image // 2, 3, axis=0))
+    assert lab("task=monitor", "reference=run", "predictions=new", "hydra.run.dir=out") == 3
+    facts = json.loads((tmp_path / "out/monitor.json").read_text())
+    assert {"layout", "features"} & {test["name"] for test in facts["tests"]} == {
+        "features" if attempt == "patchcore" else "layout"
+    }

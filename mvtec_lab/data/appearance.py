@@ -15,10 +15,9 @@ class Appearance(NamedTuple):
 
     Args:
         brightness: mean grey level, 0 to 255.
-        sharpness: mean size of the second derivative of grey levels from pixel to pixel, as a share of their standard
-            deviation, so that more light or contrast does not count.
-        red: mean a* of CIELAB, from green (below 0) to red.
-        yellow: mean b*, from blue (below 0) to yellow.
+        sharpness: mean size of the second derivative of grey levels (Laplacian), as a share of that of the first
+            (Sobel): neither light nor contrast counts, nor areas that are all white.
+        red, blue: logarithms of the channel's mean, as a share of green's: more light of all colours does not count.
         width, height: pixels.
         miniature: grey levels at SIDE x SIDE pixels, [SIDE * SIDE].
     """
@@ -26,7 +25,7 @@ class Appearance(NamedTuple):
     brightness: float
     sharpness: float
     red: float
-    yellow: float
+    blue: float
     width: int
     height: int
     miniature: np.ndarray
@@ -37,13 +36,13 @@ def appearance(image: np.ndarray) -> Appearance:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     height, width = grey.shape
     second = float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
-    small = cv2.resize(image, (min(width, 256), min(height, 256)), interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3).mean(axis=0)
+    first = float(cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)).mean())
+    colours = np.log(np.maximum(cv2.mean(image)[:3], 1e-3))
     return Appearance(
         brightness=float(grey.mean()),
-        sharpness=second / max(float(grey.std()), 1e-6),
-        red=float(lab[1]),
-        yellow=float(lab[2]),
+        sharpness=second / max(first, 1e-6),
+        red=float(colours[0] - colours[1]),
+        blue=float(colours[2] - colours[1]),
         width=width,
         height=height,
         miniature=cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).ravel(),

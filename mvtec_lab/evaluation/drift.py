@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -19,7 +20,8 @@ from scipy.stats import norm, t
 from mvtec_lab.evaluation.statistics import holm
 
 ALPHA = 0.05  # of all tests together: the share of unchanged batches that are called changed
-PERMUTATIONS = 4_999  # so that p can be 0.0002, and, for six tests, 0.0012
+PERMUTATIONS = 9_999  # so that p can be 0.0001, and, for six tests, 0.0006
+FEWEST = 3  # new images: of two, an interval says nothing
 MOST = 500  # images on either side: the tests take time with their square
 USUAL = 0.95  # share of the reference images between whose values a new image is usual
 UNUSUAL = 0.2  # share of new images beyond them from which a change matters: four times what is expected without one
@@ -95,9 +97,9 @@ class Tested:
         return self.shown and self.unusual >= UNUSUAL
 
 
-def tested(samples: Sequence[Sample]) -> list[Tested]:
+def all_tested(samples: Sequence[Sample], permutations: int = PERMUTATIONS) -> list[Tested]:
     """Return the test of each sample, in their order."""
-    p_values = [p_of(sample) for sample in samples]
+    p_values = [p_of(sample, permutations) for sample in samples]
     return [
         Tested(sample, p, adjusted, sample.unusual())
         for sample, p, adjusted in zip(samples, p_values, holm(p_values), strict=True)
@@ -112,19 +114,26 @@ def p_of(sample: Sample, permutations: int = PERMUTATIONS) -> float:
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0)) / np.maximum(spread, max(FLOOR * float(spread.mean()), 1e-12))
     apart = cdist(values, values)
-    rng, new = np.random.default_rng(0), np.zeros((permutations + 1, n + m))
-    new[0, n:] = 1
-    for row in new[1:]:
-        row[rng.permutation(n + m)[:m]] = 1
+    new = _divisions(n, m, permutations)
     within = np.einsum("ij,ij->i", new @ apart, new)  # sums of the distances among new images
     between = new @ apart.sum(axis=1) - within
     energy = 2 * between / (n * m) - within / m**2 - (apart.sum() - 2 * between - within) / n**2
     return float(np.mean(energy >= energy[0] - 1e-9 * abs(energy[0])))  # equal divisions differ in the last digits
 
 
+@lru_cache(maxsize=4)  # of tests on the same images
+def _divisions(n: int, m: int, permutations: int) -> np.ndarray:
+    """Return which images are new, 1, and which not, 0: as they are in the first row, then by chance."""
+    rng, new = np.random.default_rng(0), np.zeros((permutations + 1, n + m))
+    new[0, n:] = 1
+    for row in new[1:]:
+        row[rng.permutation(n + m)[:m]] = 1
+    return new
+
+
 def least_new(reference: int, tests: int) -> int:
     """Return how many new images have so many divisions that a p-value can be small enough for all tests."""
-    return next(m for m in range(1, 10_000) if comb(reference + m, m) * ALPHA >= tests)
+    return next(m for m in range(FEWEST, 10_000) if comb(reference + m, m) * ALPHA >= tests)
 
 
 def evenly(count: int, most: int = MOST) -> np.ndarray:

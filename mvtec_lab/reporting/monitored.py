@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from math import exp, hypot
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ FEATURES, LAYOUT, SCORE = "features", "layout", "score"
 # Test -> what the axis of its histogram says, and what the page says of the test.
 ABOUT = {
     BRIGHTNESS: ("mean grey level", "mean grey level of an image"),
-    SHARPNESS: ("sharpness", "second derivative of the grey levels, as a share of their standard deviation"),
-    COLOUR: ("distance from the usual colour, CIELAB", "mean colour of an image, a* and b* of CIELAB"),
+    SHARPNESS: ("sharpness", "second derivative of the grey levels, as a share of the first"),
+    COLOUR: ("distance from the usual shares of red and blue", "means of red and blue, as shares of that of green"),
     SIZE: ("", "width and height in pixels"),
     FEATURES: ("distance to the nearest image of training", "features of the model's frozen layers"),
     LAYOUT: (
@@ -38,6 +38,8 @@ ABOUT = {
     ),
     SCORE: ("score", "the model's score of an image"),
 }
+
+PLACES = {FEATURES: "the model's features", LAYOUT: "what they show at 16 x 16 pixels"}
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,16 @@ def told(test: Tested, tests: int) -> str:
         word = more if shift.difference > 0 else less
         return f"images are {_percent(shift.difference):.2g}% {word} (95%: {first:.2g} to {second:.2g}%)"
     if sample.name == COLOUR:
-        red, yellow = sample.new.mean(axis=0) - sample.reference.mean(axis=0)
-        parts = [f"{'redder' if red > 0 else 'greener'} by {abs(red):.2g}"]
-        parts.append(f"{'yellower' if yellow > 0 else 'bluer'} by {abs(yellow):.2g}")
-        if abs(yellow) > abs(red):
-            parts.reverse()
-        return f"colours are shifted by {hypot(red, yellow):.2g} of CIELAB: {parts[0]}, {parts[1]}"
+        red, blue = 100 * np.expm1(sample.new.mean(axis=0) - sample.reference.mean(axis=0))
+        return f"colours are shifted: red by {red:+.2g}%, blue by {blue:+.2g}%, beside green"
     if sample.name == SIZE:
         return f"images have other sizes: {_sizes(sample.new)}, those of training {_sizes(sample.reference)} pixels"
     if sample.name == SCORE:
         old, new = float(np.median(sample.reference)), float(np.median(sample.new))
         word = "higher" if new > old else "lower" if new < old else "spread otherwise"
         return f"the model's scores are {word}: median {new:.3g}, of held-out images {old:.3g}"
-    where = "the model's features" if sample.name == FEATURES else "16 x 16 pixels"
     return (
-        f"images differ in {where}: {round(100 * test.unusual)}% are farther from all images of training "
+        f"images differ in {PLACES[sample.name]}: {round(100 * test.unusual)}% are farther from all images of training "
         "than 95% of these are from each other"
     )
 
@@ -156,7 +153,8 @@ def write_monitored(
             "p": p_text(test.p_holm).removeprefix("= "),
             "found": "changed" if test.changed else "small" if test.shown else "not shown",
             "unusual": f"{100 * test.unusual:.0f}%",
-            "images": f"{len(test.sample.new)} and {len(test.sample.reference)}",
+            "new": len(test.sample.new),
+            "reference": len(test.sample.reference),
             "shown": _shown(test, len(tests)),
             "picture": None if test.sample.name == SIZE else to_data_uri(histogram(test)),
             "told": told(test, len(tests)),
@@ -171,6 +169,7 @@ def write_monitored(
         said=[re.sub("^[A-Z ]+: ", "", line) for line in said],
         notes=notes,
         tests=rows,
+        nearest=next((PLACES[test.sample.name] for test in tests if test.sample.name in PLACES), "what they show"),
         pairs=[{**asdict(pair), "new": to_data_uri(pair.new), "old": to_data_uri(pair.old)} for pair in pairs],
         reference=reference,
         predictions=predictions,

@@ -90,6 +90,23 @@ def of_run(ckpt: Path, model: Model, reference: str | None) -> tuple[list[Path],
     return paths, np.array(scores, dtype=np.float64)
 
 
+def without(known: Sequence[Path], new: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the images of a run that are not among the new ones, by their contents, and a note where some are.
+
+    Raises:
+        LabError: all are, so that nothing is left to compare with.
+    """
+    contents = {result for result in attempts(new, lambda path: digests([path])[0]) if isinstance(result, str)}
+    kept = [path for path, digest in zip(known, digests(known), strict=True) if digest not in contents]
+    if not kept:
+        raise LabError(f"the new images are those of the run itself, {known[0]} for one: give others")
+    if len(kept) == len(known):
+        return kept, []
+    return kept, [
+        f"{len(known) - len(kept)} of the new images are images of the run itself: they are compared with its others"
+    ]
+
+
 def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int) -> tuple[list[Judged], list[str]]:
     """Return new images with their rows, those of ``predictions.csv`` or, of images alone, new ones; and broken ones.
 

@@ -18,14 +18,14 @@ from mvtec_lab.data.images import read_image
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import ChangedError, IncompleteError, LabError
-from mvtec_lab.evaluation.drift import ALPHA, Sample, evenly, least_new, strangeness, tested
+from mvtec_lab.evaluation.drift import ALPHA, Sample, all_tested, evenly, least_new, strangeness
 from mvtec_lab.evaluation.operating import REJECT, score_of
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting import monitored
 from mvtec_lab.reporting.monitored import PAGE, Pair, facts_of, sentences, write_monitored
 from mvtec_lab.results import MONITORED, write_csv, write_whole
-from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run
+from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, without
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +51,19 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     problem = problem_of(model.method)
     known, held_out = of_run(ckpt, model, config.reference)
     judged, broken = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
-    compared, notes = _compared(judged)
-    scores = np.array([score for each in compared if (score := score_of(each.row)) is not None])
-    compared = [compared[place] for place in evenly(len(compared))]
+    kept, notes = compared(judged)
+    scores = np.array([score for each in kept if (score := score_of(each.row)) is not None])
+    kept = [kept[place] for place in evenly(len(kept))]
+    known, again = without(known, [each.path for each in kept])
+    notes += again
     old = measured(known, model, problem, held_out, "images of training")
     if old.broken:
         raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
-    new = measured([each.path for each in compared], model, problem, scores, "new images")
+    new = measured([each.path for each in kept], model, problem, scores, "new images")
     broken += new.broken
     if not new.paths:
         raise LabError(f"predictions={config.predictions} has no image that can be read: {broken[0]}")
-    samples, left_out = _samples(old, new)
+    samples, left_out = samples_of(old, new)
     notes += left_out
     if not samples:
         raise LabError(f"all images of reference={config.reference} and predictions={config.predictions} are equal")
@@ -70,7 +72,7 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
             f"predictions={config.predictions} has {len(new.paths)} images to compare: {len(samples)} tests against "
             f"{len(old.paths)} images of training can show nothing with fewer than {least}: give more"
         )
-    tests = tested(samples)
+    tests = all_tested(samples)
     said = sentences(tests, len(new.paths), len(old.paths))
     content = {
         "reference": str(ckpt),
@@ -98,7 +100,7 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     return content
 
 
-def _compared(judged: Sequence[Judged]) -> tuple[list[Judged], list[str]]:
+def compared(judged: Sequence[Judged]) -> tuple[list[Judged], list[str]]:
     """Return the new images that the model does not reject, and what is to be said of it; all where most are rejected.
 
     Defects come and go, and are no change of the images; a changed camera may make a model reject all.
@@ -122,7 +124,7 @@ def _described(old: Side, new: Side) -> tuple[np.ndarray, np.ndarray]:
     return np.array([look.miniature for look in old.looks]), np.array([look.miniature for look in new.looks])
 
 
-def _samples(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
+def samples_of(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
     """Return what is tested, without what is equal in all images, and notes on what is not."""
     m = monitored
 
@@ -136,7 +138,7 @@ def _samples(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
     samples = [
         of(m.BRIGHTNESS, ["brightness"], relative=True),
         of(m.SHARPNESS, ["sharpness"], relative=True),
-        of(m.COLOUR, ["red", "yellow"]),
+        of(m.COLOUR, ["red", "blue"]),
         replace(of(m.SIZE, ["width", "height"]), nearest=True),
         Sample(what, *_described(old, new), nearest=True),
         Sample(m.SCORE, old.scores[:, None], new.scores[:, None]),

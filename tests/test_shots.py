@@ -21,7 +21,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.shots import curves_of
-from mvtec_lab.results import CONFIG
+from mvtec_lab.results import CONFIG, RESULT
 
 KEY = " data.per_class="
 
@@ -153,3 +153,33 @@ def test_a_power_law_is_followed_and_its_interval_grows_with_the_noise() -> None
     assert exact.value == exact.low == exact.high == pytest.approx(0.6 * 40**-0.5)
     assert noisy.low < exact.value < noisy.high
     assert forecast(images[:2], errors[:2], [0, 0], 20) is None
+
+
+def test_a_reference_stands_beside_the_others_at_each_number(tmp_path: Path) -> None:
+    """What is typed is the attempt's name: verdict.reference=base."""
+    curve(tmp_path, "base", {2: 5, 10: 14}, verdict={"metric": None, "reference": "base"})
+    curve(tmp_path, "head", {2: 6, 10: 13}, verdict={"metric": None, "reference": "base"})
+    curve(tmp_path, "full", {2: 4, 10: 12}, verdict={"metric": None, "reference": "base"})
+    comparison = compare(load_runs(tmp_path))
+    beside = {(f"{name}{count}", f"base{count}") for name in ("head", "full") for count in (2, 10)}
+    assert pairs_of(comparison) == beside
+    assert {pair.alpha for pair in comparison.pairs} == {0.05 / 4}
+    assert not any("verdict.reference" in line for line in comparison.verdict)
+    (tests,) = (line for line in comparison.verdict if line.startswith("Where p comes from"))
+    assert tests.endswith("with Holm's correction for 4 comparisons: with base at the same data.per_class.")
+    assert comparison.verdict[0].startswith("No attempt is shown to be the best.")
+
+
+def test_a_number_beyond_the_images_is_the_same_run_and_counts_once(tmp_path: Path) -> None:
+    for name, right in (("base", {2: 5, 10: 14, 20: 14}), ("head", {2: 6, 10: 13, 20: 13})):
+        curve(tmp_path, name, right)
+        path = tmp_path / f"{name}20" / RESULT  # asked for 20, trained on the ten that there are
+        path.write_text(path.read_text().replace('"good": 20,\n      "crack": 20', '"good": 10,\n      "crack": 10'))
+        assert '"crack": 10' in path.read_text()
+    comparison = compare(load_runs(tmp_path))
+    kept = {("base2", "head2"), ("base10", "head10"), ("base2", "base10"), ("head2", "head10")}
+    assert {frozenset(pair) for pair in pairs_of(comparison)} == {frozenset(pair) for pair in kept}
+    said = (
+        "base data.per_class=20 trains on the same images as data.per_class=10: these are the same runs, compared once."
+    )
+    assert said in comparison.verdict

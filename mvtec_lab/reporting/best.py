@@ -52,6 +52,8 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     best = max(attempt.done, key=score)
     value = metric.of(best.metrics.get("val", {}))
     said = "" if value is None else f" ({metric.title} {value:.3f})"
+    how = next((ranking for ranking in comparison.rankings if ranking.best == attempt.name), None)
+    said += f". {how.sentence.removesuffix('.')}" if how and how.sentence else ""
     fold = "" if best.fold is None else "; it is the model of one fold: split.test=0 trains one with all images"
     return best, f"the best of {len(runs)} runs on validation{said}{fold}"
 

@@ -17,7 +17,7 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting import products_verdict
 from mvtec_lab.reporting.advice import advice, advice_over_products
 from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.reporting.families import pairs_asked
+from mvtec_lab.reporting.families import at_each, pairs_asked
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.products import over_products, products
@@ -97,7 +97,8 @@ def _compared(
     done = [attempt.name for attempt in result.compared]
     if reference in done:
         result.reference = reference
-    result.pairs = _pairs(result.compared, result.reference)
+    result.asked = reference
+    result.pairs = _pairs(result.compared, reference)
     running = [attempt for attempt in result.attempts if any(run.running for run in attempt.runs)]
     if running:
         names = ", ".join(f"a run of {attempt.name}" if attempt.done else attempt.name for attempt in running)
@@ -105,7 +106,8 @@ def _compared(
     if key is not None and key not in result.metrics:
         titles = " and ".join(METRICS[other].title for other in result.metrics)
         notes.append(f"verdict.metric={key} is not what these attempts are judged by: {titles} instead.")
-    if reference is not None and reference not in done and len(done) > 1:
+    known = reference in done or at_each(result.compared, reference)
+    if reference is not None and not known and len(done) > 1:
         none = "is none of the completed attempts in the table: all pairs are compared."
         notes.append(f"verdict.reference={reference} {none}")
     notes += _left_out(_runs_of([attempts]))
@@ -165,11 +167,12 @@ def _pairs(attempts: Sequence[Attempt], reference: str | None) -> list[Pair]:
     Those that another metric judges than the reference are compared with each other.
     """
     metric = next((attempt.metric for attempt in attempts if attempt.name == reference), None)
+    asked = pairs_asked(attempts, reference)
     tested = [
         # The reference stands second: the question is how much better the others are.
-        pair_of(*((second, first) if first.name == reference else (first, second)))
-        for first, second in pairs_asked(attempts)
-        if reference in (None, first.name, second.name) or metric not in (first.metric, second.metric)
+        pair_of(*((second, first) if reference in (first.name, first.base) else (first, second)))
+        for first, second in asked
+        if metric is None or reference in (first.name, second.name) or metric not in (first.metric, second.metric)
     ]
     judged = [(pair, pair.p) for pair in tested if pair.p is not None]
     adjusted = statistics.holm([p for _, p in judged])

@@ -22,6 +22,7 @@ from mvtec_lab.evaluation.planning import Evidence, OnOneTestSet, OverTestSets
 from mvtec_lab.evaluation.specs import METRICS, NotComparableError
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting.attempts import Attempt, Estimate, shared, too_few
+from mvtec_lab.reporting.ranking import Ranking
 from mvtec_lab.reporting.runs import Settings
 from mvtec_lab.results import write_whole
 
@@ -109,13 +110,18 @@ class Block:
         attempts: all of them.
         ranked: those that share enough test sets to be ranked.
         best: of these; None where none is ranked.
-        value: what chose it, on validation; None where the test figure did.
+        ranking: how validation ranks them; None where none is ranked.
     """
 
     attempts: list[Attempt]
     ranked: list[Attempt]
     best: Attempt | None = None
-    value: float | None = None
+    ranking: Ranking | None = None
+
+    @property
+    def value(self) -> float | None:
+        """Return what chose the best, on validation; None where the test figure did."""
+        return self.ranking.value if self.ranking else None
 
 
 @dataclass
@@ -125,6 +131,7 @@ class Comparison:
     attempts: list[Attempt]  #: in the order in which their first runs came, failed ones included
     settings: dict[str, Settings] = field(default_factory=dict)  #: run_dir -> its config.yaml: dotted key -> text
     reference: str | None = None  #: the attempt that every pair has; None: all pairs are compared
+    asked: str | None = None  #: ``verdict.reference``, which may stand beside others at each number of training images
     pairs: list[Pair] = field(default_factory=list)  #: those that were compared or refused
     best: str | None = None  #: the attempt that is best by validation
     headline: list[str] = field(default_factory=list)  #: which attempt to use, how sure, what next: for a terminal
@@ -164,12 +171,18 @@ class Comparison:
         return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))
 
     @property
+    def rankings(self) -> list[Ranking]:
+        """Return how validation ranks the attempts that compare with each other."""
+        return [block.ranking for block in self.blocks if block.ranking]
+
+    @property
     def described(self) -> dict[str, Any]:
         """Return what comparison.json says."""
         return {
             "best": self.best,
             "metric": ", ".join(self.metrics),
             "reference": self.reference,
+            "ranked_by": [ranking.described for ranking in self.rankings],
             "headline": self.headline,
             "verdict": self.verdict,
             "alpha": ALPHA,

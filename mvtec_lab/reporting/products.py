@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics as st
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,11 @@ from mvtec_lab.evaluation.products import (
     signed_rank,
 )
 from mvtec_lab.evaluation.products_planning import OverProducts
-from mvtec_lab.evaluation.specs import METRICS, choosing
+from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
-from mvtec_lab.reporting.families import pairs_asked
+from mvtec_lab.reporting.families import at_each, pairs_asked
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair
+from mvtec_lab.reporting.ranking import Ranking, by_validation
 from mvtec_lab.reporting.runs import RUN_KEYS, Settings, product_of
 from mvtec_lab.results import RunResult
 
@@ -109,8 +109,18 @@ class ProductsComparison(Comparison):
     placed: list[Placed] = field(default_factory=list)  #: the attempts over all products
     common: list[str] = field(default_factory=list)  #: the products that means and ranks are over
     friedman: float | None = None  #: p that all attempts rank alike, from RANKS products and three attempts on
-    validation: float | None = None  #: what chose the best, its mean over the common products
+    ranking: Ranking | None = None  #: how validation ranks the attempts, by the mean over the common products
     notes: list[str] = field(default_factory=list)  #: what is said of the settings, after the verdict
+
+    @property
+    def validation(self) -> float | None:
+        """Return what chose the best on validation; None where nothing did."""
+        return self.ranking.value if self.ranking else None
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        """Return how validation ranks the attempts over all products."""
+        return [self.ranking] if self.ranking else []
 
     @property
     def described(self) -> dict[str, Any]:
@@ -157,10 +167,11 @@ def over_products(
     }
     known = {name: of for name, of in by_name.items() if of}
     result.reference = reference if reference in known else None
-    result.over = _pairs(known, parts, result.reference)
+    result.over = _pairs(known, parts, reference)
     _place(result, known)
     result.notes = [*_settings_apart(known, settings), *notes]
-    if reference is not None and result.reference is None and len(known) > 1:
+    beside = at_each([next(iter(of.values())) for of in known.values()], reference)
+    if reference is not None and result.reference is None and not beside and len(known) > 1:
         result.notes.append(f"verdict.reference={reference} is none of the completed attempts: all pairs are compared.")
     return result
 
@@ -170,10 +181,12 @@ def _pairs(
 ) -> list[ProductsPair]:
     """Return the pairs over all products, with Holm's correction for their number."""
     pairs, errors = [], {}
-    for first, second in ((a.name, b.name) for a, b in pairs_asked([next(iter(of.values())) for of in known.values()])):
-        if reference not in (None, first, second):
+    asked = pairs_asked([next(iter(of.values())) for of in known.values()], reference)
+    for a, b in asked:
+        first, second = a.name, b.name
+        if reference in known and reference not in (first, second):
             continue
-        names = (second, first) if first == reference else (first, second)
+        names = (second, first) if reference in (first, a.base) else (first, second)
         metric = next(iter(known[names[0]].values())).metric.key
         pair = ProductsPair(*names, metric)
         found = {product: _pair_of(names, part.pairs) for product, part in parts.items()}
@@ -239,27 +252,17 @@ def _place(result: ProductsComparison, known: Mapping[str, Mapping[str, Attempt]
         placed.mean, placed.rank = float(sign * mean), float(rank)
     if len(ranked) > 2 and len(result.common) >= RANKS:
         result.friedman = friedman(table)
-    scores = {placed.attempt: _score([known[placed.attempt][p] for p in result.common]) for placed in ranked}
-    best = max(scores, key=lambda name: scores[name])
-    choosers = {choosing(attempt.problem).key for placed in ranked for attempt in known[placed.attempt].values()}
-    if len(choosers) == 1 and all(isfinite(value) for _, value, _ in scores.values()):
-        result.best, result.validation = best, METRICS[choosers.pop()].sign * scores[best][1]
+    result.ranking = by_validation(
+        {placed.attempt: [known[placed.attempt][p] for p in result.common] for placed in ranked}
+    )
+    if result.validation is not None:
+        result.best = result.ranking.best
 
 
 def _common(placed: Sequence[Placed]) -> list[str]:
     if not placed:
         return []
     return [product for product in placed[0].values if all(product in each.values for each in placed)]
-
-
-def _score(attempts: Sequence[Attempt]) -> tuple[bool, float, float]:
-    """Return what attempts are ranked by, as ``Attempt.score``, the mean over products."""
-    honest, values, losses = zip(*(attempt.score() for attempt in attempts), strict=True)
-    return (
-        all(honest),
-        st.fmean(values) if -inf not in values else -inf,
-        st.fmean(losses) if -inf not in losses else -inf,
-    )
 
 
 def _settings_apart(known: Mapping[str, Mapping[str, Attempt]], settings: Mapping[str, Settings]) -> list[str]:

@@ -58,7 +58,8 @@ def _best(many: ProductsComparison, usable: int, nothing: bool) -> str:
             else f"No attempt is shown to be the best over {over}. "
         )
         text += f"Best on validation, in the mean of {over}: {best.attempt} ({chooser.title} {many.validation:.3f})"
-    return f"{text}; test {metric.title} {best.mean:.3f}, the mean of {_values(best, many.common)}."
+    how = f" {many.ranking.sentence}" if many.ranking and many.ranking.sentence else ""
+    return f"{text}; test {metric.title} {best.mean:.3f}, the mean of {_values(best, many.common)}.{how}"
 
 
 def _values(placed: Placed, products: Sequence[str]) -> str:

@@ -407,6 +407,17 @@ def tested(run: RunResult) -> Tested | None:
     return predictions
 
 
+def held_out(run: RunResult) -> Tested | None:
+    """Return the predictions of the images that validated a run, as of test images; None where it left none.
+
+    Raises:
+        LabError: its predictions.csv is damaged.
+    """
+    rows = sorted((row for row in predictions_of(run) or () if row["split"] == "val"), key=lambda row: row["path"])
+    images = tuple(f"{run.data}/{run.category}/{row['path']}" for row in rows)
+    return Tested(run, images, rows, run.classes if "prediction" in columns_of(run) else ()) if rows else None
+
+
 def predictions_of(run: RunResult) -> list[dict[str, str]] | None:
     """Return the rows of a completed run's predictions.csv; None where it left none.
 

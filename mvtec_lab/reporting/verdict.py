@@ -6,15 +6,16 @@ import statistics as st
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
-from math import inf, isfinite
+from math import inf
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting import dropped
 from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
-from mvtec_lab.reporting.families import said
+from mvtec_lab.reporting.families import repeats, said
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
+from mvtec_lab.reporting.ranking import Ranking, by_validation
 
 MANY_ROUNDS, FEW_IMAGES = 5, 60  # with more rounds of folds of fewer images the test is too sure: benchmarks/README.md
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
@@ -32,7 +33,7 @@ def sentences(comparison: Comparison) -> list[str]:
     lines = [line for block in blocks for line in _of_block(block, comparison, len(blocks) > 1)]
     if reference is not None:
         lines += _against_reference(next(a for a in done if a.name == reference), comparison.pairs)
-    lines += _models(comparison.pairs) + _tests(comparison.pairs, done if reference is None else ())
+    lines += _models(comparison.pairs) + _tests(comparison.pairs, done if reference is None else (), comparison.asked)
     for key in comparison.metrics:
         mine = [attempt for attempt in done if attempt.metric.key == key]
         figures = _limits(mine, [pair for pair in comparison.pairs if pair.metric == key], METRICS[key])
@@ -65,7 +66,7 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     ahead = any(_ahead(attempt.name, ranked, within, comparison) for attempt in ranked)
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
-    line += _stated(best, value, len(ranked), several)
+    line += _stated(best, block, several)
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *_unranked(group, ranked)]
     return [line, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
@@ -101,25 +102,22 @@ def _unranked(group: Sequence[Attempt], ranked: Sequence[Attempt]) -> list[str]:
     return [f"Not ranked, with too few test sets in common: {', '.join(names)}."] if names else []
 
 
-def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, float | None]:
-    """Return the best attempt by validation and its value there; the best on test, and None, if not all have one.
-
-    Attempts of several problems have none in common where different metrics choose among them.
-    """
+def _chosen(group: Sequence[Attempt]) -> tuple[Attempt, Ranking]:
+    """Return the best attempt by validation, or on test if not all have a value there; and how validation ranks."""
     common = shared(group)
-    scores = {attempt.name: attempt.score(common) for attempt in group}
-    best = max(group, key=lambda attempt: scores[attempt.name])
-    choosers = {choosing(attempt.problem).key for attempt in group}
-    if len(choosers) == 1 and all(isfinite(value) for _, value, _ in scores.values()):
-        return best, choosing(best.problem).sign * scores[best.name][1]
-    return max(group, key=lambda attempt: _on_test(attempt, common)), None
+    ranking = by_validation({attempt.name: [attempt] for attempt in group}, common)
+    if ranking.value is None:
+        return max(group, key=lambda attempt: _on_test(attempt, common)), ranking
+    return next(attempt for attempt in group if attempt.name == ranking.best), ranking
 
 
-def _tests(pairs: Sequence[Pair], attempts: Sequence[Attempt]) -> list[str]:
+def _tests(pairs: Sequence[Pair], attempts: Sequence[Attempt], reference: str | None) -> list[str]:
     """Name the tests, and the number of comparisons that p is corrected for; all pairs of attempts, or some of them."""
     judged = [f"{pair.test} on {METRICS[pair.metric].title}" for pair in pairs if pair.test]
     tests = " or ".join(sorted(set(judged)))
-    many = f", with Holm's correction for {len(judged)} comparisons{said(attempts)}" if len(judged) > 1 else ""
+    many = (
+        f", with Holm's correction for {len(judged)} comparisons{said(attempts, reference)}" if len(judged) > 1 else ""
+    )
     return [f"Where p comes from: {tests}{many}."] if judged else []
 
 
@@ -131,12 +129,13 @@ def _on_test(attempt: Attempt, test_sets: Sequence[TestSet]) -> float:
     return attempt.metric.sign * (float(values.mean()) if estimate is None or len(values) else estimate.value)
 
 
-def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
+def _stated(best: Attempt, block: Block, several: bool) -> str:
     """Name the best of several attempts, what chose it, and its test metric.
 
     Where not all attempts were validated, nothing chooses among them: the best on test is named.
     """
     metric, chooser = best.metric, choosing(best.problem)
+    of, value = len(block.ranked), block.value
     if of > 1 and value is None and best.estimate() is None:
         return f"Nothing ranks these {of} attempts: none has a test {metric.title}."
     where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
@@ -151,7 +150,8 @@ def _stated(best: Attempt, value: float | None, of: int, several: bool) -> str:
     if estimate is None:
         return f"{text} has no test {metric.title}." if text == best.name else f"{text}; no test {metric.title}."
     figure = f"test {metric.title} {estimate}" + (f" ({estimate.method})" if estimate.method else "")
-    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + _flattered(best)
+    how = f" {block.ranking.sentence}" if block.ranking and block.ranking.sentence else ""
+    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + how + _flattered(best)
 
 
 def _flattered(best: Attempt) -> str:
@@ -404,6 +404,9 @@ def _runs(comparison: Comparison) -> list[str]:
     if any(not p.refused and p.test_sets < max(sets[p.first], sets[p.second]) for p in comparison.pairs):
         counts = ", ".join(f"{name} {n}" for name, n in sets.items())
         lines.append(f"Test sets differ in number ({counts}): each pair is compared on those that both have.")
+    for attempt, first in repeats(comparison.compared).items():
+        of_first = ", ".join(f"{key}={value}" for key, value in first.thinned.items())
+        lines.append(f"{attempt.name} trains on the same images as {of_first}: these are the same runs, compared once.")
     lines += [
         f"{a.name}: {a.copies} run{_s(a.copies)} of the same seed and images left out, the newest counts."
         for a in comparison.attempts

@@ -1,0 +1,114 @@
+"""Validation ranks attempts; of different numbers of images the lower end of its interval does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_reporting import CLASSES, fabricate
+
+from mvtec_lab.evaluation.metrics import classification_metrics
+from mvtec_lab.evaluation.statistics import balanced_interval
+from mvtec_lab.reporting.best import best_run
+from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.pairs import Comparison
+from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import BEST, PREDICTIONS
+
+
+def validated(run_dir: Path, attempt: str, wrong: int, of: int, *, rows: bool = True, **fields: Any) -> None:
+    """Write a run that was validated on ``of`` images, of which the first ``wrong`` were called something else."""
+    run = fabricate(run_dir, attempt, **fields)
+    labels = np.arange(of) % len(CLASSES)
+    predictions = np.where(np.arange(of) < wrong, (labels + 1) % len(CLASSES), labels)
+    probabilities = np.full((of, len(CLASSES)), 0.4 / (len(CLASSES) - 1))
+    probabilities[np.arange(of), predictions] = 0.6
+    run.metrics["val"] = classification_metrics(labels, probabilities, CLASSES)
+    run.save()
+    lines = [f"val,val_{i:03}.png,{CLASSES[labels[i]]},{CLASSES[predictions[i]]}\n" for i in range(of)]
+    if rows:
+        with (run_dir / PREDICTIONS).open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    (run_dir / BEST).touch()
+
+
+def compared(directory: Path) -> Comparison:
+    return compare(load_runs(directory))
+
+
+def lower(wrong: int, of: int) -> float:
+    images = np.bincount(np.arange(of) % len(CLASSES))
+    right = images - np.bincount(np.arange(wrong) % len(CLASSES), minlength=len(CLASSES))
+    return balanced_interval(right, images)[0]
+
+
+def test_of_different_numbers_of_images_the_lower_end_names_the_best(tmp_path: Path) -> None:
+    validated(tmp_path / "network", "network", 1, 12, right=9)
+    validated(tmp_path / "recipe", "recipe", 6, 44, right=11)
+    comparison = compared(tmp_path)
+    (ranking,) = comparison.described["ranked_by"]
+    assert ranking["values"]["network"] > ranking["values"]["recipe"]
+    assert ranking["ends"] == pytest.approx({"network": lower(1, 12), "recipe": lower(6, 44)})
+    assert (comparison.best, ranking["by"], ranking["images"]) == ("recipe", "interval", {"network": 12, "recipe": 44})
+    said = (
+        "The attempts were validated on 12 and on 44 images, so the lower end of the 95% interval names the best: "
+        f"recipe {lower(6, 44):.3f} on 44, network {lower(1, 12):.3f} on 12."
+    )
+    assert said in comparison.verdict[0]
+    assert f"Use {comparison.best} if one has to be chosen" in comparison.headline[0]
+    run, why = best_run(tmp_path)  # the run that task=threshold, predict and export take
+    assert run.attempt == "recipe"
+    assert said.removesuffix(".") in why
+
+
+def test_of_equal_numbers_the_value_ranks_as_ever(tmp_path: Path) -> None:
+    validated(tmp_path / "one", "one", 1, 12, right=9)
+    validated(tmp_path / "two", "two", 2, 12, right=11)
+    comparison = compared(tmp_path)
+    (ranking,) = comparison.described["ranked_by"]
+    assert (comparison.best, ranking["by"], ranking["ends"]) == ("one", "value", {})
+    assert "validated on" not in comparison.verdict[0]
+    assert "validated on" not in best_run(tmp_path)[1]
+
+
+def test_without_an_interval_the_value_ranks_and_that_is_said(tmp_path: Path) -> None:
+    validated(tmp_path / "network", "network", 1, 12, right=9)
+    validated(tmp_path / "recipe", "recipe", 6, 44, right=11, rows=False)  # whose predictions were not kept
+    comparison = compared(tmp_path)
+    assert (comparison.best, comparison.described["ranked_by"][0]["by"]) == ("network", "value")
+    assert (
+        "the value ranks them all the same: balanced accuracy on validation has no interval for recipe."
+        in (comparison.verdict[0])
+    )
+
+
+def folds_of(directory: Path, attempt: str, wrong: Sequence[int], of: int, **fields: Any) -> None:
+    for fold, mistakes in enumerate(wrong):
+        name = f"{attempt}-{fold}"
+        validated(directory / name, attempt, mistakes, of, images=20 + fold, fold=fold, **fields)
+
+
+def test_over_folds_each_image_counts_once(tmp_path: Path) -> None:
+    folds_of(tmp_path, "network", [0, 1, 1], 12, right=9)
+    folds_of(tmp_path, "recipe", [4, 4, 4], 44, right=11)
+    comparison = compared(tmp_path)
+    (ranking,) = comparison.described["ranked_by"]
+    assert (comparison.best, ranking["by"]) == ("recipe", "interval")
+    assert ranking["ends"]["recipe"] == pytest.approx(lower(4, 44))  # the same 44 images in each fold
+    assert "on 12 and on 44 images in each run, so the lower end" in comparison.verdict[0]
+
+
+def test_over_products_squares_of_the_distances_add_up(tmp_path: Path) -> None:
+    for product in ("bottle", "cable"):
+        validated(tmp_path / f"n-{product}", "network", 1, 12, right=9, category=product)
+        validated(tmp_path / f"r-{product}", "recipe", 6, 44, right=11, category=product)
+    comparison = compared(tmp_path)
+    (ranking,) = comparison.described["ranked_by"]
+    value = ranking["values"]["network"]
+    assert ranking["ends"]["network"] == pytest.approx(value - (value - lower(1, 12)) / math.sqrt(2))
+    assert (comparison.best, ranking["by"]) == ("recipe", "interval")
+    assert "on 12 and on 44 images" in comparison.verdict[0]

@@ -86,6 +86,7 @@ class DataConfig:
         "required",
         "whether every defect image must have a mask. optional: one without is a warning, not an error",
         choices=("required", "optional"),
+        changes="nothing",
     )
     image_size: int = knob(
         128,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.headline import Headline, headline_of
 from mvtec_lab.reporting.pairs import COMPARISON
 from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.results import PREDICTIONS, read_csv
 
 
 def of(directory: Path, **verdict: Any) -> Headline:
@@ -44,7 +46,8 @@ def test_an_open_comparison_says_so_and_what_to_do(tmp_path: Path) -> None:
     assert "Use a if one has to be chosen now" in headline.use
     assert "better than 1 of the 2 others; no attempt is shown to be the best" in headline.use
     advice = compare(load_runs(tmp_path)).verdict[-1]
-    assert advice.startswith(("To tell a and b apart (", "a and b are too close ("))
+    assert advice.startswith("a and b are too close for these images to tell apart (1.7 points seen): choose by time,")
+    assert advice.endswith(" more labelled images would show which is better.")  # thousands, and so said last
     assert headline.next.casefold() == f"next: {advice.casefold()}"
 
 
@@ -210,7 +213,7 @@ def test_terminal_page_and_file_begin_with_it(tmp_path: Path) -> None:
     out = io.StringIO()
     summary.print_table(rows, comparison.verdict, Console(file=out, width=100), headline=comparison.headline)
     assert out.getvalue().startswith("● Shown. Use a: it is shown to be better than b.\n")
-    assert "pass as good (95%: " in out.getvalue().partition("attempt")[0]
+    assert re.search(r"pass as good \(\d+ of \d+; 95%: ", out.getvalue().partition("attempt")[0])
     assert json.loads((tmp_path / COMPARISON).read_text())["headline"] == comparison.headline
     html = (tmp_path / report.REPORT).read_text(encoding="utf-8")
     text = text_of(html)
@@ -218,3 +221,33 @@ def test_terminal_page_and_file_begin_with_it(tmp_path: Path) -> None:
     assert places == sorted(places)
     assert '<circle cx="10"' in html  # a shape beside the colour and the word
     assert html.count('<details class="attempt">') == 2  # folded
+
+
+def test_rates_have_their_counts_and_the_table_marks_the_one_to_use(tmp_path: Path) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7], c=[5, 6, 5, 5, 6])
+    headline = of(tmp_path)
+    rows = [row for i in range(5) for row in read_csv(tmp_path / f"a-{i}" / PREDICTIONS)]
+    good = [row["prediction"] for row in rows if row["label"] == "good"]
+    refused = len(good) - good.count("good")
+    assert headline.mistakes["false rejects"].method == f"{refused} of {len(good)}"
+    assert f" of the good products are refused ({refused} of {len(good)}; 95%: " in " ".join(headline.lines)
+    assert (headline.chosen, headline.mark) == ("a", "use this one")
+    report.sum_up(tmp_path)
+    html = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    assert html.count('<span class="chosen">') == 1
+    assert re.search(r'>a</a> <span class="chosen">use this one</span>', html)
+
+
+def test_several_decisions_on_an_image_are_called_that(tmp_path: Path) -> None:
+    for seed in range(3):
+        fabricate(tmp_path / f"{seed}", "a", seed=seed, right=18)
+    assert of(tmp_path).mistakes["false rejects"].method.endswith(" of 15 decisions")
+
+
+def test_page_and_terminal_say_the_advice_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[11, 11, 10, 11, 12], c=[6, 5, 6, 6, 5])
+    _, comparison = report.sum_up(tmp_path, show=report.show_results)
+    advice = comparison.verdict[-1][1:]
+    assert " ".join(capsys.readouterr().out.split()).count(advice) == 1
+    assert text_of((tmp_path / report.REPORT).read_text(encoding="utf-8")).count(advice) == 1
+    assert advice in (tmp_path / COMPARISON).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mvtec_lab.evaluation.differences import Noise
 from mvtec_lab.evaluation.planning import MOST_IMAGES, Design, OnOneTestSet, OverTestSets, rounded, ways
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.pilot import pilot_of
+from mvtec_lab.reporting.advice import FAR
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.plan import PLAN, at_once, machines_of, of_time, plan, seconds_of_a_run, size_of
 from mvtec_lab.reporting.plan import said as sentences
@@ -124,6 +126,19 @@ def test_attempts_that_are_level_are_too_close(tmp_path: Path) -> None:
     assert "are too close" in compare(load_runs(tmp_path)).verdict[-1]
 
 
+def test_advice_that_is_out_of_reach_is_not_said_first(tmp_path: Path) -> None:
+    """Repeats would ask for thousands of images in one way, and for hundreds in another: the latter is said alone."""
+    cross_validated(tmp_path, a=[12, 9, 12, 12, 9], b=[12, 9, 11, 12, 7])
+    comparison = compare(load_runs(tmp_path))
+    (pair,) = comparison.pairs
+    assert pair.evidence is not None
+    seen = pair.evidence.design.images
+    more = [way.images - seen for way in ways(pair.evidence, abs(pair.lead), pair.alpha)]
+    assert max(more) >= FAR > min(more)
+    assert f"{rounded(min(more)):,} more labelled images with cv.repeats=" in comparison.advice
+    assert f"{rounded(max(more)):,}" not in comparison.advice
+
+
 def test_a_plan_from_runs_that_exist(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cross_validated(tmp_path / "runs", a=LEVEL[0], b=LEVEL[1], c=[9, 12, 10, 9, 11])
     assert lab("task=plan", "dirs=[runs]", "difference=5", "hydra.run.dir=planned") == 0
@@ -135,6 +150,8 @@ def test_a_plan_from_runs_that_exist(lab, tmp_path: Path, capsys: pytest.Capture
     assert content["ways"][0]["runs"] == 12
     text = " ".join(capsys.readouterr().out.split())
     assert "Holm's correction for 3 comparisons" in text
+    (pair,) = re.findall(r"points between (\w and \w) is shown in eight of ten cases", text)
+    assert f" {pair} " in f" {compare(load_runs(tmp_path / 'runs')).advice}"  # plan and verdict are about the same two
     assert "more labelled images" in text
     assert lab("task=plan", "dirs=runs", "difference=90", "hydra.run.dir=easy") == 0
     assert "That is enough." in capsys.readouterr().out

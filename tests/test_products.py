@@ -291,7 +291,7 @@ def test_the_verdict_ends_with_what_would_tell_two_attempts_apart(tmp_path: Path
     assert compared(tmp_path / "shown").advice == ""
     write(tmp_path / "level", {"a": 1, "b": 0, "c": 1}, 6)
     level = compared(tmp_path / "level")
-    assert "Over products c and a are too close (0.6 points seen in the mean): even 100 of them" in level.verdict[-1]
+    assert "Over products c and a are too close (0.6 points seen in the mean): choose by" in level.verdict[-1]
     assert level.headline[-1] == f"Next: {level.advice}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_REPEATS, Design, rounded, ways
 from mvtec_lab.evaluation.products_planning import MOST_PRODUCTS, ProductsDesign, ways_over_products
@@ -10,21 +11,33 @@ from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.pairs import Pair
 from mvtec_lab.reporting.products import ProductsPair
 
+AnyPair = TypeVar("AnyPair", Pair, ProductsPair)
+FAR = 1_000  # images more, which few label to compare two attempts: MVTec AD's largest product has 480 in all
+
+
+def closest_rival(best: str | None, pairs: Sequence[AnyPair]) -> AnyPair | None:
+    """Return the pair of the best attempt and its closest rival: verdict, first lines and plan are about it.
+
+    The rival is the attempt that, of those not shown to differ, has the highest figures on test. None where no attempt
+    is the best, or where it is told from all others.
+    """
+    level = [pair for pair in pairs if best in (pair.first, pair.second) and pair.evidence and not pair.different]
+    return None if best is None else min(level, key=lambda pair: pair.lead_of(best), default=None)
+
 
 def advice(best: str | None, pairs: Sequence[Pair]) -> str:
     """Return what would tell the best attempt from its closest rival; empty where it is told from all others.
 
-    The rival is the attempt that, of those not shown to differ, has the highest figures on test. The difference that is
-    to be shown is the one that was seen: it is the best guess of the true one, and no more than that.
+    The difference that is to be shown is the one that was seen: it is the best guess of the true one, and no more than
+    that.
 
     Args:
         best: the attempt that validation chooses; None: none is chosen.
         pairs: of attempts that were compared.
     """
-    level = [pair for pair in pairs if best in (pair.first, pair.second) and pair.evidence and not pair.different]
-    if best is None or not level:
+    pair = closest_rival(best, pairs)
+    if best is None or pair is None:
         return ""
-    pair = min(level, key=lambda pair: pair.lead_of(best))
     return _of_pair(pair, pair.second if pair.first == best else pair.first, best)
 
 
@@ -41,10 +54,18 @@ def _of_pair(pair: Pair, rival: str, best: str) -> str:
         even += [f"nor would {MOST_REPEATS} repeats"] if seen.folds > 1 else []
         who = f"T{who[1:]}" if pair.models else who  # a name stays as it is
         return (
-            f"{who} are too close ({apart}): {', '.join(even)}. Choose by time or memory, or ask "
-            "what shows a difference that matters to you (task=plan)."
+            f"{who} are too close ({apart}): choose by time or memory, or ask what shows a difference that matters to "
+            f"you (task=plan). E{', '.join(even)[1:]}."
         )
-    few = found if len(found) < 3 else [found[0], found[-1]]  # a sentence has room for two
+    near = [design for design in found if design.images - seen.images < FAR]
+    if not near:
+        who = f"T{who[1:]}" if pair.models else who
+        least = rounded(min(design.images for design in found) - seen.images)
+        return (
+            f"{who} are too close for these images to tell apart ({apart}): choose by time, memory or what a mistake "
+            f"costs. About {least:,} more {_images(seen.folds > 1)} would show which is better."
+        )
+    few = near if len(near) < 3 else [near[0], near[-1]]  # a sentence has room for two
     first, *others = [way_of(design, seen) for design in few]
     others = [text.replace(f" more {_images(seen.folds > 1)}", " more") for text in others]
     return f"To tell {who} apart ({apart}) you need {', or '.join([first, *others])}."
@@ -57,10 +78,9 @@ def advice_over_products(best: str | None, pairs: Sequence[ProductsPair]) -> str
         best: the attempt that validation chooses; None: none is chosen.
         pairs: of attempts over all products.
     """
-    level = [pair for pair in pairs if best in (pair.first, pair.second) and pair.evidence and not pair.different]
-    if best is None or not level:
+    pair = closest_rival(best, pairs)
+    if best is None or pair is None:
         return ""
-    pair = min(level, key=lambda pair: pair.lead_of(best))
     evidence, metric, size = pair.evidence, METRICS[pair.metric], abs(pair.lead_of(best))
     assert evidence is not None
     who = f"{best} and {pair.second if pair.first == best else pair.first}"
@@ -70,9 +90,9 @@ def advice_over_products(best: str | None, pairs: Sequence[ProductsPair]) -> str
         return ""
     if not found:
         return (
-            f"Over products {who} are too close ({apart}): even {MOST_PRODUCTS} of them would not tell the two apart, "
-            f"nor would {MOST_IMAGES:,} {_images(pair.labelled)} of each. Choose by time or memory, or ask what shows "
-            "a difference that matters to you (task=plan)."
+            f"Over products {who} are too close ({apart}): choose by time or memory, or ask what shows a difference "
+            f"that matters to you (task=plan). Even {MOST_PRODUCTS} products would not tell the two apart, nor would "
+            f"{MOST_IMAGES:,} {_images(pair.labelled)} of each."
         )
     needed = ", or ".join(way_over_products(design, evidence.design, pair.labelled) for design in found)
     return f"To tell {who} apart over products ({apart}) you need {needed}."

@@ -17,6 +17,7 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, require_deciding
 from mvtec_lab.reporting import products_verdict
 from mvtec_lab.reporting.advice import advice, advice_over_products
 from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.circumstances import apart
 from mvtec_lab.reporting.families import at_each, pairs_asked
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
@@ -111,12 +112,27 @@ def _compared(
         none = "is none of the completed attempts in the table: all pairs are compared."
         notes.append(f"verdict.reference={reference} {none}")
     notes += _left_out(_runs_of([attempts]))
-    result.verdict = [*sentences(result), *notes, *(curve.sentence for curve in curves_of(result))]
+    result.verdict = [
+        *sentences(result),
+        *_circumstances(result),
+        *notes,
+        *(curve.sentence for curve in curves_of(result)),
+    ]
     result.verdict += [spread.sentence for spread in spreads(result)]
     result.advice = advice(result.best, _rivals(result))
     result.verdict += [result.advice] if result.advice else []
     result.headline = headline_of(result).lines
     return result
+
+
+def _circumstances(comparison: Comparison) -> list[str]:
+    """Say in what the best attempt differs from those that it is compared with beside what they try."""
+    best = next((attempt for attempt in comparison.done if attempt.name == comparison.best), None)
+    if best is None:
+        return []
+    pairs = [{pair.first, pair.second} for pair in comparison.pairs if pair.difference]
+    others = [a for a in comparison.done if {a.name, best.name} in pairs and a.base != best.base]
+    return apart(best, others, comparison.settings)
 
 
 def _attempt(name: str, runs: Sequence[RunResult], settings: Mapping[str, Settings], metric: str | None) -> Attempt:

@@ -7,7 +7,7 @@ red where there is nothing to use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
@@ -15,11 +15,13 @@ from mvtec_lab.evaluation.specs import metrics_of
 from mvtec_lab.reporting.attempts import Attempt, Estimate, too_few
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
 from mvtec_lab.reporting.verdict import FEW
-from mvtec_lab.results import RunResult
+from mvtec_lab.results import GOOD, RunResult
 
 Light = Literal["green", "amber", "red"]
 SHAPES: dict[Light, str] = {"green": "●", "amber": "▲", "red": "■"}  # in a terminal; the page draws the same shapes
-MEANING = {"escapes": "of the defects pass as good", "false rejects": "of the good products are refused"}
+ESCAPES, REJECTS = "escapes", "false rejects"
+MEANING = {ESCAPES: "of the defects pass as good", REJECTS: "of the good products are refused"}
+MARKS: dict[Light, str] = {"green": "use this one", "amber": "if one has to be chosen"}
 LATE = 0.9  # of the epochs: one whose weights were kept lies so near the end that training had not settled
 FEW_IMAGES = 5  # training images of a class; below it the class is hardly seen
 
@@ -35,6 +37,8 @@ class Headline:
     next: str = ""  #: what to do next, in a sentence
     #: its mistakes on test, by kind: escapes, false rejects; shares with their 95% intervals
     mistakes: dict[str, Estimate] = field(default_factory=dict)
+    chosen: str = ""  #: the attempt that is named, of several
+    mark: str = ""  #: what stands beside its name in the table of results
 
     @property
     def lines(self) -> list[str]:
@@ -56,7 +60,9 @@ def headline_of(comparison: Comparison) -> Headline:
     if best is None:
         return _of_blocks(comparison)
     light, word, use, chosen = _use(best, comparison)
-    return Headline(light, word, use, _sure(chosen, light), _next(chosen, light, comparison), mistakes_of(chosen))
+    sure, further, mistakes = _sure(chosen, light), _next(chosen, light, comparison), mistakes_of(chosen)
+    name, mark = (chosen.name, MARKS[light]) if len(done) > 1 and light in MARKS else ("", "")
+    return Headline(light, word, use, sure, further, mistakes, name, mark)
 
 
 def _of_blocks(comparison: Comparison) -> Headline:
@@ -222,18 +228,33 @@ def mistakes_of(attempt: Attempt) -> dict[str, Estimate]:
             continue
         if metric.sign > 0:  # what is found, and not what is missed
             low, high = (None if bound is None else 1 - bound for bound in (estimate.high, estimate.low))
-            estimate = Estimate(1 - estimate.value, low, high, estimate.method)
-        mistakes[metric.words.mistake] = estimate
+            estimate = Estimate(1 - estimate.value, low, high)
+        mistakes[metric.words.mistake] = replace(estimate, method=_counted(attempt, metric.words.mistake))
     return mistakes
 
 
+def _counted(attempt: Attempt, kind: str) -> str:
+    """Return how many test images are mistaken in one way, ``2 of 63``; empty where the files do not say it.
+
+    Where several runs test an image, each decision counts.
+    """
+    rows = [row for tested in attempt.on() for row in tested.rows]
+    if kind not in MEANING or any("label" not in row or "prediction" not in row for row in rows):
+        return ""
+    of_kind = [row for row in rows if (row["label"] == GOOD) == (kind == REJECTS)]
+    wrong = sum((row["prediction"] == GOOD) != (row["label"] == GOOD) for row in of_kind)
+    images = len({image for images in attempt.tests for image in images})
+    return f"{wrong} of {len(of_kind)}{' decisions' if len(rows) > images else ''}"
+
+
 def mistake_of(kind: str, share: Estimate) -> str:
-    """Return a share of mistakes in words, ``8.2% of the defects pass as good (95%: 4.1 to 19%)``."""
+    """Return a share of mistakes in words, ``8.2% of the defects pass as good (5 of 61; 95%: 4.1 to 19.0%)``."""
     text = " ".join(filter(None, (f"{100 * share.value:.1f}%", MEANING.get(kind))))
-    bounds = (
-        "" if share.low is None or share.high is None else f" (95%: {100 * share.low:.1f} to {100 * share.high:.1f}%)"
-    )
-    return text + bounds
+    bounds = ""
+    if share.low is not None and share.high is not None:
+        bounds = f"95%: {100 * share.low:.1f} to {100 * share.high:.1f}%"
+    beside = "; ".join(filter(None, (share.method, bounds)))
+    return f"{text} ({beside})" if beside else text
 
 
 def likely(attempt: Attempt) -> str:
@@ -252,6 +273,11 @@ def _reasons(runs: Sequence[RunResult]) -> Iterator[str]:
     rarest = [min(counts.values()) for run in runs if (counts := run.counts.get("train"))]
     if rarest and min(rarest) < FEW_IMAGES:
         yield f"a class has only {min(rarest)} training image{'s' if min(rarest) != 1 else ''}"
+
+
+def unsaid(verdict: Sequence[str], headline: Sequence[str]) -> list[str]:
+    """Return the sentences of a verdict without the advice that the first lines end with: a page says it once."""
+    return [line for line in verdict if not any(first.endswith(line[1:]) for first in headline)]
 
 
 def capital(text: str) -> str:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from mvtec_lab.config import Config
+from mvtec_lab.knobs import changing
 from mvtec_lab.reporting.dataset import page_of
 from mvtec_lab.reporting.pages import describe_command, protocol
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, said_options
+from mvtec_lab.reporting.runs import INNER_FOLDS, OPTIONS, RUN_KEYS, Settings, learnt_images, said_options
 from mvtec_lab.reporting.summary import distinct, span
 from mvtec_lab.results import RESULT, RunResult
 
+WITHOUT_RESULT = changing(Config, "nothing")  # whatever their values, the results are the same
 # What a reader wants to know of a training, where it is the same for all runs.
 COMMON = {
     "data.image_size": "images of {0} x {0} pixels",
@@ -59,18 +62,36 @@ def _common(runs: Sequence[RunResult], settings: Mapping[str, Settings]) -> str:
     parts = [f"backbone {weights[0]}"] if len(weights) == 1 and runs[0].backbone != "none" else []
     for key, words in COMMON.items():
         values = distinct(settings[run.run_dir].get(key, "null") for run in runs)
+        if key == "data.batch_size" and not all(run.epochs for run in runs):  # images are only read in batches
+            continue
         if len(values) == 1 and values[0] != "null" and not any(key in (run.idle or ()) for run in runs):
             parts.append(words.format(values[0]))
     return ", ".join(parts)
 
 
 def _sizes(runs: Sequence[RunResult]) -> str:
-    """Return the images in each split, ``62 train, 8–9 val, 20 test``: a range where the runs differ."""
-    sizes: dict[str, set[int]] = {}
+    """Return the images in each split, ``62 train, 8–9 val, 20 test``: a range where the runs differ.
+
+    Some learn from those of validation as well, which inner folds judge; beside others they are named.
+    """
+    groups: dict[str, dict[str, set[int]]] = {}
+    names: dict[str, list[str]] = {}
     for run in runs:
-        for split, counts in run.counts.items():
-            sizes.setdefault(split, set()).add(sum(counts.values()))
-    return ", ".join(f"{span(counts)} {split}" for split, counts in sizes.items())
+        images = {split: sum(counts.values()) for split, counts in run.counts.items()}
+        if run.validates_by == INNER_FOLDS:
+            images["train"] = learnt_images(run)
+            images.pop("val", None)
+        names.setdefault(run.validates_by, []).append(run.attempt)
+        for split, number in images.items():
+            groups.setdefault(run.validates_by, {}).setdefault(split, set()).add(number)
+    texts = []
+    for how, sizes in groups.items():
+        text = ", ".join(
+            f"{span(counts)} {split}{f' (validation by {how})' if how and split == 'train' else ''}"
+            for split, counts in sizes.items()
+        )
+        texts.append(f"{', '.join(distinct(names[how]))}: {text}" if len(groups) > 1 else text)
+    return "; ".join(texts)
 
 
 def _merged(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -90,7 +111,7 @@ def differences(comparison: Comparison) -> list[tuple[str, list[str]]]:
     for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
         cells = [tuple(distinct(settings[run.run_dir].get(key, "–") for run in group)) for group in groups]
         foreign = key.startswith(OPTIONS) and key not in said  # that another method lacks it is no difference
-        if key == "attempt" or not _vary(cells, key, foreign):
+        if key == "attempt" or key in WITHOUT_RESULT or not _vary(cells, key, foreign):
             continue
         cells = [
             ("–",) if group and all(_idle(run, key) for run in group) else cell

@@ -24,6 +24,7 @@ SHORT = 4  # sections, which one or two screens show
 LETTERS, NAME, WORDS = 49, 14, 3
 _ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
 _CELL = re.compile(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
+_DATA = re.compile(r"<td\b([^>]*)>(.*?)</td>", re.DOTALL)
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _SECTION = re.compile(r"<h2>(.*?)</h2>")
 # Where a key, a name or a list may be broken in a narrow column; no number is.
@@ -82,8 +83,12 @@ def _with_titles(table: re.Match[str]) -> str:
         return table[0]
 
     def titled(row: re.Match[str]) -> str:
-        left = iter(titles)
-        return re.sub(r"<td\b", lambda cell: f'{cell[0]} data-title="{next(left, "")}"', row[0])
+        left = iter(titles)  # a cell is title and content, which stand in rows of their own: a title may take two lines
+
+        def cell(found: re.Match[str]) -> str:
+            return f'<td data-title="{next(left, "")}"{found[1]}><span>{found[2]}</span></td>'
+
+        return _DATA.sub(cell, row[0])
 
     html = _ROW.sub(titled, table[0])
     return re.sub(r'<table( class="|)', lambda begin: begin[0] + ("many " if begin[1] else ' class="many"'), html)

@@ -18,7 +18,7 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.differences import POWER
 from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_REPEATS, Design, rounded, ways
 from mvtec_lab.evaluation.specs import METRICS, Metric
-from mvtec_lab.reporting.advice import way_of
+from mvtec_lab.reporting.advice import closest_rival, way_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair
 from mvtec_lab.reporting.terminal import print_columns
 from mvtec_lab.results import RunResult, write_whole
@@ -88,7 +88,11 @@ class PlanOf(Generic[D]):
 
 @dataclass(frozen=True)
 class Plan(PlanOf[Design]):
-    """Hold a plan on one product; ``pair`` stands in the middle: half of the pairs show a smaller difference."""
+    """Hold a plan on one product.
+
+    ``pair`` is that of the best attempt and its closest rival, as in the verdict; where there is none, the pair in the
+    middle: half of the pairs show a smaller difference.
+    """
 
     pair: Pair
 
@@ -127,7 +131,8 @@ def plan(comparison: Comparison, difference: float | None) -> Plan:
             f"{', '.join(names)} do not differ on any test image, so nothing says how large luck is: give other "
             "attempts, or more images"
         )
-    pair = sorted(varied, key=lambda pair: inf if pair.found is None else pair.found)[len(varied) // 2]
+    middle = sorted(varied, key=lambda pair: inf if pair.found is None else pair.found)[len(varied) // 2]
+    pair = closest_rival(comparison.best, varied) or middle
     assert pair.evidence is not None
     seen, shown = pair.evidence.design, pair.evidence.power(pair.evidence.design, pair.alpha)(size)
     runs = [run for attempt in comparison.done for run in attempt.done]
@@ -229,8 +234,8 @@ def said(plan: Plan) -> list[str]:
     if plan.found is None:
         there += "no difference is shown in eight of ten cases"
     else:
-        there += f"a difference of {metric.difference_of(plan.found)} is shown in eight of ten cases"
-        there += " (the pair in the middle)" if many else ""
+        between = f" between {pair.first} and {pair.second}" if many else ""
+        there += f"a difference of {metric.difference_of(plan.found)}{between} is shown in eight of ten cases"
     lines.append(f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.")
     if plan.enough:
         return [*lines, "That is enough."]

@@ -16,7 +16,7 @@ from mvtec_lab.evaluation.products_planning import (
     ways_over_products,
 )
 from mvtec_lab.evaluation.specs import METRICS
-from mvtec_lab.reporting.advice import way_over_products
+from mvtec_lab.reporting.advice import closest_rival, way_over_products
 from mvtec_lab.reporting.plan import PlanOf, Way, at_once, duration, machines_of, of_time, seconds_of_a_run, size_of
 from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
 from mvtec_lab.reporting.terminal import print_columns
@@ -51,7 +51,9 @@ def plan_over_products(many: ProductsComparison, difference: float | None) -> Pr
     varied = [(p, p.evidence.found(p.alpha)) for p in judged if p.evidence is not None and p.evidence.variance > 0]
     if not varied:
         raise LabError(f"{', '.join(names)} do not differ on any product, so nothing says how large luck is")
-    pair, found = sorted(varied, key=lambda each: inf if each[1] is None else each[1])[len(varied) // 2]
+    pair = closest_rival(many.best, [pair for pair, _ in varied])
+    pair = pair or sorted(varied, key=lambda each: inf if each[1] is None else each[1])[len(varied) // 2][0]
+    found = next(value for each, value in varied if each is pair)
     evidence, runs = pair.evidence, [run for attempt in many.done for run in attempt.done]
     assert evidence is not None
     power, seconds = evidence.power(evidence.design, pair.alpha)(size), seconds_of_a_run(runs)
@@ -103,8 +105,8 @@ def said(plan: ProductsPlan) -> list[str]:
     if found is None:
         there += "no difference is shown in eight of ten cases"
     else:
-        there += f"a difference of {metric.difference_of(found)} is shown in eight of ten cases"
-        there += " (the pair in the middle)" if many else ""
+        between = f" between {pair.first} and {pair.second}" if many else ""
+        there += f"a difference of {metric.difference_of(found)}{between} is shown in eight of ten cases"
     lines = [
         f"To show that {names} differ over products like these by {wanted} in {metric.title}, in eight of ten cases"
         f"{corrected}:",

@@ -16,7 +16,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.curves import coverage, training_curves
 from mvtec_lab.reporting.dataset import PAGE
 from mvtec_lab.reporting.details import detail_of
-from mvtec_lab.reporting.headline import headline_of, mistake_of
+from mvtec_lab.reporting.headline import headline_of, mistake_of, unsaid
 from mvtec_lab.reporting.origin import common_folder, data_pages, differences, origin_of
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
@@ -74,7 +74,7 @@ def sum_up(
 
 def show_results(rows: Sequence[summary.Row], comparison: Comparison) -> None:
     """Print headline, table and verdict, and that the report, which takes seconds, is next."""
-    summary.print_table(rows, comparison.verdict, headline=comparison.headline)
+    summary.print_table(rows, unsaid(comparison.verdict, comparison.headline), headline=comparison.headline)
     print(f"drawing {REPORT} ...", flush=True)
 
 
@@ -84,7 +84,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
     The page leaves out what a run has not (a history, predictions, a picture sheet), and says so.
     """
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
-    path, shots = directory / name, curves_of(comparison)
+    path, shots, headline = directory / name, curves_of(comparison), headline_of(comparison)
     write_page(
         path,
         "report.html.j2",
@@ -93,11 +93,12 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         rows=rows,
         tables=[_table(part) for part in summary.parts(rows)],
         titles=distinct(row["data"] for row in rows),
-        marks=summary.remarks(rows, "marks"),
+        marks=sorted(summary.remarks(rows, "marks"), key=summary.neutral),
+        neutral=summary.neutral,
         warnings=summary.remarks(rows, "warnings"),
-        headline=headline_of(comparison),
+        headline=headline,
         mistake_of=mistake_of,
-        verdict=comparison.verdict,
+        verdict=unsaid(comparison.verdict, [headline.next]),
         shots=shots,
         shots_figure=figures.to_data_uri(shots_figure(shots)) if shots else None,
         spreads=[(spread, figures.to_data_uri(spread_figure(spread))) for spread in spreads(comparison)],

@@ -35,6 +35,7 @@ from mvtec_lab.results import (
 
 # These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
 RUN_KEYS = changing(Config, "run", "nothing")
+INNER_FOLDS = "inner folds"  # ``RunResult.validates_by`` of those that learn the images of train and val
 OPTIONS = "model.options."  # how the keys of methods' options begin
 UNKNOWN = "unknown"  # the product of a run of which neither result.json nor config.yaml says it
 
@@ -405,6 +406,12 @@ def tested(run: RunResult) -> Tested | None:
     except (TypeError, ValueError) as error:
         raise damaged(path, error) from error
     return predictions
+
+
+def learnt_images(run: RunResult) -> int:
+    """Return how many images a run learnt from: those of validation as well where inner folds judge them."""
+    splits = ("train", "val") if run.validates_by == INNER_FOLDS else ("train",)
+    return sum(sum(run.counts.get(split, {}).values()) for split in splits)
 
 
 def held_out(run: RunResult) -> Tested | None:

@@ -135,7 +135,10 @@ _FIRST = (
     Column("running", _count(lambda run: run.running)),
     Column("dropped", _count(lambda run: run.left_out)),  # by a race
 )
-_FIT = "Times: the seconds of the fit leave out the decoding of images, and features that the cache keeps."
+_FIT = (
+    "Times: the seconds of the fit, or of a network's training, leave out the decoding of images, and features that "
+    "the cache keeps."
+)
 _JUDGED = "Seconds per image leave out decoding."
 _PEAK = "Peak: the memory of the whole process."
 _NOTHING_LEARNT = "Baseline: what always naming the most frequent class gives in the first metric of the table."
@@ -186,7 +189,7 @@ def summarise(comparison: Comparison) -> list[Row]:
     if isinstance(comparison, ProductsComparison):
         return [row | {"product": name} for name, part in comparison.products.items() for row in summarise(part)]
     known = columns()
-    return [
+    rows: list[Row] = [
         {
             **{column.key: column.of(attempt) for column in known},
             "problem": attempt.problem,
@@ -197,6 +200,10 @@ def summarise(comparison: Comparison) -> list[Row]:
         }
         for attempt in comparison.attempts
     ]
+    if any(row["fit_seconds"] is not None for row in rows):  # a network beside methods that are fitted: its training
+        for row, attempt in zip(rows, comparison.attempts, strict=True):
+            row["fit_seconds"] = mean(r.seconds if r.fit_seconds is None else r.fit_seconds for r in attempt.done)
+    return rows
 
 
 def parts(rows: Sequence[Row]) -> list[list[Row]]:
@@ -222,6 +229,11 @@ def _marks(attempt: Attempt) -> list[str]:
         "runs of one attempt differ in their weights": len({run.weights for run in runs if run.weights}) > 1,
     }
     return [text for text, applies in marks.items() if applies]
+
+
+def neutral(mark: str) -> bool:
+    """Tell whether a mark says how something was done, and takes nothing from the worth of the figures."""
+    return mark.startswith("validation by ")
 
 
 def _by_folds(runs: Sequence[RunResult]) -> list[str]:
@@ -385,7 +397,7 @@ def print_table(
     warned = [line for line in remarks(rows, "warnings") if line not in before]
     for line in remarks(rows, "marks"):
         if not any(warning.startswith(line.split(":")[0].split(" (")[0]) for warning in warned):  # it says more
-            console.print(Text(line, style="yellow"))
+            console.print(Text(line, style="" if neutral(line) else "yellow"))
     for line in warned:
         console.print(Text(f"warning: {line}", style="yellow"))
     for row in rows:

@@ -67,9 +67,10 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
     line += _stated(best, block, several)
+    how = [block.ranking.sentence] if block.ranking and block.ranking.sentence else []
     if reference is not None:
-        return [line + _beside(best.name, reference, comparison.pairs), *_unranked(group, ranked)]
-    return [line, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
+        return [line + _beside(best.name, reference, comparison.pairs), *how, *_unranked(group, ranked)]
+    return [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
 
 
 def _ahead(name: str, ranked: Sequence[Attempt], pairs: Sequence[Pair], comparison: Comparison) -> bool:
@@ -150,8 +151,7 @@ def _stated(best: Attempt, block: Block, several: bool) -> str:
     if estimate is None:
         return f"{text} has no test {metric.title}." if text == best.name else f"{text}; no test {metric.title}."
     figure = f"test {metric.title} {estimate}" + (f" ({estimate.method})" if estimate.method else "")
-    how = f" {block.ranking.sentence}" if block.ranking and block.ranking.sentence else ""
-    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + how + _flattered(best)
+    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + _flattered(best)
 
 
 def _flattered(best: Attempt) -> str:
@@ -288,7 +288,7 @@ def _among(pairs: Sequence[Pair], best: str | None = None) -> list[str]:
         whose = f"the {len(others)} pairs of the others" if best else f"{len(others)} pairs"
         lines.append(f"Of {whose}, {len(different)} are shown to differ{of}.")
     judged = [pair for pair in pairs if pair.p is not None]
-    if judged and not any(pair.different for pair in judged):
+    if (len(judged) > 1 or best is None) and not any(pair.different for pair in judged):
         what = "No model trained here" if all(pair.models for pair in judged) else "No attempt"
         lines.append(f"{what} is shown to be better{of} than another.")
     return lines

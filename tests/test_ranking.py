@@ -17,7 +17,7 @@ from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import BEST, PREDICTIONS
+from mvtec_lab.results import BEST, PREDICTIONS, RESULT
 
 
 def validated(run_dir: Path, attempt: str, wrong: int, of: int, *, rows: bool = True, **fields: Any) -> None:
@@ -73,6 +73,17 @@ def test_of_equal_numbers_the_value_ranks_as_ever(tmp_path: Path) -> None:
     assert (comparison.best, ranking["by"], ranking["ends"]) == ("one", "value", {})
     assert not any("validated on" in line for line in comparison.verdict)
     assert "validated on" not in best_run(tmp_path)[1]
+
+
+def test_attempts_that_validation_hardly_tells_apart_are_named(tmp_path: Path) -> None:
+    for name, wrong in (("one", 1), ("two", 1), ("three", 3)):
+        validated(tmp_path / name, name, wrong, 12, right=9)
+    comparison = compared(tmp_path)
+    other = "two" if comparison.best == "one" else "one"
+    said = f"On validation {other} came within one point of {comparison.best}: that it was named is luck."
+    assert said in comparison.verdict
+    (tmp_path / "two" / RESULT).unlink()
+    assert not any("came within" in line for line in compared(tmp_path).verdict)
 
 
 def test_without_an_interval_the_value_ranks_and_that_is_said(tmp_path: Path) -> None:

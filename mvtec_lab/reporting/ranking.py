@@ -17,6 +17,8 @@ from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.runs import held_out
 
+NEAR = 0.01  # of a share: below one point two classifiers are practically equal (Benavoli et al., JMLR 18, 2017)
+
 
 @dataclass
 class Ranking:
@@ -72,6 +74,18 @@ class Ranking:
         highest = max(self.values, key=lambda name: metric.sign * self.values[name])
         shown = (self.best, highest if highest != self.best else others[1])
         return f"{text}: {', '.join(f'{name} {self.ends[name]:.3f} on {self.images[name]:.0f}' for name in shown)}."
+
+    @property
+    def close(self) -> str:
+        """Name the attempts that validation hardly tells from the best; empty where there is none."""
+        if self.metric is None or not METRICS[self.metric].share:
+            return ""
+        ranked = self.ends if self.by == "interval" else self.values
+        names = [n for n, value in ranked.items() if n != self.best and abs(value - ranked[self.best]) <= NEAR]
+        if not names:
+            return ""
+        who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        return f"On validation {who} came within one point of {self.best}: that it was named is luck."
 
     @property
     def described(self) -> dict[str, Any]:

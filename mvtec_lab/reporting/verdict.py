@@ -67,7 +67,7 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
         line = "No attempt is shown to be the best. "
     line += _stated(best, block, several)
-    how = [block.ranking.sentence] if block.ranking and block.ranking.sentence else []
+    how = [*filter(None, (block.ranking.sentence, block.ranking.close))] if block.ranking else []
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *how, *_unranked(group, ranked)]
     return [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]

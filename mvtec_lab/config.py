@@ -24,7 +24,7 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 PRECISIONS = ("auto", "32", "32-true", "16-mixed", "bf16-mixed")
 # What a task writes, the default first; task=export writes one format, task=annotate any of its.
 FORMATS = {
-    "export": ("onnx", "openvino"),
+    "export": ("onnx", "openvino", "int8"),
     "annotate": ("coco", "coco_polygons", "yolo", "yolo_seg", "masks"),
 }
 PUBLIC = ("visa", "loco", "mvtec_ad2", "btad", "real_iad")  # data sets whose layouts data/layouts reads
@@ -630,8 +630,9 @@ class Config:
     )
     format: Any = knob(
         None,
-        "what is written. task=export: onnx, or openvino, which adds its files; task=annotate: coco, coco_polygons, "
-        "yolo, yolo_seg, masks, or several, [coco,yolo]; null: the first of these",
+        "what is written. task=export: onnx; openvino adds its files, int8 the model in 8-bit integers and what that "
+        "costs and gains on the run's test images; task=annotate: coco, coco_polygons, yolo, yolo_seg, masks, or "
+        "several, [coco,yolo]; null: the first of these",
         changes="nothing",
     )
     min_area: int = knob(

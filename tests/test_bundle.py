@@ -156,6 +156,27 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path)
     assert not infer.unlike({"distance": np.array([9.0])}, {"unknown": {"above": 1, "first": False}}, "REJECT")
 
 
+def test_a_model_in_integers_says_what_it_costs(lab, tmp_path: Path, capsys) -> None:
+    assert lab(*CASES["patchcore"].split(), "hydra.run.dir=run") == 0
+    assert lab("task=export", "ckpt=run", "format=int8", "hydra.run.dir=out") == 0
+    found = json.loads((tmp_path / "out/export.json").read_text())["int8"]
+    assert found["images"] == sum(found["decisions"]["float32"].values()) == sum(found["decisions"]["int8"].values())
+    assert 0 < found["difference"] < 1  # integers round, and still say something
+    assert "model_int8.onnx: " in capsys.readouterr().out
+    assert f"**{len(found['changed'])} images** are decided" in (tmp_path / "out/model_card.md").read_text()
+    assert "model_int8.onnx" in (tmp_path / "out/SHA256SUMS").read_text()
+    paths = [str(path) for path in sorted((tmp_path / "products/widget/test/hole").glob("*.png"))]
+    lines = [alone(tmp_path / "out", *paths, *more).stdout for more in ([], ["--model", "model_int8.onnx"])]
+    assert lines[0] != lines[1]
+    assert len(lines[1].splitlines()) == len(paths)
+
+
+def test_without_the_run_s_images_integers_cannot_be_measured(patchcore: Path, lab, tmp_path: Path, capsys) -> None:
+    assert lab("task=export", f"ckpt={patchcore}", "format=int8", "hydra.run.dir=out") == 2
+    assert "run's training images are gone: restore them, or leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def patchcore(tiny_net: str, lab, tmp_path: Path) -> Path:
     """An anomaly model's checkpoint without its run."""

@@ -62,16 +62,19 @@ class Line(NamedTuple):
     confidence: str
 
 
-def judged(folder: Path, images: Sequence[Path]) -> dict[str, Line]:
+def judged(folder: Path, images: Sequence[Path], model: str = "model.onnx") -> dict[str, Line]:
     """Return what the script of a bundle says of images, by their path, in a process that has but its three packages.
 
     An image that Pillow alone cannot read is left out.
+
+    Args:
+        model: which of the folder's files judges.
 
     Raises:
         LabError: the script fails.
     """
     alone = [sys.executable, "-I", "-X", "utf8", "-c", _ALONE]
-    command = [*alone, *map(str, (folder / SCRIPT, *images))]
+    command = [*alone, *map(str, (folder / SCRIPT, *images)), "--model", model]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode not in (0, 1) or (done.returncode and not done.stderr.startswith("ERROR\t")):
         said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Judge images with the model beside this file: python infer.py IMAGE_OR_FOLDER ... [--map FOLDER]
+"""Judge images with the model beside this file: python infer.py IMAGE_OR_FOLDER ... [--map FOLDER] [--model NAME]
 
 It needs onnxruntime, numpy and Pillow alone; export.json says how images are prepared and what the outputs mean. An
 image has a line, with tabs between: decision, class, score, confidence, file. REJECT lies above the threshold, REVIEW
@@ -148,11 +148,12 @@ def main(see: Callable, decide: Callable, draw: Callable | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="an image, or a folder of images")
     parser.add_argument("--map", type=Path, help="a folder for pictures of what was found")
+    parser.add_argument("--model", default="model.onnx", help="a file beside this one, such as model_int8.onnx")
     given, status = parser.parse_args(), 0
     if given.map and draw is None:
         parser.error("--map: this model does not say where a defect is")
     about = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
-    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(HERE / given.model), providers=["CPUExecutionProvider"])
     for source in given.images:
         below = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
         for path in below if source.is_dir() else [source]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mvtec_lab.data.catalogue import LICENSE
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.operating import percent
+from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, UNKNOWN, percent
 from mvtec_lab.evaluation.specs import Metric, metrics_of
 from mvtec_lab.reporting.expected import expected, run_of_checkpoint
 from mvtec_lab.results import RunResult
@@ -19,6 +19,7 @@ TERMS = {  # of images, by ``data``
     "sample": "drawn by mvtec_lab, Apache-2.0 like its code",
 }
 ASK = "not known to mvtec_lab: ask whoever took the images"
+DECISIONS = (OK, REVIEW, REJECT, UNKNOWN)
 FEW = 100  # test images below which the interval of any share is wider than 15 points or so: see the intervals
 
 
@@ -41,6 +42,7 @@ def card(ckpt: Path, about: Mapping[str, Any], method_terms: str = "") -> str:
         parts += _data(run)
         parts += _figures(run)
     parts += _point(point, about)
+    parts += _int8(about.get("int8"))
     parts += _limits(run)
     parts += _terms(run, about, method_terms)
     if run is not None:
@@ -119,6 +121,22 @@ def _point(point: Mapping[str, Any] | None, about: Mapping[str, Any]) -> list[st
                 expect = f"expect {percent(rate['expected'])}% of new ones"
                 lines.append(f"Held out, {rate['count']} of {rate['of']} {what} (95%: {bounds}); {expect}.")
     return ["## Operating point", "\n".join(lines)]
+
+
+def _int8(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    rows = [
+        [name, of, *(found["decisions"][of].get(word, 0) for word in DECISIONS), f"{found['milliseconds'][of]:.3g}"]
+        for name, of in (("`model.onnx`", "float32"), ("`model_int8.onnx`", "int8"))
+    ]
+    text = (
+        f"On {found['images']} test images, in milliseconds an image on one thread of the processor that exported it; "
+        f"**{len(found['changed'])} images** are decided or named otherwise, and scores differ by "
+        f"{found['difference']:.2g} of the largest at most. The thresholds are those of `model.onnx`. Ranges were "
+        f"measured on {found['calibrated_on']} training images. Run it by `infer.py --model model_int8.onnx`."
+    )
+    return ["## In 8-bit integers", text, _table(["file", "numbers", *DECISIONS, "ms"], rows)]
 
 
 def _limits(run: RunResult | None) -> list[str]:

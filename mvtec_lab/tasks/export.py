@@ -38,6 +38,7 @@ from mvtec_lab.problems.model import exported, load_model
 from mvtec_lab.reporting.card import CARD, card
 from mvtec_lab.results import write_whole
 from mvtec_lab.tasks.evaluate import run_of
+from mvtec_lab.tasks.int8 import add_int8, told_of_int8
 from mvtec_lab.tasks.parity import check_script, told
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,12 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
             write_whole(folder / SCRIPT, script(decide, draw, model.tile is not None))
             report["infer"] = check_script(folder, Path(ckpt), model)
             lines.append(told(report["infer"]))
+        if wanted_format == "int8":
+            report["int8"] = add_int8(folder, Path(ckpt), model, file.content)
+            lines.append(told_of_int8(report["int8"]))
         _write(folder, report)
         write_whole(folder / CARD, card(Path(ckpt), report, METHODS[model.method].licence))
-        mib = {path.name: path.stat().st_size / 2**20 for path in sorted(folder.glob("model.*"))}
+        mib = {path.name: path.stat().st_size / 2**20 for path in sorted(folder.glob("model*.[obx]*"))}
     sizes = ", ".join(f"{name} {size:.1f} MiB" for name, size in mib.items())
     print(f"{sizes}: {model.method}; input {about['input']}; output {about['output']}")
     print("\n".join([*lines, f"written to {run_dir}"]))

@@ -48,10 +48,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.pairs:
             ckpt = common.fresh(classifier, options.backbone, folder).value
-            rows = rates(ckpt, images, options.pairs, options.requests)
+            rows, start = rates(ckpt, images, options.pairs, options.requests)
             load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
             notes = [
-                f"{options.backbone}, JPEG images of {options.side} pixels, {THREADS} threads; {CLIENTS} clients",
+                f"{options.backbone}, JPEG images of {options.side} pixels, {THREADS} threads; {CLIENTS} clients; "
+                f"the service answered {start:.0f} s after its start",
                 f"median of {options.pairs} blocks of {options.requests} images, in alternation; shares are of the "
                 f"block before them (least to most); load average at the end {load}",
             ]
@@ -125,14 +126,16 @@ class Bare:
         return seconds
 
 
-def rates(ckpt: str, images: Sequence[bytes], pairs: int, count: int) -> list[list[str]]:
-    """Return the rows of the table: the session alone and the service, in alternation, each as often."""
+def rates(ckpt: str, images: Sequence[bytes], pairs: int, count: int) -> tuple[list[list[str]], float]:
+    """Return the rows of the table, of session and service in alternation, and seconds until the service answered."""
     bare = Bare(common.fresh(exported, ckpt).value, 224, THREADS)
     pictures = [bare.picture(data) for data in images]
     names = ["ONNX session alone, pictures ready", "the same with decoding and resizing", "task=serve"]
     seconds: list[list[float]] = [[], [], []]
     rate: list[list[float]] = [[], [], []]
+    began = time.perf_counter()
     with served(ckpt) as (_, port):
+        start = time.perf_counter() - began
         timed_requests(port, images, 2 * CLIENTS)  # the first ones allocate
         bare.seconds(pictures, 4)
         for _ in range(pairs):
@@ -149,7 +152,7 @@ def rates(ckpt: str, images: Sequence[bytes], pairs: int, count: int) -> list[li
         share = f"{np.median(shares):.0%} ({shares.min():.0%} to {shares.max():.0%})"
         late = 1000 * float(np.quantile(of_seconds, 0.99))
         rows.append([name, f"{np.median(of_rate):.1f}", share, f"{late:.0f}"])
-    return rows
+    return rows, start
 
 
 @contextmanager
@@ -213,8 +216,8 @@ def soak(ckpt: str, count: int) -> None:
     """Send many requests, every tenth of them broken, huge or slow, and print statuses and memory."""
     good = [jpeg(96, seed) for seed in range(8)]
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b""))
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
     wrong = [(good[0][:200], 422), (b"no image", 415), (bomb, 413), (b"", 400), (bytes(2_000_000), 413)]
     statuses: Counter[int] = Counter()
     unexpected: list[str] = []
@@ -258,6 +261,11 @@ def soak(ckpt: str, count: int) -> None:
         "squeezenet1_1 at 64 pixels, random weights",
     ]
     common.show("soak", notes, ["status", "answers"], rows)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a part of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def resident(pid: int) -> float:

@@ -146,6 +146,12 @@ def as_typed(overrides: Sequence[str] | ListConfig) -> list[str]:
     return [str(word) for word in words]
 
 
+def unquoted(word: str) -> str:
+    """Return ``key=value`` without the quotes that Hydra needs around some values."""
+    key, equals, value = word.partition("=")
+    return key + equals + (value[1:-1].replace("\\'", "'") if re.fullmatch(_QUOTED, value) else value)
+
+
 def typed_keys(words: Collection[str]) -> dict[str, str]:
     """Return the lab's keys among ``key=value`` words, with their values; a group stands for its `name` key."""
     typed: dict[str, str] = {}

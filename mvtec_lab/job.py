@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mvtec_lab import problems
-from mvtec_lab.arguments import as_typed, typed_keys
+from mvtec_lab.arguments import as_typed, typed_keys, unquoted
 from mvtec_lab.complaints import complain, explain
 from mvtec_lab.composing import (
     check,
@@ -189,7 +189,7 @@ class Job:
             remarks += replacing
         if isinstance(result, RunResult):
             result.warnings += [line for line in remarks if line not in result.warnings]
-            result.typed = result.typed or [redacted(word) for word in job.overrides.task]
+            result.typed = result.typed or [redacted(unquoted(word)) for word in as_typed(job.overrides.task)]
             result.save()
         return result
 

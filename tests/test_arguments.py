@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobRuntime
 from omegaconf import OmegaConf
 
-from mvtec_lab.arguments import parse, text_keys
+from mvtec_lab.arguments import parse, text, text_keys, unquoted
 from mvtec_lab.cli import compose, main
 from mvtec_lab.errors import LabError
 from mvtec_lab.results import RunResult
@@ -24,6 +24,12 @@ ODD = "a b,seed=0 [1] (x) it's $y {z} ~"  # a folder's name that Hydra's grammar
 def test_text_stays_what_was_typed(typed: str) -> None:
     assert compose(f"data.category={typed}").data.category == typed
     assert compose("task=compare", f"dirs={typed}x").dirs == [f"{typed}x"]
+
+
+@pytest.mark.parametrize("typed", ["resnet18", "it's", "a b", "null", ""])
+def test_a_quoted_value_is_read_back(typed: str) -> None:
+    assert unquoted(f"data.category={text('data.category', typed)}") == f"data.category={typed}"
+    assert unquoted("data.good=[OK,'a b']") == "data.good=[OK,'a b']"
 
 
 def test_what_hydra_means_by_text_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def kinds(cell: NotebookNode) -> list[list[str]]:
 
 def test_there_is_a_notebook_for_each_question() -> None:
     listed = re.findall(r"\(\.\./notebooks/(\S+\.ipynb)\)", (FOLDER.parent / "docs/notebooks.md").read_text())
-    assert [name[:3] for name in listed] == ["01_", "02_", "03_", "04_", "05_"]
+    assert [name[:3] for name in listed] == ["01_", "02_", "03_", "04_", "05_", "06_"]
     assert listed == [path.name for path in execute_notebooks.NOTEBOOKS]
 
 

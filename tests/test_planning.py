@@ -137,6 +137,10 @@ def test_advice_that_is_out_of_reach_is_not_said_first(tmp_path: Path) -> None:
     assert max(more) >= FAR > min(more)
     assert f"{rounded(min(more)):,} more labelled images with cv.repeats=" in comparison.advice
     assert f"{rounded(max(more)):,}" not in comparison.advice
+    cross_validated(tmp_path / "far", a=[11, 9, 9, 9, 9], b=[11, 8, 9, 7, 10])
+    far = compare(load_runs(tmp_path / "far")).advice
+    assert far.startswith("a and b are too close for these images to tell apart (3.3 points seen): choose by time,")
+    assert far.endswith(" more labelled images with cv.repeats=10 would show which is better.")
 
 
 def test_a_plan_from_runs_that_exist(lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

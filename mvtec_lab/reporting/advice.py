@@ -60,10 +60,10 @@ def _of_pair(pair: Pair, rival: str, best: str) -> str:
     near = [design for design in found if design.images - seen.images < FAR]
     if not near:
         who = f"T{who[1:]}" if pair.models else who
-        least = rounded(min(design.images for design in found) - seen.images)
+        least = way_of(min(found, key=lambda design: design.images), seen)
         return (
             f"{who} are too close for these images to tell apart ({apart}): choose by time, memory or what a mistake "
-            f"costs. About {least:,} more {_images(seen.folds > 1)} would show which is better."
+            f"costs. {least[0].upper()}{least[1:]} would show which is better."
         )
     few = near if len(near) < 3 else [near[0], near[-1]]  # a sentence has room for two
     first, *others = [way_of(design, seen) for design in few]

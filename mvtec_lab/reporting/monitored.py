@@ -73,27 +73,29 @@ def told(test: Tested, tests: int) -> str:
         old, new = float(np.median(sample.reference)), float(np.median(sample.new))
         word = "higher" if new > old else "lower" if new < old else "spread otherwise"
         return f"the model's scores are {word}: median {new:.3g}, of held-out images {old:.3g}"
+    what = f"images differ in {PLACES[sample.name]}"
+    if not test.changed:
+        return what
     return (
-        f"images differ in {PLACES[sample.name]}: {round(100 * test.unusual)}% are farther from all images of training "
-        "than 95% of these are from each other"
+        f"{what}: {round(100 * test.unusual)}% are farther from all of training than 95% of these are from each other"
     )
 
 
 def sentences(tests: Sequence[Tested], new: int, reference: int) -> list[str]:
     """Return what was found, the most important first."""
     changed = [test for test in tests if test.changed]
-    said = [f"CHANGED: {told(test, len(tests))} (p {p_text(test.p_holm)})" for test in changed]
+    said = [f"CHANGED: {told(test, len(tests))}, p {p_text(test.p_holm)}" for test in changed]
     small = [test for test in tests if test.shown and not test.changed]
     if not changed:
         p = min(test.p_holm for test in tests)
         word = f"{SMALL if small else NONE}: {new} new images beside {reference} of training"
         said = [word if small else f"{word}, {len(tests)} tests, smallest p {p_text(p).removeprefix('= ')}"]
-    said += [f"small, no alarm: {told(t, len(tests))} (p {p_text(t.p_holm)}; {_usual(t)})" for t in small]
+    said += [f"small, no alarm: {told(t, len(tests))}, p {p_text(t.p_holm)}, and {_usual(t)}" for t in small]
     return said
 
 
 def _usual(test: Tested) -> str:
-    return f"{round(100 * test.unusual)}% of the new images are unusual in that, 5% of those of training"
+    return f"{round(100 * test.unusual)}% of new images are unusual in that, as are 5% of those of training"
 
 
 def facts_of(tests: Sequence[Tested]) -> list[dict[str, Any]]:

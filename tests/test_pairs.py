@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 from test_reporting import fabricate, fail
 
 from mvtec_lab.config import VerdictConfig
@@ -293,6 +294,22 @@ def test_the_spread_of_the_seeds_is_part_of_the_test(tmp_path: Path) -> None:
     assert mean is not None
     assert (mean.low, mean.method) == (0, "20 images and 3 runs")  # Wilson's alone would begin at 0.45
     assert not any(pair.models for pair in comparison.pairs)
+
+
+def test_seeds_of_each_fold_count_by_their_mean(tmp_path: Path) -> None:
+    """A second seed tests no further image: the test sets are as many as folds, with their seeds' mean."""
+    right = {"a": ([18, 16, 19], [14, 18, 17]), "b": ([13, 15, 12], [14, 12, 13])}
+    for name, of_seeds in right.items():
+        for seed, of_folds in enumerate(of_seeds):
+            for number, count in enumerate(of_folds):
+                fold(tmp_path / f"{name}-{seed}-{number}", name, number, count, 20, seed=seed)
+    (pair,) = compare(load_runs(tmp_path)).pairs
+    change = (np.array(right["a"]) - np.array(right["b"])).mean(axis=0) / 20
+    error = np.sqrt(change.var(ddof=1) * (1 / 3 + 20 / 40))  # 20 images are tested, 40 learnt from
+    assert pair.test_sets == 3
+    assert pair.difference is not None
+    assert pair.difference.value == pytest.approx(change.mean())
+    assert pair.p == pytest.approx(2 * stats.t.sf(change.mean() / error, 2))
 
 
 def test_seeds_of_one_attempt_alone_do_not_tell_of_the_other(tmp_path: Path) -> None:

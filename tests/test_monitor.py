@@ -239,3 +239,6 @@ def test_other_problems_are_compared_as_well(attempt: str, lab, product: Path, t
     assert {"layout", "features"} & {test["name"] for test in facts["tests"]} == {
         "features" if attempt == "patchcore" else "layout"
     }
+    unseen = [row for row in read_csv("run/samples.csv") if row["label"] == "good" and row["split"] in ("val", "test")]
+    images = {test["name"]: test["images"]["reference"] for test in facts["tests"]}
+    assert 0 < images["score"] <= len(unseen) < images["brightness"]

@@ -17,6 +17,7 @@ from mvtec_lab.data.images import attempts, digests, read_image
 from mvtec_lab.data.incoming import find
 from mvtec_lab.data.transforms import normalise, read_cut, resize
 from mvtec_lab.engine.model import Model, read_checkpoint
+from mvtec_lab.engine.origin import origin_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.drift import evenly
 from mvtec_lab.evaluation.operating import REJECT, score_of
@@ -57,8 +58,8 @@ class Side:
     broken: list[str] = field(default_factory=list)
 
 
-def of_run(ckpt: Path, model: Model, reference: str | None) -> tuple[list[Path], np.ndarray]:
-    """Return the good images of a checkpoint's run, and the scores of those that the model did not learn.
+def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> tuple[list[Path], np.ndarray]:
+    """Return the good images of a checkpoint's run, and the model's scores of those that it did not learn.
 
     Left out is what the model rejects of the images that it did not learn, as it is of new ones.
 
@@ -72,7 +73,6 @@ def of_run(ckpt: Path, model: Model, reference: str | None) -> tuple[list[Path],
     judged = table_of(ckpt.parent, PREDICTIONS, "split", "path", "prediction") or []
     used = [row for row in rows if row["split"]]
     good = [row for row in used if GOOD not in model.classes or row.get("label") == GOOD]
-    names = {row["path"] for row in good}
     rejected = {row["path"] for row in judged if model.decision(row) == REJECT}
     digest = {row["path"]: row["digest"] for row in good if row["path"] not in rejected}
     if not digest:
@@ -85,8 +85,12 @@ def of_run(ckpt: Path, model: Model, reference: str | None) -> tuple[list[Path],
         raise LabError(f"the images of reference={reference} are gone ({error}): restore them in {folder}") from error
     if not same:
         raise LabError(f"{folder} has other images than the run of reference={reference} had: restore them")
-    rows_of_good = [row for row in judged if row["path"] in names - rejected and row.get("type") != SYNTHETIC]
-    scores = [score for row in rows_of_good if (score := score_of(row)) is not None]
+    # Of images that this model has learnt, other models' scores stand there, which are not those of this one.
+    own = origin_of(ckpt)
+    learnt = problem.learns_from(own) if own else ()
+    unseen = {row["path"] for row in good if row["split"] not in learnt} - rejected
+    by_path = {row["path"]: row for row in judged if row["path"] in unseen and row.get("type") != SYNTHETIC}
+    scores = [score for row in by_path.values() if (score := score_of(row)) is not None]
     return paths, np.array(scores, dtype=np.float64)
 
 

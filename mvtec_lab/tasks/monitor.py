@@ -49,7 +49,7 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     ckpt = Path(checkpoint_of(config, "reference"))
     model = load_model(ckpt)
     problem = problem_of(model.method)
-    known, held_out = of_run(ckpt, model, config.reference)
+    known, held_out = of_run(ckpt, model, problem, config.reference)
     judged, broken = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
     kept, notes = compared(judged)
     scores = np.array([score for each in kept if (score := score_of(each.row)) is not None])
@@ -146,7 +146,7 @@ def samples_of(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
     kept, notes = [], []
     for sample in samples:
         if not len(sample.reference) or not len(sample.new):
-            notes.append(f"{sample.name} is not compared: no image that the model did not learn has one")
+            notes.append(f"{sample.name} is not compared: this model judged no good image that it did not learn")
         elif (np.concatenate([sample.reference, sample.new]) != sample.reference[0]).any():
             kept.append(sample)
         elif sample.name != m.SIZE:

@@ -52,9 +52,9 @@ def monitor(line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     return run
 
 
-def altered(folder: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def altered(folder: Path, target: Path, change: Callable[[np.ndarray], np.ndarray], count: int = 20) -> None:
     target.mkdir()
-    for path in sorted((folder / "products/widget/test/good").glob("*.png"))[:20]:
+    for path in sorted((folder / "products/widget/test/good").glob("*.png"))[:count]:
         cv2.imwrite(str(target / path.name), change(read_image(path))[..., ::-1])
 
 
@@ -173,6 +173,23 @@ def test_what_is_no_batch_of_new_images_is_refused(line, refused, tmp_path: Path
     )
     own = folder / "products/widget/test"
     assert "the new images are those of the run itself" in refused(own)
+
+
+def test_images_of_the_run_itself_are_not_compared_with_themselves(line, monkeypatch, tmp_path: Path) -> None:
+    folder, lab = line
+    monkeypatch.chdir(folder)
+    altered(folder, tmp_path / "new", np.flipud, 15)
+    for path in sorted((folder / "products/widget/test/good").glob("*.png"))[:5]:
+        shutil.copy(path, tmp_path / "new" / f"copy_{path.name}")
+    words = ("task=monitor", "reference=run", f"predictions={tmp_path / 'new'}")
+    assert lab(*words, f"hydra.run.dir={tmp_path / 'out'}") == 0
+    facts = json.loads((tmp_path / "out/monitor.json").read_text())
+    images = {test["name"]: test["images"] for test in facts["tests"]}
+    own = int(facts["warnings"][0].split()[0])
+    assert f"{own} new images are images of the run itself" in facts["warnings"][0]
+    assert 0 < own <= 5  # of those that the model rejects none is compared
+    assert images["brightness"] == {"reference": 19 - own, "new": 20}
+    assert images["score"]["new"] == 20 - own
 
 
 def test_a_reference_without_its_images_is_refused(line, refused, tmp_path: Path) -> None:

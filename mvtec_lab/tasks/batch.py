@@ -58,7 +58,7 @@ class Side:
     broken: list[str] = field(default_factory=list)
 
 
-def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> tuple[list[Path], np.ndarray]:
+def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> tuple[list[Path], dict[Path, float]]:
     """Return the good images of a checkpoint's run, and the model's scores of those that it did not learn.
 
     Left out is what the model rejects of the images that it did not learn, as it is of new ones.
@@ -90,25 +90,22 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
     learnt = problem.learns_from(own) if own else ()
     unseen = {row["path"] for row in good if row["split"] not in learnt} - rejected
     by_path = {row["path"]: row for row in judged if row["path"] in unseen and row.get("type") != SYNTHETIC}
-    scores = [score for row in by_path.values() if (score := score_of(row)) is not None]
-    return paths, np.array(scores, dtype=np.float64)
+    scores = {folder / path: score for path, row in by_path.items() if (score := score_of(row)) is not None}
+    return paths, scores
 
 
-def without(known: Sequence[Path], new: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the images of a run that are not among the new ones, by their contents, and a note where some are.
+def own_images(known: Sequence[Path], new: Sequence[Path]) -> tuple[set[Path], set[Path]]:
+    """Return the images of a run that are among new ones, by their contents, and these new ones.
 
     Raises:
-        LabError: all are, so that nothing is left to compare with.
+        LabError: all images of the run are, so that nothing is left to compare with.
     """
-    contents = {result for result in attempts(new, lambda path: digests([path])[0]) if isinstance(result, str)}
-    kept = [path for path, digest in zip(known, digests(known), strict=True) if digest not in contents]
-    if not kept:
+    contents = dict(zip(new, attempts(new, lambda path: digests([path])[0]), strict=True))
+    digest = dict(zip(known, digests(known), strict=True))
+    ours = {path for path, each in digest.items() if each in contents.values()}
+    if len(ours) == len(digest):
         raise LabError(f"the new images are those of the run itself, {known[0]} for one: give others")
-    if len(kept) == len(known):
-        return kept, []
-    return kept, [
-        f"{len(known) - len(kept)} of the new images are images of the run itself: they are compared with its others"
-    ]
+    return ours, {path for path, each in contents.items() if each in digest.values()}
 
 
 def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int) -> tuple[list[Judged], list[str]]:

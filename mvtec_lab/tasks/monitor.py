@@ -25,7 +25,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting import monitored
 from mvtec_lab.reporting.monitored import PAGE, Pair, facts_of, sentences, write_monitored
 from mvtec_lab.results import MONITORED, write_csv, write_whole
-from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, without
+from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, own_images
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,21 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     known, held_out = of_run(ckpt, model, problem, config.reference)
     judged, broken = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
     kept, notes = compared(judged)
-    scores = np.array([score for each in kept if (score := score_of(each.row)) is not None])
     kept = [kept[place] for place in evenly(len(kept))]
-    known, again = without(known, [each.path for each in kept])
-    notes += again
-    old = measured(known, model, problem, held_out, "images of training")
+    ours, theirs = own_images(known, [each.path for each in kept])
+    if ours:
+        notes.append(
+            f"{len(theirs)} new images are images of the run itself: they are compared with its others, and their "
+            "scores are not, as the model may have learnt them"
+        )
+    known = [path for path in known if path not in ours]
+    old_scores = np.array([score for path, score in held_out.items() if path not in ours])
+    rows = [each.row for each in kept if each.path not in theirs]
+    new_scores = np.array([score for row in rows if (score := score_of(row)) is not None])
+    old = measured(known, model, problem, old_scores, "images of training")
     if old.broken:
         raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
-    new = measured([each.path for each in kept], model, problem, scores, "new images")
+    new = measured([each.path for each in kept], model, problem, new_scores, "new images")
     broken += new.broken
     if not new.paths:
         raise LabError(f"predictions={config.predictions} has no image that can be read: {broken[0]}")
@@ -146,7 +153,7 @@ def samples_of(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
     kept, notes = [], []
     for sample in samples:
         if not len(sample.reference) or not len(sample.new):
-            notes.append(f"{sample.name} is not compared: this model judged no good image that it did not learn")
+            notes.append(f"{sample.name} is not compared: there are none of images that the model did not learn")
         elif (np.concatenate([sample.reference, sample.new]) != sample.reference[0]).any():
             kept.append(sample)
         elif sample.name != m.SIZE:

@@ -27,6 +27,7 @@ from starlette.testclient import TestClient
 from test_anomaly_tasks import untrained
 
 from mvtec_lab.config import ServeConfig
+from mvtec_lab.engine.listening import listen
 from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems import problem_of
@@ -442,6 +443,14 @@ def test_what_keeps_it_from_serving_is_a_line(
     monkeypatch.setattr("mvtec_lab.engine.listening.find_spec", lambda name: None if name == "fastapi" else find(name))
     assert lab("task=serve", f"ckpt={ckpt}") == 2
     assert 'task=serve needs an extra: pip install "mvtec_lab[serve]"' in capsys.readouterr().err
+
+
+def test_the_second_part_of_an_answer_does_not_wait_for_the_first_to_be_acknowledged() -> None:
+    with listen("127.0.0.1", 0, "serve") as listening:
+        client = socket.create_connection(listening.getsockname())
+        accepted, _ = listening.accept()
+        with client, accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture

@@ -33,7 +33,11 @@ def listen(host: str, port: int, section: str) -> socket.socket:
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=64)
+        listening = socket.create_server(address[:2], family=family, backlog=64)
+        # Connections inherit it; asyncio sets it only where a socket names its protocol, which these do not. Without it
+        # the second part of each answer waits 40 ms for the acknowledgement of the first: 36 images a second became 80.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         other = f"give another {section}.port, {section}.port={port + 1 if port < 65_535 else 0}, or 0 for any free one"
         raise LabError(

@@ -140,6 +140,7 @@ def onnx_runner(file: bytes, threads: int = 0) -> Run:
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a service's other threads need the cores
     options.log_severity_level = 3  # errors: it warns of every mask beyond the one that was traced
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(None, {INPUT: images.numpy()})))

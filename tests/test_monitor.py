@@ -227,6 +227,16 @@ def test_images_that_moved_and_broken_ones_are_named(
     assert "none of its 20 images is there: restore" in refused(day)
 
 
+def test_damaged_predictions_are_named(refused, tmp_path: Path) -> None:
+    day = tmp_path / "day"
+    day.mkdir()
+    (day / "predictions.csv").write_text("path,prediction,score\na.png,good,nan\n")
+    assert "predictions.csv is damaged (the score in line 2 is no finite number)" in refused(day)
+    (day / "predictions.csv").write_text("path,prediction,score\na.png,good,0.5\n")
+    (day / "predicted.json").write_text("[]")
+    assert "predicted.json is damaged" in refused(day)
+
+
 def test_predictions_of_another_model_are_refused(line, refused, tmp_path: Path) -> None:
     folder, lab = line
     altered(folder, tmp_path / "new", lambda image: image + 1)

@@ -21,7 +21,7 @@ from mvtec_lab.engine.origin import origin_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.drift import evenly
 from mvtec_lab.evaluation.operating import REJECT, score_of
-from mvtec_lab.foreign import file_of, read_json
+from mvtec_lab.foreign import damaged, file_of, read_json
 from mvtec_lab.problems.base import Problem
 from mvtec_lab.problems.model import judge
 from mvtec_lab.progress import bar
@@ -70,7 +70,7 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
     if run is None:
         raise LabError(f"reference={reference} has no list of its run's images beside its checkpoint: give a run")
     folder, rows = run
-    judged = table_of(ckpt.parent, PREDICTIONS, "split", "path", "prediction") or []
+    judged = _sound(ckpt.parent, table_of(ckpt.parent, PREDICTIONS, "split", "path", "prediction") or [])
     used = [row for row in rows if row["split"]]
     good = [row for row in used if GOOD not in model.classes or row.get("label") == GOOD]
     rejected = {row["path"] for row in judged if model.decision(row) == REJECT}
@@ -92,6 +92,22 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
     by_path = {row["path"]: row for row in judged if row["path"] in unseen and row.get("type") != SYNTHETIC}
     scores = {folder / path: score for path, row in by_path.items() if (score := score_of(row)) is not None}
     return paths, scores
+
+
+def _sound(folder: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of a predictions.csv, whose scores are finite numbers.
+
+    Raises:
+        LabError: one is not.
+    """
+    for line, row in enumerate(rows, start=2):
+        try:
+            score = score_of(row)
+        except ValueError:
+            score = np.nan
+        if score is not None and not np.isfinite(score):
+            raise damaged(folder / PREDICTIONS, f"the score in line {line} is no finite number")
+    return rows
 
 
 def own_images(known: Sequence[Path], new: Sequence[Path]) -> tuple[set[Path], set[Path]]:
@@ -122,7 +138,10 @@ def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int)
         return _judged_here(typed, model, batch_size)
     if "split" in rows[0]:
         raise LabError(f"predictions={typed} is a run, whose images are those of training: {WANTED}")
+    _sound(folder, rows)
     about = read_json(path) if (path := file_of(folder, PREDICTED)) else {}
+    if not isinstance(about, dict) or not all(isinstance(about.get(key, ""), str) for key in ("ckpt", "directory")):
+        raise damaged(folder / PREDICTED, "it does not name its model")
     _require_same_model(typed, about.get("ckpt"), ckpt, model)
     here = Path(about.get("directory", ""))
     judged = [Judged((here / row["path"]).absolute(), row) for row in rows]

@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks import common
 
 CLIENTS = 2  # as the cores: more wait in the queue, and show nothing else
-THREADS = min(2, os.cpu_count() or 1)  # of session and service, whatever else runs here
+THREADS = 1  # of an image, of session and service: on two cores a second one gains a session little, or nothing
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
             rows, start = rates(ckpt, images, options.pairs, options.requests)
             load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
             notes = [
-                f"{options.backbone}, JPEG images of {options.side} pixels, {THREADS} threads; {CLIENTS} clients; "
+                f"{options.backbone}, JPEG images of {options.side} pixels, {THREADS} thread; {CLIENTS} clients; "
                 f"the service answered {start:.0f} s after its start",
                 f"median of {options.pairs} blocks of {options.requests} images, in alternation; shares are of the "
                 f"block before them (least to most); load average at the end {load}",
@@ -128,24 +128,31 @@ class Bare:
 
 def rates(ckpt: str, images: Sequence[bytes], pairs: int, count: int) -> tuple[list[list[str]], float]:
     """Return the rows of the table, of session and service in alternation, and seconds until the service answered."""
-    bare = Bare(common.fresh(exported, ckpt).value, 224, THREADS)
+    file = common.fresh(exported, ckpt).value
+    bare, wide = Bare(file, 224, THREADS), Bare(file, 224, 2 * THREADS)
     pictures = [bare.picture(data) for data in images]
-    names = ["ONNX session alone, pictures ready", "the same with decoding and resizing", "task=serve"]
-    seconds: list[list[float]] = [[], [], []]
-    rate: list[list[float]] = [[], [], []]
+    names = [
+        "ONNX session alone, pictures ready",
+        "the same, two threads",
+        "the same, one thread, with decoding and resizing",
+        "task=serve",
+    ]
+    seconds: list[list[float]] = [[] for _ in names]
+    rate: list[list[float]] = [[] for _ in names]
     began = time.perf_counter()
     with served(ckpt) as (_, port):
         start = time.perf_counter() - began
         timed_requests(port, images, 2 * CLIENTS)  # the first ones allocate
         bare.seconds(pictures, 4)
+        wide.seconds(pictures, 4)
         for _ in range(pairs):
-            for kind, inputs in enumerate((pictures, images)):
-                each = bare.seconds(inputs, count)
+            for kind, (session, inputs) in enumerate(((bare, pictures), (wide, pictures), (bare, images))):
+                each = session.seconds(inputs, count)
                 rate[kind].append(count / sum(each))
                 seconds[kind] += each
             each, wall = timed_requests(port, images, count)
-            rate[2].append(count / wall)
-            seconds[2] += each
+            rate[-1].append(count / wall)
+            seconds[-1] += each
     rows = []
     for name, of_rate, of_seconds in zip(names, rate, seconds, strict=True):
         shares = np.array(of_rate) / np.array(rate[0])

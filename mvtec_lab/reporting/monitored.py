@@ -66,7 +66,7 @@ def told(test: Tested, tests: int) -> str:
         return f"images are {_percent(shift.difference):.2g}% {word} (95%: {first:.2g} to {second:.2g}%)"
     if sample.name == COLOUR:
         red, blue = 100 * np.expm1(sample.new.mean(axis=0) - sample.reference.mean(axis=0))
-        return f"colours are shifted: red by {red:+.2g}%, blue by {blue:+.2g}%, beside green"
+        return f"colours are shifted: red by {red:+.1f}%, blue by {blue:+.1f}%, beside green"
     if sample.name == SIZE:
         return f"images have other sizes: {_sizes(sample.new)}, those of training {_sizes(sample.reference)} pixels"
     if sample.name == SCORE:

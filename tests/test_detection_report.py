@@ -322,7 +322,7 @@ def test_report_of_methods(tmp_path: Path) -> None:
         "hole 6",
         "Threshold 1, a quantile of the good validation images' scores.",
         "This method has no map <b>.",
-        "the seconds of the fit leave out the decoding of images",
+        "the seconds of the fit, or of a network's training, leave out the decoding of images",
         "988",
         "12.3",
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,9 +83,12 @@ def test_what_are_no_probabilities_of_the_images_is_refused_before_anything_is_w
 
 
 @pytest.mark.parametrize("metrics", [{}, {"test": {"accuracy": 0.25}}, {"test": {"images": 16}}])
-def test_a_run_without_its_metrics_is_refused_by_compare(product: Path, tmp_path: Path, metrics: dict) -> None:
+def test_a_run_without_its_metrics_is_left_out_by_compare(product: Path, tmp_path: Path, metrics: dict) -> None:
     """A script may change what load_runs gave it."""
     data = module(product)
     run = lab.write_run(tmp_path / "run", "own", data, {"test": right(data, "test")})
-    with pytest.raises(lab.LabError, match=r"metrics\.test has no \w+.*write_run"):
-        lab.compare([run, replace(run, attempt="other", metrics=metrics)])
+    comparison = lab.compare([run, replace(run, attempt="other", metrics=metrics)])
+    assert [attempt.name for attempt in comparison.done] == ["own"]
+    assert any(line.startswith("Left out, as a file of theirs is damaged: 1 of 2 runs") for line in comparison.verdict)
+    (left_out,) = (run for attempt in comparison.attempts for run in attempt.runs if run.damaged)
+    assert re.search(r"metrics\.test has no \w+.*write_run", left_out.error)

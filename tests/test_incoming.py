@@ -325,7 +325,7 @@ def test_a_watched_folder_goes_on_after_a_kill(watched, product: Path, tmp_path:
     shutil.copy(product / "test/hole/001.png", folder / "2.png")
     shutil.copy(product / "test/hole/001.png", folder / "0.png")  # another part under an old name
     os.utime(folder / "0.png", ns=(0, 0))  # its own clock says nothing
-    os.utime(table, ns=(0, (folder / "1.png").stat().st_ctime_ns))  # the last row's time, before it was cut
+    os.utime(table, ns=(0, (folder / "0.png").stat().st_ctime_ns + 10**9))  # as if other rows had come after that
     assert watched(then=[stop]) == 2  # as before: no directory is used twice unasked
     assert "holds another run" in capsys.readouterr().err
     assert watched("resume=true", then=[]) == 0

@@ -11,7 +11,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -27,6 +27,7 @@ WANTED = (
 )
 KEPT = "images"  # the folder for what an archive, a video or a camera gives, below the task's own
 ELSEWHERE = "elsewhere"  # how the names of listed images begin that do not lie below their list's folder
+VERSION = "version"  # size and time of a watched file as it was judged: cameras write over their files
 POLL = 0.5  # seconds between two looks at a watched folder: a file that did not change meanwhile is complete
 LARGEST, MOST = 1 << 28, 100_000  # bytes of an image in an archive, and images: what is more is no inspection
 
@@ -71,6 +72,10 @@ class Source:
         """
         whole, root = (Path(os.path.abspath(each)) for each in (path, self.root))  # noqa: PTH100 # links untouched
         return (whole.relative_to(root) if whole.is_relative_to(root) else Path(ELSEWHERE, *whole.parts[1:])).as_posix()
+
+    def facts(self, path: Path) -> dict[str, str]:
+        """Return what predictions.csv says of an image's file, by column."""
+        return {}
 
 
 def look(typed: str) -> None:
@@ -263,31 +268,34 @@ class Watched(Source):
 
     Args:
         typed, path: the folder.
-        judged: images that need no look, as absolute paths, unless they have changed since ``stopped``.
-        stopped: nanoseconds since 1970.
+        judged: the versions of images, by their absolute paths, that need no look.
     """
 
     live = waits = True
 
-    def __init__(self, typed: str, path: Path, judged: Set[Path] = frozenset(), stopped: int = 0) -> None:
+    def __init__(self, typed: str, path: Path, judged: Mapping[Path, str] | None = None) -> None:
         super().__init__(typed, path)
-        self.judged, self.stopped = judged, stopped
+        self.judged, self.given = judged or {}, dict[Path, tuple[int, int]]()
 
     def groups(self, folder: Path) -> Iterator[list[Path]]:
         before: dict[Path, tuple[int, int]] = {}
         done = {
             path: stamp
             for path in (list_images(self.root, deep=True).images if self.judged else ())
-            if path.absolute() in self.judged and (stamp := _stamp(path)) and _changed(path) <= self.stopped
+            if (stamp := _stamp(path)) and _version(stamp) == self.judged.get(path.absolute())
         }
         while True:
             now = {path: stamp for path in list_images(self.root, deep=True).images if (stamp := _stamp(path))}
             ready = [path for path, stamp in now.items() if before.get(path) == stamp != done.get(path)]
             done |= {path: now[path] for path in ready}
+            self.given = {path: now[path] for path in ready}
             if ready:
                 yield ready
             before = now
             wait()
+
+    def facts(self, path: Path) -> dict[str, str]:
+        return {VERSION: _version(self.given[path])}
 
 
 def wait() -> None:
@@ -304,10 +312,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (status.st_size, status.st_mtime_ns) if status.st_size else None
 
 
-def _changed(path: Path) -> int:
-    """Return when a file was written, in nanoseconds since 1970, by the clock of its disk.
-
-    What a camera or ``cp -p`` says of it may be years away; Windows knows nothing else.
-    """
-    status = path.stat()
-    return status.st_mtime_ns if os.name == "nt" else status.st_ctime_ns
+def _version(stamp: tuple[int, int]) -> str:
+    """Return what tells a file from the same one before and after it was written again."""
+    return "-".join(map(str, stamp))

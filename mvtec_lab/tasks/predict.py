@@ -81,7 +81,7 @@ def predict(config: Config, run_dir: str | Path) -> list[dict[str, Any]]:
     with held(run_dir):  # two processes would write their rows into one file
         before = (judged_before(run_dir, ckpt, source.root) if config.resume else None) or Before()
         if before.columns:
-            source = Watched(source.typed, source.root, before.images, before.stopped)
+            source = Watched(source.typed, source.root, before.images)
         return _predict(config, run_dir, model, ckpt, source, before)
 
 
@@ -113,6 +113,7 @@ def _predict(
         total = None if source.live or not source.images else len(source.images)
         for each in progress.track(chain(first, judged), total, description="predicting"):
             row, tiles = _written(each, model, source.name(each.path), run_dir)
+            row |= source.facts(each.path)
             caption = " ".join(filter(None, (row.get("decision"), each.prediction.caption)))
             shown.add(Shown(model.margin(row), row.get("decision", ""), caption, str(each.path), tiles))
             counts[row.get("decision") or row["prediction"]] += 1

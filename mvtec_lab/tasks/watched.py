@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mvtec_lab.data.incoming import VERSION
 from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import damaged, read_json
 from mvtec_lab.results import CONFIG, PREDICTED, PREDICTIONS, read_csv
@@ -19,15 +20,14 @@ class Before:
     Args:
         rows: of predictions.csv.
         columns: of its header; empty where there is none yet.
-        images: the files that were judged, as absolute paths.
+        images: the version of each file that was judged, by its absolute path: one that changed since, or while it
+            waited to be judged, is judged again.
         begun: whether there is a predictions.csv, perhaps without a row.
-        stopped: nanoseconds since 1970, when the last row was written: a file that is newer was not judged as it is.
     """
 
     rows: Sequence[Mapping[str, str]] = ()
     columns: Sequence[str] = ()
-    images: frozenset[Path] = field(default_factory=frozenset)
-    stopped: int = 0
+    images: Mapping[Path, str] = field(default_factory=dict)
     begun: bool = False
 
 
@@ -57,7 +57,7 @@ def judged_before(run_dir: Path, ckpt: str, source: Path) -> Before | None:
             f"{run_dir} was begun with {about.get(other)}, not with {now[other]}: give another directory, "
             "hydra.run.dir=NEW_FOLDER"
         )
-    data, stopped = path.read_bytes(), path.stat().st_mtime_ns
+    data = path.read_bytes()
     if (whole := data.rfind(b"\n") + 1) < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
@@ -67,5 +67,5 @@ def judged_before(run_dir: Path, ckpt: str, source: Path) -> Before | None:
         raise damaged(path, error) from error
     if any(row.get("path") is None for row in rows):
         raise damaged(path, "a row has no path")
-    images = frozenset((Path(about["directory"]) / row["path"]).absolute() for row in rows)
-    return Before(rows, list(rows[0]) if rows else [], images, stopped, begun=True)
+    images = {(Path(about["directory"]) / row["path"]).absolute(): row.get(VERSION) or "" for row in rows}
+    return Before(rows, list(rows[0]) if rows else [], images, begun=True)

@@ -185,11 +185,10 @@ def test_images_of_the_run_itself_are_not_compared_with_themselves(line, monkeyp
     assert lab(*words, f"hydra.run.dir={tmp_path / 'out'}") == 0
     facts = json.loads((tmp_path / "out/monitor.json").read_text())
     images = {test["name"]: test["images"] for test in facts["tests"]}
-    own = int(facts["warnings"][0].split()[0])
-    assert f"{own} new images are images of the run itself" in facts["warnings"][0]
-    assert 0 < own <= 5  # of those that the model rejects none is compared
-    assert images["brightness"] == {"reference": 19 - own, "new": 20}
-    assert images["score"]["new"] == 20 - own
+    assert "5 new images are images of the run itself" in facts["warnings"][0]
+    assert images["brightness"]["new"] == 20
+    assert 19 - 5 <= images["brightness"]["reference"] < 19  # some are not compared, as the model rejects them
+    assert images["score"]["new"] == 15
 
 
 def test_a_reference_without_its_images_is_refused(line, refused, tmp_path: Path) -> None:
@@ -227,14 +226,50 @@ def test_images_that_moved_and_broken_ones_are_named(
     assert "none of its 20 images is there: restore" in refused(day)
 
 
-def test_damaged_predictions_are_named(refused, tmp_path: Path) -> None:
+@pytest.mark.parametrize("score", ["nan", "inf", "abc"])
+def test_a_score_that_is_none_is_refused(score: str, line, refused, tmp_path: Path) -> None:
+    folder, _ = line
+    day, other = tmp_path / "day", tmp_path / "other"
+    day.mkdir()
+    (day / "predictions.csv").write_text(f"path,prediction,score\na.png,good,{score}\n")
+    assert "predictions.csv is damaged (the score in line 2 is no finite number)" in refused(day)
+    shutil.copytree(folder / "run", other)
+    text = (other / "predictions.csv").read_text().splitlines()
+    text[0] += ",score"
+    (other / "predictions.csv").write_text("\n".join([text[0], *(f"{row},{score}" for row in text[1:])]) + "\n")
+    assert f"{other / 'predictions.csv'} is damaged (the score in line 2" in refused(tmp_path, other)
+    with pytest.raises(ValueError, match="no finite number"):
+        p_of(Sample("score", np.zeros((4, 1)), np.array([[1.0], [np.nan]])))
+
+
+@pytest.mark.parametrize("about", ["[]", '{"ckpt": 3, "directory": 7}', '{"ckpt": null, "directory": null}'])
+def test_damaged_predictions_are_named(about: str, refused, tmp_path: Path) -> None:
     day = tmp_path / "day"
     day.mkdir()
-    (day / "predictions.csv").write_text("path,prediction,score\na.png,good,nan\n")
-    assert "predictions.csv is damaged (the score in line 2 is no finite number)" in refused(day)
     (day / "predictions.csv").write_text("path,prediction,score\na.png,good,0.5\n")
-    (day / "predicted.json").write_text("[]")
-    assert "predicted.json is damaged" in refused(day)
+    (day / "predicted.json").write_text(about)
+    assert "predicted.json is damaged (it does not name its model)" in refused(day)
+    (day / "predicted.json").unlink()
+    (day / "predictions.csv").write_text("path,prediction,score\na.png,good,0.5\n,good,0.5\n")
+    assert "predictions.csv is damaged (line 3 names no image)" in refused(day)
+
+
+def test_an_image_counts_once(line, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, lab = line
+    monkeypatch.chdir(folder)
+    new, day = tmp_path / "new", tmp_path / "day"
+    altered(folder, new, np.flipud)
+    shutil.copy(new / "000.png", new / "copy.png")
+    assert lab("task=predict", "ckpt=run", f"source={new}", f"hydra.run.dir={day}") == 0
+    rows = (day / "predictions.csv").read_text().splitlines()
+    (day / "predictions.csv").write_text("\n".join([*rows, *rows[-3:]]) + "\n")
+    assert lab("task=monitor", "reference=run", f"predictions={day}", f"hydra.run.dir={tmp_path / 'out'}") == 0
+    facts = json.loads((tmp_path / "out/monitor.json").read_text())
+    assert facts["images"]["new"] == 20
+    assert facts["warnings"] == [
+        "3 rows of predictions.csv name a file once more: its last row counts",
+        "1 of 21 new images are copies of others, and count once",
+    ]
 
 
 def test_predictions_of_another_model_are_refused(line, refused, tmp_path: Path) -> None:
@@ -247,7 +282,10 @@ def test_predictions_of_another_model_are_refused(line, refused, tmp_path: Path)
 
 
 def test_what_is_equal_in_all_images_is_not_compared(monitor) -> None:
-    assert monitor(lambda image: np.full_like(image, 7))[0] == 3  # equal among themselves alone
+    def plain(image: np.ndarray) -> np.ndarray:  # but for a pixel, as copies count once
+        return np.where(np.arange(image.size).reshape(image.shape) < 3, image, 7).astype(np.uint8)
+
+    assert monitor(plain)[0] == 3
     same = Side([], [appearance(np.full((8, 8, 3), 7, np.uint8))] * 4, None, np.ones(4))
     samples, notes = samples_of(same, same)
     assert not samples

@@ -107,9 +107,15 @@ def all_tested(samples: Sequence[Sample], permutations: int = PERMUTATIONS) -> l
 
 
 def p_of(sample: Sample, permutations: int = PERMUTATIONS) -> float:
-    """Return the p-value of the hypothesis that both sides are drawn from one distribution."""
+    """Return the p-value of the hypothesis that both sides are drawn from one distribution.
+
+    Raises:
+        ValueError: a value is no finite number.
+    """
     n, m = len(sample.reference), len(sample.new)
     values = np.concatenate([sample.reference, sample.new]).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{sample.name}: a value is no finite number")
     # By both sides together: what treated them differently would not be exact.
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0)) / np.maximum(spread, max(FLOOR * float(spread.mean()), 1e-12))

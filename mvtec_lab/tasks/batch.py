@@ -32,6 +32,20 @@ BATCH = 16  # images at once
 WANTED = "give the directory that task=predict wrote, or new images"
 
 
+class Known(NamedTuple):
+    """Hold the good images of a run.
+
+    Args:
+        images: file -> its digest, of those that new ones are compared with.
+        digests: of all images that the run has used, good or not.
+        scores: digest -> the model's score, of those that it did not learn.
+    """
+
+    images: dict[Path, str]
+    digests: set[str]
+    scores: dict[str, float]
+
+
 class Judged(NamedTuple):
     """Hold an image, and its row of predictions."""
 
@@ -58,8 +72,8 @@ class Side:
     broken: list[str] = field(default_factory=list)
 
 
-def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> tuple[list[Path], dict[Path, float]]:
-    """Return the good images of a checkpoint's run, and the model's scores of those that it did not learn.
+def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> Known:
+    """Return the good images of a checkpoint's run, of copies the first; at most as many as are compared.
 
     Left out is what the model rejects of the images that it did not learn, as it is of new ones.
 
@@ -71,16 +85,16 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
         raise LabError(f"reference={reference} has no list of its run's images beside its checkpoint: give a run")
     folder, rows = run
     judged = _sound(ckpt.parent, table_of(ckpt.parent, PREDICTIONS, "split", "path", "prediction") or [])
-    used = [row for row in rows if row["split"]]
-    good = [row for row in used if GOOD not in model.classes or row.get("label") == GOOD]
+    used = {row["digest"]: row for row in reversed(rows) if row["split"]}
+    good = [row for row in reversed(used.values()) if GOOD not in model.classes or row.get("label") == GOOD]
     rejected = {row["path"] for row in judged if model.decision(row) == REJECT}
     digest = {row["path"]: row["digest"] for row in good if row["path"] not in rejected}
     if not digest:
         raise LabError(f"reference={reference} has no good image to compare new ones with")
     chosen = [list(digest)[place] for place in evenly(len(digest))]
-    paths = [folder / name for name in chosen]
+    known = Known({folder / name: digest[name] for name in chosen}, {*used}, {})
     try:
-        same = digests(paths) == [digest[name] for name in chosen]
+        same = digests([*known.images]) == [*known.images.values()]
     except LabError as error:
         raise LabError(f"the images of reference={reference} are gone ({error}): restore them in {folder}") from error
     if not same:
@@ -88,10 +102,11 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
     # Of images that this model has learnt, other models' scores stand there, which are not those of this one.
     own = origin_of(ckpt)
     learnt = problem.learns_from(own) if own else ()
-    unseen = {row["path"] for row in good if row["split"] not in learnt} - rejected
-    by_path = {row["path"]: row for row in judged if row["path"] in unseen and row.get("type") != SYNTHETIC}
-    scores = {folder / path: score for path, row in by_path.items() if (score := score_of(row)) is not None}
-    return paths, scores
+    unseen = {row["path"]: row["digest"] for row in good if row["split"] not in learnt and row["path"] not in rejected}
+    for row in judged:
+        if row["path"] in unseen and row.get("type") != SYNTHETIC and (score := score_of(row)) is not None:
+            known.scores[unseen[row["path"]]] = score
+    return known
 
 
 def _sound(folder: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -110,22 +125,27 @@ def _sound(folder: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return rows
 
 
-def own_images(known: Sequence[Path], new: Sequence[Path]) -> tuple[set[Path], set[Path]]:
-    """Return the images of a run that are among new ones, by their contents, and these new ones.
+def once(judged: Sequence[Judged]) -> tuple[list[Judged], list[str], list[str]]:
+    """Return images each once, of copies the first, their digests, and a note where there were copies.
 
-    Raises:
-        LabError: all images of the run are, so that nothing is left to compare with.
+    What cannot be read is kept without a digest: that is said where it is measured.
     """
-    contents = dict(zip(new, attempts(new, lambda path: digests([path])[0]), strict=True))
-    digest = dict(zip(known, digests(known), strict=True))
-    ours = {path for path, each in digest.items() if each in contents.values()}
-    if len(ours) == len(digest):
-        raise LabError(f"the new images are those of the run itself, {known[0]} for one: give others")
-    return ours, {path for path, each in contents.items() if each in digest.values()}
+    kept: dict[str, Judged] = {}
+    contents = attempts([each.path for each in judged], lambda path: digests([path])[0])
+    for each, content in zip(judged, contents, strict=True):
+        kept.setdefault(content if isinstance(content, str) else f"unread {each.path}", each)
+    copies = len(judged) - len(kept)
+    notes = [f"{copies} of {len(judged)} new images are copies of others, and count once"] if copies else []
+    return [*kept.values()], [*kept], notes
 
 
-def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int) -> tuple[list[Judged], list[str]]:
-    """Return new images with their rows, those of ``predictions.csv`` or, of images alone, new ones; and broken ones.
+def of_predictions(
+    typed: str | None, ckpt: Path, model: Model, batch_size: int
+) -> tuple[list[Judged], list[str], list[str]]:
+    """Return new images with their rows, those of ``predictions.csv`` or, of images alone, new ones.
+
+    Returns:
+        The images, why others are broken, and notes, a line each.
 
     Raises:
         LabError: there are none, or another model predicted them.
@@ -135,7 +155,7 @@ def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int)
     folder = Path(typed).expanduser()
     rows = table_of(folder, PREDICTIONS, "path", "prediction") if folder.is_dir() else None
     if rows is None:
-        return _judged_here(typed, model, batch_size)
+        return *_judged_here(typed, model, batch_size), []
     if "split" in rows[0]:
         raise LabError(f"predictions={typed} is a run, whose images are those of training: {WANTED}")
     _sound(folder, rows)
@@ -144,13 +164,19 @@ def of_predictions(typed: str | None, ckpt: Path, model: Model, batch_size: int)
         raise damaged(folder / PREDICTED, "it does not name its model")
     _require_same_model(typed, about.get("ckpt"), ckpt, model)
     here = Path(about.get("directory", ""))
-    judged = [Judged((here / row["path"]).absolute(), row) for row in rows]
+    if lacking := [line for line, row in enumerate(rows, start=2) if not row["path"].strip()]:
+        raise damaged(folder / PREDICTIONS, f"line {lacking[0]} names no image")
+    named = {(here / row["path"]).absolute(): row for row in rows}  # of one file several times the last row
+    judged = [Judged(path, row) for path, row in named.items()]
     gone = [str(each.path) for each in judged if not each.path.is_file()]
     if len(gone) == len(judged):
         raise LabError(
             f"{folder / PREDICTIONS}: none of its {len(gone)} images is there: restore {gone[0]} and the others"
         )
-    return [each for each in judged if str(each.path) not in {*gone}], [f"{path} is gone: restore it" for path in gone]
+    again = len(rows) - len(judged)
+    notes = [f"{again} rows of predictions.csv name a file once more: its last row counts"] if again else []
+    there = [each for each in judged if str(each.path) not in {*gone}]
+    return there, [f"{path} is gone: restore it" for path in gone], notes
 
 
 def _require_same_model(typed: str, other: str | None, ckpt: Path, model: Model) -> None:

@@ -25,7 +25,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting import monitored
 from mvtec_lab.reporting.monitored import PAGE, Pair, facts_of, sentences, write_monitored
 from mvtec_lab.results import MONITORED, write_csv, write_whole
-from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, own_images
+from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, once
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,25 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     ckpt = Path(checkpoint_of(config, "reference"))
     model = load_model(ckpt)
     problem = problem_of(model.method)
-    known, held_out = of_run(ckpt, model, problem, config.reference)
-    judged, broken = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
-    kept, notes = compared(judged)
+    known = of_run(ckpt, model, problem, config.reference)
+    judged, broken, notes = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
+    kept, left_out = compared(judged)
     kept = [kept[place] for place in evenly(len(kept))]
-    ours, theirs = own_images(known, [each.path for each in kept])
-    if ours:
+    kept, contents, copies = once(kept)
+    own = known.digests.intersection(contents)
+    notes += left_out + copies
+    if own:
         notes.append(
-            f"{len(theirs)} new images are images of the run itself: they are compared with its others, and their "
-            "scores are not, as the model may have learnt them"
+            f"{len(own)} new images are images of the run itself: they are compared with its others, and their scores "
+            "are not, as the model may have learnt them"
         )
-    known = [path for path in known if path not in ours]
-    old_scores = np.array([score for path, score in held_out.items() if path not in ours])
-    rows = [each.row for each in kept if each.path not in theirs]
+    old_paths = [path for path, content in known.images.items() if content not in own]
+    if not old_paths:
+        raise LabError(f"the new images are those of the run itself, {kept[0].path} for one: give others")
+    old_scores = np.array([score for content, score in known.scores.items() if content not in own])
+    rows = [each.row for each, content in zip(kept, contents, strict=True) if content not in own]
     new_scores = np.array([score for row in rows if (score := score_of(row)) is not None])
-    old = measured(known, model, problem, old_scores, "images of training")
+    old = measured(old_paths, model, problem, old_scores, "images of training")
     if old.broken:
         raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
     new = measured([each.path for each in kept], model, problem, new_scores, "new images")

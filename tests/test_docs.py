@@ -170,7 +170,7 @@ def unstarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             command, id=f"{page}: {command.removeprefix(LAB)}", marks=[pytest.mark.slow] * ("study" in command)
         )
         for command, page in {command: page for page, command in reversed(ALL)}.items()
-        if command.startswith(LAB) and "ckpt=" not in command
+        if command.startswith(LAB) and "ckpt=" not in command and " reference=" not in command  # test_way.py runs these
     ],
 )
 def test_every_command_composes(command: str, unstarted: None, capsys: Any) -> None:

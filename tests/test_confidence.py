@@ -24,6 +24,7 @@ from mvtec_lab.evaluation.confidence import (
 )
 from mvtec_lab.models.weights import load_file, save_file
 from mvtec_lab.problems.classification.classifier import DefectClassifier
+from mvtec_lab.problems.classification.sets import doubt
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.figures import MOST, coverage_figure
 from mvtec_lab.reporting.report import REPORT, sum_up
@@ -133,6 +134,19 @@ def test_sure_is_the_prediction_alone_in_the_set() -> None:
     assert sure(probabilities, thresholds).tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("of_image", "said"),
+    [
+        ("(none)", ", like no class that it learnt"),
+        ("big", ", may also be: big"),
+        ("big|cut|small", ", may also be: big or cut"),
+        ("small", ", unsure"),  # a threshold named another class than the likeliest
+    ],
+)
+def test_an_unsure_image_is_said_to_be_what_else(of_image: str, said: str) -> None:
+    assert doubt("small", of_image) == said
+
+
 def test_coverage_curve_by_hand_and_ties() -> None:
     coverage, accuracy = coverage_curve([0.9, 0.5, 0.7], [1, 0, 1])
     assert coverage.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
@@ -225,7 +239,7 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     assert f"{unsure} of {len(new)} images are unsure" in said
     assert f"the aim rests on {sum(held_out.values())} held-out images" in said
     for path, row in new.items():
-        mark = f", unsure: {row['set']}" if row["certainty"] == "unsure" else ""
+        mark = doubt(row["prediction"], row["set"]) if row["certainty"] == "unsure" else ""
         assert f"{row['prediction']} ({float(row['confidence']):.2f}){mark}  {product / path}\n" in said
     sum_up(run)
     assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.headline import Headline, headline_of
 from mvtec_lab.reporting.pairs import COMPARISON
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import PREDICTIONS, read_csv
+from mvtec_lab.results import PREDICTIONS, RESULT, read_csv
 
 
 def of(directory: Path, **verdict: Any) -> Headline:
@@ -70,10 +70,22 @@ def test_validation_that_chose_the_wrong_one_is_overruled_in_words(tmp_path: Pat
             run.metrics["val"] = {"balanced_accuracy": chosen, "accuracy": chosen, "images": 8}
             run.save()
     headline = of(tmp_path)
-    assert headline.light == "amber"
+    assert (headline.light, headline.word, headline.mark) == ("green", "Shown, against validation", "use this one")
     assert headline.use == "Use a: it is shown to be better on test than b, which validation chose."
-    assert "No attempt is shown" not in " ".join(compare(load_runs(tmp_path)).verdict)
+    verdict = compare(load_runs(tmp_path)).verdict
+    assert verdict[0].startswith("a (ahead by ")
+    assert verdict[0].endswith(" is shown to be better on test than b, which validation chose.")
+    assert "No attempt is shown" not in " ".join(verdict)
     assert "accuracy 0.93" in headline.sure  # of the one that is named
+    for path in tmp_path.glob(f"b*/{RESULT}"):
+        path.write_text(path.read_text().replace('"images": 8', '"images": 9'))
+    headline = of(tmp_path)
+    assert (headline.light, headline.word) == ("green", "Shown")
+    assert headline.use.endswith(" than b; they were validated on different images.")
+    cross_validated(tmp_path, c=[11, 12, 11, 10, 12])
+    headline = of(tmp_path)
+    assert (headline.light, headline.word, headline.mark) == ("amber", "Open", "if one has to be chosen")
+    assert headline.use.endswith(" no attempt is shown to be the best.")
 
 
 @pytest.mark.parametrize(

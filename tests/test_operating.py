@@ -25,7 +25,7 @@ from mvtec_lab.evaluation.operating import (
     scores_of,
 )
 from mvtec_lab.problems.model import load_model
-from mvtec_lab.reporting.operating import points
+from mvtec_lab.reporting.operating import HELD_OUT, operating_figure, points
 from mvtec_lab.results import find_runs, read_csv, write_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
@@ -103,6 +103,14 @@ def test_rates_have_exact_intervals() -> None:
     assert (rate.low, rate.high) == (0, pytest.approx(1 - 0.025 ** (1 / 20)))
     assert rate.expected == pytest.approx(1 / 21)
     assert rate_of(0, 0) is None
+    assert str(rate_of(1, 33)) == "1 of 33 (95%: 0.08 to 16%)"
+
+
+def test_the_chart_shows_the_corner_of_low_rates_and_the_chosen_point() -> None:
+    good = scores(list(range(100)), [200, 300]), {"false_rejects": rate_of(1, 100), "escapes": rate_of(1, 2)}
+    (ax,) = operating_figure({HELD_OUT: good[0]}, {HELD_OUT: good[1]}).axes
+    assert ax.get_xlim()[1] == pytest.approx(0.102)  # a tenth at least
+    assert 0.6 < ax.get_ylim()[1] < 0.63  # half of the defects escape at the chosen point
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.pilot import pilot_of
 from mvtec_lab.reporting.advice import FAR
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.reporting.plan import PLAN, at_once, machines_of, of_time, plan, seconds_of_a_run, size_of
+from mvtec_lab.reporting.plan import PLAN, at_once, machines_of, of_100, of_time, plan, seconds_of_a_run, size_of
 from mvtec_lab.reporting.plan import said as sentences
 from mvtec_lab.reporting.report import sum_up
 from mvtec_lab.reporting.runs import load_runs
@@ -159,6 +159,10 @@ def test_a_plan_from_runs_that_exist(lab, tmp_path: Path, capsys: pytest.Capture
     assert "more labelled images" in text
     assert lab("task=plan", "dirs=runs", "difference=90", "hydra.run.dir=easy") == 0
     assert "That is enough." in capsys.readouterr().out
+
+
+def test_a_share_of_cases_in_words() -> None:
+    assert [of_100(share) for share in (0.003, 0.01, 0.8)] == ["no case of 100", "1 case of 100", "80 cases of 100"]
 
 
 def test_the_time_is_that_of_the_runs(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Rate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.count} of {self.of} (95%: {percent(self.low)} to {percent(self.high)}%)"
+        return f"{self.count} of {self.of} ({interval(self.low, self.high)})"
 
 
 def rate_of(count: int, of: int) -> Rate | None:
@@ -173,6 +173,12 @@ def rates(scores: Scores, reject: float, accept: float) -> dict[str, Rate | None
         "good_reviewed": reviewed(scores.good),
         "defects_reviewed": reviewed(scores.defects),
     }
+
+
+def interval(low: float, high: float) -> str:
+    """Return the bounds of a 95% interval in words, ``95%: 0.08 to 16%``: one digit of those below 1% is enough."""
+    first, second = (f"{100 * bound:.1g}" if bound < 0.00995 else percent(bound) for bound in (low, high))
+    return f"95%: {first} to {second}%"
 
 
 def percent(share: float) -> str:

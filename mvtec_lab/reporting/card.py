@@ -8,7 +8,7 @@ from typing import Any
 
 from mvtec_lab.data.catalogue import LICENSE
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, UNKNOWN, percent
+from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, UNKNOWN, interval, percent
 from mvtec_lab.evaluation.specs import Metric, metrics_of
 from mvtec_lab.reporting.expected import expected, run_of_checkpoint
 from mvtec_lab.results import RunResult
@@ -117,9 +117,9 @@ def _point(point: Mapping[str, Any] | None, about: Mapping[str, Any]) -> list[st
         lines.append(f"Chosen by `{asked}` on held-out images: {point.get('held_out', {}).get('by', '')}.")
         for name, what in (("false_rejects", "good images are rejected"), ("escapes", "defects pass")):
             if rate := point.get("expected", {}).get(name):
-                bounds = f"{percent(rate['low'])} to {percent(rate['high'])}%"
+                bounds = interval(rate["low"], rate["high"])
                 expect = f"expect {percent(rate['expected'])}% of new ones"
-                lines.append(f"Held out, {rate['count']} of {rate['of']} {what} (95%: {bounds}); {expect}.")
+                lines.append(f"Held out, {rate['count']} of {rate['of']} {what} ({bounds}); {expect}.")
     return ["## Operating point", "\n".join(lines)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.evaluation.operating import percent
+from mvtec_lab.evaluation.operating import interval
 from mvtec_lab.foreign import file_of, read_json
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.headline import SHAPES, Light, capital, headline_of, mistake_of
@@ -84,8 +84,8 @@ def _rates(point: dict[str, Any]) -> list[str]:
     for part, title in (("test", "on test"), ("expected", "held out")):
         for key, what in (("false_rejects", "good images are rejected"), ("escapes", "defects pass")):
             if rate := point.get(part, {}).get(key):
-                bounds = f"{percent(rate['low'])} to {percent(rate['high'])}%"
-                said.append(f"{capital(title)}, {rate['count']} of {rate['of']} {what} (95%: {bounds}).")
+                bounds = interval(rate["low"], rate["high"])
+                said.append(f"{capital(title)}, {rate['count']} of {rate['of']} {what} ({bounds}).")
         if said:
             break
     return said

@@ -14,7 +14,7 @@ from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import metrics_of
 from mvtec_lab.reporting.attempts import Attempt, Estimate, too_few
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
-from mvtec_lab.reporting.verdict import FEW
+from mvtec_lab.reporting.verdict import CHOSEN, FEW, validated_alike
 from mvtec_lab.results import GOOD, RunResult
 
 Light = Literal["green", "amber", "red"]
@@ -22,6 +22,7 @@ SHAPES: dict[Light, str] = {"green": "●", "amber": "▲", "red": "■"}  # in 
 ESCAPES, REJECTS = "escapes", "false rejects"
 MEANING = {ESCAPES: "of the defects pass as good", REJECTS: "of the good products are refused"}
 MARKS: dict[Light, str] = {"green": "use this one", "amber": "if one has to be chosen"}
+AGAINST = ", against validation"  # of what is shown, where validation chose another attempt
 LATE = 0.9  # of the epochs: one whose weights were kept lies so near the end that training had not settled
 FEW_IMAGES = 5  # training images of a class; below it the class is hardly seen
 
@@ -132,8 +133,13 @@ def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attemp
     beaten, level, lost = _sorted(best.name, comparison.pairs)
     if lost:
         other, pair = lost[0]
-        use = f"Use {_model(other, pair)}: it is shown to be better on test than {best.name}, which validation chose."
-        return "amber", "Open", use, named[other]
+        ranked, alike = named[other] in comparison.blocks[0].ranked, validated_alike(best, named[other])
+        shown = f"it is shown to be better on test than {best.name}{CHOSEN[alike] if ranked else ''}"
+        if len(_sorted(other, comparison.pairs)[0]) < len(comparison.rivals(other)):
+            use = f"Use {_model(other, pair)} if one has to be chosen now: {shown}; no attempt is shown to be the best."
+            return "amber", "Open", use, named[other]
+        word = _shown(pair) + (AGAINST if ranked and alike else "")
+        return "green", word, f"Use {_model(other, pair)}: {shown}.", named[other]
     rivals = len(comparison.rivals(best.name))
     if beaten and not level and len(beaten) >= rivals:
         others = "all that it is compared with" if rivals < len(named) - 1 else f"all {len(beaten)} others"
@@ -155,8 +161,10 @@ def _against(reference: Attempt, best: Attempt, comparison: Comparison) -> tuple
         return "green", _shown(chosen), use, best
     if better:
         other, pair = better[0]
-        use = f"Use {_model(other, pair)}: it is shown to be better on test than {name}; validation chose {best.name}."
-        return "amber", "Open", use, next(attempt for attempt in comparison.done if attempt.name == other)
+        used = next(attempt for attempt in comparison.done if attempt.name == other)
+        chosen_by, against = (f"; validation chose {best.name}", AGAINST) if validated_alike(best, used) else ("", "")
+        use = f"Use {_model(other, pair)}: it is shown to be better on test than {name}{chosen_by}."
+        return "green", _shown(pair) + against, use, used
     if worse and not level:
         others = worse[0][0] if len(worse) == 1 else f"all {len(worse)} others"
         pair = next((pair for _, pair in worse if pair.models), worse[0][1])

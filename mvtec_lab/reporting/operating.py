@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mvtec_lab.evaluation.operating import (
     SHARES,
     Rate,
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
+LEAST_SHOWN = 0.1  # of either rate in the chart
 HELD_OUT, TESTED = "held-out images", "test images"
 ABOUT = (
     "Each threshold is chosen by held-out good images alone: the lowest above which no more new ones than so many are "
-    "expected. What the test images show of it chose nothing, as long as no row is picked for it."
+    "expected. The test images had no part in it. Do not pick a row by its test figures: they would then be too good."
 )
 
 
@@ -79,24 +82,35 @@ def operating_figure(
 ) -> Figure:
     """Draw the share of defects that escape against that of good images that are rejected, by threshold.
 
+    The axes end a little beyond the useful corner, where both rates are low, and beyond the chosen points.
+
     Args:
         sets: of ``curves_of``.
         chosen: the rates at an operating point, by the same names: a dot each.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = figure.add_subplot()
+    across_to = up_to = LEAST_SHOWN
     for index, (name, scores) in enumerate(sets.items()):
         rejected, passed = curve(scores)
         colour, dashes = PALETTE[index], ("solid", "dashed")[index]
         label = f"{name} ({len(scores.good)} good, {len(scores.defects)} defects)"
-        ax.plot(rejected, passed, color=colour, linestyle=dashes, drawstyle="steps-pre", label=label, clip_on=False)
+        ax.plot(rejected, passed, color=colour, linestyle=dashes, drawstyle="steps-pre", label=label)
+        level = 2 * float(np.maximum(rejected, passed).min())  # twice where both rates are alike: the useful corner
+        across_to, up_to = max(across_to, level), max(up_to, level)
         at = (chosen or {}).get(name, {})
         if (across := at.get("false_rejects")) is not None and (up := at.get("escapes")) is not None:
-            ax.plot(across.count / across.of, up.count / up.of, "o", color=colour, markersize=8, clip_on=False)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
+            dot = across.count / across.of, up.count / up.of
+            ax.plot(*dot, "o", color=colour, markersize=8, clip_on=False)
+            across_to, up_to = max(across_to, 1.2 * dot[0]), max(up_to, 1.2 * dot[1])
+    for axis, limit in ((ax.xaxis, min(across_to, 1)), (ax.yaxis, min(up_to, 1))):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_view_interval(
+            -0.02 * limit, 1.02 * limit, ignore=True
+        )  # a curve that lies on an axis is seen beside it
     finish_curves(figure, ax, "false rejects: share of the good images", "escapes: share of the defects")
     return lettered(figure)
 

@@ -205,9 +205,17 @@ def show(plan: Plan) -> None:
     if not rows:
         return
     console.print()
-    print_columns(console, ["what shows it", "images", "folds x\nrepeats", "runs\nin all", "time for\nnew ones"], rows)
+    print_columns(
+        console, ["what shows it", "images\nin all", "folds x\nrepeats", "runs\nin all", "time for\nnew runs"], rows
+    )
     if plan.ways[0].seconds is not None:
         console.print(of_time(plan.jobs, plan.machines), markup=False, highlight=False)
+
+
+def of_100(share: float) -> str:
+    """Return a share of cases in words: ``no case of 100``, ``12 cases of 100``."""
+    cases = round(100 * share)
+    return f"{cases or 'no'} case{'s' if cases > 1 else ''} of 100"
 
 
 def of_time(jobs: int, machines: Sequence[str]) -> str:
@@ -236,7 +244,7 @@ def said(plan: Plan) -> list[str]:
     else:
         between = f" between {pair.first} and {pair.second}" if many else ""
         there += f"a difference of {metric.difference_of(plan.found)}{between} is shown in eight of ten cases"
-    lines.append(f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.")
+    lines.append(f"{there}, and one of {wanted} in {of_100(plan.shown)}.")
     if plan.enough:
         return [*lines, "That is enough."]
     if pair.models:

@@ -77,7 +77,7 @@ def write_page_of(
     images: Sequence[Shown],
     counts: Mapping[str, int],
     expectation: Expected,
-    speed: str,
+    notes: Sequence[str],
     source: str,
 ) -> None:
     """Write report.html, complete or not at all; where nothing shows that the model learnt, without green."""
@@ -89,7 +89,7 @@ def write_page_of(
         expectation=expectation,
         counts=counts,
         total=sum(counts.values()),
-        speed=speed,
+        notes=notes,
         most=MOST,
         images=[
             {

@@ -17,7 +17,17 @@ from mvtec_lab.evaluation.products_planning import (
 )
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.advice import closest_rival, way_over_products
-from mvtec_lab.reporting.plan import PlanOf, Way, at_once, duration, machines_of, of_time, seconds_of_a_run, size_of
+from mvtec_lab.reporting.plan import (
+    PlanOf,
+    Way,
+    at_once,
+    duration,
+    machines_of,
+    of_100,
+    of_time,
+    seconds_of_a_run,
+    size_of,
+)
 from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
 from mvtec_lab.reporting.terminal import print_columns
 
@@ -88,7 +98,7 @@ def show(plan: ProductsPlan) -> None:
     if rows:
         console.print()
         print_columns(
-            console, ["what shows it", "products", "images\nof each", "runs\nin all", "time for\nnew ones"], rows
+            console, ["what shows it", "products", "images\nof each", "runs\nin all", "time for\nnew runs"], rows
         )
         if plan.ways[0].seconds is not None:
             console.print(of_time(plan.jobs, plan.machines), markup=False, highlight=False)
@@ -110,7 +120,7 @@ def said(plan: ProductsPlan) -> list[str]:
     lines = [
         f"To show that {names} differ over products like these by {wanted} in {metric.title}, in eight of ten cases"
         f"{corrected}:",
-        f"{there}, and one of {wanted} in {100 * plan.shown:.0f} of 100.",
+        f"{there}, and one of {wanted} in {of_100(plan.shown)}.",
     ]
     if plan.enough:
         return [*lines, "That is enough."]

@@ -16,8 +16,10 @@ from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
 from mvtec_lab.reporting.families import repeats, said
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
 from mvtec_lab.reporting.ranking import Ranking, by_validation
+from mvtec_lab.reporting.runs import held_out
 
 MANY_ROUNDS, FEW_IMAGES = 5, 60  # with more rounds of folds of fewer images the test is too sure: benchmarks/README.md
+CHOSEN = {True: ", which validation chose", False: "; they were validated on different images"}  # validated_alike
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
 Side = tuple[str, float, Pair]  # an attempt, its lead over another one, and the pair of both
 
@@ -55,7 +57,7 @@ def _block(group: list[Attempt]) -> Block:
 def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     """Name the best of the attempts that compare with each other, and say what it is better than."""
     group, ranked, best, value = block.attempts, block.ranked, block.best, block.value
-    line = _nothing_learnt(group)
+    unlearnt = line = _nothing_learnt(group)
     names = {attempt.name for attempt in group}
     reference = comparison.reference if comparison.reference in names and len(comparison.compared) > 1 else None
     within = [pair for pair in comparison.pairs if {pair.first, pair.second} <= names]
@@ -70,7 +72,9 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
     how = [*filter(None, (block.ranking.sentence, block.ranking.close))] if block.ranking else []
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *how, *_unranked(group, ranked)]
-    return [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
+    lines = [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
+    overruled = _overruled(best, within, ranked)
+    return [*lines, *overruled] if unlearnt else [*overruled, *lines]  # the one to use comes first, if there is one
 
 
 def _ahead(name: str, ranked: Sequence[Attempt], pairs: Sequence[Pair], comparison: Comparison) -> bool:
@@ -259,19 +263,47 @@ def _against(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) ->
     def listed(some: Sequence[Side]) -> str:
         return ", ".join(map(_in_full, some)) if len(sides) <= FEW else _listed(some)
 
-    def claims(some: Sequence[Side], what: str, end: str = ".") -> list[str]:
+    def claims(some: Sequence[Side], what: str) -> list[str]:
         about = {models: [side for side in some if side[2].models == models] for models in (False, True)}
-        texts = [f"{what[0].upper()}{what[1:]} than {listed(about[False])}{end}"] if about[False] else []
+        texts = [f"{what[0].upper()}{what[1:]} than {listed(about[False])}."] if about[False] else []
         theirs = "that" if len(about[True]) == 1 else "those"
-        model = f"The {best.name} model trained here is {what} than {theirs} of {listed(about[True])}{end}"
+        model = f"The {best.name} model trained here is {what} than {theirs} of {listed(about[True])}."
         return texts + [model] * bool(about[True])
 
     lines = claims(beaten, f"shown to be better{of}")
     if level:
         lines.append(f"Not shown to differ from it{of}: {listed(level)}.")
-    wrong = [side for side in lost if side[0] in {attempt.name for attempt in ranked}]
-    lines += claims(wrong, f"shown to be worse on test{of}", ": validation chose the wrong one.")
-    return lines + claims([side for side in lost if side not in wrong], f"shown to be worse on test{of}")
+    unranked = [side for side in lost if side[0] not in {attempt.name for attempt in ranked}]
+    worse = f"shown to be worse on test{of}"
+    return lines + [text.replace("Shown", f"{best.name} is shown", 1) for text in claims(unranked, worse)]
+
+
+def _overruled(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) -> list[str]:
+    """Name the ranked attempts that the test shows to be better than the best by validation."""
+    named = {attempt.name: attempt for attempt in ranked}
+    groups: dict[tuple[bool, bool], list[Side]] = defaultdict(list)
+    for side in _sorted_out(_sides(best.name, pairs))[0]:
+        if side[0] in named:
+            groups[side[2].models, validated_alike(best, named[side[0]])].append(side)
+    lines = []
+    for (models, alike), some in groups.items():
+        who = ", ".join(map(_in_full, some)) if len(some) <= FEW else _listed(some)
+        who = f"The model{_s(len(some))} of {who} trained here" if models else who
+        be = "is" if len(some) == 1 else "are"
+        than = f"that of {best.name}" if models else best.name
+        lines.append(f"{who} {be} shown to be better on test{best.metric.phrase} than {than}{CHOSEN[alike]}.")
+    return lines
+
+
+def validated_alike(one: Attempt, other: Attempt) -> bool:
+    """Tell whether two attempts were validated on the same images, where they share test sets: only then one is chosen.
+
+    Of runs that left no predictions of these images their numbers decide.
+    """
+    runs = [[tested.run for tested in attempt.on(shared([one, other]))] for attempt in (one, other)]
+    images = [{image for run in of if (rows := held_out(run)) for image in rows.images} for of in runs]
+    counts = [{run.metrics.get("val", {}).get("images") for run in of} for of in runs]
+    return images[0] == images[1] if all(images) else counts[0] == counts[1]
 
 
 def _among(pairs: Sequence[Pair], best: str | None = None) -> list[str]:

@@ -133,14 +133,19 @@ def _predict(
         return rows
     if not source.live:
         write_csv(run_dir / PREDICTIONS, rows, list(dict.fromkeys(key for row in rows for key in row)))
-        lines += [f"... and {len(rows) - LINES} more"] * (len(rows) > LINES) + problem.conclude(model, rows)
+        lines += [f"... and {len(rows) - LINES} more"] * (len(rows) > LINES)
+    notes = [] if source.live else problem.conclude(model, rows)
     expectation = expected(Path(ckpt))
     speed = _speed(seconds, config.data.batch_size, str(model.module.device))
     images, total = shown.most_doubtful(), sum(counts.values())
     write_picture(run_dir / "predictions.jpg", _sheet(images, expectation.light != "red"))
-    write_page_of(run_dir, images, counts, expectation, speed, config.source or "")
+    write_page_of(run_dir, images, counts, expectation, [*notes, speed], config.source or "")
     counted = ", ".join(f"{number} {word}" for word, number in counts.items())
-    print("\n".join([*lines, f"{total} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]))
+    print(
+        "\n".join(
+            [*lines, *notes, f"{total} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]
+        )
+    )
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())
@@ -239,9 +244,13 @@ def _speed(seconds: Sequence[float], batch_size: int, device: str) -> str:
     """Return what an image takes, in a line."""
     median, late = np.quantile(seconds, [0.5, 0.95])
     return (
-        f"{1000 * median:.3g} ms an image (median; 95% within {1000 * late:.3g} ms) on {device}, in batches of up to "
+        f"{_milliseconds(median)} an image (median; 95% within {_milliseconds(late)}) on {device}, in batches of up to "
         f"{batch_size}, without reading the file"
     )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{1000 * seconds:,.0f} ms"
 
 
 def _report(source: Source, predicted: int) -> None:

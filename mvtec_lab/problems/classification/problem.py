@@ -20,7 +20,7 @@ from mvtec_lab.problems.classification.build import build, class_of, rehearse, r
 from mvtec_lab.problems.classification.exported import Probabilities
 from mvtec_lab.problems.classification.judging import judge
 from mvtec_lab.problems.classification.rules import findings
-from mvtec_lab.problems.classification.sets import SET, choose_sets, counted_unsure, set_columns
+from mvtec_lab.problems.classification.sets import SET, choose_sets, counted_unsure, doubt, set_columns
 from mvtec_lab.results import CERTAINTY, GOOD, UNSURE
 
 
@@ -73,7 +73,7 @@ class Classification(Problem):
             name = _named(model, probabilities, row)
             confidence = probabilities[model.classes.index(name)]
             row |= {"prediction": name, "confidence": f"{confidence:.6g}"}
-            mark = f", unsure: {of_set[SET]}" if of_set.get(CERTAINTY) == UNSURE else ""
+            mark = doubt(name, of_set[SET]) if of_set.get(CERTAINTY) == UNSURE else ""
             predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
 
@@ -81,7 +81,12 @@ class Classification(Problem):
         return model.module.embed(images)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        return counted_unsure(model.sets, model.classes, rows, model.module.judged_by)
+        lines = counted_unsure(model.sets, model.classes, rows, model.module.judged_by)
+        if model.sets is not None and model.threshold is not None:
+            lines.append(
+                "the decision (OK, REVIEW, REJECT) follows the threshold, not the classes that an image may be"
+            )
+        return lines
 
     def fit(self, run: Run) -> None:
         run.model.module.fit(run)

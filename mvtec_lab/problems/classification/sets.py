@@ -55,6 +55,14 @@ def set_columns(sets: Sets, classes: Sequence[str], probabilities: np.ndarray) -
     return [{SET: of_image, CERTAINTY: SURE if c else UNSURE} for of_image, c in zip(names, certain, strict=True)]
 
 
+def doubt(name: str, of_image: str) -> str:
+    """Say why an image is unsure, to follow the class that it was given: which others are in its set."""
+    if of_image == NONE:
+        return ", like no class that it learnt"
+    others = [other for other in of_image.split(JOINT) if other != name]
+    return f", may also be: {' or '.join(others)}" if others else ", unsure"
+
+
 def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """Return ``set_coverage``, the share of each class's images with that class in their set, and an interval.
 
@@ -81,9 +89,9 @@ def counted_unsure(
         return ["this model has no sets of possible classes: of no image it is known whether it is sure"]
     held_out = round(sum(sets["held_out"]))
     unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
-    aims = ", ".join(f"{name} {share:.2g}" for name, share in zip(classes, sets["alpha"], strict=True))
+    aims = ", ".join(f"{name} {100 * share:.2g}%" for name, share in zip(classes, sets["alpha"], strict=True))
     return [
-        f"{unsure} of {len(rows)} images are unsure; the aim is that of each class at most this share is sure and "
-        f"wrong: {aims}",
+        f"{unsure} of {len(rows)} images are unsure",
+        f"the aim: of the images of a class, at most so many are given another class without being unsure: {aims}",
         f"the aim {reservation(held_out, judged_by(held_out))}",
     ]

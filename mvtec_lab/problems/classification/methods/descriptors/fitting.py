@@ -30,7 +30,10 @@ from mvtec_lab.results import GOOD
 
 Out = frozenset[int]  # inner folds that a memory or a copy has not seen
 NONE: Out = frozenset()
-OWN_GOOD = "an image is compared with those of other inner folds; further ones in train/good would be a better measure"
+OWN_GOOD = (
+    "so an image is compared with those of other inner folds. That works, and needs nothing from you; a little better "
+    "are further good images that are not learnt: those of train/good, where the images of test/ are divided"
+)
 FEW_GOOD = (
     "there are so few good images that inner folds compare with those of the fold that they judge: validation is a "
     "little too good"
@@ -194,7 +197,9 @@ def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) 
         of_spare = Images(run, images.cells, spare, remembered=False)
         memory = remember(_memory_for(of_spare, len(spare), most), of_spare, range(len(spare)))
     else:
-        run.warn(f"{run.data.folder} has no good images beside the {len(good)} that it is trained on: {OWN_GOOD}")
+        run.warn(
+            f"{run.data.folder}: all {len(good)} good training images are learnt, and no others are left: {OWN_GOOD}"
+        )
         place_of = {sample.path: place for place, sample in enumerate(images.samples)}
         places = np.array([place_of[sample.path] for sample in learnt])
         folds = deal(images.labels[places], [images.groups[place] for place in places])

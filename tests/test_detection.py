@@ -23,6 +23,7 @@ from mvtec_lab.evaluation.detection import Box, from_text
 from mvtec_lab.evaluation.segmentation import ious
 from mvtec_lab.models.maps import of_each
 from mvtec_lab.models.views import view, viewed_boxes
+from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.detection import judging
 from mvtec_lab.problems.detection.base import DetectionModel, instances
 from mvtec_lab.problems.detection.build import class_of
@@ -346,3 +347,10 @@ def test_a_defect_without_a_mask_is_one_line(lab, product: Path, capsys) -> None
     (product / "ground_truth/hole/000_mask.png").unlink()
     assert lab("attempt=detect/fcos", *SMALL, "data.masks=optional") == 2
     assert "hole/000.png has no mask to learn from" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("ask", ["predictions", "exported"])
+def test_a_detector_whose_run_was_stopped_says_that_it_has_no_threshold(ask: str) -> None:
+    model: Any = SimpleNamespace(method="fcos", threshold=None, module=None)
+    with pytest.raises(LabError, match=r"fcos has no threshold, as its run was stopped.*resume=true"):
+        getattr(problem_of("fcos"), ask)(model, *([[]] if ask == "predictions" else []))

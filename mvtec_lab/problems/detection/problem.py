@@ -18,6 +18,7 @@ from mvtec_lab.data.frame import Frame
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.pictures import boxed
 from mvtec_lab.engine.run import Run
+from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.detection import Box
 from mvtec_lab.problems.base import Prediction, Problem, require_onnx
 from mvtec_lab.problems.detection.base import DetectionModel
@@ -65,7 +66,7 @@ class Detection(Problem):
         return model.module.found({"image": images}, model.module.views)
 
     def predictions(self, model: Model, outputs: Sequence[Mapping[str, Tensor]]) -> list[Prediction]:
-        threshold, module = model.threshold or 0.0, model.module
+        threshold, module = _threshold_of(model), model.module
         predictions = []
         for found in outputs:
             boxes = module.boxes(found)
@@ -79,12 +80,24 @@ class Detection(Problem):
         return predictions
 
     def exported(self, model: Model) -> nn.Module:
+        _threshold_of(model)
         require_onnx(model)
         return FoundBoxes(model.module)
 
     def conclude(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         defects = sum(row["prediction"] != GOOD for row in rows)
         return [f"{defects} of {len(rows)} have a box with a score above the threshold {model.threshold:.4g}"]
+
+
+def _threshold_of(model: Model) -> float:
+    """Return the score above which a box is found.
+
+    Raises:
+        LabError: the checkpoint is of a run that ended before it was judged.
+    """
+    if model.threshold is None:
+        raise LabError(f"this {model.method} has no threshold, as its run was stopped: go on with it (resume=true)")
+    return model.threshold
 
 
 class _Files:

@@ -53,7 +53,7 @@ def add_int8(folder: Path, ckpt: Path, model: Model, file: bytes) -> dict[str, A
         },
         "difference": max((abs(a - b) / top for a, b in pairs), default=0.0),
         "milliseconds": {
-            "float32": milliseconds(folder / FILES["onnx"], seen),
+            "float32": milliseconds(folder / ONNX, seen),
             "int8": milliseconds(folder / INT8, seen),
         },
     }

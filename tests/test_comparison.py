@@ -16,9 +16,10 @@ from mvtec_lab import compose
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.grouping import by_attempt
 from mvtec_lab.reporting.pairs import COMPARISON
 from mvtec_lab.reporting.report import REPORT, sum_up
-from mvtec_lab.reporting.runs import by_attempt, load_runs
+from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.summary import SUMMARY
 from mvtec_lab.results import CONFIG, HISTORY, PREDICTIONS, RESULT, SAMPLES, RunResult, read_csv, write_csv
 

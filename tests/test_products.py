@@ -25,9 +25,10 @@ from mvtec_lab.evaluation.products_planning import OverProducts, ProductsDesign,
 from mvtec_lab.reporting import products_figures, summary
 from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.product_names import told_apart
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.report import REPORT, sum_up
-from mvtec_lab.reporting.runs import load_runs, told_apart
+from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package

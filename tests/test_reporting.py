@@ -23,6 +23,7 @@ from mvtec_lab.reporting import details, figures, pages, report, summary
 from mvtec_lab.reporting.attempts import Estimate
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.runs import load_runs
+from mvtec_lab.reporting.words import p_value
 from mvtec_lab.results import (
     CONFIG,
     EXPLANATIONS,
@@ -309,7 +310,7 @@ def test_a_p_is_never_zero(tmp_path: Path) -> None:
     table = text_of(page(tmp_path)).rpartition("Pair by pair")[2].partition("Training curves")[0]
     assert table.count("&lt;0.001") == 2  # of the pair, and image by image
     assert "0.000" not in table
-    assert [summary.p_value(value) for value in (None, 0.0, 0.001, 1.0)] == ["–", "<0.001", "0.001", "1.000"]
+    assert [p_value(value) for value in (None, 0.0, 0.001, 1.0)] == ["–", "<0.001", "0.001", "1.000"]
 
 
 def test_images_by_defect_type_are_those_of_all_folds() -> None:

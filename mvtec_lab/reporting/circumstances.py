@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mvtec_lab.reporting.attempts import Attempt, shared
 from mvtec_lab.reporting.runs import Settings, learnt_images
-from mvtec_lab.reporting.summary import distinct, span
+from mvtec_lab.reporting.words import distinct, span
 from mvtec_lab.results import RunResult
 
 Words = Callable[[Sequence[RunResult], Sequence[Settings]], str]

@@ -19,20 +19,13 @@ from mvtec_lab.reporting.advice import advice, advice_over_products
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.circumstances import apart
 from mvtec_lab.reporting.families import at_each, pairs_asked
+from mvtec_lab.reporting.grouping import by_attempt
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
+from mvtec_lab.reporting.product_names import product_of, told_apart
 from mvtec_lab.reporting.products import over_products, products
 from mvtec_lab.reporting.products_headline import products_headline
-from mvtec_lab.reporting.runs import (
-    Settings,
-    by_attempt,
-    product_of,
-    require_one,
-    settings_known,
-    sound,
-    tested,
-    told_apart,
-)
+from mvtec_lab.reporting.runs import Settings, require_one, settings_known, sound, tested
 from mvtec_lab.reporting.shots import curves_of
 from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.verdict import sentences

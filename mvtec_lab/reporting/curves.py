@@ -1,17 +1,23 @@
-"""Draw what grows: the training curves by epoch, and the accuracy by the share of images that are answered."""
+"""Draw what grows: the training curves by epoch, the accuracy by the share of images that are answered, and a test
+figure by the training images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvtec_lab.evaluation.confidence import coverage_curve
 from mvtec_lab.reporting import figures
 from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.fonts import lettered
 from mvtec_lab.reporting.runs import history_of
+from mvtec_lab.reporting.shots import Curve
 from mvtec_lab.results import CERTAINTY, SURE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def training_curves(attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -45,3 +51,28 @@ def coverage(attempts: Sequence[Attempt]) -> str | None:
         if certain.any():
             points[attempt.name] = float(certain.mean()), float(right[certain].mean())
     return figures.to_data_uri(figures.coverage_figure(curves, points)) if curves else None
+
+
+def shots_figure(curves: Sequence[Curve]) -> Figure:
+    """Draw the figure of every attempt over its training images a class, with its intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.4 + 0.2 * ((len(curves) + 1) // 2)), layout="constrained")
+    ax = figure.add_subplot()
+    for index, curve in enumerate(curves):
+        colour, dashes = figures.style_of(index)
+        images, estimates = zip(*curve.points, strict=True)
+        places = [each * 1.02**index for each in images]  # side by side: intervals would hide each other
+        values = [estimate.value for estimate in estimates]
+        name = figures.label_of(curve.name, 40)
+        ax.plot(places, values, "o", color=colour, linestyle=dashes, markersize=5, label=name)
+        for place, estimate in zip(places, estimates, strict=True):
+            if estimate.low is not None and estimate.high is not None:
+                ax.plot([place, place], [estimate.low, estimate.high], color=colour, linewidth=1.5, alpha=0.6)
+    ax.set_xscale("log")
+    ticks = sorted({images for curve in curves for images, _ in curve.points})
+    ax.set_xticks(ticks, [f"{images:.3g}" for images in ticks])
+    ax.set_xticks([], minor=True)
+    metric = curves[0].metric
+    figures.finish_curves(figure, ax, "training images of each class", f"test {metric.title}")
+    return lettered(figure)

@@ -18,9 +18,10 @@ from mvtec_lab.evaluation.operating import scores_of
 from mvtec_lab.evaluation.specs import METRICS, all_metrics
 from mvtec_lab.evaluation.statistics import wilson_interval
 from mvtec_lab.foreign import damaged, file_of
-from mvtec_lab.reporting import figures, operating, summary
+from mvtec_lab.reporting import figures, operating
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.runs import predictions_of
+from mvtec_lab.reporting.words import interval
 from mvtec_lab.results import CERTAINTY, EXPLANATIONS, GOOD, MISTAKES, RunResult
 
 PIXELS_OF_PAGE = 1 << 25  # a sheet of pictures has a million or two at most
@@ -119,7 +120,7 @@ def _threshold(attempt: Attempt) -> list[str]:
 def _together(attempt: Attempt) -> list[str]:
     known = attempt.together if _matrix(attempt) is not None else {}
     images = len({image for test_set in attempt.tests for image in test_set})
-    figures_of = {METRICS[key].title: summary.interval(estimate) for key, estimate in known.items()}
+    figures_of = {METRICS[key].title: interval(estimate) for key, estimate in known.items()}
     return [
         f"{title[0].upper()}{title[1:]} of {images} tested images together: {f}." for title, f in figures_of.items()
     ]

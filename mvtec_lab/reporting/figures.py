@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: a third of a second 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mvtec_lab.reporting.spread import Spread
+
 # Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dashed", "dotted")  # tell attempts apart once the colours are used up
@@ -264,6 +266,24 @@ def finish_rows(figure: Figure, ax: Axes, labels: Sequence[str], what: str) -> N
     ax.grid(axis="x", color=RULE)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
+
+
+def spread_figure(spread: Spread) -> Figure:
+    """Draw the standard deviation of each part, with its 95% interval."""
+    from matplotlib.figure import Figure
+
+    scale = 100 if spread.metric.share else 1
+    figure = Figure(figsize=(5, 0.9 + 0.3 * len(spread.named)), layout="constrained")
+    ax = figure.add_subplot()
+    for y, (part, colour) in enumerate(zip(spread.named.values(), PALETTE, strict=False)):
+        bounds = [scale * bound for bound in part.interval(spread.most)]
+        ax.plot(bounds, [y, y], color=colour, linewidth=2)
+        ax.plot(scale * part.variance**0.5, y, "o", color=colour, markersize=8, clip_on=False)
+    ax.set_xlim(left=0)
+    unit = "points" if spread.metric.share else spread.metric.unit
+    what = f"standard deviation of a single run's {spread.metric.title}" + (f", {unit}" if unit else "")
+    finish_rows(figure, ax, list(spread.named), what)
+    return lettered(figure)
 
 
 def coverage_figure(

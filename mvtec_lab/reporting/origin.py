@@ -13,10 +13,11 @@ from urllib.parse import quote
 from mvtec_lab.config import Config
 from mvtec_lab.knobs import changing
 from mvtec_lab.reporting.dataset import page_of
+from mvtec_lab.reporting.grouping import OPTIONS, RUN_KEYS, said_options
 from mvtec_lab.reporting.pages import describe_command, protocol
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.runs import INNER_FOLDS, OPTIONS, RUN_KEYS, Settings, learnt_images, said_options
-from mvtec_lab.reporting.summary import distinct, span
+from mvtec_lab.reporting.runs import INNER_FOLDS, Settings, learnt_images
+from mvtec_lab.reporting.words import distinct, span
 from mvtec_lab.results import RESULT, RunResult
 
 WITHOUT_RESULT = changing(Config, "nothing")  # whatever their values, the results are the same

@@ -15,8 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 from mvtec_lab.config import Config
-from mvtec_lab.reporting import summary
 from mvtec_lab.reporting.attempts import Estimate
+from mvtec_lab.reporting.words import number, p_value
 from mvtec_lab.results import GOOD, flatten, write_whole
 
 SHORT = 4  # sections, which one or two screens show
@@ -52,8 +52,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = summary.number
-    environment.filters["p_value"] = summary.p_value
+    environment.filters["number"] = number
+    environment.filters["p_value"] = p_value
     environment.filters["breakable"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     return environment
@@ -66,7 +66,7 @@ def _with_contents(html: str) -> str:
         return html
     numbers = count(1)
     html = _SECTION.sub(lambda title: f'<h2 id="section-{next(numbers)}">{title[1]}</h2>', html)
-    links = "".join(f'<li><a href="#section-{number}">{title}</a></li>' for number, title in enumerate(titles, 1))
+    links = "".join(f'<li><a href="#section-{place}">{title}</a></li>' for place, title in enumerate(titles, 1))
     return html.replace("</header>", f'</header>\n<nav aria-label="Contents"><ul>{links}</ul></nav>', 1)
 
 

@@ -27,9 +27,11 @@ from mvtec_lab.evaluation.products_planning import OverProducts
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.families import at_each, pairs_asked
+from mvtec_lab.reporting.grouping import RUN_KEYS
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair
+from mvtec_lab.reporting.product_names import product_of
 from mvtec_lab.reporting.ranking import Ranking, by_validation
-from mvtec_lab.reporting.runs import RUN_KEYS, Settings, product_of
+from mvtec_lab.reporting.runs import Settings
 from mvtec_lab.results import RunResult
 
 # What may differ between products of one attempt.

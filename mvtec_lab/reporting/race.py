@@ -22,8 +22,9 @@ from mvtec_lab.evaluation.racing import Change
 from mvtec_lab.foreign import Count, damaged, file_of, misfit, read_json
 from mvtec_lab.locks import held
 from mvtec_lab.reporting.attempts import THINNED, Attempt, shared
+from mvtec_lab.reporting.grouping import by_attempt
 from mvtec_lab.reporting.pairs import changes, refused
-from mvtec_lab.reporting.runs import by_attempt, settings_of
+from mvtec_lab.reporting.runs import settings_of
 from mvtec_lab.results import RESULT, Dropped, RunResult, flatten, write_whole
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from mvtec_lab.evaluation.specs import METRICS, Metric
 from mvtec_lab.locks import held
 from mvtec_lab.reporting import figures, products_report, summary
 from mvtec_lab.reporting.comparison import compare
-from mvtec_lab.reporting.curves import coverage, training_curves
+from mvtec_lab.reporting.curves import coverage, shots_figure, training_curves
 from mvtec_lab.reporting.dataset import PAGE
 from mvtec_lab.reporting.details import detail_of
 from mvtec_lab.reporting.headline import headline_of, mistake_of, unsaid
@@ -22,11 +22,11 @@ from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.pairs import COMPARISON, Comparison
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import failure, load_runs
-from mvtec_lab.reporting.shots import curves_of, shots_figure
-from mvtec_lab.reporting.spread import spread_figure, spreads
-from mvtec_lab.reporting.summary import distinct
+from mvtec_lab.reporting.shots import curves_of
+from mvtec_lab.reporting.spread import spreads
 from mvtec_lab.reporting.tables import RUNS, write_runs
 from mvtec_lab.reporting.verdict import FEW
+from mvtec_lab.reporting.words import distinct
 from mvtec_lab.results import remove_leftovers
 
 REPORT = "report.html"
@@ -101,7 +101,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         verdict=unsaid(comparison.verdict, [headline.next]),
         shots=shots,
         shots_figure=figures.to_data_uri(shots_figure(shots)) if shots else None,
-        spreads=[(spread, figures.to_data_uri(spread_figure(spread))) for spread in spreads(comparison)],
+        spreads=[(spread, figures.to_data_uri(figures.spread_figure(spread))) for spread in spreads(comparison)],
         coverage=coverage(comparison.done),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],
         reported=[row for row in rows if row["reported_accuracy"] is not None],

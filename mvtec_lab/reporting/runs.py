@@ -1,15 +1,13 @@
-"""Read run directories for a comparison: runs grouped by attempt, each with its test predictions."""
+"""Read run directories for a comparison: what each run says of itself, and its predictions."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from math import isfinite
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError
@@ -17,7 +15,7 @@ from mvtec_lab.evaluation import racing
 from mvtec_lab.evaluation.specs import add_means, choosing, columns_of, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import Share, damaged, file_of, misfit, read_yaml
-from mvtec_lab.knobs import changing
+from mvtec_lab.reporting.product_names import Version, product_of, told_apart
 from mvtec_lab.reporting.recount import require_own_metrics
 from mvtec_lab.results import (
     CONFIG,
@@ -25,7 +23,6 @@ from mvtec_lab.results import (
     PREDICTIONS,
     RESULT,
     ROWS,
-    SAMPLES,
     RunResult,
     flatten,
     from_one,
@@ -33,13 +30,8 @@ from mvtec_lab.results import (
     table_of,
 )
 
-# These keys tell runs of one attempt apart, not attempts: seeds and folds, and where and how a run was made.
-RUN_KEYS = changing(Config, "run", "nothing")
 INNER_FOLDS = "inner folds"  # ``RunResult.validates_by`` of those that learn the images of train and val
-OPTIONS = "model.options."  # how the keys of methods' options begin
 UNKNOWN = "unknown"  # the product of a run of which neither result.json nor config.yaml says it
-
-_VERSION = re.compile(r"version-\d+")  # as a review names its folders
 
 Settings = dict[str, str]  # dotted key -> value as text
 
@@ -151,174 +143,6 @@ def require_metrics(run: RunResult) -> None:
             raise damaged(path, f"metrics.{split} has no {metric.key}: write_run counts them from predictions")
     if run.completed and not run.untested and not isinstance(run.metrics.get("test", {}).get("images"), int):
         raise damaged(path, "metrics.test has no images, their number: write_run counts them")
-
-
-def product_of(run: RunResult) -> tuple[str, str]:
-    """Return what tells products apart, wherever their files lie: the data set, and the category."""
-    return run.data, run.category
-
-
-def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Return runs of which those of different products in folders of one name have categories of their own.
-
-    Folders of one name that lie in different places are one product where they share an image, as copies of a data set
-    on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``. A version of a data
-    set is its product, whatever its folder is called, where exactly the same images are tested.
-    """
-    places: dict[tuple[str, str], dict[str, RunResult]] = {}
-    for run in sorted(runs, key=lambda run: file_of(run.run_dir, SAMPLES) is None):  # those that failed early: last
-        places.setdefault(product_of(run), {}).setdefault(run.paths.get("data.root", ""), run)
-    named: dict[tuple[str, str, str], str] = {}
-    for (data, category), of_product in places.items():
-        for place, name in _names_of(of_product, category).items() if len(of_product) > 1 else ():
-            named[data, category, place] = name
-    keys = [(*product_of(run), run.paths.get("data.root", "")) for run in runs]
-    return _versions(
-        [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
-    )
-
-
-@dataclass
-class Version(RunResult):
-    """Hold a run on a version of a data set, with the very test images of another run under other names.
-
-    ``names`` has the other run's name of each of them, by the path that it has in this run.
-    """
-
-    names: dict[str, str] = field(default_factory=dict)
-
-
-def _versions(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Return runs of which those on a version of another run's data set are of its product, ``finetune on version-1``.
-
-    A review writes such versions: more or other images train, and what is tested stays tested. Their test images are,
-    byte by byte, those of the other run, with the same labels; their folders have other names, and so may their files.
-    """
-    if len({product_of(run) for run in runs}) < 2:
-        return [*runs]
-    first: dict[frozenset[tuple[str, str]], tuple[RunResult, dict[tuple[str, str], str]]] = {}
-    others: dict[int, Version] = {}
-    for place in sorted(range(len(runs)), key=lambda place: _VERSION.fullmatch(runs[place].category) is not None):
-        run = runs[place]
-        rows = (table_of(run.run_dir, SAMPLES) or []) if run.completed and not isinstance(run, Version) else []
-        rows = [row for row in rows if row.get("split") == "test"]
-        images = {(row.get("digest") or "", row.get("label") or ""): row["path"] for row in rows if row.get("path")}
-        if not images or len(images) < len(rows) or any(not digest for digest, _ in images):
-            continue  # without digests, or with copies among them, nobody knows which image is which
-        of, names = first.setdefault(frozenset(images), (run, images))
-        if product_of(of) != product_of(run):
-            known = {path: names[image] for image, path in images.items()}
-            others[place] = Version(**{**vars(run), "data": of.data, "category": of.category, "names": known})
-    roots = {_root(runs[place]) for place in others}
-    length = next((n for n in range(1, 99) if len({root.parts[-n:] for root in roots}) == len(roots)), 99)
-    for version in others.values():
-        version.attempt += f" on {'/'.join(_root(version).parts[-length:])}"
-    return [others.get(place, run) for place, run in enumerate(runs)]
-
-
-def _root(run: RunResult) -> PureWindowsPath:
-    """Return the folder of a run's data set; its separators are those of every platform."""
-    return PureWindowsPath(run.paths.get("data.root") or run.category)
-
-
-def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
-    """Return the name of the product in each place of several; nothing where all are one product.
-
-    Args:
-        places: a run of each, by its ``data.root``.
-        category: their name.
-    """
-    groups: list[tuple[set[str], list[str]]] = []  # images that are one product, and where they lie
-    for place, run in places.items():
-        rows: list[dict[str, str]] = []
-        with suppress(LabError):  # a damaged one says as much as none
-            rows = table_of(run.run_dir, SAMPLES) or []
-        images = {row["digest"] for row in rows if row.get("digest")}
-        same = next((group for group in groups if not images or not group[0] or images & group[0]), None)
-        if same is None:
-            groups.append((images, [place]))
-        else:
-            same[0].update(images)
-            same[1].append(place)
-    if len(groups) < 2:
-        return {}
-    parts = [PureWindowsPath(own[0]).parts for _, own in groups]  # its separators are those of every platform
-    folders = [(*part, *[category] * (part[-1:] != (category,))) for part in parts]
-    length = next((n for n in range(2, 99) if len({folder[-n:] for folder in folders}) == len(folders)), 99)
-    return {
-        place: "/".join(folder[-length:]) for folder, (_, own) in zip(folders, groups, strict=True) for place in own
-    }
-
-
-def by_attempt(
-    runs: Iterable[RunResult],
-    settings: Mapping[str, Settings],
-    block: Callable[[RunResult], Any] = lambda run: None,
-) -> dict[str, list[RunResult]]:
-    """Group runs by their attempt, in first-seen order.
-
-    Runs of one attempt that differ in more than seed, fold and place do not repeat each other: they are groups of their
-    own, named by what differs, ``base optimizer.lr=0.1``. So are models to keep beside runs that were tested, whatever
-    else their splits differ in: ``base split.test=0``.
-
-    Args:
-        runs: the runs.
-        settings: the settings of each run, by its directory.
-        block: what a run belongs to within which alone differences count: its product, where there are several.
-    """
-    runs = list(runs)
-    groups: dict[str, list[RunResult]] = {}
-    common = {run.run_dir: _without_own_fold(settings[run.run_dir]) for run in runs}
-    unsaid = {run.run_dir: {f"{OPTIONS}{name}" for name in run.by_default} for run in runs}
-    varied: dict[str, dict[str, None]] = {}
-    for attempt in dict.fromkeys(run.attempt for run in runs):
-        blocks: dict[Any, list[str]] = {}
-        for run in runs:
-            if run.attempt == attempt and settings[run.run_dir]:
-                blocks.setdefault((run.untested, block(run)), []).append(run.run_dir)
-        # A path that all runs share may name the fold of one of them: without own folds it would differ.
-        varied[attempt] = {
-            key: None
-            for peers in blocks.values()
-            for key in dict.fromkeys(key for peer in peers for key in common[peer])
-            if key not in RUN_KEYS and all(_vary(key, peers, of, unsaid) for of in (settings, common))
-        }
-    tested = {run.attempt for run in runs if not run.untested}
-    for run in runs:
-        own = common[run.run_dir]
-        differs = [f"{key}={own[key]}" for key in own if key in varied[run.attempt]]
-        differs += ["split.test=0"] * (run.untested and run.attempt in tested)
-        groups.setdefault(" ".join([run.attempt, *differs]), []).append(run)
-    return groups
-
-
-def _vary(key: str, peers: Sequence[str], of: Mapping[str, Settings], unsaid: Mapping[str, set[str]]) -> bool:
-    """Tell whether the settings of some runs differ in a key; in an option, among the runs of one method.
-
-    Args:
-        of: the settings, by the runs' directories.
-        unsaid: the options that have their defaults. Older runs did not write these down.
-    """
-    values: dict[str | None, dict[str, str | None]] = {}
-    for peer in peers:
-        method = of[peer].get("model.method") if key.startswith(OPTIONS) else None
-        values.setdefault(method, {})[peer] = of[peer].get(key)
-    for of_method in values.values():
-        if None in of_method.values():
-            of_method.update({peer: None for peer in of_method if key in unsaid[peer]})
-    return any(len({*of_method.values()}) > 1 for of_method in values.values())
-
-
-def said_options(runs: Iterable[RunResult], settings: Mapping[str, Settings]) -> set[str]:
-    """Return the keys of methods' options that were given for some of the runs: tables leave out the defaults."""
-    keys = ((key, run) for run in runs for key in settings[run.run_dir] if key.startswith(OPTIONS))
-    return {key for key, run in keys if key.removeprefix(OPTIONS) not in run.by_default}
-
-
-def _without_own_fold(settings: Settings) -> Settings:
-    """Return settings with ``fold_*`` where a value names the run's own fold: a path of another sweep, fold by fold."""
-    own = re.compile(rf"fold_{re.escape(settings.get('split.fold', ''))}(?!\d)")
-    return {key: own.sub("fold_*", value) for key, value in settings.items()}
 
 
 def settings_of(run: RunResult) -> Settings:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from mvtec_lab.evaluation.learning_curve import Forecast, forecast
 from mvtec_lab.evaluation.specs import METRICS, Metric
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
-from mvtec_lab.reporting.figures import finish_curves, label_of, style_of
-from mvtec_lab.reporting.fonts import lettered
 from mvtec_lab.reporting.pairs import Comparison
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 KEY = "data.per_class"
 NORMAL = 1.96  # standard errors from a value to a bound of its 95% interval
@@ -88,27 +81,3 @@ def _images(attempt: Attempt) -> float | None:
     """Return the training images of a class, the mean over the classes and runs: some classes may have too few."""
     counts = [[*train.values()] for run in attempt.done if (train := run.counts.get("train"))]
     return mean(mean(of_run) for of_run in counts)
-
-
-def shots_figure(curves: Sequence[Curve]) -> Figure:
-    """Draw the figure of every attempt over its training images a class, with its intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.4 + 0.2 * ((len(curves) + 1) // 2)), layout="constrained")
-    ax = figure.add_subplot()
-    for index, curve in enumerate(curves):
-        colour, dashes = style_of(index)
-        images, estimates = zip(*curve.points, strict=True)
-        places = [each * 1.02**index for each in images]  # side by side: intervals would hide each other
-        values = [estimate.value for estimate in estimates]
-        ax.plot(places, values, "o", color=colour, linestyle=dashes, markersize=5, label=label_of(curve.name, 40))
-        for place, estimate in zip(places, estimates, strict=True):
-            if estimate.low is not None and estimate.high is not None:
-                ax.plot([place, place], [estimate.low, estimate.high], color=colour, linewidth=1.5, alpha=0.6)
-    ax.set_xscale("log")
-    ticks = sorted({images for curve in curves for images, _ in curve.points})
-    ax.set_xticks(ticks, [f"{images:.3g}" for images in ticks])
-    ax.set_xticks([], minor=True)
-    metric = curves[0].metric
-    finish_curves(figure, ax, "training images of each class", f"test {metric.title}")
-    return lettered(figure)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mvtec_lab.evaluation.components import Component, Components, components, of_images
 from mvtec_lab.evaluation.specs import METRICS, Metric
 from mvtec_lab.reporting.attempts import Attempt
-from mvtec_lab.reporting.figures import PALETTE, finish_rows
-from mvtec_lab.reporting.fonts import lettered
 from mvtec_lab.reporting.pairs import Comparison
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NORMAL = 1.96  # standard errors from a value to a bound of its 95% interval
 MOST = 0.5  # of the variance: the part that the sentence names as most of it
@@ -112,21 +106,3 @@ def _of_images(attempt: Attempt, metric: Metric) -> float | None:
             if bounds is not None:
                 variances.append(((bounds[1] - bounds[0]) / (2 * NORMAL)) ** 2)
     return float(np.mean(variances)) if variances else None
-
-
-def spread_figure(spread: Spread) -> Figure:
-    """Draw the standard deviation of each part, with its 95% interval."""
-    from matplotlib.figure import Figure
-
-    scale = 100 if spread.metric.share else 1
-    figure = Figure(figsize=(5, 0.9 + 0.3 * len(spread.named)), layout="constrained")
-    ax = figure.add_subplot()
-    for y, (part, colour) in enumerate(zip(spread.named.values(), PALETTE, strict=False)):
-        bounds = [scale * bound for bound in part.interval(spread.most)]
-        ax.plot(bounds, [y, y], color=colour, linewidth=2)
-        ax.plot(scale * part.variance**0.5, y, "o", color=colour, markersize=8, clip_on=False)
-    ax.set_xlim(left=0)
-    unit = "points" if spread.metric.share else spread.metric.unit
-    what = f"standard deviation of a single run's {spread.metric.title}" + (f", {unit}" if unit else "")
-    finish_rows(figure, ax, list(spread.named), what)
-    return lettered(figure)

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import failure
 from mvtec_lab.reporting.terminal import LONGEST, print_columns, width_of
+from mvtec_lab.reporting.words import distinct, interval, number, span
 from mvtec_lab.results import RunResult, write_csv
 
 Row = dict[str, Any]
@@ -280,32 +281,12 @@ def remarks(rows: Sequence[Row], key: str) -> list[str]:
     return [f"{text} ({every.get(tuple(names)) or ', '.join(names)})" for text, names in named.items()]
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number for a table; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def cell(row: Row, column: Column) -> str:
     """Return a cell of a table of results, ``0.050 [0.01, 0.24]`` where its column is bounded."""
     value = row[column.key]
     if not column.bounded or value is None:
         return number(value, column.digits)
     return str(Estimate(value, row[f"{column.key}_low"], row[f"{column.key}_high"]))
-
-
-def span(numbers: Collection[int]) -> str:
-    """Return ``8`` of equal numbers, ``8–9`` of others."""
-    return "–".join(map(str, sorted({min(numbers), max(numbers)})))
-
-
-def p_value(value: float | None) -> str:
-    """Return a p for a table, which is never 0; a dash where there is none."""
-    return number(value) if value is None or value >= 0.001 else "<0.001"
-
-
-def interval(estimate: Estimate | None) -> str:
-    """Return a value with its interval for a table; a dash where there is none."""
-    return number(None) if estimate is None else str(estimate)
 
 
 def judged(row: Row) -> str:
@@ -373,8 +354,8 @@ def print_table(
         headline: its lines, which stand above the table.
     """
     console = console or Console()
-    for number, line in enumerate(headline):
-        console.print(Text(line, style="" if number else "bold"))
+    for place, line in enumerate(headline):
+        console.print(Text(line, style="" if place else "bold"))
     if headline:
         console.print()
     by_product = products_table.by_product(rows)
@@ -456,11 +437,6 @@ def _folder(attempts: Sequence[str]) -> str:
     """Return the beginning of all names, up to a slash, where there are several: the heading says it once."""
     folders = {name.rpartition("/")[0] for name in attempts}
     return f"{folders.pop()}/" if len(attempts) > 1 and len(folders) == 1 and "" not in folders else ""
-
-
-def distinct(texts: Iterable[str]) -> list[str]:
-    """Return the texts, each once, in first-seen order."""
-    return list(dict.fromkeys(texts))
 
 
 def curves(logdir: str | os.PathLike[str]) -> str:

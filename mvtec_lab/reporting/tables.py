@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.evaluation.specs import all_metrics
-from mvtec_lab.reporting.runs import OPTIONS, RUN_KEYS, Settings, by_attempt, load_runs, said_options, settings_known
+from mvtec_lab.reporting.grouping import OPTIONS, RUN_KEYS, by_attempt, said_options
+from mvtec_lab.reporting.runs import Settings, load_runs, settings_known
 from mvtec_lab.results import RunResult, write_csv
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,112 @@
+"""Name the product that each run is of, wherever its files lie: folders of one name, and versions of a data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import PureWindowsPath
+
+from mvtec_lab.errors import LabError
+from mvtec_lab.foreign import file_of
+from mvtec_lab.results import SAMPLES, RunResult, table_of
+
+_VERSION = re.compile(r"version-\d+")  # as a review names its folders
+
+
+def product_of(run: RunResult) -> tuple[str, str]:
+    """Return what tells products apart, wherever their files lie: the data set, and the category."""
+    return run.data, run.category
+
+
+def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of which those of different products in folders of one name have categories of their own.
+
+    Folders of one name that lie in different places are one product where they share an image, as copies of a data set
+    on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``. A version of a data
+    set is its product, whatever its folder is called, where exactly the same images are tested.
+    """
+    places: dict[tuple[str, str], dict[str, RunResult]] = {}
+    for run in sorted(runs, key=lambda run: file_of(run.run_dir, SAMPLES) is None):  # those that failed early: last
+        places.setdefault(product_of(run), {}).setdefault(run.paths.get("data.root", ""), run)
+    named: dict[tuple[str, str, str], str] = {}
+    for (data, category), of_product in places.items():
+        for place, name in _names_of(of_product, category).items() if len(of_product) > 1 else ():
+            named[data, category, place] = name
+    keys = [(*product_of(run), run.paths.get("data.root", "")) for run in runs]
+    return _versions(
+        [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
+    )
+
+
+@dataclass
+class Version(RunResult):
+    """Hold a run on a version of a data set, with the very test images of another run under other names.
+
+    ``names`` has the other run's name of each of them, by the path that it has in this run.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def _versions(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of which those on a version of another run's data set are of its product, ``finetune on version-1``.
+
+    A review writes such versions: more or other images train, and what is tested stays tested. Their test images are,
+    byte by byte, those of the other run, with the same labels; their folders have other names, and so may their files.
+    """
+    if len({product_of(run) for run in runs}) < 2:
+        return [*runs]
+    first: dict[frozenset[tuple[str, str]], tuple[RunResult, dict[tuple[str, str], str]]] = {}
+    others: dict[int, Version] = {}
+    for place in sorted(range(len(runs)), key=lambda place: _VERSION.fullmatch(runs[place].category) is not None):
+        run = runs[place]
+        rows = (table_of(run.run_dir, SAMPLES) or []) if run.completed and not isinstance(run, Version) else []
+        rows = [row for row in rows if row.get("split") == "test"]
+        images = {(row.get("digest") or "", row.get("label") or ""): row["path"] for row in rows if row.get("path")}
+        if not images or len(images) < len(rows) or any(not digest for digest, _ in images):
+            continue  # without digests, or with copies among them, nobody knows which image is which
+        of, names = first.setdefault(frozenset(images), (run, images))
+        if product_of(of) != product_of(run):
+            known = {path: names[image] for image, path in images.items()}
+            others[place] = Version(**{**vars(run), "data": of.data, "category": of.category, "names": known})
+    roots = {_root(runs[place]) for place in others}
+    length = next((n for n in range(1, 99) if len({root.parts[-n:] for root in roots}) == len(roots)), 99)
+    for version in others.values():
+        version.attempt += f" on {'/'.join(_root(version).parts[-length:])}"
+    return [others.get(place, run) for place, run in enumerate(runs)]
+
+
+def _root(run: RunResult) -> PureWindowsPath:
+    """Return the folder of a run's data set; its separators are those of every platform."""
+    return PureWindowsPath(run.paths.get("data.root") or run.category)
+
+
+def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
+    """Return the name of the product in each place of several; nothing where all are one product.
+
+    Args:
+        places: a run of each, by its ``data.root``.
+        category: their name.
+    """
+    groups: list[tuple[set[str], list[str]]] = []  # images that are one product, and where they lie
+    for place, run in places.items():
+        rows: list[dict[str, str]] = []
+        with suppress(LabError):  # a damaged one says as much as none
+            rows = table_of(run.run_dir, SAMPLES) or []
+        images = {row["digest"] for row in rows if row.get("digest")}
+        same = next((group for group in groups if not images or not group[0] or images & group[0]), None)
+        if same is None:
+            groups.append((images, [place]))
+        else:
+            same[0].update(images)
+            same[1].append(place)
+    if len(groups) < 2:
+        return {}
+    parts = [PureWindowsPath(own[0]).parts for _, own in groups]  # its separators are those of every platform
+    folders = [(*part, *[category] * (part[-1:] != (category,))) for part in parts]
+    length = next((n for n in range(2, 99) if len({folder[-n:] for folder in folders}) == len(folders)), 99)
+    return {
+        place: "/".join(folder[-length:]) for folder, (_, own) in zip(folders, groups, strict=True) for place in own
+    }

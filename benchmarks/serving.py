@@ -1,6 +1,6 @@
 """Measure task=serve: requests per second beside the bare ONNX session, and a soak with broken requests among others.
 
-    python -m benchmarks.serving [--soak 10000] [--backbone mobilenet_v2] [--side 256]
+    python -m benchmarks.serving [--soak 10000] [--threads 1 2] [--backbone mobilenet_v2] [--side 256]
 
 The network has random weights: speed does not depend on them. Both sides judge the same JPEG images one after another,
 in blocks that alternate; the service's clients, two threads in a process of their own, take processor time as well.
@@ -33,13 +33,15 @@ from PIL import Image
 from benchmarks import common
 
 CLIENTS = 2  # as the cores: more wait in the queue, and show nothing else
-THREADS = 1  # of an image, of session and service: on two cores a second one gains a session little, or nothing
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--side", type=int, default=256, help="of the images, pixels")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="of an image, of session and service: one run each"
+    )
     parser.add_argument("--requests", type=int, default=200, help="of a block, that are timed")
     parser.add_argument("--pairs", type=int, default=7, help="of blocks in alternation: the session, the service")
     parser.add_argument("--soak", type=int, default=10_000, help="requests of the soak, on a small network; 0: none")
@@ -48,15 +50,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.pairs:
             ckpt = common.fresh(classifier, options.backbone, folder).value
-            rows, start = rates(ckpt, images, options.pairs, options.requests)
+            file = common.fresh(exported, ckpt).value
+            blocks = options.pairs, options.requests
+            rows = [row for threads in options.threads for row in rates(ckpt, file, images, threads, *blocks)]
             load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
             notes = [
-                f"{options.backbone}, JPEG images of {options.side} pixels, {THREADS} thread; {CLIENTS} clients; "
-                f"the service answered {start:.0f} s after its start",
+                f"{options.backbone}, JPEG images of {options.side} pixels; {CLIENTS} clients",
                 f"median of {options.pairs} blocks of {options.requests} images, in alternation; shares are of the "
-                f"block before them (least to most); load average at the end {load}",
+                f"session's block before them (least to most); load average at the end {load}",
             ]
-            common.show("serving", notes, ["side", "images a second", "share of the first", "p99, ms"], rows)
+            titles = ["threads", "side", "images a second", "share of the session", "p99, ms"]
+            common.show("serving", notes, titles, rows)
         if options.soak:
             small = common.fresh(classifier, "squeezenet1_1", folder, 64).value
             soak(small, options.soak)
@@ -126,49 +130,38 @@ class Bare:
         return seconds
 
 
-def rates(ckpt: str, images: Sequence[bytes], pairs: int, count: int) -> tuple[list[list[str]], float]:
-    """Return the rows of the table, of session and service in alternation, and seconds until the service answered."""
-    file = common.fresh(exported, ckpt).value
-    bare, wide = Bare(file, 224, THREADS), Bare(file, 224, 2 * THREADS)
+def rates(ckpt: str, file: bytes, images: Sequence[bytes], threads: int, pairs: int, count: int) -> Iterator[list[str]]:
+    """Give the rows of the table for a number of threads, of session and service in alternation."""
+    bare = Bare(file, 224, threads)
     pictures = [bare.picture(data) for data in images]
-    names = [
-        "ONNX session alone, pictures ready",
-        "the same, two threads",
-        "the same, one thread, with decoding and resizing",
-        "task=serve",
-    ]
+    names = ["ONNX session alone, pictures ready", "the same, with decoding and resizing", "task=serve"]
     seconds: list[list[float]] = [[] for _ in names]
     rate: list[list[float]] = [[] for _ in names]
-    began = time.perf_counter()
-    with served(ckpt) as (_, port):
-        start = time.perf_counter() - began
+    with served(ckpt, threads) as (_, port):
         timed_requests(port, images, 2 * CLIENTS)  # the first ones allocate
         bare.seconds(pictures, 4)
-        wide.seconds(pictures, 4)
         for _ in range(pairs):
-            for kind, (session, inputs) in enumerate(((bare, pictures), (wide, pictures), (bare, images))):
-                each = session.seconds(inputs, count)
+            for kind, inputs in enumerate((pictures, images)):
+                each = bare.seconds(inputs, count)
                 rate[kind].append(count / sum(each))
                 seconds[kind] += each
             each, wall = timed_requests(port, images, count)
             rate[-1].append(count / wall)
             seconds[-1] += each
-    rows = []
     for name, of_rate, of_seconds in zip(names, rate, seconds, strict=True):
         shares = np.array(of_rate) / np.array(rate[0])
         share = f"{np.median(shares):.0%} ({shares.min():.0%} to {shares.max():.0%})"
         late = 1000 * float(np.quantile(of_seconds, 0.99))
-        rows.append([name, f"{np.median(of_rate):.1f}", share, f"{late:.0f}"])
-    return rows, start
+        yield [str(threads), name, f"{np.median(of_rate):.1f}", share, f"{late:.0f}"]
 
 
 @contextmanager
-def served(ckpt: str, *settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def served(ckpt: str, threads: int, *settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Serve a checkpoint in a process of its own; give the process and its port."""
     with tempfile.TemporaryDirectory() as out:
         words = ["task=serve", f"ckpt={ckpt}", "serve.port=0", f"hydra.run.dir={out}/run", *settings]
         command = [sys.executable, "-m", "mvtec_lab", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -231,7 +224,7 @@ def soak(ckpt: str, count: int) -> None:
     again: list[int] = []
     memory: list[float] = []
 
-    with served(ckpt, "serve.timeout=2", "serve.max_mb=1") as (process, port):
+    with served(ckpt, 1, "serve.timeout=2", "serve.max_mb=1") as (process, port):
 
         def client(number: int) -> None:
             connection = HTTPConnection("127.0.0.1", port)

@@ -272,6 +272,7 @@ def test_the_split_is_the_labs_own(annotated, product: Path, arguments: list[str
     assert content["val"] == ("images/val" if "val" in told["images"] else "images/test")
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_every_fold(lab, product: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     words = ["task=annotate", "data=folder", f"data.root={product}", "cv.folds=3", f"hydra.sweep.dir={sweep}"]

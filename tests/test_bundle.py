@@ -104,7 +104,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", others_slow(CASES, "classifier", "tiles"))
+@pytest.mark.parametrize("case", others_slow(CASES, "classifier"))
 def test_the_script_says_what_predict_says(case: str, lab, new: Path, tmp_path: Path) -> None:
     assert lab(*CASES[case].split(), "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run", "hydra.run.dir=out") == 0
@@ -134,6 +134,7 @@ def test_the_script_says_what_predict_says(case: str, lab, new: Path, tmp_path: 
     assert len(text.splitlines()) < 200
 
 
+@pytest.mark.slow
 def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path) -> None:
     assert lab("attempt=base", "hydra.run.dir=run") == 0
     assert lab("task=threshold", "ckpt=run", "false_rejects=0.3", "reviews=0.4", "hydra.run.dir=strict") == 0
@@ -156,6 +157,7 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path)
     assert not infer.unlike({"distance": np.array([9.0])}, {"unknown": {"above": 1, "first": False}}, "REJECT")
 
 
+@pytest.mark.slow
 def test_a_model_in_integers_says_what_it_costs(lab, tmp_path: Path, capsys) -> None:
     assert lab(*CASES["patchcore"].split(), "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run", "format=int8", "hydra.run.dir=out") == 0
@@ -171,6 +173,7 @@ def test_a_model_in_integers_says_what_it_costs(lab, tmp_path: Path, capsys) -> 
     assert len(lines[1].splitlines()) == len(paths)
 
 
+@pytest.mark.slow
 def test_without_the_run_s_images_integers_cannot_be_measured(patchcore: Path, lab, tmp_path: Path, capsys) -> None:
     assert lab("task=export", f"ckpt={patchcore}", "format=int8", "hydra.run.dir=out") == 2
     assert "run's training images are gone: restore them, or leave it out" in capsys.readouterr().err
@@ -183,6 +186,7 @@ def patchcore(tiny_net: str, lab, tmp_path: Path) -> Path:
     return untrained("patchcore", tiny_net, tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_the_folder_is_whole_and_its_sums_are_right(patchcore: Path, lab, tmp_path: Path, capsys) -> None:
     assert lab("task=export", f"ckpt={patchcore}", "hydra.run.dir=out") == 0
     assert (
@@ -206,6 +210,7 @@ def test_the_folder_is_whole_and_its_sums_are_right(patchcore: Path, lab, tmp_pa
     assert done.stdout.endswith(f"\t{tmp_path / 'new.png'}\n")
 
 
+@pytest.mark.slow
 def test_a_script_that_needs_more_or_decides_otherwise_is_refused(
     patchcore: Path, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -223,6 +228,7 @@ def test_a_script_that_needs_more_or_decides_otherwise_is_refused(
         assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model_card.md", "SHA256SUMS"])
 def test_a_full_disk_leaves_nothing(
     file: str, patchcore: Path, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys

@@ -292,7 +292,8 @@ def test_what_is_equal_in_all_images_is_not_compared(monitor) -> None:
     assert "brightness is not compared: it is the same in all images" in notes
 
 
-@pytest.mark.parametrize("attempt", [pytest.param("segment/fpn", marks=pytest.mark.slow), "patchcore"])
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", ["segment/fpn", "patchcore"])
 def test_other_problems_are_compared_as_well(attempt: str, lab, product: Path, tmp_path: Path) -> None:
     """Segmentation has no frozen features: what images show is compared at 16 x 16 pixels."""
     write_product(product, {"good": 24, "crack": 6, "hole": 6}, train_good=30)

@@ -31,6 +31,7 @@ def registered() -> Iterator[None]:
         del registry._own[name]
 
 
+@pytest.mark.slow
 def test_a_new_problem_is_compared_and_reported(lab, tmp_path: Path, capsys) -> None:
     sweep = ["-m", "attempt=base", *BRIGHTNESS, "optimizer.lr=0.001,0.3", "seed=0,1,2", "split.seed=0"]
     assert lab(*sweep, "hydra.sweep.dir=s", "trainer.max_epochs=10") == 0

@@ -94,6 +94,7 @@ def test_folders_of_one_name_are_products_of_their_own_unless_they_share_images(
     assert {run.category for run in told_apart([run for run in copies if "copy" in run.run_dir])} == {"line_1/widget"}
 
 
+@pytest.mark.slow
 def test_a_product_that_fails_refuses_no_other(lab, root: Path, tmp_path: Path, capsys) -> None:
     words = [f"data.root={root}", "data.category=widget,thin,gear,none", "attempt=head,base", "trainer.max_epochs=1"]
     assert lab("-m", *words, "hydra.sweep.dir=s") == 2
@@ -350,11 +351,11 @@ def test_the_power_of_ranks_is_that_of_few_products() -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        (PREDICTIONS, "damaged"),
+        pytest.param(PREDICTIONS, "damaged", marks=pytest.mark.slow),
         (RESULT, ""),
-        (RESULT, '{"attempt": "b"'),
-        (RESULT, '{"seconds": NaN}'),
-        (CONFIG, "- optimizer"),
+        pytest.param(RESULT, '{"attempt": "b"', marks=pytest.mark.slow),
+        pytest.param(RESULT, '{"seconds": NaN}', marks=pytest.mark.slow),
+        pytest.param(CONFIG, "- optimizer", marks=pytest.mark.slow),
         (CONFIG, None),
     ],
 )

@@ -154,6 +154,7 @@ def test_table_and_files_name_what_was_left_out(tmp_path: Path) -> None:
     assert "Failed" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_look_shows_the_same_whenever_it_is_taken(tmp_path: Path) -> None:
     """Of runs at once some are ahead: neither decisions nor figures may depend on it."""
     ready(tmp_path / "late", "good", "bad")

@@ -274,6 +274,7 @@ def test_report_names_the_settings_that_all_attempts_share(tmp_path: Path) -> No
     assert "The same for all attempts" not in text_of(page(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_setting_without_effect_on_an_attempt_is_no_difference(tmp_path: Path) -> None:
     """The epochs of an attempt that trains by none stood beside those of a network."""
     fabricate(tmp_path / "0", "base", idle=["optimizer.lr", "augment.transforms"])

@@ -204,6 +204,7 @@ def test_tensorboard_shows_no_step_twice(lab, stop, tmp_path: Path) -> None:
     assert shown[0] == shown[1]
 
 
+@pytest.mark.slow
 def test_a_failed_run_starts_anew(lab, stop, tmp_path: Path, capsys) -> None:
     assert lab(*TUNED, "hydra.run.dir=whole") == 0
     stop(*TUNED, "hydra.run.dir=run", by=RuntimeError("no memory left"))

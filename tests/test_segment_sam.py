@@ -248,6 +248,7 @@ def test_prompts_are_found_again_where_their_run_has_another_threshold(run, one_
         assert (kept / PREDICTIONS).read_text() == (uncached / PREDICTIONS).read_text()
 
 
+@pytest.mark.slow
 def test_prompts_of_another_kind_and_an_export_are_one_line(run, tmp_path: Path) -> None:
     folder = run("sam")
     model = load_model(folder / BEST)

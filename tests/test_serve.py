@@ -114,7 +114,7 @@ def mark_something(path: Path) -> None:
     model.save(path)
 
 
-@pytest.mark.parametrize("kind", others_slow(list(MODELS), "anomaly", "classifier"))
+@pytest.mark.parametrize("kind", others_slow(list(MODELS), "classifier"))
 def test_answers_are_the_rows_of_predict(kind: str, lab, serving: Serving, tmp_path: Path) -> None:
     assert lab(*MODELS[kind], "hydra.run.dir=run") == 0
     if kind in ("masks", "boxes"):
@@ -171,6 +171,7 @@ def same_words_and_near_numbers(answer: dict[str, Any], other: dict[str, Any]) -
             assert other[key] == value, key
 
 
+@pytest.mark.slow
 def test_what_is_unlike_anything_in_training_is_unknown(lab, serving: Serving, tmp_path: Path) -> None:
     assert lab("attempt=base", "hydra.run.dir=run") == 0
     assert lab("task=threshold", "ckpt=run", "false_rejects=0.4", "hydra.run.dir=strict") == 0

@@ -272,6 +272,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(lab, widget: Path, tmp_pat
     assert (again.epochs, again.metrics) == (whole.epochs, whole.metrics)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_judges_new_images_as_the_run_did(lab, widget: Path, tmp_path: Path) -> None:
     assert lab(*MIXED, *KFOLD, "hydra.run.dir=run") == 0
     assert load_model(tmp_path / "run/best.ckpt").module.known is None

@@ -169,6 +169,7 @@ def test_links_inside_a_run_and_to_it_are_followed_but_no_folder_below(runs: Pat
     assert "secret" not in page
 
 
+@pytest.mark.slow
 def test_figures_that_the_predictions_do_not_give_are_refused(runs: Path, capsys) -> None:
     """A result.json with accuracy 7.5 was believed, and so would be any other figure."""
     edited(runs / "base/result.json", metrics__test__accuracy=7.5)

@@ -170,6 +170,7 @@ def test_masks_boxes_and_maps_share_folds_report_and_verdict(sweep: Path) -> Non
     assert all(float(row[key]) > 0 for row in rows.values() for key in ("fit_seconds", "seconds_per_image", "peak_mib"))
 
 
+@pytest.mark.slow
 def test_the_report_says_of_each_picture_what_its_method_drew(sweep: Path) -> None:
     """Masks had the caption of one-class maps, and boxes were said to score whole images."""
     html = (sweep / "report.html").read_text(encoding="utf-8")
@@ -187,6 +188,7 @@ def test_the_report_says_of_each_picture_what_its_method_drew(sweep: Path) -> No
         assert "scores whole images" not in mine[name]
 
 
+@pytest.mark.slow
 def test_detectors_are_compared_by_boxes_although_one_draws_masks(sweep: Path, tmp_path: Path) -> None:
     for run in load_runs(sweep):
         folder = tmp_path / "all" / Path(run.run_dir).relative_to(sweep)

@@ -154,8 +154,8 @@ def test_made_up_defects_choose(tmp_path: Path) -> None:
     (pair,) = comparison.pairs
     assert pair.different
     assert pair.lead_of("padim") < 0
-    assert "which validation chose" in comparison.verdict[0]
-    assert "padim (image AUROC of made-up defects 0.900)" in comparison.verdict[1]
+    assert "which validation chose" in comparison.headline[0]
+    assert "Validation chose padim (image AUROC of made-up defects 0.900)" in comparison.verdict[1]
 
 
 def test_what_was_never_validated_is_no_loser_on_validation(tmp_path: Path) -> None:

@@ -74,9 +74,11 @@ def test_validation_that_chose_the_wrong_one_is_overruled_in_words(tmp_path: Pat
     assert headline.use == "Use a: it is shown to be better on test than b, which validation chose."
     verdict = compare(load_runs(tmp_path)).verdict
     assert verdict[0].startswith("a (ahead by ")
-    assert verdict[0].endswith(" is shown to be better on test than b, which validation chose.")
+    assert verdict[0].endswith(" is shown to be better on test than b.")
+    assert verdict[1].startswith("Validation chose b (balanced accuracy 0.900); test accuracy 0.5")
     assert "No attempt is shown" not in " ".join(verdict)
     assert "accuracy 0.93" in headline.sure  # of the one that is named
+    assert headline.sure.endswith(" The same test images chose a: its figures are a little too good.")
     for path in tmp_path.glob(f"b*/{RESULT}"):
         path.write_text(path.read_text().replace('"images": 8', '"images": 9'))
     headline = of(tmp_path)

@@ -204,7 +204,7 @@ def test_the_first_lines_say_what_to_do(tmp_path: Path) -> None:
     assert level[-1].startswith("Next: ")
     write(tmp_path / "nothing", {"a": -7, "b": -7}, 3)
     nothing = compared(tmp_path / "nothing")
-    assert nothing.headline[0].startswith("■ Nothing learnt. Use none of these attempts")
+    assert nothing.headline[0].startswith("■ Nothing learnt. Do not use any of these 2 attempts: on no product is")
     assert nothing.verdict[0].startswith("It is not shown that anything was learnt: on none of 3 products")
     against = compared(tmp_path / "level", VerdictConfig(reference="b")).headline
     assert against[0] == "▲ Open. Stay with b: over 2 products no other attempt is shown to be better."

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from mvtec_lab.evaluation.differences import LEAST_RUNS
-from mvtec_lab.evaluation.specs import metrics_of
+from mvtec_lab.evaluation.specs import Metric, metrics_of
 from mvtec_lab.reporting.attempts import Attempt, Estimate, too_few
-from mvtec_lab.reporting.pairs import Block, Comparison, Pair
-from mvtec_lab.reporting.verdict import CHOSEN, FEW, validated_alike
+from mvtec_lab.reporting.choice import UNDECIDED, Choice, Contest, Light, alone, unlearnt
+from mvtec_lab.reporting.pairs import Block, Comparison
+from mvtec_lab.reporting.verdict import FEW, validated_alike
 from mvtec_lab.results import GOOD, RunResult
 
-Light = Literal["green", "amber", "red"]
 SHAPES: dict[Light, str] = {"green": "●", "amber": "▲", "red": "■"}  # in a terminal; the page draws the same shapes
 ESCAPES, REJECTS = "escapes", "false rejects"
 MEANING = {ESCAPES: "of the defects pass as good", REJECTS: "of the good products are refused"}
 MARKS: dict[Light, str] = {"green": "use this one", "amber": "if one has to be chosen"}
-AGAINST = ", against validation"  # of what is shown, where validation chose another attempt
 LATE = 0.9  # of the epochs: one whose weights were kept lies so near the end that training had not settled
 FEW_IMAGES = 5  # training images of a class; below it the class is hardly seen
 
@@ -55,15 +53,21 @@ def headline_of(comparison: Comparison) -> Headline:
     if not done:
         return Headline("red", "Failed", "There is nothing to use: no run was completed.", next="Next: see why, below.")
     if all(run.untested for attempt in done for run in attempt.done):
-        expected = "What to expect is the figure that their attempt had in cross-validation (cv.folds)."
-        return Headline("amber", "Untested", "These models have learnt what would have tested them.", expected)
+        return untested()
     best = next((attempt for attempt in done if attempt.name == comparison.best), None)
     if best is None:
         return _of_blocks(comparison)
-    light, word, use, chosen = _use(best, comparison)
-    sure, further, mistakes = _sure(chosen, light), _next(chosen, light, comparison), mistakes_of(chosen)
-    name, mark = (chosen.name, MARKS[light]) if len(done) > 1 and light in MARKS else ("", "")
-    return Headline(light, word, use, sure, further, mistakes, name, mark)
+    choice = _choice(best, comparison)
+    chosen = next(attempt for attempt in done if attempt.name == choice.name)
+    sure, further = _sure(chosen, choice), _next(chosen, choice.light, comparison)
+    name, mark = (chosen.name, MARKS[choice.light]) if len(done) > 1 and choice.light in MARKS else ("", "")
+    return Headline(choice.light, choice.word, choice.use, sure, further, mistakes_of(chosen), name, mark)
+
+
+def untested() -> Headline:
+    """Return the headline of models that no image has tested."""
+    expected = "What to expect is the figure that their attempt had in cross-validation (cv.folds)."
+    return Headline("amber", "Untested", "These models have learnt what would have tested them.", expected)
 
 
 def _of_blocks(comparison: Comparison) -> Headline:
@@ -111,101 +115,44 @@ def _with_figure(attempt: Attempt) -> str:
     return attempt.name if estimate is None else f"{attempt.name} ({attempt.metric.title} {estimate})"
 
 
-def _use(best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
-    """Return light, word and the sentence that says which attempt to use, and that attempt."""
+def _choice(best: Attempt, comparison: Comparison) -> Choice:
+    """Return which attempt to use; ``best``: the one that validation chose."""
     named = {attempt.name: attempt for attempt in comparison.compared}
     if all(attempt.learnt is False for attempt in named.values()):
-        who = best.name if len(named) == 1 else f"any of these {len(named)} attempts"
-        why = f" Likely because {reason}." if (reason := likely(best)) else ""
-        return "red", "Nothing learnt", f"Do not use {who}: it is not shown that anything was learnt.{why}", best
+        return unlearnt([best.name, *(name for name in named if name != best.name)], likely(best))
     if len(named) == 1:
-        if not best.learnt:
-            return (
-                "amber",
-                "Open",
-                f"{best.name} is the only attempt, and nothing shows what its figure is worth.",
-                best,
-            )
-        what = best.metric.chance[1] if best.metric.chance else "chance"
-        return "green", "Learnt", f"{best.name}, the only attempt, is shown to be better than {what}.", best
-    if comparison.reference is not None:
-        return _against(named[comparison.reference], best, comparison)
-    beaten, level, lost = _sorted(best.name, comparison.pairs)
-    if lost:
-        other, pair = lost[0]
-        ranked, alike = named[other] in comparison.blocks[0].ranked, validated_alike(best, named[other])
-        shown = f"it is shown to be better on test than {best.name}{CHOSEN[alike] if ranked else ''}"
-        if len(_sorted(other, comparison.pairs)[0]) < len(comparison.rivals(other)):
-            use = f"Use {_model(other, pair)} if one has to be chosen now: {shown}; no attempt is shown to be the best."
-            return "amber", "Open", use, named[other]
-        word = _shown(pair) + (AGAINST if ranked and alike else "")
-        return "green", word, f"Use {_model(other, pair)}: {shown}.", named[other]
-    rivals = len(comparison.rivals(best.name))
-    if beaten and not level and len(beaten) >= rivals:
-        others = "all that it is compared with" if rivals < len(named) - 1 else f"all {len(beaten)} others"
-        others = beaten[0][0] if len(beaten) == 1 else others
-        pair = next((pair for _, pair in beaten if pair.models), beaten[0][1])
-        return "green", _shown(pair), f"Use {_model(best.name, pair)}: it is shown to be better than {others}.", best
-    some = f", and is shown to be better than {len(beaten)} of the {rivals} others" if beaten else ""
-    use = f"Use {best.name} if one has to be chosen now: it is the best on validation{some}; no attempt is shown to be "
-    return "amber", "Open", f"{use}the best.", best
+        return alone(best.name, bool(best.learnt), chance_of(best.metric))
+    return Contest(
+        best.name,
+        comparison.pairs,
+        [*named],
+        [attempt.name for attempt in comparison.blocks[0].ranked],
+        lambda name: validated_alike(best, named[name]),
+        comparison.reference,
+    ).choice()
 
 
-def _against(reference: Attempt, best: Attempt, comparison: Comparison) -> tuple[Light, str, str, Attempt]:
-    """Return the same where every attempt is compared with one that is in use."""
-    name = reference.name
-    worse, level, better = _sorted(name, comparison.pairs)
-    chosen = next((pair for other, pair in better if other == best.name), None)
-    if chosen is not None:
-        use = f"Use {_model(best.name, chosen)}: it is shown to be better than {name}."
-        return "green", _shown(chosen), use, best
-    if better:
-        other, pair = better[0]
-        used = next(attempt for attempt in comparison.done if attempt.name == other)
-        chosen_by, against = (f"; validation chose {best.name}", AGAINST) if validated_alike(best, used) else ("", "")
-        use = f"Use {_model(other, pair)}: it is shown to be better on test than {name}{chosen_by}."
-        return "green", _shown(pair) + against, use, used
-    if worse and not level:
-        others = worse[0][0] if len(worse) == 1 else f"all {len(worse)} others"
-        pair = next((pair for _, pair in worse if pair.models), worse[0][1])
-        use = f"Stay with {_model(name, pair)}: it is shown to be better than {others}."
-        return "green", _shown(pair), use, reference
-    return "amber", "Open", f"Stay with {name}: no other attempt is shown to be better.", reference
+def chance_of(metric: Metric) -> str:
+    """Return in words what an attempt that learnt nothing is like."""
+    return metric.chance[1] if metric.chance else "chance"
 
 
-def _sorted(name: str, pairs: Sequence[Pair]) -> tuple[list[tuple[str, Pair]], ...]:
-    """Return the attempts that one is shown to be better than, not shown to differ from, and shown to be worse than."""
-    mine = [pair for pair in pairs if name in (pair.first, pair.second) and pair.difference is not None]
-    sides = sorted(((pair.lead_of(name), _other(name, pair), pair) for pair in mine), key=lambda side: side[0])
-    return (
-        [(other, pair) for lead, other, pair in sides if pair.different and lead > 0],
-        [(other, pair) for _, other, pair in sides if not pair.different],
-        [(other, pair) for lead, other, pair in sides if pair.different and lead <= 0],
-    )
-
-
-def _other(name: str, pair: Pair) -> str:
-    return pair.second if pair.first == name else pair.first
-
-
-def _model(name: str, pair: Pair) -> str:
-    return f"the model of {name} that was trained here" if pair.models else name
-
-
-def _shown(pair: Pair) -> str:
-    return "Shown for these models" if pair.models else "Shown"
-
-
-def _sure(chosen: Attempt, light: Light) -> str:
+def _sure(chosen: Attempt, choice: Choice) -> str:
     """Say what to expect of an attempt on new images."""
     estimate, metric = chosen.estimate(), chosen.metric
-    if estimate is None or light == "red":
+    if estimate is None or choice.light == "red":
         return ""
     figure = f"{metric.title} {estimate.value:.2f}"
     if estimate.low is None or estimate.high is None:
         few = f": {len(chosen.tests)} test sets have no interval" if 1 < len(chosen.tests) < LEAST_RUNS else ""
-        return f"On test it has {figure}; how far that holds is not known{few}."
-    return f"On new images like these expect {figure}, between {estimate.low:.2f} and {estimate.high:.2f} (95%)."
+        return f"On test it has {figure}; how far that holds is not known{few}.{flattered(choice)}"
+    bounds = f"between {estimate.low:.2f} and {estimate.high:.2f} (95%)"
+    return f"On new images like these expect {figure}, {bounds}.{flattered(choice)}"
+
+
+def flattered(choice: Choice) -> str:
+    """Say, to follow figures on test, that they are a little too good where the test images chose the attempt."""
+    return f" The same test images chose {choice.name}: its figures are a little too good." if choice.by_test else ""
 
 
 def _next(chosen: Attempt, light: Light, comparison: Comparison) -> str:
@@ -284,8 +231,14 @@ def _reasons(runs: Sequence[RunResult]) -> Iterator[str]:
 
 
 def unsaid(verdict: Sequence[str], headline: Sequence[str]) -> list[str]:
-    """Return the sentences of a verdict without the advice that the first lines end with: a page says it once."""
-    return [line for line in verdict if not any(first.endswith(line[1:]) for first in headline)]
+    """Return the sentences of a verdict without those that the first lines end with: a page says them once.
+
+    These are the advice, and that no attempt is shown to be the best.
+    """
+    lines = [line for line in verdict if not any(first.endswith(line[1:]) for first in headline)]
+    if any(first.endswith(UNDECIDED[1:]) for first in headline):
+        lines = [line.removeprefix(f"{UNDECIDED} ") for line in lines]
+    return lines
 
 
 def capital(text: str) -> str:

@@ -70,6 +70,11 @@ class ProductsPair:
             return False
         return self.difference.value * st.median(self.by_product.values()) > 0
 
+    @property
+    def models(self) -> bool:
+        """Return False: each product has trainings of its own, so that their luck is part of the spread."""
+        return False
+
     def lead_of(self, name: str) -> float:
         """Return how much better one of the two is than the other, in the mean."""
         lead = 0.0 if self.difference is None else METRICS[self.metric].sign * self.difference.value

@@ -9,9 +9,18 @@ from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.products import RANKS
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
-from mvtec_lab.reporting.headline import Headline, Light, headline_of, likely, mistakes_of
-from mvtec_lab.reporting.products import Placed, ProductsComparison, ProductsPair
-from mvtec_lab.reporting.products_verdict import UNLIKE
+from mvtec_lab.reporting.choice import Choice, Light, alone, unlearnt
+from mvtec_lab.reporting.headline import (
+    Headline,
+    chance_of,
+    flattered,
+    headline_of,
+    likely,
+    mistakes_of,
+    untested,
+)
+from mvtec_lab.reporting.products import Placed, ProductsComparison
+from mvtec_lab.reporting.products_verdict import UNLIKE, contest_of
 
 
 def products_headline(many: ProductsComparison) -> Headline:
@@ -19,61 +28,43 @@ def products_headline(many: ProductsComparison) -> Headline:
     usable = [part for part in many.products.values() if part.done]
     if len(usable) < 2:
         return headline_of(usable[0] if usable else many)
+    if all(run.untested for attempt in many.done for run in attempt.done):
+        return untested()
     if all(attempt.learnt is False for attempt in many.done):
-        why = f" Likely because {reason}." if (reason := likely(many.done[0])) else ""
-        use = f"Use none of these attempts: on no product is it shown that anything was learnt.{why}"
-        return Headline("red", "Nothing learnt", use, next="Next: see that one attempt learns at all on one product.")
+        names = list(dict.fromkeys(attempt.name for attempt in many.done))
+        choice, to_do = unlearnt(names, likely(many.done[0]), len(usable)), "see that one attempt learns at all"
+        return Headline(choice.light, choice.word, choice.use, next=f"Next: {to_do} on one product.")
     placed = next((placed for placed in many.placed if placed.attempt == (many.reference or many.best)), None)
     if placed is None or placed.mean is None:
         why = "validation cannot choose among them" if many.common else "they have no two products in common"
         why = "they are judged by different metrics" if len(many.metrics) > 1 else why
         use = f"No single attempt can be named over these products, as {why}."
         return Headline("amber", "Open", f"{use} Each product's own report names the best there.")
-    light, word, use, chosen = _use(many, placed)
-    of = [attempt for attempt in many.done if attempt.name == chosen.attempt]
-    return Headline(light, word, use, _sure(many, chosen), _next(many, light), _mistakes(of))
+    choice = _choice(many, placed)
+    of = [attempt for attempt in many.done if attempt.name == choice.name]
+    return Headline(
+        choice.light, choice.word, choice.use, _sure(many, choice), _next(many, choice.light), _mistakes(of)
+    )
 
 
-def _use(many: ProductsComparison, placed: Placed) -> tuple[Light, str, str, Placed]:
-    """Return light, word and the sentence that says which attempt to use, and that attempt.
-
-    Args:
-        placed: the reference, which is in use, or else the best on validation.
-    """
-    name, over = placed.attempt, f"over {len(many.common)} products"
-    ranked = {each.attempt: each for each in many.placed if each.mean is not None}
-    mine = sorted((p for p in many.over if name in (p.first, p.second)), key=lambda pair: pair.lead_of(name))
-    shown = {_other(name, pair): pair.lead_of(name) for pair in mine if pair.different}
-    better, worse = ([other for other, lead in shown.items() if (lead < 0) == ahead] for ahead in (True, False))
-    if len(ranked) == 1:
-        return "amber", "Open", f"{name} is the only attempt on these products: compare it with another one.", placed
-    if better:
-        other = many.best if many.best in better else better[0]
-        use = f"Use {other}: {over} it is shown to be better than {name}"
-        if many.reference:
-            return "green", "Shown", f"{use}.", ranked.get(other, placed)
-        return "amber", "Open", f"{use}, which validation chose.", ranked.get(other, placed)
-    verb = "Stay with" if many.reference else "Use"
-    if len(worse) == len(ranked) - 1:
-        others = worse[0] if len(worse) == 1 else f"all {len(worse)} others"
-        return "green", "Shown", f"{verb} {name}: {over} it is shown to be better than {others}.", placed
-    if many.reference:
-        return "amber", "Open", f"Stay with {name}: {over} no other attempt is shown to be better.", placed
-    some = f", and is shown to be better than {len(worse)} of the {len(ranked) - 1} others" if worse else ""
-    use = f"Use {name} if one has to be chosen for all products: {over} it is the best on validation{some}; no attempt "
-    return "amber", "Open", f"{use}is shown to be the best.", placed
+def _choice(many: ProductsComparison, placed: Placed) -> Choice:
+    """Return which attempt to use; ``placed``: the reference, which is in use, or else the best on validation."""
+    if sum(each.mean is not None for each in many.placed) == 1:
+        of = [attempt for attempt in many.done if attempt.name == placed.attempt]
+        learnt = all(attempt.learnt for attempt in of)
+        return alone(placed.attempt, learnt, chance_of(of[0].metric), len(of))
+    return contest_of(many).choice()
 
 
-def _other(name: str, pair: ProductsPair) -> str:
-    return pair.second if pair.first == name else pair.first
-
-
-def _sure(many: ProductsComparison, chosen: Placed) -> str:
+def _sure(many: ProductsComparison, choice: Choice) -> str:
     """Say what an attempt reaches on the products, the worst of them named."""
     metric = METRICS[many.metrics[0]]
-    low, *_, high = sorted(many.common, key=lambda product: metric.sign * chosen.values[product])
-    ends = f"{chosen.values[low]:.2f} on {low}, the worst, to {chosen.values[high]:.2f} on {high}"
-    return f"On test its {metric.title} is {chosen.mean:.2f} in the mean of the products: from {ends}."
+    values = next(placed.values for placed in many.placed if placed.attempt == choice.name)
+    products = many.common if {*many.common} <= values.keys() else [*values]
+    low, *_, high = sorted(products, key=lambda product: metric.sign * values[product])
+    ends = f"{values[low]:.2f} on {low}, the worst, to {values[high]:.2f} on {high}"
+    mean = sum(values[product] for product in products) / len(products)
+    return f"On test its {metric.title} is {mean:.2f} in the mean of the products: from {ends}.{flattered(choice)}"
 
 
 def _mistakes(attempts: Sequence[Attempt]) -> dict[str, Estimate]:
@@ -97,6 +88,8 @@ def _next(many: ProductsComparison, light: Light) -> str:
         return f"Next: see why there is no result for {', '.join(failed)}, at the end of the verdict."
     if any(pair.inconsistency is not None and pair.inconsistency >= UNLIKE for pair in many.over):
         return "Next: look at each product's own report, as the products do not agree which attempt is better."
+    if len({attempt.name for attempt in many.done}) == 1:
+        return f"Next: compare it with another attempt (-m attempt={many.done[0].name},NAME cv.folds=5)."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
     if many.advice:

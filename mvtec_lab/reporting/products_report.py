@@ -11,7 +11,7 @@ from mvtec_lab.evaluation.products import RANKS
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting import figures, products_figures, products_table, summary
 from mvtec_lab.reporting.attempts import Estimate
-from mvtec_lab.reporting.headline import mistake_of
+from mvtec_lab.reporting.headline import mistake_of, unsaid
 from mvtec_lab.reporting.origin import data_pages
 from mvtec_lab.reporting.pages import write_page
 from mvtec_lab.reporting.products import ProductsComparison, ProductsPair
@@ -52,14 +52,15 @@ def write_products_report(
     judged = [pair for pair in comparison.over if pair.difference]
     named = comparison.reference or comparison.best
     mine = [pair for pair in judged if named in (pair.first, pair.second)] or judged
+    headline = products_headline(comparison)
     write_page(
         path,
         "products.html.j2",
         products=[{"name": name, "page": quote(pages[name]) if name in pages else ""} for name in comparison.products],
         attempts=len({attempt.name for attempt in comparison.attempts}),
-        headline=products_headline(comparison),
+        headline=headline,
         mistake_of=mistake_of,
-        verdict=comparison.verdict,
+        verdict=unsaid(comparison.verdict, headline.lines),
         headings=headings,
         table=table,
         common=comparison.common,

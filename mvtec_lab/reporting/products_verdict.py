@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from mvtec_lab.evaluation.products import RANKS
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing
 from mvtec_lab.reporting.attempts import Attempt
+from mvtec_lab.reporting.choice import CHOSEN, UNDECIDED, AnyPair, Contest, ahead, sides
 from mvtec_lab.reporting.pairs import Comparison
-from mvtec_lab.reporting.products import MEAN, Placed, ProductsComparison, ProductsPair
+from mvtec_lab.reporting.products import MEAN, Placed, ProductsComparison
 from mvtec_lab.reporting.runs import failure
-from mvtec_lab.reporting.verdict import FEW, p_text
+from mvtec_lab.reporting.verdict import FEW, p_text, validated_alike
 from mvtec_lab.results import GOOD
 
 UNLIKE = 0.5  # I squared from which on Higgins et al., BMJ 327, 2003, call differences moderately inconsistent
@@ -31,14 +32,32 @@ def sentences(many: ProductsComparison) -> list[str]:
         many.advice, many.verdict = only.advice, [*lines, *only.verdict]
         many.add([*_failed(many), *many.notes])
         return many.verdict
-    nothing = _nothing_learnt(usable)
-    lines = [nothing + _best(many, len(usable), bool(nothing)), *_against_best(many), *_among(many)]
+    nothing, contest = _nothing_learnt(usable), contest_of(many)
+    lines = [nothing + _best(many, len(usable), contest, bool(nothing)), *_against_best(many, contest), *_among(many)]
+    overruled = _overruled(contest)
+    lines = [*lines, *overruled] if nothing else [*overruled, *lines]  # the one to use comes first, if there is one
     lines += [*_disagreement(many), *_tests(many), *_few(many), *_ranks(many)]
     lines += [*_each(usable), *_not_learnt(usable), *_classes(usable)]
     return [*lines, *_left_out(many), *_unranked(many), *_failed(many), *many.notes]
 
 
-def _best(many: ProductsComparison, usable: int, nothing: bool) -> str:
+def contest_of(many: ProductsComparison) -> Contest:
+    """Return what decides between the attempts over all products."""
+    by_name: dict[str, dict[str, Attempt]] = defaultdict(dict)
+    for product, part in many.products.items():
+        for attempt in part.done:
+            by_name[attempt.name][product] = attempt
+    best = by_name.get(many.best or "", {})
+
+    def alike(name: str) -> bool:
+        other = by_name[name]
+        return all(validated_alike(best[product], other[product]) for product in best.keys() & other.keys())
+
+    ranked = [placed.attempt for placed in many.placed if placed.mean is not None]
+    return Contest(many.best, many.over, [*by_name], ranked, alike, many.reference, len(many.common))
+
+
+def _best(many: ProductsComparison, usable: int, contest: Contest, nothing: bool) -> str:
     """Name the best attempt, what chose it, and its metric on each product; ``nothing``: no attempt has learnt."""
     ranked = [placed for placed in many.placed if placed.mean is not None]
     if not ranked:
@@ -52,12 +71,13 @@ def _best(many: ProductsComparison, usable: int, nothing: bool) -> str:
         text = f"{best.attempt} over {over}"
     else:
         chooser = choosing(next(a.problem for a in many.done if a.name == best.attempt))
-        text = (
-            ""
-            if nothing or many.reference or _ahead(many, len(ranked))
-            else f"No attempt is shown to be the best over {over}. "
+        decided = any(ahead(name, many.over, contest.ranked) for name in contest.ranked)
+        text = "" if nothing or many.reference or decided else f"{UNDECIDED} "
+        overruled = not nothing and any(contest.alike(name) for name, _ in contest.overruling)
+        text += (
+            f"Validation chose, in the mean of {over}," if overruled else f"Best on validation, in the mean of {over}:"
         )
-        text += f"Best on validation, in the mean of {over}: {best.attempt} ({chooser.title} {many.validation:.3f})"
+        text += f" {best.attempt} ({chooser.title} {many.validation:.3f})"
     how = f" {many.ranking.sentence}" if many.ranking and many.ranking.sentence else ""
     return f"{text}; test {metric.title} {best.mean:.3f}, the mean of {_values(best, many.common)}.{how}"
 
@@ -71,30 +91,32 @@ def _values(placed: Placed, products: Sequence[str]) -> str:
     return f"{len(products)}, from {texts[shown[0]]} to {texts[shown[-1]]}"
 
 
-def _ahead(many: ProductsComparison, ranked: int) -> bool:
-    mine = _judged(many, many.best)
-    return len(mine) == ranked - 1 and all(p.different and p.lead_of(str(many.best)) > 0 for p in mine)
+def _overruled(contest: Contest) -> list[str]:
+    """Name the attempts that the test shows to be better than the best by validation."""
+    lines = []
+    for alike in (True, False):
+        some = [_side(pair, str(contest.best)) for name, pair in contest.overruling if contest.alike(name) == alike]
+        be, unlike = "is" if len(some) == 1 else "are", "" if alike else CHOSEN[alike]
+        if some:
+            lines.append(f"{', '.join(some)} {be} shown to be better on test than {contest.best}{unlike}.")
+    return lines
 
 
-def _judged(many: ProductsComparison, name: str | None) -> list[ProductsPair]:
-    return [pair for pair in many.over if pair.difference is not None and name in (pair.first, pair.second)]
-
-
-def _against_best(many: ProductsComparison) -> list[str]:
-    """Compare the reference, or else the best attempt, with each other one."""
+def _against_best(many: ProductsComparison, contest: Contest) -> list[str]:
+    """Compare the reference, or else the best attempt, with each other one that no sentence before has named."""
     name = many.reference or many.best
     if name is None:
         return []
-    mine = sorted(_judged(many, name), key=lambda pair: pair.lead_of(name))
+    beaten, level, lost = sides(name, many.over)
     kinds = {
-        f"{name} is shown to be better than": [p for p in mine if p.different and p.lead_of(name) > 0],
-        f"Not shown to differ from {name}:": [p for p in mine if not p.different],
-        f"{name} is shown to be worse than": [p for p in mine if p.different and p.lead_of(name) <= 0],
+        f"{name} is shown to be better than": beaten,
+        f"Not shown to differ from {name}:": level,
+        f"{name} is shown to be worse than": [side for side in lost if side not in contest.overruling],
     }
-    return [f"{what} {', '.join(_side(pair, name) for pair in of)}." for what, of in kinds.items() if of]
+    return [f"{what} {', '.join(_side(pair, name) for _, pair in of)}." for what, of in kinds.items() if of]
 
 
-def _side(pair: ProductsPair, name: str) -> str:
+def _side(pair: AnyPair, name: str) -> str:
     """Return the other of a pair, how far it is behind or ahead, with the interval and p."""
     metric, difference = METRICS[pair.metric], pair.difference
     assert difference is not None

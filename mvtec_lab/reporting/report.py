@@ -98,7 +98,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         warnings=summary.remarks(rows, "warnings"),
         headline=headline,
         mistake_of=mistake_of,
-        verdict=unsaid(comparison.verdict, [headline.next]),
+        verdict=unsaid(comparison.verdict, headline.lines),
         shots=shots,
         shots_figure=figures.to_data_uri(shots_figure(shots)) if shots else None,
         spreads=[(spread, figures.to_data_uri(figures.spread_figure(spread))) for spread in spreads(comparison)],

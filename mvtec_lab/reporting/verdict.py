@@ -13,13 +13,13 @@ from mvtec_lab.evaluation.specs import METRICS, Metric, choosing, metrics_of
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting import dropped
 from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
+from mvtec_lab.reporting.choice import CHOSEN, UNDECIDED, ahead
 from mvtec_lab.reporting.families import repeats, said
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
 from mvtec_lab.reporting.ranking import Ranking, by_validation
 from mvtec_lab.reporting.runs import held_out
 
 MANY_ROUNDS, FEW_IMAGES = 5, 60  # with more rounds of folds of fewer images the test is too sure: benchmarks/README.md
-CHOSEN = {True: ", which validation chose", False: "; they were validated on different images"}  # validated_alike
 FEW = 5  # with more attempts beside the best, or more pairs, a sentence says less of each: the report's tables have all
 Side = tuple[str, float, Pair]  # an attempt, its lead over another one, and the pair of both
 
@@ -65,22 +65,17 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
         few = too_few(group) or "no test set is done by"
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
-    ahead = any(_ahead(attempt.name, ranked, within, comparison) for attempt in ranked)
-    if len(ranked) > 1 and value is not None and reference is None and not ahead and not line:
-        line = "No attempt is shown to be the best. "
-    line += _stated(best, block, several)
+    rivals = [attempt.name for attempt in ranked]
+    first = any(ahead(name, within, rivals) for name in rivals)
+    if len(ranked) > 1 and value is not None and reference is None and not first and not line:
+        line = f"{UNDECIDED} "
+    overruled, chose = ([], False) if reference is not None else _overruled(best, within, ranked)
+    line += _stated(best, block, several, chose and not unlearnt)
     how = [*filter(None, (block.ranking.sentence, block.ranking.close))] if block.ranking else []
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *how, *_unranked(group, ranked)]
     lines = [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
-    overruled = _overruled(best, within, ranked)
     return [*lines, *overruled] if unlearnt else [*overruled, *lines]  # the one to use comes first, if there is one
-
-
-def _ahead(name: str, ranked: Sequence[Attempt], pairs: Sequence[Pair], comparison: Comparison) -> bool:
-    """Tell whether an attempt is shown to be better than all that it is compared with."""
-    sides, rivals = _sides(name, pairs), {a.name for a in ranked} & comparison.rivals(name)
-    return bool(sides) and len(sides) >= len(rivals) and all(pair.different and lead < 0 for _, lead, pair in sides)
 
 
 def _ranked(group: Sequence[Attempt]) -> list[Attempt]:
@@ -134,21 +129,29 @@ def _on_test(attempt: Attempt, test_sets: Sequence[TestSet]) -> float:
     return attempt.metric.sign * (float(values.mean()) if estimate is None or len(values) else estimate.value)
 
 
-def _stated(best: Attempt, block: Block, several: bool) -> str:
+def _stated(best: Attempt, block: Block, several: bool, overruled: bool) -> str:
     """Name the best of several attempts, what chose it, and its test metric.
 
     Where not all attempts were validated, nothing chooses among them: the best on test is named.
+
+    Args:
+        best: of the block.
+        block: the attempts that compare with each other.
+        several: whether there are other blocks.
+        overruled: whether a sentence before this one names another attempt, which the test shows to be better.
     """
     metric, chooser = best.metric, choosing(best.problem)
     of, value = len(block.ranked), block.value
     if of > 1 and value is None and best.estimate() is None:
         return f"Nothing ranks these {of} attempts: none has a test {metric.title}."
-    where = "validation, which is the test set" if any(run.val_is_test for run in best.done) else "validation"
+    same = ", which is the test set" if any(run.val_is_test for run in best.done) else ""
     text = best.name
     if of > 1 and value is not None:
         among = f", of {of} attempts on the same test images" if several else ""
         what = " of ".join(filter(None, (chooser.title, chooser.words.made_up)))
-        text = f"Best on {where}{among}: {best.name} ({what} {value:.3f})"
+        text = f"Best on validation{same}{among}: {best.name} ({what} {value:.3f})"
+        if overruled:
+            text = f"Validation{f'{same},' if same else ''} chose {best.name}{among} ({what} {value:.3f})"
     elif of > 1:
         text = f"Validation cannot choose among these {of} attempts, and the best on test is flattered: {best.name}"
     estimate = best.estimate()
@@ -278,8 +281,12 @@ def _against(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) ->
     return lines + [text.replace("Shown", f"{best.name} is shown", 1) for text in claims(unranked, worse)]
 
 
-def _overruled(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) -> list[str]:
-    """Name the ranked attempts that the test shows to be better than the best by validation."""
+def _overruled(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) -> tuple[list[str], bool]:
+    """Name the ranked attempts that the test shows to be better than the best by validation.
+
+    Returns:
+        The sentences, and whether validation chose the best among some of these, on the same images.
+    """
     named = {attempt.name: attempt for attempt in ranked}
     groups: dict[tuple[bool, bool], list[Side]] = defaultdict(list)
     for side in _sorted_out(_sides(best.name, pairs))[0]:
@@ -291,8 +298,9 @@ def _overruled(best: Attempt, pairs: Sequence[Pair], ranked: Sequence[Attempt]) 
         who = f"The model{_s(len(some))} of {who} trained here" if models else who
         be = "is" if len(some) == 1 else "are"
         than = f"that of {best.name}" if models else best.name
-        lines.append(f"{who} {be} shown to be better on test{best.metric.phrase} than {than}{CHOSEN[alike]}.")
-    return lines
+        unlike = "" if alike else CHOSEN[alike]
+        lines.append(f"{who} {be} shown to be better on test{best.metric.phrase} than {than}{unlike}.")
+    return lines, any(alike for _, alike in groups)
 
 
 def validated_alike(one: Attempt, other: Attempt) -> bool:

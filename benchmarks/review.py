@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 from mvtec_lab.data.images import read_image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
-from mvtec_lab.review.items import margin
+from mvtec_lab.evaluation.operating import margin
 
 DRAWS, FOLDS, FIRST, BATCH, SIZE, AS_MANY = 10, 5, 2, 5, 224, 48
 
@@ -49,7 +49,7 @@ def turns(rng: np.random.Generator, shares: np.ndarray, features: np.ndarray, kn
 
 def spread(rng: np.random.Generator, shares: np.ndarray, features: np.ndarray, known: np.ndarray) -> list[int]:
     """Choose by doubt times the distance of the features to the nearest image that is labelled or chosen."""
-    doubts, chosen = 1 - np.array(_margins(shares)), list[int]()
+    doubts, chosen = 1 - np.diff(np.sort(shares, axis=1)[:, -2:])[:, 0], list[int]()
     nearest = np.linalg.norm(features[:, None] - known, axis=2).min(axis=1)
     for _ in range(min(BATCH, len(shares))):
         values = doubts * nearest

@@ -531,8 +531,8 @@ class ReviewConfig:
     port: int = knob(8001, "its port; 0: any free one", least=0, most=65_535, changes="nothing")
     order: str = knob(
         "doubt",
-        "what is shown first. doubt: labels that the model contradicts, then those near its threshold or with a close "
-        "second; name: the order of predictions.csv",
+        "what is shown first. doubt: labels that the model contradicts, then the most doubtful images, as task=predict "
+        "orders its page; name: the order of predictions.csv",
         choices=("doubt", "name"),
         changes="nothing",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
@@ -9,8 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,11 +21,12 @@ from PIL import Image
 import mvtec_lab as lab_of
 from mvtec_lab.data import incoming
 from mvtec_lab.data.incoming import Archive, Video, Watched, find
-from mvtec_lab.engine.model import Model
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.operating import doubt, margin
 from mvtec_lab.reporting.expected import expected
 from mvtec_lab.reporting.predicted import MOST, Doubtful, Shown
 from mvtec_lab.results import append_csv, read_csv
+from mvtec_lab.review.items import most_doubtful, read_subject
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
 
@@ -197,24 +198,39 @@ def test_rows_are_appended_whole(tmp_path: Path) -> None:
 
 def test_a_classifiers_doubt_is_in_log_odds() -> None:
     """Else every good image stood before the defects, whose probabilities are farther from a threshold near 0."""
-    model = SimpleNamespace(threshold=0.3, accept=0.3, decision=lambda row: row["decision"])
 
-    def doubt(good: float, crack: float, hole: float, decision: str = "OK") -> float:
+    def of(label: str, good: float, crack: float, hole: float, decision: str = "OK") -> tuple[int, float]:
         row = {"prob_good": good, "prob_crack": crack, "prob_hole": hole, "decision": decision}
-        return Model.margin(cast(Model, model), row)
+        return doubt({**row, "threshold": 0.3, "accept": 0.3}, label)
 
-    asked = doubt(0.0, 1.0, 0.0, "UNKNOWN")
-    sure, near, torn = doubt(0.99, 0.01, 0.0), doubt(0.72, 0.28, 0.0), doubt(0.001, 0.5, 0.499, "REJECT")
-    assert asked < torn < near < doubt(0.2, 0.8, 0.0, "REJECT") < sure < doubt(0.0, 1.0, 0.0, "REJECT")
+    asked = of("crack", 0.0, 1.0, 0.0, "UNKNOWN"), of("good", 0.75, 0.25, 0.0, "REVIEW")
+    sure, near, torn = (
+        of("good", 0.99, 0.01, 0.0),
+        of("good", 0.72, 0.28, 0.0),
+        of("crack", 0.001, 0.5, 0.499, "REJECT"),
+    )
+    inside = of("crack", 0.2, 0.8, 0.0, "REJECT")
+    assert asked[0] < asked[1] < torn < near < inside < sure < of("crack", 0.0, 1.0, 0.0, "REJECT")
+    halfway = of("crack", 0.5, 0.5, 0.0, "REJECT")
+    assert near < halfway < inside, "the threshold says what is good, not the likeliest class"
+    assert of("good", 0.0, 1.0, 0.0) < of("good", 0.6, 0.4, 0.0) < torn, "labels that the model contradicts come first"
+
+
+def test_without_a_threshold_all_classes_are_rivals() -> None:
+    row = {"prob_good": 0.5, "prob_crack": 0.3, "prob_hole": 0.2}
+    assert margin(row, "good") == pytest.approx(math.log(0.5 / 0.5) - math.log(0.3 / 0.7))
+    assert margin(row, "hole") == pytest.approx(math.log(0.2 / 0.8) - math.log(0.5 / 0.5))
+    assert margin({"score": "0.4", "threshold": "0.5", "accept": ""}, "good") == pytest.approx(0.1)
+    assert margin({"prediction": "good"}, "good") == 0
 
 
 def test_the_most_doubtful_are_kept() -> None:
     kept = Doubtful()
     picture = np.zeros((640, 320, 3), np.uint8)
     for number in np.random.default_rng(0).permutation(200):
-        kept.add(Shown(float(number), "OK", "", f"{number}.png", {"": picture}))
+        kept.add(Shown((2 - number % 2, float(number)), "OK", "", f"{number}.png", {"": picture}))
     shown = kept.most_doubtful()
-    assert [int(image.margin) for image in shown] == list(range(MOST))
+    assert [int(image.doubt[1]) for image in shown] == list(range(1, 2 * MOST, 2)), "what asks for a person comes first"
     assert shown[0].tiles[""].shape == (320, 160, 3)
 
 
@@ -253,6 +269,8 @@ def test_predictions_have_a_page_with_the_figure_to_expect(
     paths = [row["path"] for row in read_csv(tmp_path / "out/predictions.csv")]
     order = [paths[place] for place in np.argsort(margins, kind="stable")]
     assert [page.index(f"<br>{path}") for path in order] == sorted(page.index(f"<br>{path}") for path in paths)
+    items = read_subject(str(tmp_path / "out")).items
+    assert [items[place].key for place in most_doubtful(items)] == order, "task=review begins with the same images"
 
 
 def test_a_watched_folder_is_judged_row_by_row(

@@ -25,7 +25,7 @@ from PIL import Image
 from mvtec_lab.data.layouts import read_folder
 from mvtec_lab.errors import DiskFullError, LabError
 from mvtec_lab.results import read_csv, write_csv
-from mvtec_lab.review.items import margin, most_doubtful, read_subject
+from mvtec_lab.review.items import most_doubtful, read_subject
 from mvtec_lab.review.names import class_name
 from mvtec_lab.review.store import NothingToUndoError, Store
 
@@ -154,7 +154,6 @@ def test_a_label_that_the_model_contradicts_comes_first(client: Any) -> None:
 
 def test_new_images_come_by_their_distance_from_the_threshold(predictions: Path) -> None:
     rows = read_csv(predictions / "predictions.csv")
-    assert margin({"score": "0.4", "threshold": "0.5"}, "good") == pytest.approx(0.1)
     with served(predictions) as client:
         items = client.get("/api/items").json()["items"]
         assert [Path(item["name"]).name for item in items][:2] == ["001.png", "001.png"]
@@ -176,8 +175,8 @@ def test_a_run_s_scores_are_compared_with_the_threshold_that_was_chosen(run_dir:
     write_csv(run_dir / "predictions.csv", [{name: row[name] for name in columns} for row in scores], columns)
     (run_dir / "operating.json").write_text('{"reject": 0.25}')
     items = {item.key: item for item in read_subject(str(run_dir)).items}
-    assert items["test/good/004.png"].margin == pytest.approx(0.25 - 0.9)
-    assert items["test/hole/005.png"].margin == pytest.approx(0.2 - 0.25)
+    assert items["test/good/004.png"].doubt == (2, pytest.approx(0.25 - 0.9))
+    assert items["test/hole/005.png"].doubt == (2, pytest.approx(0.2 - 0.25))
     assert items["test/hole/005.png"].said["threshold"] == "0.25"
 
 

@@ -99,24 +99,6 @@ class Model:
         limits = {} if self.accept is None else {"accept": f"{self.accept:.9g}"}
         return {**({"decision": decision} if decision else {}), **row, **limits}
 
-    def margin(self, row: Mapping[str, Any]) -> float:
-        """Return how far an image is from being decided otherwise: the less, the more doubtful.
-
-        The distance of its score from a threshold; of a classifier in log-odds, as 0.01 is nearer to 0.3 than 0.99 is
-        otherwise, and it is at most the log-odds of the most probable class against the second one. Below 0 is what a
-        person has to look at anyway.
-        """
-        score, shares = score_of(row), [float(row[key]) for key in row if key.startswith("prob_")]
-        limits = [limit for limit in (self.threshold, self.accept) if limit is not None]
-        if not shares:
-            near = 1.0 if score is None or not limits else min(abs(score - limit) for limit in limits)
-        else:
-            *_, second, first = sorted([0.0, *shares])
-            near = _log_odds(first) - _log_odds(second)
-            if score is not None:
-                near = min([near, *(abs(_log_odds(score) - _log_odds(limit)) for limit in limits)])
-        return -1 / (1 + near) if self.decision(row) in (REVIEW, UNKNOWN) else near
-
     def about(self) -> dict[str, Any]:
         """Return everything but the module, as plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
@@ -172,8 +154,3 @@ def _misfit_of_sets(sets: Any, classes: int) -> str | None:
         return wrong
     short = [key for key in ("least", "alpha", "held_out") if len(sets.get(key, ())) != classes]
     return f"{short[0]} has not {classes} numbers" if short else None
-
-
-def _log_odds(share: float) -> float:
-    share = min(max(share, 1e-12), 1 - 1e-12)  # probabilities are rounded: 1 is no certainty
-    return math.log(share / (1 - share))

@@ -8,7 +8,7 @@ held-out images: none that the model was fitted to, and none that tests it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from mvtec_lab.results import GOOD, SYNTHETIC
 
 OK, REVIEW, REJECT, UNKNOWN = "OK", "REVIEW", "REJECT", "UNKNOWN"  # decisions on an image
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of good images that are rejected, in the table of operating points
+ASKING = (UNKNOWN, REVIEW)  # decisions that ask for a person, the first one most: it is unlike all that was learnt
 _OF_GOOD = f"prob_{GOOD}"
 
 
@@ -39,6 +40,46 @@ def score_of(row: Mapping[str, Any]) -> float | None:
     if _OF_GOOD not in row:
         return None
     return sum(float(value) for key, value in row.items() if key.startswith("prob_") and key != _OF_GOOD)
+
+
+def doubt(row: Mapping[str, Any], label: str) -> tuple[int, float]:
+    """Return a key by which images are sorted, the most doubtful first, from a row of predictions and a label.
+
+    First what the decision leaves to a person, then by ``margin``.
+    """
+    decision = row.get("decision")
+    return ASKING.index(decision) if decision in ASKING else len(ASKING), margin(row, label)
+
+
+def margin(row: Mapping[str, Any], label: str) -> float:
+    """Return how far an image is from getting another label; below 0, the model contradicts the label.
+
+    It is the distance of the score from the nearest threshold, positive on the label's side. A classifier's is in
+    log-odds, as 0.01 is nearer to 0.3 than 0.99 is, and at most the label's log-odds less those of the likeliest of its
+    rivals: where a threshold says what is good, the other kinds of defect, else all other classes. 0 where the row does
+    not say it.
+
+    Args:
+        row: of predictions.csv; its columns score, threshold, accept and prob_<class> are numbers where they are.
+        label: that of the data set; of a new image the prediction.
+    """
+    shares = {key[5:]: float(value) for key, value in row.items() if key.startswith("prob_")}
+    limits = [float(row[key]) for key in ("threshold", "accept") if row.get(key) not in (None, "")]
+    distances, score = list[float](), score_of(row)
+    if limits and score is not None:
+        scale: Callable[[float], float] = _log_odds if shares else float
+        side = -1 if label == GOOD else 1
+        distances = [side * (scale(score) - scale(limit)) for limit in limits]
+        shares.pop(GOOD, None)
+    if label in shares and len(shares) > 1:
+        rival = max(share for name, share in shares.items() if name != label)
+        distances.append(_log_odds(shares[label]) - _log_odds(rival))
+    return min(distances, default=0.0)
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 1e-12), 1 - 1e-12)  # probabilities are rounded: 1 is no certainty
+    return math.log(share / (1 - share))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -28,14 +28,14 @@ class Shown:
     """Hold what the pages show of an image.
 
     Args:
-        margin: how far it is from being decided otherwise; the smaller, the more doubtful.
+        doubt: as ``evaluation.operating.doubt`` returns it.
         decision: OK, REVIEW, REJECT or UNKNOWN, perhaps empty.
         caption: of the image.
         path: of its file.
         tiles: caption -> uint8 RGB [H, W, 3]; the image itself has the caption "".
     """
 
-    margin: float
+    doubt: tuple[int, float]
     decision: str
     caption: str
     path: str
@@ -46,21 +46,22 @@ class Doubtful:
     """Keep the most doubtful of any number of images, their pictures reduced."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Shown]] = []
+        self._heap: list[tuple[int, float, int, Shown]] = []
         self._order = count()
 
     def add(self, shown: Shown) -> None:
         """Add an image, and drop the one of which the model is surest where there are too many."""
-        entry = (-shown.margin, -next(self._order), shown)
+        asking, margin = shown.doubt
+        entry = (-asking, -margin, -next(self._order), shown)
         if len(self._heap) == MOST and entry < self._heap[0]:
             return
         small = {caption: _small(tile) for caption, tile in shown.tiles.items()}
-        kept = Shown(shown.margin, shown.decision, shown.caption, shown.path, small)
-        (heapq.heappush if len(self._heap) < MOST else heapq.heapreplace)(self._heap, (*entry[:2], kept))
+        kept = replace(shown, tiles=small)
+        (heapq.heappush if len(self._heap) < MOST else heapq.heapreplace)(self._heap, (*entry[:3], kept))
 
     def most_doubtful(self) -> list[Shown]:
         """Return the images that were kept, the most doubtful first, of equal ones the earlier."""
-        return [shown for _, _, shown in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+        return [shown for *_, shown in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)]
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from mvtec_lab.data.samples import Sample, classes_of
 from mvtec_lab.data.source import locate
 from mvtec_lab.engine.origin import origin_of, typed_for
 from mvtec_lab.errors import LabError
+from mvtec_lab.evaluation.operating import doubt
 from mvtec_lab.foreign import damaged, file_of, read_json, read_yaml
 from mvtec_lab.results import (
     BEST,
@@ -35,9 +36,8 @@ from mvtec_lab.results import (
     table_of,
 )
 
-# Decisions that ask for a person, the first one most: unlike all that was learnt, and between the two thresholds.
-ASKING = ("UNKNOWN", "REVIEW")
 _SHOWN = ("prediction", "decision", "confidence", "certainty", "score", "threshold", "accept", "split")
+_NUMBERS = ("score", "threshold", "accept", "prob_")  # how columns of numbers begin
 _DRAWN = ("maps", "found")  # folders beside predictions.csv, a file for each image by its name below the source
 
 
@@ -50,7 +50,7 @@ class Item:
         file: where it lies.
         label: the class of the data set; of a new image the prediction.
         said: what predictions.csv says of it, column -> text.
-        margin: by how much the model holds its label for right: less than 0, it contradicts it.
+        doubt: as ``evaluation.operating.doubt`` returns it of its label.
         sample: as the data set has it; None: a new image.
         drawn: a picture with the heat map or with what was found.
         found: the mask of what was found, or the map of how unlike good images each place is.
@@ -62,7 +62,7 @@ class Item:
     file: Path
     label: str
     said: Mapping[str, str]
-    margin: float
+    doubt: tuple[int, float]
     sample: Sample | None = None
     drawn: Path | None = None
     found: Path | None = None
@@ -157,32 +157,32 @@ def _of_run(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
     if base is None:
         raise damaged(folder / SAMPLES, "it is missing")
     samples = {s.path: s for s in base.samples}
-    threshold = _threshold(folder)  # which a run's predictions.csv does not repeat
-    rows = [{**threshold, **row} for row in rows] if "score" in rows[0] else rows
+    limits = _limits(folder)  # which a run's predictions.csv does not repeat
+    rows = [{**limits, **row} for row in rows] if "score" in rows[0] else rows
     used = list({row["path"]: row for row in rows}.values())  # one that validates and tests stands there twice
     gone = [row["path"] for row in used if row["path"] not in samples]
     if len(gone) == len(used):
         raise LabError(f"{base.folder} has none of the images of {folder / PREDICTIONS}: restore them")
     items = [
-        Item(s.path, base.folder / s.path, s.label, _said(row), margin(row, row.get("label") or s.label), s)
+        Item(s.path, base.folder / s.path, s.label, _said(row), _doubt(row, row.get("label") or s.label), s)
         for row in used
         if (s := samples.get(row["path"]))
     ]
     return Subject(folder, f"{base.folder.name}, {base.attempt}", items, [], base, _not_shown(gone, "are gone"))
 
 
-def _threshold(folder: Path) -> dict[str, str]:
-    """Return the threshold of a run's scores as a column of predictions.csv; empty where it has none.
+def _limits(folder: Path) -> dict[str, str]:
+    """Return the thresholds of a run's scores as columns of predictions.csv; empty where it has none.
 
     What task=threshold has chosen counts before what the run chose itself.
     """
     if (path := file_of(folder, OPERATING)) is not None:
         chosen = read_json(path)
-        value = chosen.get("reject") if isinstance(chosen, dict) else None
+        values = {"threshold": chosen.get("reject"), "accept": chosen.get("accept")} if isinstance(chosen, dict) else {}
     else:
         of_run = RunResult.load(folder).threshold if file_of(folder, RESULT) else None
-        value = of_run["value"] if of_run else None
-    return {"threshold": f"{value:.9g}"} if isinstance(value, int | float) else {}
+        values = {"threshold": of_run["value"]} if of_run else {}
+    return {name: f"{value:.9g}" for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _of_predictions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
@@ -204,7 +204,7 @@ def _of_predictions(folder: Path, rows: Sequence[Mapping[str, str]]) -> Subject:
             label = row["prediction"]
             name = file.relative_to(root).as_posix() if root is not None and file.is_relative_to(root) else ""
             items.append(
-                Item(row["path"], file, label, _said(row), margin(row, label), None, drawn, found, level, name)
+                Item(row["path"], file, label, _said(row), _doubt(row, label), None, drawn, found, level, name)
             )
     if not items:
         first = (odd or gone)[0]
@@ -254,20 +254,10 @@ def _drawn(folder: Path, file: Path, root: Path | None, ending: str) -> Iterator
                     break
 
 
-def margin(row: Mapping[str, str], label: str) -> float:
-    """Return by how much the model holds a label for right, from a row of predictions.csv.
-
-    A classifier: the label's probability less the largest other one, in [-1, 1]. Others: the distance of the score from
-    the threshold, positive on the label's side. 0 where the row does not say it.
-    """
-    values = {key: _number(text) for key, text in row.items() if key}
-    shares = {key[5:]: value for key, value in values.items() if key.startswith("prob_") and value is not None}
-    if label in shares and len(shares) > 1:
-        return shares[label] - max(share for name, share in shares.items() if name != label)
-    score, threshold = values.get("score"), values.get("threshold")
-    if score is not None and threshold is not None:
-        return threshold - score if label == GOOD else score - threshold
-    return 0.0
+def _doubt(row: Mapping[str, str], label: str) -> tuple[int, float]:
+    """Return how doubtful a label is, from a row that anybody may have written: what is no number, it does not say."""
+    says = {k: v for k, v in row.items() if k and (not k.startswith(_NUMBERS) or _number(v) is not None)}
+    return doubt(says, label)
 
 
 def _number(text: str | None) -> float | None:
@@ -278,18 +268,10 @@ def _number(text: str | None) -> float | None:
 
 
 def most_doubtful(items: Sequence[Item]) -> list[int]:
-    """Return the places of the items, those first that need a look most.
-
-    First what the decision leaves to a person, then by ``margin``: labels that the model contradicts, then those near
-    the threshold or with a runner-up, then those that it is sure of.
+    """Return the places of the items: first what the decision leaves to a person, then labels that the model
+    contradicts, then those near a threshold or with a close second, then those that it is sure of.
     """
-
-    def rank(place: int) -> tuple[int, float, str]:
-        item = items[place]
-        decision = item.said.get("decision", "")
-        return ASKING.index(decision) if decision in ASKING else len(ASKING), item.margin, item.key
-
-    return sorted(range(len(items)), key=rank)
+    return sorted(range(len(items)), key=lambda place: items[place].doubt)
 
 
 def _said(row: Mapping[str, str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.pictures import SHOWN, map_over, sheet, write_picture
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import IncompleteError, LabError
+from mvtec_lab.evaluation.operating import doubt
 from mvtec_lab.locks import held
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction
@@ -115,7 +116,7 @@ def _predict(
             row, tiles = _written(each, model, source.name(each.path), run_dir)
             row |= source.facts(each.path)
             caption = " ".join(filter(None, (row.get("decision"), each.prediction.caption)))
-            shown.add(Shown(model.margin(row), row.get("decision", ""), caption, str(each.path), tiles))
+            shown.add(Shown(doubt(row, row["prediction"]), row.get("decision", ""), caption, str(each.path), tiles))
             counts[row.get("decision") or row["prediction"]] += 1
             seconds.append(each.seconds)
             line = f"{caption}  {each.path}"

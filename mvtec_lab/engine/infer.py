@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,17 +37,22 @@ def read(path: Path, white: int) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def shrink(rows: np.ndarray, length: int) -> np.ndarray:
-    """Average rows [n, ...] to fewer: a new one is the mean of what it covers, like cv2.INTER_AREA."""
-    if length >= len(rows):
-        return rows
-    edges = np.arange(length + 1) * (len(rows) / length)
-    first = np.minimum(edges.astype(int), len(rows) - 1)
-    whole = np.add.reduceat(rows, first, axis=0, dtype=np.float64)[:-1]
-    return (whole + np.diff((edges - first)[:, None, None] * rows[first], axis=0)) * (length / len(rows))
+def shrink(rows: np.ndarray, length: int, even: bool) -> np.ndarray:
+    """Return the means of what each of fewer rows covers of rows [n, ...]; sums where it is whole rows: ``even``.
+
+    It adds in 32 bits and in the order of cv2.INTER_AREA, as many means lie halfway between two levels.
+    """
+    low = np.arange(length) * (len(rows) / length)
+    high, total = low + len(rows) / length, np.zeros((length, *rows.shape[1:]), np.float32)
+    for step in range(len(rows) // length + 2):
+        row = low.astype(int) + step
+        part = np.minimum(row + 1, high) - np.maximum(row, low)
+        weight = np.where(part > 1e-3, part / (1 if even else np.minimum(high, len(rows)) - low), 0).astype(np.float32)
+        total += weight[:, None, None] * rows[np.minimum(row, len(rows) - 1)]
+    return total
 
 
-def grow(rows: np.ndarray, length: int) -> np.ndarray:
+def grow(rows: np.ndarray, length: int, narrow: bool) -> np.ndarray:
     """Interpolate rows [n, ...] to more, by the cubic of a = -0.75, like cv2.INTER_CUBIC."""
     if length <= len(rows):
         return rows
@@ -56,6 +62,7 @@ def grow(rows: np.ndarray, length: int) -> np.ndarray:
         row = np.floor(at).astype(int) + step
         d = np.abs(at - row)
         weight = np.where(d <= 1, (1.25 * d - 2.25) * d * d + 1, ((3.75 - 0.75 * d) * d - 6) * d + 3)
+        weight = np.rint(weight * 2048) / 2048 if narrow else weight
         total += weight[:, None, None] * rows[np.clip(row, 0, len(rows) - 1)]
     return total
 
@@ -70,11 +77,17 @@ def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, 
 
 def square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
     """Return what the network sees of an image: uint8 [size, size, 3]."""
-    top, left, h, w = place(image.shape[0], image.shape[1], size, fit)
-    half = image.shape[:2] == (2 * h, 2 * w)  # where OpenCV rounds .5 up, and elsewhere to even
-    for resample in (shrink, grow):
-        part = resample(resample(image, h).swapaxes(0, 1), w).swapaxes(0, 1)
-        image = np.clip(np.floor(part + 0.5) if half else np.rint(part), 0, 255).astype(np.uint8)
+    height, width = image.shape[:2]
+    top, left, h, w = place(height, width, size, fit)
+    less, fewer = min(h, height), min(w, width)
+    even = height % less == width % fewer == 0
+    part = shrink(shrink(image.swapaxes(0, 1), fewer, even).swapaxes(0, 1), less, even)
+    part = part * np.float32(less * fewer / (height * width)) if even else part
+    half = (height, width) == (2 * less, 2 * fewer)  # where OpenCV rounds .5 up, and elsewhere to even
+    image = (np.floor(part + 0.5) if half else np.rint(part)).astype(np.uint8)
+    narrow = min(less, fewer) < 4  # where OpenCV computes in fixed point
+    part = grow(grow(image, h, narrow).swapaxes(0, 1), w, narrow).swapaxes(0, 1)
+    image = np.clip(np.rint(part), 0, 255).astype(np.uint8)
     rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])  # its colour is beside a letterboxed image
     whole = np.full((size, size, 3), np.rint(rim.mean(axis=0)), np.uint8)
     whole[top : top + h, left : left + w] = image
@@ -150,6 +163,8 @@ def main(see: Callable, decide: Callable, draw: Callable | None) -> int:
     parser.add_argument("--map", type=Path, help="a folder for pictures of what was found")
     parser.add_argument("--model", default="model.onnx", help="a file beside this one, such as model_int8.onnx")
     given, status = parser.parse_args(), 0
+    if hasattr(signal, "SIGPIPE"):  # `| head -1` ends this as it ends other commands, without a traceback
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if given.map and draw is None:
         parser.error("--map: this model does not say where a defect is")
     about = json.loads((HERE / "export.json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ PREDICTED = "predicted.json"  # beside predictions.csv of task=predict: the mode
 MISTAKES, EXPLANATIONS = "mistakes.jpg", "explanations.jpg"
 OPERATING = "operating.json"  # of task=threshold; a directory with one holds a checkpoint, and is no run of its own
 MONITORED = "monitor.json"  # of task=monitor
+VERSION = "version.json"  # of a version of a data set that a review wrote, beside its images
 PIXELS = "pixels.npz"  # histograms of anomaly maps, from which pixel metrics are compared
 BEST, LAST = "best.ckpt", "last.ckpt"
 # In the order in which a run is cleared: a kill in between must not leave a checkpoint without the result.json that

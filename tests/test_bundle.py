@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -144,8 +145,10 @@ def test_the_script_says_what_predict_says(case: str, lab, new: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path) -> None:
-    assert lab("attempt=base", "hydra.run.dir=run") == 0
+def test_two_thresholds_review_what_lies_between(lab, new: Path, product: Path, tmp_path: Path) -> None:
+    version = shutil.copytree(product, tmp_path / "review/version-1")  # as a review writes it
+    (version / "version.json").write_text(json.dumps({"data": str(product)}))
+    assert lab("attempt=base", f"data.root={version}", "hydra.run.dir=run") == 0
     assert lab("task=threshold", "ckpt=run", "false_rejects=0.3", "reviews=0.4", "hydra.run.dir=strict") == 0
     assert lab("task=export", "ckpt=strict", "hydra.run.dir=out") == 0
     about = json.loads((tmp_path / "out/export.json").read_text())
@@ -159,6 +162,11 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, tmp_path: Path)
     assert "`REVIEW` between" in card
     assert "false_rejects=0.3 reviews=0.4" in card
     assert "`UNKNOWN`: an image farther than" in card
+    assert card.startswith("# Model card: classifier for `widget`\n")
+    assert "Attempt `base on version-1`" in card
+    assert "before a threshold decided: the operating point has its own rates:" in card
+    for metric in ("accuracy", "balanced accuracy", "escapes", "false rejects"):
+        assert re.search(rf"^\| {metric} \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", card, re.MULTILINE), metric
     checked = np.repeat(np.indices((SIZE, SIZE)).sum(0)[..., None] % 2 * 255, 3, axis=2).astype(np.uint8)
     Image.fromarray(checked).save(tmp_path / "checked.png")
     assert alone(tmp_path / "out", str(tmp_path / "checked.png")).stdout.startswith("UNKNOWN\t")

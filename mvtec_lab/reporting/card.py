@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mvtec_lab.data.catalogue import LICENSE
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import OK, REJECT, REVIEW, UNKNOWN, interval, percent
-from mvtec_lab.evaluation.specs import Metric, metrics_of
+from mvtec_lab.evaluation.specs import Metric, intervals, metrics_of
 from mvtec_lab.reporting.expected import expected, run_of_checkpoint
+from mvtec_lab.reporting.product_names import of_its_product
+from mvtec_lab.reporting.runs import tested
 from mvtec_lab.results import RunResult
 
 CARD = "model_card.md"
@@ -34,13 +37,14 @@ def card(ckpt: Path, about: Mapping[str, Any], method_terms: str = "") -> str:
         run, point = run_of_checkpoint(ckpt)
     except LabError:  # a damaged file beside it
         run, point = None, None
+    run = run and of_its_product(run)
     parts = [f"# Model card: {about['method']}" + (f" for {_code(run.category)}" if run else "")]
     expectation = expected(ckpt)
     parts.append("\n".join([f"**{expectation.word}.** {expectation.sentence}", *expectation.further]))
     parts += _purpose(run, about)
     if run is not None:
         parts += _data(run)
-        parts += _figures(run)
+        parts += _figures(run, moved=point is not None)
     parts += _point(point, about)
     parts += _int8(about.get("int8"))
     parts += _limits(run)
@@ -75,14 +79,17 @@ def _data(run: RunResult) -> list[str]:
     return ["## Data", f"Images of `data={run.data}` by split and class:", _table(["", *classes], rows)]
 
 
-def _figures(run: RunResult) -> list[str]:
+def _figures(run: RunResult, moved: bool) -> list[str]:
+    """Return the figures that a run reached on test; ``moved``: another threshold than its own decides now."""
     if run.untested:
         return ["## Figures", "No image has tested this model: it has learnt them all."]
     test = run.metrics.get("test", {})
     known = [(metric, metric.of(test)) for metric in metrics_of(run.problem)]
-    intervals = test.get("intervals", {})
+    bounds = dict(test.get("intervals", {}))
+    with suppress(LabError):  # predictions.csv may be damaged
+        bounds |= intervals(run.problem, test, predicted) if (predicted := tested(run)) else {}
     rows = [
-        [metric.title, _value(metric, value), _bounds(metric, intervals.get(metric.key))]
+        [metric.title, _value(metric, value), _bounds(metric, bounds.get(metric.key))]
         for metric, value in known
         if value is not None
     ]
@@ -91,6 +98,8 @@ def _figures(run: RunResult) -> list[str]:
     title = f"On {test.get('images')} test images" + (
         ", which chose it as well (`split.val_is_test`): too good" if run.val_is_test else ", which chose nothing"
     )
+    own = "the threshold was moved" if run.threshold else "a threshold decided"
+    title += f", before {own}: the operating point has its own rates" * moved
     return ["## Figures", f"{title}:", _table(["metric", "value", "95% interval"], rows)]
 
 
@@ -120,6 +129,9 @@ def _point(point: Mapping[str, Any] | None, about: Mapping[str, Any]) -> list[st
                 bounds = interval(rate["low"], rate["high"])
                 expect = f"expect {percent(rate['expected'])}% of new ones"
                 lines.append(f"Held out, {rate['count']} of {rate['of']} {what} ({bounds}); {expect}.")
+            if rate := point.get("test", {}).get(name):
+                bounds = interval(rate["low"], rate["high"])
+                lines.append(f"On test, {rate['count']} of {rate['of']} {what} ({bounds}).")
     return ["## Operating point", "\n".join(lines)]
 
 

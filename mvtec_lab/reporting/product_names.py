@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from mvtec_lab.errors import LabError
-from mvtec_lab.foreign import file_of
-from mvtec_lab.results import SAMPLES, RunResult, table_of
+from mvtec_lab.foreign import file_of, read_json
+from mvtec_lab.results import SAMPLES, VERSION, RunResult, table_of
 
 _VERSION = re.compile(r"version-\d+")  # as a review names its folders
 
@@ -38,6 +38,22 @@ def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
     return _versions(
         [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
     )
+
+
+def of_its_product(run: RunResult) -> RunResult:
+    """Return a run, by itself: on a version of a data set, of its product, ``finetune on version-1``.
+
+    The version's own version.json says which data set it is of, if it still lies where the run found it.
+    """
+    place = folder = Path(run.paths.get("data.root") or "")
+    with suppress(LabError):  # a damaged one says as much as none
+        for _ in range(99):  # a version of a version
+            path = file_of(folder, VERSION) if _VERSION.fullmatch(folder.name) else None
+            about = {} if path is None else read_json(path)
+            if not isinstance(about, dict) or not isinstance(data := about.get("data"), str):
+                break
+            folder = Path(data)
+    return run if folder == place else replace(run, category=folder.name, attempt=f"{run.attempt} on {place.name}")
 
 
 @dataclass

@@ -31,12 +31,12 @@ from mvtec_lab.data.samples import Sample
 from mvtec_lab.data.splits import SPLITS
 from mvtec_lab.errors import LabError, disk_full
 from mvtec_lab.locks import held
-from mvtec_lab.results import DEFECT, GOOD, write_csv
+from mvtec_lab.results import DEFECT, GOOD, VERSION, write_csv
 from mvtec_lab.review.items import Base, Subject
 from mvtec_lab.review.pictures import unpacked
 from mvtec_lab.review.store import State
 
-SPLIT_FILE, CHANGES, ABOUT = "split.csv", "CHANGES.csv", "version.json"
+SPLIT_FILE, CHANGES = "split.csv", "CHANGES.csv"
 # Keys of a run that say nothing of how a version of its data is learnt.
 _OF_DATA = {
     *("task", "attempt", "data", "resume", "race", "audit", "study"),
@@ -197,7 +197,7 @@ def _write(subject: Subject, placed: Sequence[_Placed], dropped: Sequence[_Place
         "splits": None if base is None else dict(Counter(p.split for p in placed if p.split)),
         "warnings": warnings,
     }
-    _write_file(folder / ABOUT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    _write_file(folder / VERSION, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     for name in (SPLIT_FILE, CHANGES):
         _flushed(folder / name)
     return facts

@@ -24,7 +24,7 @@ from mvtec_lab.engine.run import Run
 from mvtec_lab.engine.setup import build_data, claim, set_up
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import Rate, rates, scores_of
-from mvtec_lab.evaluation.specs import add_means, metrics_of
+from mvtec_lab.evaluation.specs import add_means, intervals, metrics_of
 from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.foreign import damaged
 from mvtec_lab.problems import problem_of
@@ -85,7 +85,7 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         log.warning(warning)
     judgement = problem.judge(Run(config, data, model, result, began))
     add_means(problem.name, judgement.metrics, judgement.rows)
-    intervals = _intervals(result, judgement.metrics["test"], judgement.rows)
+    bounds = _intervals(result, judgement.metrics["test"], judgement.rows)
     if model.accept is not None:
         judgement.rows = [{**row, "decision": model.decision(row)} for row in judgement.rows]
     judgement.write(Path(run_dir))
@@ -102,12 +102,12 @@ def evaluate(config: Config, run_dir: str | Path, own: bool = False) -> dict[str
         "threads": torch.get_num_threads(),
         "validates_by": result.validates_by,
         "metrics": judgement.metrics,
-        "intervals": intervals,
+        "intervals": bounds,
         "explained": result.explained,
         "warnings": result.warnings,
     }
     write_whole(Path(run_dir) / METRICS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics, intervals)
+    _print(f"{config.ckpt} on {config.data.name}/{data.folder.name}", result, judgement.metrics, bounds)
     for key, rate in decisions.items():
         if rate is not None:
             print(f"{key.replace('_', ' ')}: {rate}")
@@ -128,9 +128,7 @@ def _intervals(
     tested = [row for row in texts if row["split"] == "test"]
     classes = result.classes if "prediction" in tested[0] else ()
     predicted = Tested(result, tuple(row["path"] for row in tested), tested, classes)
-    stated = [metric for metric in metrics_of(result.problem) if metric.stated and metric.of(metrics) is not None]
-    bounds = {metric.key: metric.interval_of([metrics], [predicted]) for metric in stated}
-    return {key: of_metric for key, of_metric in bounds.items() if of_metric}
+    return intervals(result.problem, metrics, predicted)
 
 
 def _decisions(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, Rate | None]:
@@ -144,7 +142,7 @@ def _print(
     title: str,
     result: RunResult,
     metrics: Mapping[str, Mapping[str, Any]],
-    intervals: Mapping[str, tuple[float, float]],
+    bounds: Mapping[str, tuple[float, float]],
 ) -> None:
     """Print the metrics of validation and test, the test's intervals last, and those of every defect type."""
     test, console = metrics["test"], Console()
@@ -153,7 +151,7 @@ def _print(
     headers = ["metric", *(f"{split}{by.get(split, '')}\n{v['images']} images" for split, v in splits.items())]
     specs = metrics_of(result.problem)
     rows = [
-        [spec.title, *(_figure(spec.of(values)) for values in splits.values()), _interval(intervals.get(spec.key))]
+        [spec.title, *(_figure(spec.of(values)) for values in splits.values()), _interval(bounds.get(spec.key))]
         for spec in specs
     ]
     rows.append(["loss", *(_figure(values.get("loss")) for values in splits.values()), ""])

@@ -17,6 +17,7 @@ from typing import Any
 from mvtec_lab.errors import LabError, unknown
 from mvtec_lab.evaluation.specs import anomaly, classification, detection, segmentation
 from mvtec_lab.evaluation.specs.metric import Inference, Metric, NotComparableError, Words
+from mvtec_lab.evaluation.tested import Tested
 from mvtec_lab.registry import Registry
 from mvtec_lab.results import RunResult
 
@@ -67,6 +68,18 @@ def add_means(problem: str, metrics: Mapping[str, dict[str, Any]], rows: Sequenc
             of_split = [{key: str(value) for key, value in row.items()} for row in rows if row["split"] == split]
             if metric.of(values) is None and of_split and (mean := metric.mean_of(of_split)) is not None:
                 values[metric.key] = mean
+
+
+def intervals(problem: str, metrics: Mapping[str, Any], predicted: Tested) -> dict[str, tuple[float, float]]:
+    """Return the 95% intervals of the metrics of one run's test images, by key, as far as they have one.
+
+    Args:
+        metrics: of test.
+        predicted: what was predicted of these images.
+    """
+    stated = [metric for metric in metrics_of(problem) if metric.stated and metric.of(metrics) is not None]
+    bounds = {metric.key: metric.interval_of([metrics], [predicted]) for metric in stated}
+    return {key: of_metric for key, of_metric in bounds.items() if of_metric}
 
 
 def deciding(problem: str) -> list[Metric]:

@@ -18,7 +18,7 @@ COUNTS = {"train": {"good": 30, "crack": 21}, "val": {"good": 9, "crack": 7}, "t
 
 
 def written(directory: Path, attempt: str, data: dict[str, Any], epochs: int = 5, **fields: Any) -> None:
-    run = fabricate(directory / attempt, attempt, counts=COUNTS, idle=[], **fields)
+    run = fabricate(directory / attempt, attempt, **{"counts": COUNTS, "idle": [], **fields})
     run.epochs = epochs
     run.save()
     path = directory / attempt / CONFIG
@@ -42,6 +42,26 @@ def test_the_verdict_says_what_else_differs(sweep: Path) -> None:
         "be what makes the difference."
     )
     assert said in compare(load_runs(sweep)).verdict
+
+
+def test_over_products_it_is_said_once_and_where_only_some_differ(tmp_path: Path) -> None:
+    larger = {"train": {"good": 40, "cut": 30}, "val": {"good": 9, "cut": 7}, "test": {"good": 20}}
+    for category, counts, weights in (("bottle", COUNTS, "IMAGENET1K_V1"), ("cable", larger, "IMAGENET1K_V2")):
+        fields = {"category": category, "counts": counts}
+        fitted = {"method": "descriptors", "validates_by": "inner folds", "epochs": 0, **fields}
+        written(tmp_path / category, "recipe", {"image_size": 448, "category": category}, right=17, **fitted)
+        for name, right in (("head", 14), ("full", 13)):
+            data = {"image_size": 224, "category": category}
+            written(tmp_path / category, name, data, right=right, weights=weights, **fields)
+    said = (
+        "recipe also differs from full, head in image size (448 and 224), weights on cable (IMAGENET1K_V1 and "
+        "IMAGENET1K_V2) and images learnt from (67–86 and 51–70), which may be what makes the difference."
+    )
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best == "recipe"
+    assert [line for line in comparison.verdict if "also differs" in line] == [said]
+    alone = "recipe also differs from full, head in image size (448 and 224) and images learnt from (67 and 51), which"
+    assert any(line.startswith(alone) for line in comparison.products["bottle"].verdict)
 
 
 def test_what_a_sweep_varies_is_what_it_tries(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mvtec_lab.reporting.grouping import by_attempt
 from mvtec_lab.reporting.headline import headline_of
 from mvtec_lab.reporting.pairs import ALPHA, Comparison, Pair, pair_of
 from mvtec_lab.reporting.product_names import product_of, told_apart
-from mvtec_lab.reporting.products import over_products, products
+from mvtec_lab.reporting.products import ProductsPair, over_products, products
 from mvtec_lab.reporting.products_headline import products_headline
 from mvtec_lab.reporting.runs import Settings, require_one, settings_known, sound, tested
 from mvtec_lab.reporting.shots import curves_of
@@ -72,6 +72,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
     if names:
         over = over_products(parts, reference, [*agreed, *_left_out(_runs_of(attempts.values()))])
         over.verdict = products_verdict.sentences(over)
+        over.add(_circumstances(over, over.over, parts))
         if line := advice_over_products(over.best, over.over):
             over.advice = line
             over.verdict.append(line)
@@ -107,7 +108,7 @@ def _compared(
     notes += _left_out(_runs_of([attempts]))
     result.verdict = [
         *sentences(result),
-        *_circumstances(result),
+        *_circumstances(result, result.pairs, {"": result}),
         *notes,
         *(curve.sentence for curve in curves_of(result)),
     ]
@@ -118,13 +119,28 @@ def _compared(
     return result
 
 
-def _circumstances(comparison: Comparison) -> list[str]:
-    """Say in what the best attempt differs from those that it is compared with beside what they try."""
-    best = next((attempt for attempt in comparison.done if attempt.name == comparison.best), None)
+def _circumstances(
+    comparison: Comparison, pairs: Sequence[Pair | ProductsPair], parts: Mapping[str, Comparison]
+) -> list[str]:
+    """Say in what the best attempt differs from those that it is compared with beside what they try.
+
+    Args:
+        comparison: which says what is best.
+        pairs: those that decide.
+        parts: the comparison on each product, by its name.
+    """
+    by_name: dict[str, dict[str, Attempt]] = {}
+    for product, part in parts.items():
+        for attempt in part.done:
+            by_name.setdefault(attempt.name, {})[product] = attempt
+    best = by_name.get(comparison.best or "")
     if best is None:
         return []
-    pairs = [{pair.first, pair.second} for pair in comparison.pairs if pair.difference]
-    others = [a for a in comparison.done if {a.name, best.name} in pairs and a.base != best.base]
+    base = next(iter(best.values())).base
+    rivals = {
+        name for p in pairs if p.difference for name in (p.first, p.second) if comparison.best in (p.first, p.second)
+    }
+    others = [of for name, of in by_name.items() if name in rivals and next(iter(of.values())).base != base]
     return apart(best, others, comparison.settings)
 
 

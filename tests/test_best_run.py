@@ -13,7 +13,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.errors import LabError
 from mvtec_lab.reporting.best import best_run
-from mvtec_lab.results import BEST, find_runs
+from mvtec_lab.results import BEST, PREDICTIONS, RESULT, find_runs
 
 
 @pytest.fixture
@@ -72,6 +72,36 @@ def test_a_folder_that_names_no_model_is_refused(sweep: Path, tmp_path: Path) ->
     for run in find_runs(sweep):
         Path(run.run_dir, BEST).unlink()
     assert "holds no completed run with a best.ckpt" in refusal(sweep)
+
+
+@pytest.mark.parametrize("name", [RESULT, PREDICTIONS])
+def test_a_damaged_run_refuses_no_other(sweep: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """It refused all, even where another run is the best by far."""
+    (sweep / "full-1" / name).write_text("damaged")
+    run, said = best_run(sweep)
+    assert (run.attempt, run.seed) == ("full", 0)  # 0.7; the mean of base is 0.55
+    assert said == "the best of 3 sound runs on validation (balanced accuracy 0.700)"
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{sweep / 'full-1' / name} is ")
+    assert warning.endswith("; the best run is chosen without it")
+    for seed in (0, 1):
+        (sweep / f"base-{seed}" / name).write_text("damaged")
+    run, said = best_run(sweep)
+    assert (run.attempt, run.seed, said.partition(" (")[0]) == ("full", 0, "its only sound run")
+    (sweep / "full-0" / RESULT).write_text("damaged")
+    with pytest.raises(LabError, match=f"{name}|{RESULT}"):
+        best_run(sweep)
+
+
+def test_a_sweep_with_a_damaged_run_predicts(lab, product: Path, tmp_path: Path, capsys) -> None:
+    assert lab("-m", "attempt=base,cosine", "trainer.max_epochs=1", "hydra.sweep.dir=sweep") == 0
+    (tmp_path / "sweep/base" / PREDICTIONS).write_text("damaged")
+    capsys.readouterr()
+    assert lab("task=predict", "ckpt=sweep", f"source={product / 'test/hole/000.png'}", "hydra.run.dir=new") == 0
+    said = capsys.readouterr().err
+    assert said.count(f"sweep/base/{PREDICTIONS} is damaged (") == 1
+    assert "ckpt=sweep: sweep/cosine is its only sound run" in said
+    assert (tmp_path / "new" / PREDICTIONS).is_file()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,28 +15,29 @@ from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import BEST, RunResult
 
+log = logging.getLogger(__name__)
+
 
 def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     """Return the best run below a directory, and what chose it, in words.
 
     The best attempt is the verdict's; of its seeds and folds the run with the best validation metric is taken, then the
-    lower validation loss, then the earlier one.
+    lower validation loss, then the earlier one. Runs of which a file is damaged are left out, with a warning each.
 
     Raises:
-        LabError: no run below the directory was completed and has its best.ckpt, or its attempts do not compare; a
-            damaged file of a run's.
+        LabError: no run below the directory was completed and has its best.ckpt, or its attempts do not compare; all
+            runs are damaged.
     """
     found = load_runs(directory)
     runs = [run for run in found if run.completed and Path(run.run_dir, BEST).is_file()]
-    if broken := [run for run in found if run.damaged]:
-        raise LabError(str(broken[0].error))
+    damaged = [str(run.error) for run in found if run.damaged]
+    _warn(damaged)
     if not runs:
         raise LabError(f"{directory} holds no completed run with a {BEST}: give the directory of one that has it")
     if len(runs) == 1:
-        return runs[0], "its only run"
+        return runs[0], "its only sound run" if damaged else "its only run"
     comparison = compare(runs)
-    if comparison.damaged:
-        raise LabError(comparison.damaged[0])
+    _warn(comparison.damaged)  # their predictions, which a comparison reads
     if isinstance(comparison, ProductsComparison):
         names = ", ".join(comparison.products)
         raise LabError(f"{directory} holds runs of several products ({names}): give the directory of one run")
@@ -55,7 +57,14 @@ def best_run(directory: str | os.PathLike[str]) -> tuple[RunResult, str]:
     how = next((ranking for ranking in comparison.rankings if ranking.best == attempt.name), None)
     said += f". {how.sentence.removesuffix('.')}" if how and how.sentence else ""
     fold = "" if best.fold is None else "; it is the model of one fold: split.test=0 trains one with all images"
-    return best, f"the best of {len(runs)} runs on validation{said}{fold}"
+    number = len(runs) - len(comparison.damaged)
+    of = f"the best of {number} {'sound ' if damaged or comparison.damaged else ''}runs on validation"
+    return best, f"{of if number > 1 else 'its only sound run'}{said}{fold}"
+
+
+def _warn(damaged: Sequence[str]) -> None:
+    for reason in damaged:
+        log.warning("%s; the best run is chosen without it", reason)
 
 
 def _remedy(attempts: Sequence[Attempt]) -> str:

@@ -43,6 +43,13 @@ def options(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def nulls(description: str | None, default: int, batch: int) -> int:
+    """The command line of a simulation: how many pairs of equal attempts a cell has, in whole batches."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--nulls", type=int, default=default, help="pairs of equal attempts of a cell: fewer are rough")
+    return -(-int(parser.parse_args().nulls) // batch) * batch
+
+
 @dataclass
 class Measured:
     """What a function returned, and the peaks of its process in MiB."""

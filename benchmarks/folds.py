@@ -156,9 +156,11 @@ def _differences(
     return np.stack([each[:, 0] - each[:, 1] for each in values], axis=-1)
 
 
-def level(kind: Kind, metric: str, rounds: int, sure: float = 1.0, *, once: bool | None = None) -> float:
+def level(
+    kind: Kind, metric: str, rounds: int, sure: float = 1.0, *, once: bool | None = None, number: int = NULLS
+) -> float:
     """Return how often equal attempts are called different; ``once``: see ``statistics.of_mean``, None: as the lab."""
-    found, images = changes(kind)[metric, sure][:, :rounds].reshape(NULLS, -1), sum(kind.counts)
+    found, images = _in_one(changes(kind, number)[metric, sure], rounds), sum(kind.counts)
     rarest = FOLDS / (CLASSES * min(kind.counts))  # what one image of it changes in balanced accuracy
     one = {"accuracy": FOLDS / images, "balanced_accuracy": rarest}.get(metric, 0.0)
     apart = metric in PROPER if once is None else once
@@ -166,9 +168,14 @@ def level(kind: Kind, metric: str, rounds: int, sure: float = 1.0, *, once: bool
     return float((np.array(p) < ALPHA).mean())
 
 
-def variance_of_mean(kind: Kind, metric: str, rounds: int, sure: float = 1.0) -> float:
+def _in_one(changes: np.ndarray, rounds: int) -> np.ndarray:
+    """Return the differences of the first rounds one after the other, [number, rounds * FOLDS]."""
+    return changes[:, :rounds].reshape(len(changes), -1)
+
+
+def variance_of_mean(kind: Kind, metric: str, rounds: int, sure: float = 1.0, number: int = NULLS) -> float:
     """Return the variance of the mean difference, in units of what is seen among the test sets."""
-    found = changes(kind)[metric, sure][:, :rounds].reshape(NULLS, -1)
+    found = _in_one(changes(kind, number)[metric, sure], rounds)
     return float(found.mean(axis=1).var() / found.var(axis=1, ddof=1).mean())
 
 
@@ -248,9 +255,9 @@ def changes_beside(kind: Beside, number: int = NULLS) -> np.ndarray:
     return np.concatenate(found)
 
 
-def level_beside(kind: Beside, rounds: int, *, by_counts: bool = False) -> float:
+def level_beside(kind: Beside, rounds: int, *, by_counts: bool = False, number: int = NULLS) -> float:
     """Return how often equal attempts are called different; ``by_counts``: if images were counted as in other folds."""
-    found = changes_beside(kind)[:, :rounds].reshape(NULLS, -1)
+    found = _in_one(changes_beside(kind, number), rounds)
     divided = kind.good + kind.defects
     learnt = kind.beside + (divided * (FOLDS - 1) / FOLDS if kind.learns_defects else 0)
     ratio, one_round = divided / FOLDS / learnt, 0 if by_counts else FOLDS
@@ -259,14 +266,16 @@ def level_beside(kind: Beside, rounds: int, *, by_counts: bool = False) -> float
     return float(np.mean([statistics.corrected_t_test(each, ratio, one_round=one_round) < ALPHA for each in found]))
 
 
-def show_beside() -> None:
+def show_beside(number: int = NULLS) -> None:
     rows = [
         [
             kind.name,
             "yes" if kind.learns_defects else "no",
             f"{kind.beside} / {kind.good} / {kind.defects}",
             *(
-                " / ".join(f"{100 * level_beside(kind, rounds, by_counts=counts):.1f}" for rounds in ROUNDS)
+                " / ".join(
+                    f"{100 * level_beside(kind, rounds, by_counts=counts, number=number):.1f}" for rounds in ROUNDS
+                )
                 for counts in (False, True)
             ),
         ]
@@ -280,21 +289,21 @@ def show_beside() -> None:
         "by counts alone",
     ]
     note = (
-        f"equal attempts called different in image AUROC at 0.05, %, of {NULLS:,}, over 5 folds x "
+        f"equal attempts called different in image AUROC at 0.05, %, of {number:,}, over 5 folds x "
         f"{' / x '.join(map(str, ROUNDS))}"
     )
     common.show("beside", [note], header, rows, False)
 
 
-def show_learners() -> None:
-    kinds = [(metric, sure) for metric, sure in changes(KINDS[0])]
+def show_learners(number: int = NULLS) -> None:
+    kinds = [(metric, sure) for metric, sure in changes(KINDS[0], number)]
     names = [TITLES[metric] + (", too sure" if sure != 1 else "") for metric, sure in kinds]
 
     def cell(kind: Kind, metric: str, sure: float) -> str:
-        levels = " / ".join(f"{100 * level(kind, metric, rounds, sure):.1f}" for rounds in ROUNDS)
+        levels = " / ".join(f"{100 * level(kind, metric, rounds, sure, number=number):.1f}" for rounds in ROUNDS)
         if metric not in PROPER:
             return levels
-        return f"{levels} ({100 * level(kind, metric, ROUNDS[-1], sure, once=False):.1f})"
+        return f"{levels} ({100 * level(kind, metric, ROUNDS[-1], sure, once=False, number=number):.1f})"
 
     rows = [[kind.name, *(cell(kind, *each) for each in kinds)] for kind in KINDS]
     rows.append(
@@ -304,14 +313,14 @@ def show_learners() -> None:
                 " / ".join(
                     f"{min(of_kinds):.2f} to {max(of_kinds):.2f}"
                     for rounds in ROUNDS
-                    if (of_kinds := [variance_of_mean(kind, metric, rounds, sure) for kind in KINDS])
+                    if (of_kinds := [variance_of_mean(kind, metric, rounds, sure, number) for kind in KINDS])
                 )
                 for metric, sure in kinds
             ),
         ]
     )
     notes = [
-        f"equal attempts called different at 0.05, %, of {NULLS:,}, over 5 folds x {' / x '.join(map(str, ROUNDS))}; "
+        f"equal attempts called different at 0.05, %, of {number:,}, over 5 folds x {' / x '.join(map(str, ROUNDS))}; "
         "in brackets the scores over ten rounds, were these counted as for accuracy",
         "last row: in units of the variance between test sets, of which the test takes "
         + " / ".join(f"{statistics.of_mean(FOLDS * rounds, 1 / (FOLDS - 1)):.2f}" for rounds in ROUNDS)
@@ -320,6 +329,10 @@ def show_learners() -> None:
     common.show("learners", notes, ["both attempts", *names], rows, False)
 
 
+def main(number: int = NULLS) -> None:
+    show_learners(number)
+    show_beside(number)
+
+
 if __name__ == "__main__":
-    show_learners()
-    show_beside()
+    main(common.nulls(__doc__, NULLS, BATCH))

@@ -348,13 +348,14 @@ def percent(*shares: float) -> str:
     return " / ".join(f"{100 * share:.1f}" for share in shares)
 
 
-def show_metrics() -> None:
+def show_metrics(number: int = NULLS) -> None:
+    powers = min(number, POWERS)
     rows = [
         [
             design.name,
             *(
-                f"{percent(level(design, metric, more))}: "
-                + " / ".join(f"{100 * power(design, metric, points, more):.0f}" for points in POINTS)
+                f"{percent(level(design, metric, more, number))}: "
+                + " / ".join(f"{100 * power(design, metric, points, more, powers):.0f}" for points in POINTS)
                 for metric, more in KINDS
             ),
         ]
@@ -362,8 +363,8 @@ def show_metrics() -> None:
     ]
     points = ", ".join(f"{100 * each:.0f}" for each in POINTS)
     notes = [
-        f"equal attempts called different at 0.05, %, of {NULLS:,}; then how often the better one is called "
-        f"better where true accuracies differ by {points} points around {100 * MEAN:.0f}%, %, of {POWERS:,}",
+        f"equal attempts called different at 0.05, %, of {number:,}; then how often the better one is called "
+        f"better where true accuracies differ by {points} points around {100 * MEAN:.0f}%, %, of {powers:,}",
         f"too sure: the logits of both are {TOO_SURE:g} times as large as calibrated ones",
         f"images of each class: {', '.join(map(str, OF_16))} of 16, {', '.join(map(str, OF_83))} of 83, "
         f"{', '.join(map(str, OF_80))} of 80; 16 of these are tested in each fold",
@@ -371,16 +372,16 @@ def show_metrics() -> None:
     common.show("metrics", notes, ["design", *(TITLES[metric] + more for metric, more in KINDS)], rows, False)
 
 
-def show_unequal() -> None:
+def show_unequal(number: int = NULLS) -> None:
     rows = []
     for points, sure, name in CASES:
         for metric in (*METRICS[:1], *PROPER):
-            cells = [unequal(design, metric, points, sure, NULLS) for design in UNEQUAL]
+            cells = [unequal(design, metric, points, sure, number) for design in UNEQUAL]
             if any(cells):
                 rows.append([name, TITLES[metric], *("" if cell is None else percent(*cell) for cell in cells)])
     notes = [
         f"how often the first attempt is called better, which is too sure ({TOO_SURE:g} times calibrated logits) or "
-        f"not sure enough ({UNSURE:g} times), and how often the second, which is calibrated, %, of {NULLS:,}",
+        f"not sure enough ({UNSURE:g} times), and how often the second, which is calibrated, %, of {number:,}",
         "equal accuracy is a true null of accuracy alone, and equal scores of that score alone: both numbers of a "
         "sound test are then 5% together",
         "log loss on one split: the permutation test, which the lab does not make for this reason",
@@ -407,11 +408,11 @@ def show_mcnemar() -> None:
     common.show("mcnemar", notes, heads, rows, False)
 
 
-def main() -> None:
+def main(number: int = NULLS) -> None:
     show_mcnemar()
-    show_metrics()
-    show_unequal()
+    show_metrics(number)
+    show_unequal(number)
 
 
 if __name__ == "__main__":
-    main()
+    main(common.nulls(__doc__, NULLS, BATCH))

@@ -12,7 +12,7 @@ from mvtec_lab.reporting.verdict import FEW_IMAGES, MANY_ROUNDS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
-from benchmarks import folds, levels, metrics
+from benchmarks import common, folds, levels, metrics
 from mvtec_lab.evaluation import statistics
 
 
@@ -106,11 +106,18 @@ def test_good_images_beside_the_folds_call_no_more_equal_methods_different(kind:
 
 def test_a_learner_that_sees_much_in_its_images_varies_more_than_its_folds_show() -> None:
     """The reason why further rounds do not count for scores."""
-    few = folds.changes(folds.KINDS[0], number=folds.BATCH)["brier", 1.0]
+    few = folds.changes(folds.KINDS[0], folds.BATCH)["brier", 1.0]
     assert few.shape == (folds.BATCH, folds.ROUNDS[-1], folds.FOLDS)
     assert abs(few.mean()) < 0.01  # they are equal
     flat = few.reshape(len(few), -1)
     assert flat.mean(axis=1).var() > (1 / flat.shape[1] + 0.1) * flat.var(axis=1, ddof=1).mean()
+    assert folds.level(folds.KINDS[0], "brier", 1, number=folds.BATCH) <= 0.1
+
+
+def test_fewer_simulations_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed, nulls in (([], 1_000), (["--nulls", "120"], 200)):  # in whole batches
+        monkeypatch.setattr(sys, "argv", ["folds", *typed])
+        assert common.nulls("", 1_000, 100) == nulls
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Validation ranks attempts; of different numbers of images the lower end of its interval does."""
+"""Validation ranks attempts; of different numbers of images the middle of value and lower end does."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 from test_reporting import CLASSES, fabricate
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
+
+from benchmarks import ranking as simulated
 from mvtec_lab.evaluation.metrics import classification_metrics
 from mvtec_lab.evaluation.statistics import balanced_interval
 from mvtec_lab.reporting.best import best_run
@@ -46,23 +50,49 @@ def lower(wrong: int, of: int) -> float:
     return balanced_interval(right, images)[0]
 
 
-def test_of_different_numbers_of_images_the_lower_end_names_the_best(tmp_path: Path) -> None:
+def middle(wrong: int, of: int) -> float:
+    images = np.bincount(np.arange(of) % len(CLASSES))
+    recalls = 1 - np.bincount(np.arange(wrong) % len(CLASSES), minlength=len(CLASSES)) / images
+    return float((recalls.mean() + lower(wrong, of)) / 2)
+
+
+def test_of_different_numbers_of_images_the_middle_of_value_and_lower_end_names_the_best(tmp_path: Path) -> None:
     validated(tmp_path / "network", "network", 1, 12, right=9)
     validated(tmp_path / "recipe", "recipe", 6, 44, right=11)
     comparison = compared(tmp_path)
     (ranking,) = comparison.described["ranked_by"]
     assert ranking["values"]["network"] > ranking["values"]["recipe"]
     assert ranking["ends"] == pytest.approx({"network": lower(1, 12), "recipe": lower(6, 44)})
+    assert ranking["middles"] == pytest.approx({"network": middle(1, 12), "recipe": middle(6, 44)})
     assert (comparison.best, ranking["by"], ranking["images"]) == ("recipe", "interval", {"network": 12, "recipe": 44})
     said = (
-        "The attempts were validated on 12 and on 44 images, so the lower end of the 95% interval names the best: "
-        f"recipe {lower(6, 44):.3f} on 44, network {lower(1, 12):.3f} on 12."
+        "The attempts were validated on 12 and on 44 images, so the middle between the value and the lower end of its "
+        f"95% interval names the best: recipe {middle(6, 44):.3f} on 44, network {middle(1, 12):.3f} on 12."
     )
     assert said in comparison.verdict
     assert f"Use {comparison.best} if one has to be chosen" in comparison.headline[0]
     run, why = best_run(tmp_path)  # the run that task=threshold, predict and export take
     assert run.attempt == "recipe"
     assert said.removesuffix(".") in why
+
+
+def test_an_attempt_with_few_images_is_named_where_it_is_far_ahead(tmp_path: Path) -> None:
+    validated(tmp_path / "network", "network", 0, 12, right=9)
+    validated(tmp_path / "recipe", "recipe", 7, 44, right=11)
+    assert lower(0, 12) < lower(7, 44)  # by the lower end alone it would be the other one
+    assert middle(0, 12) > middle(7, 44)
+    assert compared(tmp_path).best == "network"
+
+
+@pytest.mark.parametrize("images", [(12, 44), (12, 200)])
+def test_the_rule_loses_less_than_value_and_lower_end_among_attempts_that_are_alike(images: tuple[int, int]) -> None:
+    scenario = simulated.SCENARIOS[-1]
+    lost = simulated.outcomes(simulated.draw(scenario, images, repeats=500))
+    by_lab, by_value, by_end = (
+        np.mean([lost[rule, attempts][0] for attempts in simulated.ATTEMPTS])
+        for rule in (simulated.LAB, "value", simulated.LOWER)
+    )
+    assert by_lab < min(by_value, by_end) - 0.001
 
 
 def test_of_equal_numbers_the_value_ranks_as_ever(tmp_path: Path) -> None:
@@ -108,7 +138,7 @@ def test_over_folds_each_image_counts_once(tmp_path: Path) -> None:
     (ranking,) = comparison.described["ranked_by"]
     assert (comparison.best, ranking["by"]) == ("recipe", "interval")
     assert ranking["ends"]["recipe"] == pytest.approx(lower(4, 44))  # the same 44 images in each fold
-    assert "on 12 and on 44 images in each run, so the lower end" in comparison.verdict[1]
+    assert "on 12 and on 44 images in each run, so the middle" in comparison.verdict[1]
 
 
 def test_over_products_squares_of_the_distances_add_up(tmp_path: Path) -> None:

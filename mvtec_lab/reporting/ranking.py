@@ -1,7 +1,8 @@
 """Choose the best of some attempts by their validation images, of which they may have different numbers.
 
-Of a dozen images luck gets more right than of several dozen: where the numbers differ, an attempt is worth what its
-validation is sure of, the worse end of the 95% interval. Where they are equal the value ranks.
+Of a dozen images luck gets more right than of several dozen: where the numbers differ, an attempt is worth the middle
+between its value and the worse end of its 95% interval, about one standard error less than the value. Where they are
+equal the value ranks. ``python -m benchmarks.ranking`` simulates this rule beside others.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import statistics as st
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mvtec_lab.evaluation.specs import METRICS, Metric, choosing
 from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.runs import held_out
 
+Score: TypeAlias = tuple[bool, float, float]  # not chosen on the test images, the metric, the negative loss
 NEAR = 0.01  # of a share: below one point two classifiers are practically equal (Benavoli et al., JMLR 18, 2017)
 
 
@@ -28,7 +30,8 @@ class Ranking:
         best: the name of the best one.
         metric: the key of what chooses on validation; None: attempts have none in common, or lack it, and nothing
             chooses.
-        by: ``interval``: the worse end of its 95% interval, as the numbers of validation images differ.
+        by: ``interval``: the middle between the value and the worse end of its 95% interval, as the numbers of
+            validation images differ.
         values: of the metric, by attempt.
         images: that validated a run, the mean over runs and products.
         ends: the worse ends, where they are known.
@@ -47,6 +50,11 @@ class Ranking:
     def value(self) -> float | None:
         """Return the best attempt's metric on validation; None where nothing chooses."""
         return None if self.metric is None else self.values[self.best]
+
+    @property
+    def middles(self) -> dict[str, float]:
+        """Return the middle between value and worse end, by attempt, where the ends are known."""
+        return {name: _middle(self.values[name], end) for name, end in self.ends.items()}
 
     @property
     def unequal(self) -> bool:
@@ -69,18 +77,19 @@ class Ranking:
                 f"{text}, and the value ranks them all the same: {metric.title} on validation has no interval for "
                 f"{', '.join(none)}."
             )
-        text += f", so the {'lower' if metric.sign > 0 else 'upper'} end of the 95% interval names the best"
-        others = sorted(self.ends, key=lambda name: (name != self.best, -metric.sign * self.ends[name]))
+        end, middles = "lower" if metric.sign > 0 else "upper", self.middles
+        text += f", so the middle between the value and the {end} end of its 95% interval names the best"
+        others = sorted(middles, key=lambda name: (name != self.best, -metric.sign * middles[name]))
         highest = max(self.values, key=lambda name: metric.sign * self.values[name])
         shown = (self.best, highest if highest != self.best else others[1])
-        return f"{text}: {', '.join(f'{name} {self.ends[name]:.3f} on {self.images[name]:.0f}' for name in shown)}."
+        return f"{text}: {', '.join(f'{name} {middles[name]:.3f} on {self.images[name]:.0f}' for name in shown)}."
 
     @property
     def close(self) -> str:
         """Name the attempts that validation hardly tells from the best; empty where there is none."""
         if self.metric is None or not METRICS[self.metric].share:
             return ""
-        ranked = self.ends if self.by == "interval" else self.values
+        ranked = self.middles if self.by == "interval" else self.values
         names = [n for n, value in ranked.items() if n != self.best and abs(value - ranked[self.best]) <= NEAR]
         if not names:
             return ""
@@ -90,15 +99,16 @@ class Ranking:
     @property
     def described(self) -> dict[str, Any]:
         """Return what comparison.json says of it."""
-        known = asdict(self)
-        return {key: known[key] for key in ("best", "metric", "by", "values", "images", "ends")}
+        known = asdict(self) | {"middles": self.middles}
+        return {key: known[key] for key in ("best", "metric", "by", "values", "images", "ends", "middles")}
 
 
 def by_validation(groups: Mapping[str, Sequence[Attempt]], test_sets: Sequence[TestSet] = ()) -> Ranking:
     """Rank attempts by validation.
 
-    A checkpoint that was not chosen on the test images comes first, then the metric that chooses, or the worse end of
-    its interval, then the lower validation loss: means over the runs on some test sets, and over products.
+    A checkpoint that was not chosen on the test images comes first, then the metric that chooses, or the middle between
+    it and the worse end of its interval, then the lower validation loss: means over the runs on some test sets, and
+    over products.
 
     Args:
         groups: the attempts by name; of several products one for each.
@@ -106,13 +116,12 @@ def by_validation(groups: Mapping[str, Sequence[Attempt]], test_sets: Sequence[T
     """
     scores = {name: _score(of, test_sets) for name, of in groups.items()}
     metrics = {choosing(attempt.problem) for of in groups.values() for attempt in of}
-    best = max(scores, key=lambda name: scores[name])
     if len({metric.key for metric in metrics}) > 1 or not all(isfinite(value) for _, value, _ in scores.values()):
-        return Ranking(best)
+        return Ranking(choose(scores))
     metric = metrics.pop()
     counts = {name: [_images(attempt, test_sets) for attempt in of] for name, of in groups.items()}
     result = Ranking(
-        best,
+        choose(scores),
         metric.key,
         values={name: metric.sign * value for name, (_, value, _) in scores.items()},
         images={name: round(st.fmean(of), 3) for name, of in counts.items()},
@@ -123,11 +132,34 @@ def by_validation(groups: Mapping[str, Sequence[Attempt]], test_sets: Sequence[T
         ends = result.ends = {name: end for name, end in known.items() if end is not None}
         if len(ends) == len(groups):
             result.by = "interval"
-            result.best = max(scores, key=lambda name: (scores[name][0], metric.sign * ends[name], *scores[name][1:]))
+            result.best = choose(scores, {name: metric.sign * end for name, end in ends.items()})
     return result
 
 
-def _score(attempts: Sequence[Attempt], test_sets: Sequence[TestSet]) -> tuple[bool, float, float]:
+def choose(scores: Mapping[str, Score], ends: Mapping[str, float] | None = None) -> str:
+    """Return the name of the best attempt.
+
+    Args:
+        scores: ``Attempt.score`` by name, the higher the better.
+        ends: the worse ends of the intervals, the higher the better; given where the numbers of images differ.
+    """
+
+    def worth(name: str) -> tuple[float, ...]:
+        honest, value, loss = scores[name]
+        return honest, *([_middle(value, ends[name])] if ends else []), value, loss
+
+    return max(scores, key=worth)
+
+
+def _middle(value: float, end: float) -> float:
+    """Return the middle between a value and the worse end of its interval.
+
+    In simulations the end itself named attempts with many images too readily, and the value those with few.
+    """
+    return (value + end) / 2
+
+
+def _score(attempts: Sequence[Attempt], test_sets: Sequence[TestSet]) -> Score:
     """Return ``Attempt.score``, the mean over products."""
     honest, values, losses = zip(*(attempt.score(test_sets) for attempt in attempts), strict=True)
     return (

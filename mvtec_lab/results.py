@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -192,6 +192,10 @@ class RunResult:
     def damaged(self) -> bool:
         """Tell whether a comparison set it aside, as ``error`` says of which file; no result.json says so itself."""
         return self.status == "damaged"
+
+    def set_aside(self, error: object) -> RunResult:
+        """Return a copy of the status ``damaged``, of which no figure counts; ``error`` says of which file."""
+        return replace(self, status="damaged", error=str(error), metrics={})
 
     @property
     def failed(self) -> bool:

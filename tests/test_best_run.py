@@ -93,6 +93,7 @@ def test_a_damaged_run_refuses_no_other(sweep: Path, caplog: pytest.LogCaptureFi
         best_run(sweep)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_damaged_run_predicts(lab, product: Path, tmp_path: Path, capsys) -> None:
     assert lab("-m", "attempt=base,cosine", "trainer.max_epochs=1", "hydra.sweep.dir=sweep") == 0
     (tmp_path / "sweep/base" / PREDICTIONS).write_text("damaged")

@@ -29,7 +29,7 @@ from mvtec_lab.reporting.product_names import told_apart
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
-from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, RunResult, read_csv, write_csv
+from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, SAMPLES, RunResult, read_csv, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
@@ -357,6 +357,7 @@ def test_the_power_of_ranks_is_that_of_few_products() -> None:
         pytest.param(RESULT, '{"seconds": NaN}', marks=pytest.mark.slow),
         pytest.param(CONFIG, "- optimizer", marks=pytest.mark.slow),
         (CONFIG, None),
+        pytest.param(SAMPLES, "damaged", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_of_one_run_refuses_no_other(
@@ -383,6 +384,26 @@ def test_a_damaged_file_of_one_run_refuses_no_other(
     assert len(cable.done) == 3
     json_ = json.loads((Path("out") / "comparison.json").read_text())
     assert json_["damaged"] == comparison.damaged
+
+
+def test_damaged_samples_leave_a_run_out_only_where_its_images_are_asked_for(tmp_path: Path) -> None:
+    """They were taken for none: a run in a folder of the same name elsewhere was then a repeat of another product's."""
+    for number, line in enumerate(("line_1", "line_2")):
+        for name, right in (("a", 17), ("b", 9)):
+            fabricate(tmp_path / line / name, name, right=right, paths={"data.root": f"/{line}/bottle"})
+            rows = [{"path": f"{i}.png", "split": "test", "digest": f"{number}{i}"} for i in range(20)]
+            write_csv(tmp_path / line / name / SAMPLES, rows, list(rows[0]))
+    damaged = tmp_path / "line_2/b" / SAMPLES
+    damaged.write_text("path\n1.png\n")
+    runs = {(run.attempt, run.category): run for run in load_runs(tmp_path)}
+    assert {key for key, run in runs.items() if run.completed} == {
+        ("a", "line_1/bottle"),
+        ("b", "line_1/bottle"),
+        ("a", "line_2/bottle"),
+    }
+    assert f"{damaged} is damaged (line 2 has no 'split')" in str(runs["b", "line_2/bottle"].error)
+    assert compared(tmp_path).damaged == [runs["b", "line_2/bottle"].error]
+    assert not compare(load_runs(tmp_path / "line_2")).damaged  # one product: nobody asks
 
 
 def test_one_product_with_results_has_its_own_verdict(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from mvtec_lab.errors import LabError
 from mvtec_lab.foreign import file_of, read_json
 from mvtec_lab.results import SAMPLES, VERSION, RunResult, table_of
 
+Samples = Mapping[str, list[dict[str, str]]]  # the rows of each run's samples.csv, by its directory; maybe none
+
 _VERSION = re.compile(r"version-\d+")  # as a review names its folders
 
 
@@ -26,18 +28,38 @@ def told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
     Folders of one name that lie in different places are one product where they share an image, as copies of a data set
     on several machines do. Others get as much of their path as tells them apart, ``line_1/bottle``. A version of a data
     set is its product, whatever its folder is called, where exactly the same images are tested.
+
+    Images are those of samples.csv. Where all runs are of one product in one place, nobody looks; elsewhere a completed
+    run whose file is damaged has the status ``damaged``, as nobody knows which product it is of.
     """
+    if len({(*product_of(run), run.paths.get("data.root", "")) for run in runs if not run.damaged}) < 2:
+        return [*runs]
+    runs, samples = _with_samples(runs)
     places: dict[tuple[str, str], dict[str, RunResult]] = {}
-    for run in sorted(runs, key=lambda run: file_of(run.run_dir, SAMPLES) is None):  # those that failed early: last
+    for run in sorted(runs, key=lambda run: not samples[run.run_dir]):  # those that failed early: last
         places.setdefault(product_of(run), {}).setdefault(run.paths.get("data.root", ""), run)
     named: dict[tuple[str, str, str], str] = {}
     for (data, category), of_product in places.items():
-        for place, name in _names_of(of_product, category).items() if len(of_product) > 1 else ():
+        for place, name in _names_of(of_product, category, samples).items() if len(of_product) > 1 else ():
             named[data, category, place] = name
     keys = [(*product_of(run), run.paths.get("data.root", "")) for run in runs]
     return _versions(
-        [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)]
+        [replace(run, category=named[key]) if key in named else run for run, key in zip(runs, keys, strict=True)],
+        samples,
     )
+
+
+def _with_samples(runs: Sequence[RunResult]) -> tuple[list[RunResult], Samples]:
+    """Return the runs with their samples, those whose file is damaged set aside."""
+    known, samples = list[RunResult](), dict[str, list[dict[str, str]]]()
+    for run in runs:
+        samples[run.run_dir] = []
+        try:
+            samples[run.run_dir] = table_of(run.run_dir, SAMPLES, "path", "split") or []
+        except LabError as error:
+            run = run.set_aside(error) if run.completed else run
+        known.append(run)
+    return known, samples
 
 
 def of_its_product(run: RunResult) -> RunResult:
@@ -66,7 +88,7 @@ class Version(RunResult):
     names: dict[str, str] = field(default_factory=dict)
 
 
-def _versions(runs: Sequence[RunResult]) -> list[RunResult]:
+def _versions(runs: Sequence[RunResult], samples: Samples) -> list[RunResult]:
     """Return runs of which those on a version of another run's data set are of its product, ``finetune on version-1``.
 
     A review writes such versions: more or other images train, and what is tested stays tested. Their test images are,
@@ -78,9 +100,9 @@ def _versions(runs: Sequence[RunResult]) -> list[RunResult]:
     others: dict[int, Version] = {}
     for place in sorted(range(len(runs)), key=lambda place: _VERSION.fullmatch(runs[place].category) is not None):
         run = runs[place]
-        rows = (table_of(run.run_dir, SAMPLES) or []) if run.completed and not isinstance(run, Version) else []
-        rows = [row for row in rows if row.get("split") == "test"]
-        images = {(row.get("digest") or "", row.get("label") or ""): row["path"] for row in rows if row.get("path")}
+        rows = samples[run.run_dir] if run.completed and not isinstance(run, Version) else []
+        rows = [row for row in rows if row["split"] == "test"]
+        images = {(row.get("digest") or "", row.get("label") or ""): row["path"] for row in rows if row["path"]}
         if not images or len(images) < len(rows) or any(not digest for digest, _ in images):
             continue  # without digests, or with copies among them, nobody knows which image is which
         of, names = first.setdefault(frozenset(images), (run, images))
@@ -99,19 +121,17 @@ def _root(run: RunResult) -> PureWindowsPath:
     return PureWindowsPath(run.paths.get("data.root") or run.category)
 
 
-def _names_of(places: Mapping[str, RunResult], category: str) -> dict[str, str]:
+def _names_of(places: Mapping[str, RunResult], category: str, samples: Samples) -> dict[str, str]:
     """Return the name of the product in each place of several; nothing where all are one product.
 
     Args:
         places: a run of each, by its ``data.root``.
         category: their name.
+        samples: of all runs.
     """
     groups: list[tuple[set[str], list[str]]] = []  # images that are one product, and where they lie
     for place, run in places.items():
-        rows: list[dict[str, str]] = []
-        with suppress(LabError):  # a damaged one says as much as none
-            rows = table_of(run.run_dir, SAMPLES) or []
-        images = {row["digest"] for row in rows if row.get("digest")}
+        images = {row["digest"] for row in samples[run.run_dir] if row.get("digest")}
         same = next((group for group in groups if not images or not group[0] or images & group[0]), None)
         if same is None:
             groups.append((images, [place]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
@@ -61,8 +61,9 @@ def load_runs(*directories: str | os.PathLike[str]) -> list[RunResult]:
     if not runs and broken:
         raise next(iter(broken.values()))
     runs += [_stand_in(folder, error, [*runs]) for folder, error in broken.items()]
+    runs = told_apart(sorted(runs, key=lambda run: (run.started, run.run_dir)))
     require_one(runs)
-    return told_apart(sorted(runs, key=lambda run: (run.started, run.run_dir)))
+    return runs
 
 
 def require_one(runs: Sequence[RunResult]) -> None:
@@ -86,7 +87,7 @@ def sound(run: RunResult, *checks: Callable[[RunResult], object]) -> RunResult:
         for check in () if run.damaged else checks or (require_metrics, require_look, settings_of, history_of):
             check(run)
     except LabError as error:
-        return replace(run, status="damaged", error=str(error), metrics={})  # none of its figures counts
+        return run.set_aside(error)
     return run
 
 

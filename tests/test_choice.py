@@ -70,6 +70,10 @@ def test_what_overrules_validation_comes_first_and_each_thing_once(tmp_path: Pat
     assert second.startswith("Validation chose")
     assert "b (balanced accuracy 0.900); test accuracy 0.5" in second
     assert not any("shown to be" in line for line in others)
+    assert "Expect the test figure" not in second  # of an attempt that is not to be used
+    sum_up(tmp_path)
+    page = (tmp_path / REPORT).read_text(encoding="utf-8")
+    assert page.count('<span class="chosen">') == page.count('<span class="chosen">use this one</span>') == 1
 
 
 @pytest.mark.parametrize("products", [1, 2])

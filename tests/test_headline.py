@@ -265,3 +265,13 @@ def test_page_and_terminal_say_the_advice_once(tmp_path: Path, capsys: pytest.Ca
     assert " ".join(capsys.readouterr().out.split()).count(advice) == 1
     assert text_of((tmp_path / report.REPORT).read_text(encoding="utf-8")).count(advice) == 1
     assert advice in (tmp_path / COMPARISON).read_text(encoding="utf-8")
+
+
+def test_an_attempt_with_too_few_folds_denies_no_other_to_be_the_best(tmp_path: Path) -> None:
+    """Headline and verdict said the opposite of each other: it could not be compared, and is not ranked."""
+    cross_validated(tmp_path, a=[11, 12, 11, 10, 12], b=[6, 7, 5, 6, 7])
+    of_folds(tmp_path, "c", {0: 12})
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.headline[0] == "● Shown. Use a: it is shown to be better than b."
+    assert "No attempt is shown" not in " ".join(comparison.verdict)
+    assert "Not ranked, with too few test sets in common: c (1 of 5)." in comparison.verdict

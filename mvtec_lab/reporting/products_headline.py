@@ -11,6 +11,7 @@ from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.choice import Choice, Light, alone, unlearnt
 from mvtec_lab.reporting.headline import (
+    MARKS,
     Headline,
     chance_of,
     flattered,
@@ -42,9 +43,9 @@ def products_headline(many: ProductsComparison) -> Headline:
         return Headline("amber", "Open", f"{use} Each product's own report names the best there.")
     choice = _choice(many, placed)
     of = [attempt for attempt in many.done if attempt.name == choice.name]
-    return Headline(
-        choice.light, choice.word, choice.use, _sure(many, choice), _next(many, choice.light), _mistakes(of)
-    )
+    sure, further = _sure(many, choice), _next(many, choice.light)
+    name, mark = (choice.name, MARKS[choice.light]) if len({a.name for a in many.done}) > 1 else ("", "")
+    return Headline(choice.light, choice.word, choice.use, sure, further, _mistakes(of), name, mark)
 
 
 def _choice(many: ProductsComparison, placed: Placed) -> Choice:

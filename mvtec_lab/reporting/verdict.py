@@ -158,13 +158,14 @@ def _stated(best: Attempt, block: Block, several: bool, overruled: bool) -> str:
     if estimate is None:
         return f"{text} has no test {metric.title}." if text == best.name else f"{text}; no test {metric.title}."
     figure = f"test {metric.title} {estimate}" + (f" ({estimate.method})" if estimate.method else "")
-    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + _flattered(best)
+    return (f"{text} has {figure}." if text == best.name else f"{text}; {figure}.") + _flattered(best, overruled)
 
 
-def _flattered(best: Attempt) -> str:
+def _flattered(best: Attempt, overruled: bool) -> str:
     """Say why the value on validation is no promise, where it is the highest there is or beyond the test's interval.
 
-    Made-up defects are others than those of the test images, and show nothing of the kind.
+    Made-up defects are others than those of the test images, and show nothing of the kind. Of an ``overruled`` best
+    nothing is to be expected: another attempt is to be used.
     """
     chooser = choosing(best.problem)
     value, test = best.mean(chooser, "val"), best.estimate(chooser.key)
@@ -180,7 +181,7 @@ def _flattered(best: Attempt) -> str:
     choice = "settings" if any(run.validates_by for run in best.done) else "epoch"
     return (
         f" The {value:.3f} on validation is no promise for new images: {few} chose the {choice} and the attempt, so "
-        "luck on them is part of it. Expect the test figure."
+        f"luck on them is part of it.{'' if overruled else ' Expect the test figure.'}"
     )
 
 

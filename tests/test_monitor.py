@@ -199,6 +199,12 @@ def test_a_reference_without_its_images_is_refused(line, refused, tmp_path: Path
     shutil.copy(folder / "run/best.ckpt", alone)
     assert "has no list of its run's images beside its checkpoint" in refused(tmp_path / "new", alone)
     product = folder / "products/widget"
+    shutil.copytree(product, tmp_path / "kept")
+    for path in product.glob("t*/good/*.png"):
+        shutil.copy(tmp_path / "new/000.png", path)
+    assert "is not the image that the run of reference=run/best.ckpt had: restore it" in refused(tmp_path / "new")
+    shutil.rmtree(product)
+    (tmp_path / "kept").rename(product)
     product.rename(folder / "products/gone")
     try:
         assert "are gone" in refused(tmp_path / "new")
@@ -263,9 +269,13 @@ def test_an_image_counts_once(line, tmp_path: Path, monkeypatch, capsys: pytest.
     assert lab("task=predict", "ckpt=run", f"source={new}", f"hydra.run.dir={day}") == 0
     rows = (day / "predictions.csv").read_text().splitlines()
     (day / "predictions.csv").write_text("\n".join([*rows, *rows[-3:]]) + "\n")
+    read: list[Path] = []
+    bytes_of = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or bytes_of(path))
     assert lab("task=monitor", "reference=run", f"predictions={day}", f"hydra.run.dir={tmp_path / 'out'}") == 0
     facts = json.loads((tmp_path / "out/monitor.json").read_text())
     assert facts["images"]["new"] == 20
+    assert read.count(new / "000.png") == 1, "a file is read once, for its digest and its pixels"
     assert facts["warnings"] == [
         "3 rows of predictions.csv name a file once more: its last row counts",
         "1 of 21 new images are copies of others, and count once",

@@ -36,7 +36,8 @@ def appearance(image: np.ndarray) -> Appearance:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     height, width = grey.shape
     second = float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
-    first = float(cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)).mean())
+    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+    first = float(np.sqrt(across**2 + down**2).mean())  # cv2.magnitude rounds by where the array lies in memory
     colours = np.log(np.maximum(cv2.mean(image)[:3], 1e-3))
     return Appearance(
         brightness=float(grey.mean()),

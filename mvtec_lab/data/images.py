@@ -349,7 +349,12 @@ def _digest(path: Path) -> str:
     if path.is_dir():
         inside = "".join(f"{file.name} {_digest(file)}\n" for file in files_of(path))
         return hashlib.blake2b(inside.encode(), digest_size=16).hexdigest()
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return digest_of(path.read_bytes())
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest of a file that holds these bytes, as ``digests`` does."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @_remembered

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from mvtec_lab.data.appearance import Appearance, appearance
-from mvtec_lab.data.images import attempts, digests, read_image
+from mvtec_lab.data.content import Content
+from mvtec_lab.data.images import attempts, digest_of, read_image
 from mvtec_lab.data.incoming import find
 from mvtec_lab.data.transforms import normalise, read_cut, resize
 from mvtec_lab.engine.model import Model, read_checkpoint
@@ -29,6 +30,7 @@ from mvtec_lab.results import GOOD, PREDICTED, PREDICTIONS, SYNTHETIC, table_of
 from mvtec_lab.tasks.evaluate import run_of
 
 BATCH = 16  # images at once
+T = TypeVar("T")
 WANTED = "give the directory that task=predict wrote, or new images"
 
 
@@ -36,7 +38,7 @@ class Known(NamedTuple):
     """Hold the good images of a run.
 
     Args:
-        images: file -> its digest, of those that new ones are compared with.
+        images: file -> the digest that it had, of those that new ones are compared with.
         digests: of all images that the run has used, good or not.
         scores: digest -> the model's score, of those that it did not learn.
     """
@@ -63,6 +65,7 @@ class Side:
         features: their frozen features [n, D]; None where the model has none.
         scores: of images that the model did not learn, which on the side of the reference are others than ``paths``.
         broken: why images cannot be read, a line each.
+        contents: place among all images -> digest, of those that count; that of a file that cannot be read is empty.
     """
 
     paths: list[Path]
@@ -70,6 +73,7 @@ class Side:
     features: np.ndarray | None
     scores: np.ndarray
     broken: list[str] = field(default_factory=list)
+    contents: dict[int, str] = field(default_factory=dict)
 
 
 def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) -> Known:
@@ -93,12 +97,9 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
         raise LabError(f"reference={reference} has no good image to compare new ones with")
     chosen = [list(digest)[place] for place in evenly(len(digest))]
     known = Known({folder / name: digest[name] for name in chosen}, {*used}, {})
-    try:
-        same = digests([*known.images]) == [*known.images.values()]
-    except LabError as error:
-        raise LabError(f"the images of reference={reference} are gone ({error}): restore them in {folder}") from error
-    if not same:
-        raise LabError(f"{folder} has other images than the run of reference={reference} had: restore them")
+    if gone := [path for path in known.images if not path.is_file()]:
+        first = f"{gone[0]}, and {len(gone) - 1} more" if len(gone) > 1 else f"{gone[0]}"
+        raise LabError(f"the images of reference={reference} are gone ({first}): restore them in {folder}")
     # Of images that this model has learnt, other models' scores stand there, which are not those of this one.
     own = origin_of(ckpt)
     learnt = problem.learns_from(own) if own else ()
@@ -123,20 +124,6 @@ def _sound(folder: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
         if score is not None and not np.isfinite(score):
             raise damaged(folder / PREDICTIONS, f"the score in line {line} is no finite number")
     return rows
-
-
-def once(judged: Sequence[Judged]) -> tuple[list[Judged], list[str], list[str]]:
-    """Return images each once, of copies the first, their digests, and a note where there were copies.
-
-    What cannot be read is kept without a digest: that is said where it is measured.
-    """
-    kept: dict[str, Judged] = {}
-    contents = attempts([each.path for each in judged], lambda path: digests([path])[0])
-    for each, content in zip(judged, contents, strict=True):
-        kept.setdefault(content if isinstance(content, str) else f"unread {each.path}", each)
-    copies = len(judged) - len(kept)
-    notes = [f"{copies} of {len(judged)} new images are copies of others, and count once"] if copies else []
-    return [*kept.values()], [*kept], notes
 
 
 def of_predictions(
@@ -209,23 +196,28 @@ def _judged_here(typed: str, model: Model, batch_size: int) -> tuple[list[Judged
 
 
 @torch.no_grad()
-def measured(paths: Sequence[Path], model: Model, problem: Problem, scores: np.ndarray, what: str) -> Side:
-    """Return what is measured of images; their features are of whole images, also where a model judges tiles.
+def measured(paths: Sequence[Path], model: Model, problem: Problem, what: str) -> Side:
+    """Return what is measured of images, without scores; each file is read once, and of copies the first counts.
+
+    Features are of whole images, also where a model judges tiles.
 
     Args:
-        scores: as ``Side`` has them.
         what: they are, for the progress bar.
     """
 
-    def read(path: Path) -> tuple[Appearance, np.ndarray]:
-        image = read_image(path, model.white)
-        return appearance(image), resize(image, model.frame)
+    def read(path: Path) -> tuple[str, tuple[Appearance, np.ndarray] | LabError]:
+        content = Content(str(path), path.read_bytes())
+        try:
+            image = read_image(content, model.white)
+        except LabError as error:
+            return digest_of(content.data), error
+        return digest_of(content.data), (appearance(image), resize(image, model.frame))
 
-    side, parts = Side([], [], None, scores), list[np.ndarray]()
+    side, parts = Side([], [], None, np.zeros(0)), list[np.ndarray]()
     with bar() as progress:
-        pairs = zip(paths, attempts(paths, read, BATCH), strict=True)
-        tracked = progress.track(pairs, len(paths), description=f"reading {what}")
-        while batch := list(islice(tracked, BATCH)):
+        results = progress.track(attempts(paths, read, BATCH), len(paths), description=f"reading {what}")
+        counted = _counted(results, side)
+        while batch := [(paths[place], result) for place, result in islice(counted, BATCH)]:
             side.broken += [str(result) for _, result in batch if isinstance(result, LabError)]
             kept = [(path, *result) for path, result in batch if not isinstance(result, LabError)]
             side.paths += [path for path, _, _ in kept]
@@ -236,3 +228,14 @@ def measured(paths: Sequence[Path], model: Model, problem: Problem, scores: np.n
                     parts.append(features.float().cpu().numpy())
     side.features = np.concatenate(parts) if parts else None
     return side
+
+
+def _counted(results: Iterable[tuple[str, T] | LabError], side: Side) -> Iterator[tuple[int, T | LabError]]:
+    """Yield the places and results of images that are no copies of others, and note the digests in ``side``."""
+    known = set[str]()
+    for place, result in enumerate(results):
+        digest, of_image = ("", result) if isinstance(result, LabError) else result
+        if digest not in known:
+            known |= {digest} if digest else set()
+            side.contents[place] = digest
+            yield place, of_image

@@ -25,7 +25,7 @@ from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting import monitored
 from mvtec_lab.reporting.monitored import PAGE, Pair, facts_of, sentences, write_monitored
 from mvtec_lab.results import MONITORED, write_csv, write_whole
-from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run, once
+from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,11 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     judged, broken, notes = of_predictions(config.predictions, ckpt, model, config.data.batch_size)
     kept, left_out = compared(judged)
     kept = [kept[place] for place in evenly(len(kept))]
-    kept, contents, copies = once(kept)
-    own = known.digests.intersection(contents)
-    notes += left_out + copies
+    new = measured([each.path for each in kept], model, problem, "new images")
+    own = known.digests.intersection(new.contents.values())
+    notes += left_out
+    if copies := len(kept) - len(new.contents):
+        notes.append(f"{copies} of {len(kept)} new images are copies of others, and count once")
     if own:
         notes.append(
             f"{len(own)} new images are images of the run itself: they are compared with its others, and their scores "
@@ -64,16 +66,17 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     old_paths = [path for path, content in known.images.items() if content not in own]
     if not old_paths:
         raise LabError(f"the new images are those of the run itself, {kept[0].path} for one: give others")
-    old_scores = np.array([score for content, score in known.scores.items() if content not in own])
-    rows = [each.row for each, content in zip(kept, contents, strict=True) if content not in own]
-    new_scores = np.array([score for row in rows if (score := score_of(row)) is not None])
-    old = measured(old_paths, model, problem, old_scores, "images of training")
-    if old.broken:
-        raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
-    new = measured([each.path for each in kept], model, problem, new_scores, "new images")
     broken += new.broken
     if not new.paths:
         raise LabError(f"predictions={config.predictions} has no image that can be read: {broken[0]}")
+    old = measured(old_paths, model, problem, "images of training")
+    if old.broken:
+        raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
+    if changed := [path for i, path in enumerate(old_paths) if old.contents.get(i) != known.images[path]]:
+        raise LabError(f"{changed[0]} is not the image that the run of reference={config.reference} had: restore it")
+    rows = [kept[place].row for place, content in new.contents.items() if content not in own]
+    new = replace(new, scores=np.array([score for row in rows if (score := score_of(row)) is not None]))
+    old = replace(old, scores=np.array([score for content, score in known.scores.items() if content not in own]))
     samples, left_out = samples_of(old, new)
     notes += left_out
     if not samples:

@@ -55,9 +55,9 @@ def margin(row: Mapping[str, Any], label: str) -> float:
     """Return how far an image is from getting another label; below 0, the model contradicts the label.
 
     It is the distance of the score from the nearest threshold, positive on the label's side. A classifier's is in
-    log-odds, as 0.01 is nearer to 0.3 than 0.99 is, and at most the label's log-odds less those of the likeliest of its
-    rivals: where a threshold says what is good, the other kinds of defect, else all other classes. 0 where the row does
-    not say it.
+    log-odds, as 0.01 is nearer to 0.3 than 0.99 is, and at most those of the label against the likeliest of its rivals:
+    where a threshold says what is good, the other kinds of defect, else all other classes. 0 where the row does not say
+    it.
 
     Args:
         row: of predictions.csv; its columns score, threshold, accept and prob_<class> are numbers where they are.
@@ -73,13 +73,16 @@ def margin(row: Mapping[str, Any], label: str) -> float:
         shares.pop(GOOD, None)
     if label in shares and len(shares) > 1:
         rival = max(share for name, share in shares.items() if name != label)
-        distances.append(_log_odds(shares[label]) - _log_odds(rival))
+        distances.append(_log(shares[label]) - _log(rival))
     return min(distances, default=0.0)
 
 
 def _log_odds(share: float) -> float:
-    share = min(max(share, 1e-12), 1 - 1e-12)  # probabilities are rounded: 1 is no certainty
-    return math.log(share / (1 - share))
+    return _log(share) - _log(1 - share)
+
+
+def _log(share: float) -> float:
+    return math.log(max(share, 1e-12))  # probabilities are rounded: 0 is no certainty
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,18 @@ def find_runs(directory: str | os.PathLike[str]) -> list[RunResult]:
     return sorted(runs, key=lambda run: (run.started, run.run_dir))
 
 
+def stopped_run(run_dir: str | os.PathLike[str], ours: bool = False) -> RunResult | None:
+    """Return the run of a directory if it was stopped, so that ``resume=true`` goes on with it; else None.
+
+    Args:
+        ours: this process is the one that works in the directory.
+    """
+    with suppress(LabError):  # a damaged one goes on with nothing
+        run = RunResult.load(run_dir)
+        return run if run.stopped or (ours and run.interrupted) else None
+    return None
+
+
 def run_folders(directory: str | os.PathLike[str]) -> set[Path]:
     """Return the directories of every run at or below a directory."""
     folders = {path.parent for name in (RESULT, SAMPLES) for path in Path(directory).rglob(name)}

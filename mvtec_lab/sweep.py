@@ -31,7 +31,7 @@ from mvtec_lab.knobs import varied
 from mvtec_lab.logs import CONSOLE, FILE, logging_config
 from mvtec_lab.problems import in_full
 from mvtec_lab.products import Products
-from mvtec_lab.results import RESULT, RunResult, one_line, write_whole
+from mvtec_lab.results import RESULT, RunResult, one_line, stopped_run, write_whole
 from mvtec_lab.tasks import function_of
 
 MULTIRUN = "multirun.yaml"  # what Hydra leaves of a sweep
@@ -223,6 +223,9 @@ def _claim(directory: Path, config: Config, command: Command) -> None:
     if directory in command.directories:
         raise LabError(f"two jobs of this sweep are called {directory.name}: give each value once")
     if directory.exists() and any(directory.iterdir()) and not config.resume:
+        if stopped_run(directory) is not None:
+            goes_on = "the same command with resume=true goes on with it, or give hydra.sweep.dir=NEW_FOLDER"
+            raise LabError(f"{directory} holds a run that was stopped: {goes_on}")
         raise LabError(
             f"{directory} holds another run: give hydra.sweep.dir=NEW_FOLDER, remove it, or resume it (resume=true)"
         )

@@ -85,6 +85,24 @@ def test_a_report_that_is_stopped(lab, tmp_path: Path, capsys, monkeypatch, numb
     assert sorted(p.name for p in (tmp_path / "s").rglob("*.tmp")) == ["history.csv.3.tmp", "notes.tmp"]
 
 
+def test_a_directory_of_a_stopped_run_says_how_to_go_on(lab, tmp_path: Path, capsys) -> None:
+    for folder in ("run", "sweep/base"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.yaml").touch()
+        run = RunResult("base", 0, "folder", "widget", "tiny", str(tmp_path / folder))
+        run.problem, run.method, run.error = "classification", "classifier", "KeyboardInterrupt: stopped by hand"
+        run.save()
+    goes_on = "the same command with resume=true goes on with it, or give"
+    assert lab("hydra.run.dir=run") == 2
+    assert f"run holds a run of base that was stopped: {goes_on} another directory" in capsys.readouterr().err
+    assert lab("-m", "attempt=base,head", "hydra.sweep.dir=sweep") == 2
+    assert f"sweep/base holds a run that was stopped: {goes_on} hydra.sweep.dir=" in capsys.readouterr().err
+    assert lab("task=describe", "hydra.run.dir=run") == 2
+    assert (
+        "run holds a run of base that was stopped: give another directory (hydra.run.dir=)" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.slow
 def test_a_stopped_sweep_says_what_is_missing_and_how_to_go_on(lab, tmp_path: Path, capsys, monkeypatch) -> None:
     whole, calls = Classification.judge, []

@@ -19,7 +19,7 @@ from mvtec_lab.data.sampling import Sampling
 from mvtec_lab.data.source import locate
 from mvtec_lab.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mvtec_lab.errors import LabError, disk_full
-from mvtec_lab.results import CONFIG
+from mvtec_lab.results import CONFIG, PREDICTIONS, stopped_run
 
 SAMPLE_MARK = "sample data: drawn procedurally, not images of a real product"
 RANDOM_MARK = "random weights"
@@ -177,6 +177,20 @@ def rehearse_batch(config: Config, data: MVTecDataModule, step: Callable[[torch.
         ) from error
 
 
+def _held(run_dir: Path, marker: str) -> str:
+    """Say what a directory holds that is not free, and what to type."""
+    other = "give another directory (hydra.run.dir=)"
+    if (run := stopped_run(run_dir, ours=marker == CONFIG)) is not None:
+        goes_on = "the same command with resume=true goes on with it"
+        what = f"{run_dir} holds a run of {run.attempt} that was stopped"
+        return f"{what}: {goes_on}, or {other}" if marker == CONFIG else f"{what}: {other}"
+    if marker == PREDICTIONS and not (run_dir / CONFIG).exists():
+        goes_on = "those of a watched folder go on by the same command with resume=true"
+        return f"{run_dir} holds other predictions: {other} or remove them; {goes_on}"
+    remedy = "resume it (resume=true)" if marker == CONFIG else "remove it"
+    return f"{run_dir} holds another run: {other} or {remedy}"
+
+
 def claim(run_dir: str | Path, marker: str) -> Path:
     """Make a directory a task's own, by the file that it will leave there: two runs never share one.
 
@@ -190,8 +204,7 @@ def claim(run_dir: str | Path, marker: str) -> Path:
             raise FileExistsError
         (run_dir / marker).touch(exist_ok=False)  # of two processes one succeeds
     except FileExistsError as error:
-        remedy = "resume it (resume=true)" if marker == CONFIG else "remove it"
-        raise LabError(f"{run_dir} holds another run: give another directory (hydra.run.dir=) or {remedy}") from error
+        raise LabError(_held(run_dir, marker)) from error
     except OSError as error:
         reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
         raise disk_full(error, run_dir) or LabError(reason) from error

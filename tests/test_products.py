@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from test_reporting import fabricate, fail
 from mvtec_lab.config import VerdictConfig
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation import products as tests_of
+from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import noise_of_test_sets
 from mvtec_lab.evaluation.products_planning import OverProducts, ProductsDesign, ways_over_products
 from mvtec_lab.reporting import products_figures, summary
@@ -458,6 +460,29 @@ def test_there_is_no_best_run_of_several_products(tmp_path: Path) -> None:
 
 
 # The statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "spread"), [(0.01, 0.0), (0.05, 0.5), (0.2, 0.5)])
+@pytest.mark.parametrize("products", [3, 8])
+def test_the_interval_of_mistakes_over_products_holds_the_truth(products: int, rate: float, spread: float) -> None:
+    """Student's by itself held it in 35% of cases, of three products with fifteen defects and a rate of 1%."""
+    rng, defects, repeats = np.random.default_rng(0), 15, 200
+    odds = np.log(rate / (1 - rate)) + spread * rng.standard_normal((100_000, 1))
+    truth = float((1 / (1 + np.exp(-odds))).mean())
+    odds = np.log(rate / (1 - rate)) + spread * rng.standard_normal((repeats, products))
+    found = rng.binomial(defects, 1 / (1 + np.exp(-odds)))
+    own = {count: statistics.wilson_interval(count, defects) for count in range(defects + 1)}
+    intervals = [tests_of.mean_of_shares(row / defects, *zip(*(own[c] for c in row), strict=True)) for row in found]
+    assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.93
+
+
+def test_products_without_a_mistake_are_not_certain(tmp_path: Path) -> None:
+    for product in CATEGORIES[:3]:
+        fabricate(tmp_path / product, "a", right=20, category=product)
+    line = next(line for line in compared(tmp_path).headline if line.startswith("Escapes: 0.0% of the defects"))
+    low, high = re.findall(r"95%: ([\d.]+) to ([\d.]+)%", line)[0]
+    assert float(low) == 0
+    assert 5 < float(high) < 20
 
 
 def test_products_that_agree_weigh_by_their_images() -> None:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mvtec_lab.evaluation import statistics
+
 RANKS = 5  # products from which on ranks are given: Demsar, JMLR 7, 2006
 EXACT = 13  # products up to which all signs are tried, 8,192 of them; beyond, SciPy does without permutations
 # The share of a product's own variance in its weight, the rest is that of a product of its size. An own variance of
@@ -91,6 +93,25 @@ def mean_over_products(differences: npt.ArrayLike, errors: npt.ArrayLike, images
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((weights * values).sum() / weights.sum())
+
+
+def mean_of_shares(shares: npt.ArrayLike, lows: npt.ArrayLike, highs: npt.ArrayLike) -> tuple[float, float]:
+    """Return the 95% interval of the mean of a share over products.
+
+    These are the outer bounds of two: Student's interval over the products, and the one that follows from the products'
+    own intervals, as the squares of their distances add up (MOVER; Zou and Donner, Statistics in Medicine 27, 2008). Of
+    a rare mistake most products have none or the same number, so that the first by itself would be far too sure.
+
+    Args:
+        shares: of each product, [P], at least two, in [0, 1].
+        lows, highs: the bounds of their own 95% intervals, [P].
+    """
+    values, below, above = (np.asarray(each, dtype=np.float64) for each in (shares, lows, highs))
+    low, high = statistics.corrected_interval(values, 0.0)  # products share no image
+    mean, number = float(values.mean()), len(values)
+    low = min(low, mean - float(np.linalg.norm(values - below)) / number)
+    high = max(high, mean + float(np.linalg.norm(above - values)) / number)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def signed_rank(differences: npt.ArrayLike) -> float:

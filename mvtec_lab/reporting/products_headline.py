@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mvtec_lab.evaluation import statistics
 from mvtec_lab.evaluation.differences import LEAST_RUNS
-from mvtec_lab.evaluation.products import RANKS
+from mvtec_lab.evaluation.products import RANKS, mean_of_shares
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.attempts import Attempt, Estimate
 from mvtec_lab.reporting.choice import Choice, Light, alone, unlearnt
@@ -69,15 +68,16 @@ def _sure(many: ProductsComparison, choice: Choice) -> str:
 
 
 def _mistakes(attempts: Sequence[Attempt]) -> dict[str, Estimate]:
-    """Return the share of each kind of mistake in the mean of the products, Student's interval from three on."""
+    """Return the share of each kind of mistake in the mean of the products, with an interval from three on."""
     of_products = [mistakes_of(attempt) for attempt in attempts]
     found = {}
     for kind in dict.fromkeys(kind for mistakes in of_products for kind in mistakes):
-        values = [mistakes[kind].value for mistakes in of_products if kind in mistakes]
+        shares = [mistakes[kind] for mistakes in of_products if kind in mistakes]
+        values = [share.value for share in shares]
+        known = [(share.low, share.high) for share in shares if share.low is not None and share.high is not None]
         bounds: tuple[float | None, float | None] = (None, None)
-        if len(values) >= LEAST_RUNS:
-            low, high = statistics.corrected_interval(values, 0.0)  # products share no image
-            bounds = max(low, 0.0), min(high, 1.0)
+        if len(known) == len(values) >= LEAST_RUNS:
+            bounds = mean_of_shares(values, *zip(*known, strict=True))
         found[kind] = Estimate(sum(values) / len(values), *bounds, f"mean of {len(values)} products")
     return found
 

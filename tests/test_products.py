@@ -212,6 +212,17 @@ def test_the_first_lines_say_what_to_do(tmp_path: Path) -> None:
     assert against[0] == "▲ Open. Stay with b: over 2 products no other attempt is shown to be better."
 
 
+def test_an_attempt_alone_on_the_products_is_called_that(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 7}, 2)
+    chance = "always naming the most frequent class on each of them"
+    alone = f"● Learnt. a, the only attempt on 2 products, is shown to be better than {chance}."
+    assert compared(tmp_path).headline[0] == alone
+    fabricate(tmp_path / "alone", "c", category="bottle")  # which has one product
+    headline = compared(tmp_path).headline
+    assert headline[0] == alone
+    assert headline[-1] == "Next: compare it with another attempt (-m attempt=a,NAME cv.folds=5)."
+
+
 def test_where_no_attempt_can_be_named_the_reason_is(tmp_path: Path) -> None:
     for product in ("bottle", "cable"):
         for name in ("a", "b"):
@@ -280,6 +291,7 @@ def test_what_does_not_count_is_named(tmp_path: Path) -> None:
     assert [*pair.by_product] == ["bottle", "cable"]
     assert "capsule does not count for a and b, as only 1 of 4 folds is done by both" in said(comparison)
     assert "Not ranked over products, with too few of them: c (bottle)" in said(comparison)
+    assert not any("the only attempt" in line for line in comparison.headline)
     assert "zipper is no part of this: ValueError: no such thing" in said(comparison)
     assert [*comparison.products][-1] == "zipper"
     assert "zipper: no result" in printed(comparison)

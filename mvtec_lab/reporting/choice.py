@@ -101,13 +101,12 @@ def alone(name: str, learnt: bool, chance: str, products: int = 0) -> Choice:
         chance: in words.
         products: as ``Contest`` has it.
     """
+    on, each = (f" on {products} products", " on each of them") if products else ("", "")
     if learnt:
-        where = f" on each of {products} products" if products else ""
-        return Choice("green", "Learnt", f"{name}, the only attempt, is shown to be better than {chance}{where}.", name)
-    what = "nothing shows what its figure is worth"
-    if products:
-        what = f"it is not shown to be better than {chance} on each of {products} products"
-    return Choice("amber", "Open", f"{name} is the only attempt, and {what}.", name)
+        use = f"{name}, the only attempt{on}, is shown to be better than {chance}{each}."
+        return Choice("green", "Learnt", use, name)
+    what = f"it is not shown to be better than {chance}{each}" if on else "nothing shows what its figure is worth"
+    return Choice("amber", "Open", f"{name} is the only attempt{on}, and {what}.", name)
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,17 @@ def products_headline(many: ProductsComparison) -> Headline:
 
 def _choice(many: ProductsComparison, placed: Placed) -> Choice:
     """Return which attempt to use; ``placed``: the reference, which is in use, or else the best on validation."""
-    if sum(each.mean is not None for each in many.placed) == 1:
+    if _single(many):
         of = [attempt for attempt in many.done if attempt.name == placed.attempt]
         learnt = all(attempt.learnt for attempt in of)
         return alone(placed.attempt, learnt, chance_of(of[0].metric), len(of))
     return contest_of(many).choice()
+
+
+def _single(many: ProductsComparison) -> str:
+    """Return the only attempt that is ranked, maybe beside others on too few products; empty where there are more."""
+    names = [placed.attempt for placed in many.placed if placed.mean is not None]
+    return names[0] if len(names) == 1 else ""
 
 
 def _sure(many: ProductsComparison, choice: Choice) -> str:
@@ -89,8 +95,8 @@ def _next(many: ProductsComparison, light: Light) -> str:
         return f"Next: see why there is no result for {', '.join(failed)}, at the end of the verdict."
     if any(pair.inconsistency is not None and pair.inconsistency >= UNLIKE for pair in many.over):
         return "Next: look at each product's own report, as the products do not agree which attempt is better."
-    if len({attempt.name for attempt in many.done}) == 1:
-        return f"Next: compare it with another attempt (-m attempt={many.done[0].name},NAME cv.folds=5)."
+    if name := _single(many):
+        return f"Next: compare it with another attempt (-m attempt={name},NAME cv.folds=5)."
     if light == "green":
         return "Next: judge it on images of another day or batch before it decides on a line (task=evaluate)."
     if many.advice:

@@ -25,7 +25,7 @@ from mvtec_lab.evaluation.operating import (
     scores_of,
 )
 from mvtec_lab.problems.model import load_model
-from mvtec_lab.reporting.operating import HELD_OUT, operating_figure, points
+from mvtec_lab.reporting.operating import HELD_OUT, TESTED, apart, operating_figure, points
 from mvtec_lab.results import find_runs, read_csv, write_csv
 
 LAYERS = "model.options.layers=[features.relu1,features.relu2]"
@@ -111,6 +111,8 @@ def test_the_chart_shows_the_corner_of_low_rates_and_the_chosen_point() -> None:
     (ax,) = operating_figure({HELD_OUT: good[0]}, {HELD_OUT: good[1]}).axes
     assert ax.get_xlim()[1] == pytest.approx(0.102)  # a tenth at least
     assert 0.6 < ax.get_ylim()[1] < 0.63  # half of the defects escape at the chosen point
+    assert ax.get_xlim()[0] < 0, "a curve at 0 is seen beside the axis"
+    assert apart({HELD_OUT: good[0], TESTED: scores([1, 7], [5])}) == [HELD_OUT]
 
 
 @pytest.fixture

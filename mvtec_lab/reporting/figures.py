@@ -314,13 +314,13 @@ def coverage_figure(
     return lettered(figure)
 
 
-def finish_curves(figure: Figure, ax: Axes, across: str, upwards: str) -> None:
+def finish_curves(figure: Figure, ax: Axes, across: str, upwards: str, columns: int = 2) -> None:
     """Name the axes of a chart of curves, and add the legend below."""
     ax.set_xlabel(across, color=GREY)
     ax.set_ylabel(upwards, color=GREY)
     quiet(ax)
     ax.grid(color=RULE)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def counts_figure(by_split: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -24,6 +24,7 @@ from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import read_image
 from mvtec_lab.data.transforms import resize
 from mvtec_lab.engine import bundle, infer
+from mvtec_lab.evaluation.operating import score_of
 from mvtec_lab.problems.classification.exported import decide
 from mvtec_lab.results import read_csv
 
@@ -153,7 +154,8 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, product: Path, 
     assert lab("task=export", "ckpt=strict", "hydra.run.dir=out") == 0
     about = json.loads((tmp_path / "out/export.json").read_text())
     assert about["accept"] < about["threshold"]
-    for score, decision in ((about["threshold"] + 0.01, "REJECT"), (about["threshold"], "REVIEW"), (0.0, "OK")):
+    for apart, decision in ((0.01, "REJECT"), (-1e-6, "REVIEW"), (-about["threshold"], "OK")):
+        score = about["threshold"] + apart
         probabilities = np.array([[1 - score, score, 0]])
         assert decide({"probabilities": probabilities}, about)[0] == decision
     done = alone(tmp_path / "out", str(new))
@@ -174,15 +176,28 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, product: Path, 
     assert not infer.unlike({"distance": np.array([9.0])}, {"unknown": {"above": 1, "first": False}}, "REJECT")
 
 
+def test_an_image_at_a_threshold_is_decided_as_the_lab_decides() -> None:
+    """Thresholds rest on the digits of predictions.csv, and the image that one was chosen by may lie on it."""
+    rng, classes = np.random.default_rng(0), ["good", "crack", "hole"]
+    for values in rng.dirichlet([1, 1, 1], 200).astype(np.float32):
+        score = score_of({f"prob_{name}": f"{value:.6g}" for name, value in zip(classes, values, strict=True)})
+        assert score is not None
+        for threshold, wanted in ((score, "OK"), (float(np.nextafter(score, 0)), "REJECT")):
+            about = {"classes": classes, "threshold": threshold}
+            assert decide({"probabilities": values[None]}, about)[0] == wanted
+
+
 @pytest.mark.slow
 def test_a_model_in_integers_says_what_it_costs(lab, tmp_path: Path, capsys) -> None:
-    assert lab(*CASES["patchcore"].split(), "hydra.run.dir=run") == 0
+    assert lab(*CASES["tiles"].split(), "hydra.run.dir=run") == 0
     assert lab("task=export", "ckpt=run", "format=int8", "hydra.run.dir=out") == 0
     found = json.loads((tmp_path / "out/export.json").read_text())["int8"]
     assert found["images"] == sum(found["decisions"]["float32"].values()) == sum(found["decisions"]["int8"].values())
     assert 0 < found["difference"] < 1  # integers round, and still say something
-    assert "model_int8.onnx: " in capsys.readouterr().out
-    assert f"**{len(found['changed'])} images** are decided" in (tmp_path / "out/model_card.md").read_text()
+    assert re.search(r"model_int8.onnx: .* ms a tile instead of", capsys.readouterr().out)
+    card = (tmp_path / "out/model_card.md").read_text()
+    assert f"**{len(found['changed'])} images** are decided" in card
+    assert "in milliseconds a tile on one thread" in card  # an image takes as many times that as it has tiles
     assert "model_int8.onnx" in (tmp_path / "out/SHA256SUMS").read_text()
     paths = [str(path) for path in sorted((tmp_path / "products/widget/test/hole").glob("*.png"))]
     lines = [alone(tmp_path / "out", *paths, *more).stdout for more in ([], ["--model", "model_int8.onnx"])]

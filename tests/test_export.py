@@ -150,7 +150,7 @@ def test_a_library_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     assert lab("task=export", f"ckpt={ckpt}", "hydra.run.dir=out", *arguments) == 2
     extra = module.replace("script", "")
-    assert re.search(rf'task=export needs {module} .*: pip install "mvtec_lab\[{extra}\]"', capsys.readouterr().err)
+    assert re.search(rf'an ONNX file needs {module} .*: pip install "mvtec_lab\[{extra}\]"', capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

@@ -151,3 +151,23 @@ def test_over_products_squares_of_the_distances_add_up(tmp_path: Path) -> None:
     assert ranking["ends"]["network"] == pytest.approx(value - (value - lower(1, 12)) / math.sqrt(2))
     assert (comparison.best, ranking["by"]) == ("recipe", "interval")
     assert "on 12 and on 44 images" in comparison.verdict[0]
+
+
+def test_a_fold_that_is_missing_makes_no_different_numbers(tmp_path: Path) -> None:
+    """Folds of 12 and of 13 images: without one of 13 the mean is another one, 12.25 in place of 12.4."""
+    for product, name, folds in (("bottle", "one", 5), ("bottle", "two", 5), ("cable", "one", 4), ("cable", "two", 5)):
+        for fold in range(folds):
+            place, more = tmp_path / f"{product}-{name}-{fold}", fold > 2
+            validated(place, name, fold % 3, 12 + more, images=20 + fold, fold=fold, category=product, right=15)
+    comparison = compared(tmp_path)
+    (ranking,) = comparison.described["ranked_by"]
+    assert (ranking["by"], ranking["images"]) == ("value", {"one": 12.325, "two": 12.4})
+    assert not any("validated on" in line for line in comparison.verdict)
+
+
+def test_numbers_that_differ_on_products_and_not_in_their_mean_are_different(tmp_path: Path) -> None:
+    for product, name, images in (("a", "one", 12), ("a", "two", 44), ("b", "one", 44), ("b", "two", 12)):
+        validated(tmp_path / f"{product}-{name}", name, images // 12, images, category=product, right=15)
+    comparison = compared(tmp_path)
+    assert comparison.described["ranked_by"][0]["by"] == "interval"
+    assert "The attempts were validated on different numbers of images, so the middle" in comparison.verdict[0]

@@ -61,7 +61,7 @@ def require(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise LabError(f'task=export needs {module} ({error}): pip install "mvtec_lab[{extra}]"') from error
+        raise LabError(f'an ONNX file needs {module} ({error}): pip install "mvtec_lab[{extra}]"') from error
 
 
 @torch.no_grad()

@@ -143,8 +143,8 @@ def _int8(found: Mapping[str, Any] | None) -> list[str]:
         for name, of in (("`model.onnx`", "float32"), ("`model_int8.onnx`", "int8"))
     ]
     text = (
-        f"On {found['images']} test images, in milliseconds an image on one thread of the processor that exported it; "
-        f"**{len(found['changed'])} images** are decided or named otherwise, and scores differ by "
+        f"On {found['images']} test images, in milliseconds {found['timed']} on one thread of the processor that "
+        f"exported it; **{len(found['changed'])} images** are decided or named otherwise, and scores differ by "
         f"{found['difference']:.2g} of the largest at most. The thresholds are those of `model.onnx`. Ranges were "
         f"measured on {found['calibrated_on']} training images. Run it by `infer.py --model model_int8.onnx`."
     )

@@ -19,6 +19,7 @@ from mvtec_lab.reporting.attempts import Attempt
 from mvtec_lab.reporting.runs import held_out
 
 Score: TypeAlias = tuple[bool, float, float]  # not chosen on the test images, the metric, the negative loss
+ONE = 1.0  # image: by less the means over folds differ where an attempt lacks one of the folds, which are not all equal
 NEAR = 0.01  # of a share: below one point two classifiers are practically equal (Benavoli et al., JMLR 18, 2017)
 
 
@@ -35,6 +36,7 @@ class Ranking:
         values: of the metric, by attempt.
         images: that validated a run, the mean over runs and products.
         ends: the worse ends, where they are known.
+        unequal: the attempts were validated on different numbers of images, of one product at least.
         several: the attempts have several runs each.
     """
 
@@ -44,6 +46,7 @@ class Ranking:
     values: dict[str, float] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
+    unequal: bool = False
     several: bool = False
 
     @property
@@ -57,19 +60,14 @@ class Ranking:
         return {name: _middle(self.values[name], end) for name, end in self.ends.items()}
 
     @property
-    def unequal(self) -> bool:
-        """Tell whether the attempts were validated on different numbers of images."""
-        return len({*self.images.values()}) > 1
-
-    @property
     def sentence(self) -> str:
         """Say how attempts that were validated on different numbers of images are ranked; empty of others."""
         if self.metric is None or not self.unequal:
             return ""
-        metric, counts = METRICS[self.metric], sorted({*self.images.values()})
-        numbers = " and on ".join(f"{count:.0f}" for count in (counts[0], counts[-1]))
-        if len(counts) > 2:
-            numbers = numbers.replace("and on", "to")
+        metric, counts = METRICS[self.metric], sorted({f"{count:.0f}" for count in self.images.values()}, key=float)
+        numbers = " and on ".join(counts) if len(counts) < 3 else f"{counts[0]} to {counts[-1]}"
+        if len(counts) == 1:  # in the mean over products
+            numbers = "different numbers of"
         text = f"The attempts were validated on {numbers} images{' in each run' if self.several else ''}"
         if self.by == "value":
             none = [name for name in self.values if name not in self.ends]
@@ -127,7 +125,8 @@ def by_validation(groups: Mapping[str, Sequence[Attempt]], test_sets: Sequence[T
         images={name: round(st.fmean(of), 3) for name, of in counts.items()},
         several=any(len(attempt.done) > 1 for of in groups.values() for attempt in of),
     )
-    if len({tuple(of) for of in counts.values()}) > 1:
+    result.unequal = any(max(of) - min(of) >= ONE for of in zip(*counts.values(), strict=True))  # by product
+    if result.unequal:
         known = {name: _end(of, metric, test_sets) for name, of in groups.items()}
         ends = result.ends = {name: end for name, end in known.items() if end is not None}
         if len(ends) == len(groups):

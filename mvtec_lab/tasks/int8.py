@@ -52,6 +52,7 @@ def add_int8(folder: Path, ckpt: Path, model: Model, file: bytes) -> dict[str, A
             for name, of in (("float32", whole), ("int8", small))
         },
         "difference": max((abs(a - b) / top for a, b in pairs), default=0.0),
+        "timed": "an image" if model.tile is None else "a tile",  # of which an image has several
         "milliseconds": {
             "float32": milliseconds(folder / ONNX, seen),
             "int8": milliseconds(folder / INT8, seen),
@@ -61,11 +62,11 @@ def add_int8(folder: Path, ckpt: Path, model: Model, file: bytes) -> dict[str, A
 
 def told_of_int8(found: Mapping[str, Any]) -> str:
     """Return in a line what ``add_int8`` found."""
-    before, now = found["milliseconds"]["float32"], found["milliseconds"]["int8"]
+    before, now = (f"{found['milliseconds'][of]:.3g}" for of in ("float32", "int8"))
     return (
         f"{INT8}: {len(found['changed'])} of {found['images']} test images are decided or named otherwise than by "
-        f"{ONNX}; scores differ by {found['difference']:.1g} of the largest at most; {now:.3g} ms an image instead of "
-        f"{before:.3g} on one thread of this processor; calibrated on {found['calibrated_on']} training images"
+        f"{ONNX}; scores differ by {found['difference']:.1g} of the largest at most; {now} ms {found['timed']} instead "
+        f"of {before} on one thread of this processor; calibrated on {found['calibrated_on']} training images"
     )
 
 

@@ -44,7 +44,7 @@ def decide(outputs: dict[str, np.ndarray], about: dict[str, Any]) -> tuple[str, 
     values, good = outputs["probabilities"][0], np.array([name == "good" for name in about["classes"]])
     best, score, decision = int(values.argmax()), None, "-"
     if good.any():
-        score = float(values[~good].sum())
+        score = sum(float(f"{value:.6g}") for value in values[~good])  # of predictions.csv, which thresholds rest on
         if "threshold" in about:
             decision = verdict(score, about)
             if decision != "REVIEW":  # the class agrees with it

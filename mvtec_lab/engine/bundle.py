@@ -1,21 +1,17 @@
-"""The folder that task=export leaves: its script, run in a clean process, its sums, and all of it or nothing."""
+"""The folder that task=export leaves: its script, run in a clean process, and its sums."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mvtec_lab.engine import infer
-from mvtec_lab.engine.setup import claim
-from mvtec_lab.errors import LabError, disk_full
+from mvtec_lab.errors import LabError
 from mvtec_lab.results import write_whole
 
 SCRIPT, SUMS = "infer.py", "SHA256SUMS"
@@ -83,36 +79,8 @@ def judged(folder: Path, images: Sequence[Path], model: str = "model.onnx") -> d
     return {path: Line(*row) for *row, path in rows}
 
 
-@contextmanager
-def whole_folder(run_dir: Path, marker: str) -> Iterator[Path]:
-    """Yield an empty folder beside a task's directory; at the end its files move there, all of them or none.
-
-    SHA256SUMS moves last: a folder that has it is complete. Whoever is killed in between leaves one without it.
-
-    Args:
-        marker: one of the files, by which the directory becomes the task's own.
-
-    Raises:
-        LabError: the directory belongs to another run, or cannot be written.
-    """
-    try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{run_dir.name}.", suffix=".tmp", dir=run_dir.parent))
-    except OSError as error:
-        reason = f"{run_dir} cannot be written ({error.strerror}): give hydra.run.dir=FOLDER"
-        raise disk_full(error, run_dir) or LabError(reason) from error
-    try:
-        yield folder
-        names = sorted(path.name for path in folder.iterdir())
-        sums = (f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-        write_whole(folder / SUMS, "".join(sums))
-        claim(run_dir, marker)
-        try:
-            for name in (*names, SUMS):  # a move takes no room on the disk
-                (folder / name).replace(run_dir / name)
-        except BaseException:
-            for name in names:
-                (run_dir / name).unlink(missing_ok=True)
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS of the files of a folder."""
+    names = sorted(path.name for path in folder.iterdir())
+    sums = (f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    write_whole(folder / SUMS, "".join(sums))

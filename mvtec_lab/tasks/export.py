@@ -17,7 +17,8 @@ from mvtec_lab.data.frame import Frame
 from mvtec_lab.data.images import digests, each_image
 from mvtec_lab.data.tiles import OVERLAP
 from mvtec_lab.data.transforms import Cut, normalise, read_cut
-from mvtec_lab.engine.bundle import SCRIPT, script, whole_folder
+from mvtec_lab.engine.bundle import SCRIPT, SUMS, script, write_sums
+from mvtec_lab.engine.folder import whole_folder
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.onnx import (
     FILES,
@@ -112,7 +113,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
             f"in {len(worst.at_cuts)} of them rounding moves a value of the checkpoint's own across a cut, such as a "
             "box's corner to the next pixel: the file gives what the checkpoint gives on one side of it"
         )
-    with whole_folder(run_dir := Path(run_dir), EXPORT) as folder:
+    with whole_folder(run_dir := Path(run_dir), SUMS) as folder:
         write(file.content, folder / FILES["onnx"])
         if openvino is not None:
             write(openvino, folder / FILES["openvino"])
@@ -127,6 +128,7 @@ def export(config: Config, run_dir: str | Path) -> dict[str, Any]:
             lines.append(told_of_int8(report["int8"]))
         _write(folder, report)
         write_whole(folder / CARD, card(Path(ckpt), report, METHODS[model.method].licence))
+        write_sums(folder)
         mib = {path.name: path.stat().st_size / 2**20 for path in sorted(folder.glob("model*.[obx]*"))}
     sizes = ", ".join(f"{name} {size:.1f} MiB" for name, size in mib.items())
     print(f"{sizes}: {model.method}; input {about['input']}; output {about['output']}")

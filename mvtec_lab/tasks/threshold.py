@@ -15,9 +15,9 @@ import yaml
 
 from mvtec_lab.checks import validate
 from mvtec_lab.config import Config
+from mvtec_lab.engine.folder import whole_folder
 from mvtec_lab.engine.model import Model
 from mvtec_lab.engine.origin import checkpoint_of, origin_of, typed_for
-from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import (
     Rate,
@@ -105,17 +105,17 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
         "warnings": notes,
         "typed": typed_for(ckpt.parent),  # for the run: task=review shows the command that trains it again
     }
-    run_dir = claim(run_dir, OPERATING)
     for note in notes:
         log.warning(note)
-    for name in (SAMPLES, PREDICTIONS):
-        if (ckpt.parent / name).exists():
-            shutil.copyfile(ckpt.parent / name, run_dir / name)
-    _write_config(ckpt, held.own, run_dir)
     lines = [*_lines(facts["rule"], model, new, held, shown), *([learnt] if known is not None else [])]
-    write_operating_page(run_dir, lines, notes, held.rows, shown)
-    new.save(run_dir / BEST)
-    write_whole(run_dir / OPERATING, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    with whole_folder(run_dir := Path(run_dir), OPERATING) as folder:
+        for name in (SAMPLES, PREDICTIONS):
+            if (ckpt.parent / name).exists():
+                shutil.copyfile(ckpt.parent / name, folder / name)
+        _write_config(ckpt, held.own, folder)
+        write_operating_page(folder, lines, notes, held.rows, shown)
+        new.save(folder / BEST)
+        write_whole(folder / OPERATING, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     print("\n".join([*lines, f"written to {run_dir}: {BEST}, {OPERATING}, {PAGE}"]))
     return facts
 
@@ -218,13 +218,13 @@ def _rule(config: Config) -> dict[str, float]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _write_config(ckpt: Path, own: Config, run_dir: Path) -> None:
+def _write_config(ckpt: Path, own: Config, folder: Path) -> None:
     """Write the run's config.yaml; the places of its images as absolute ones, as there is no result.json beside it."""
     values = read_yaml(ckpt.parent / CONFIG)
     for key in ("root", "labels"):
         if (place := getattr(own.data, key)) is not None:
             values.setdefault("data", {})[key] = str(Path(place).expanduser().resolve())
-    write_whole(run_dir / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_whole(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _lines(

@@ -33,7 +33,7 @@ def random(rng: np.random.Generator, shares: np.ndarray, features: np.ndarray, k
 
 
 def doubt(rng: np.random.Generator, shares: np.ndarray, features: np.ndarray, known: np.ndarray) -> list[int]:
-    """Choose as review.order=doubt does."""
+    """Choose as review.order=doubt does where no threshold decides."""
     return sorted(range(len(shares)), key=_margins(shares).__getitem__)[:BATCH]
 
 
@@ -68,12 +68,12 @@ def _margins(shares: np.ndarray) -> list[float]:
 
 
 @torch.inference_mode()
-def features_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def features_of(folder: Path, part: str = "test/") -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the largest of MobileNetV2's last maps, [N, 2560] of length 1, and the classes."""
     from torchvision.models import mobilenet_v2
 
     network = mobilenet_v2(weights="IMAGENET1K_V1").eval().features
-    samples = [s for s in read_folder(folder).samples if s.path.startswith("test/")]
+    samples = [s for s in read_folder(folder).samples if s.path.startswith(part)]
     rows = []
     for s in samples:
         image = cv2.resize(read_image(folder / s.path), (SIZE, SIZE), interpolation=cv2.INTER_AREA)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,7 @@ from mvtec_lab.engine import bundle, infer
 from mvtec_lab.evaluation.operating import score_of
 from mvtec_lab.problems.classification.exported import decide
 from mvtec_lab.results import read_csv
+from mvtec_lab.tasks.export import enlarges_in_fixed_point
 
 SIZES = [
     (300, 20),
@@ -46,17 +48,33 @@ SIZES = [
 ]
 
 
+@pytest.fixture
+def without_ipp() -> Iterator[None]:
+    """OpenCV as it computes on other processors than Intel's."""
+    if not hasattr(cv2, "ipp"):
+        yield
+        return
+    cv2.ipp.setUseIPP(False)
+    yield
+    cv2.ipp.setUseIPP(True)
+
+
+def test_without_ipp_an_export_says_how_images_were_enlarged(without_ipp: None) -> None:
+    assert enlarges_in_fixed_point()
+    test_the_script_prepares_images_as_the_lab_does("squeeze")
+
+
 @pytest.mark.parametrize("fit", ["squeeze", "letterbox"])
 def test_the_script_prepares_images_as_the_lab_does(fit: str) -> None:
     """To the bit where nothing grows; else within a level, in fewer than one of 10,000 values of noise.
 
     The mean of a noisy image's 64 rows for 48 lies halfway between two levels in one of sixteen values.
     """
-    rng, values, differ = np.random.default_rng(0), 0, 0
+    rng, values, differ, fixed = np.random.default_rng(0), 0, 0, enlarges_in_fixed_point()
     for height, width in SIZES:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
         for size in (24, 48, 64):
-            given, wanted = infer.square(image, size, fit), resize(image, Frame(size, fit))
+            given, wanted = infer.square(image, size, fit, fixed), resize(image, Frame(size, fit))
             apart = np.abs(given.astype(int) - wanted)
             assert apart.max() <= 1, (height, width, size)
             *_, h, w = infer.place(height, width, size, fit)

@@ -52,8 +52,8 @@ def shrink(rows: np.ndarray, length: int, even: bool) -> np.ndarray:
     return total
 
 
-def grow(rows: np.ndarray, length: int, narrow: bool) -> np.ndarray:
-    """Interpolate rows [n, ...] to more, by the cubic of a = -0.75, like cv2.INTER_CUBIC."""
+def grow(rows: np.ndarray, length: int, fixed: bool) -> np.ndarray:
+    """Interpolate rows [n, ...] to more, by the cubic of a = -0.75, like cv2.INTER_CUBIC, perhaps in fixed point."""
     if length <= len(rows):
         return rows
     at = (np.arange(length) + 0.5) * len(rows) / length - 0.5
@@ -62,7 +62,7 @@ def grow(rows: np.ndarray, length: int, narrow: bool) -> np.ndarray:
         row = np.floor(at).astype(int) + step
         d = np.abs(at - row)
         weight = np.where(d <= 1, (1.25 * d - 2.25) * d * d + 1, ((3.75 - 0.75 * d) * d - 6) * d + 3)
-        weight = np.rint(weight * 2048) / 2048 if narrow else weight
+        weight = np.rint(weight * 2048) / 2048 if fixed else weight
         total += weight[:, None, None] * rows[np.clip(row, 0, len(rows) - 1)]
     return total
 
@@ -75,8 +75,8 @@ def place(height: int, width: int, size: int, fit: str) -> tuple[int, int, int, 
     return (size - h) // 2, (size - w) // 2, h, w
 
 
-def square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """Return what the network sees of an image: uint8 [size, size, 3]."""
+def square(image: np.ndarray, size: int, fit: str, fixed: bool = False) -> np.ndarray:
+    """Return what the network sees of an image: uint8 [size, size, 3]; ``fixed``: OpenCV enlarged in fixed point."""
     height, width = image.shape[:2]
     top, left, h, w = place(height, width, size, fit)
     less, fewer = min(h, height), min(w, width)
@@ -85,8 +85,8 @@ def square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
     part = part * np.float32(less * fewer / (height * width)) if even else part
     half = (height, width) == (2 * less, 2 * fewer)  # where OpenCV rounds .5 up, and elsewhere to even
     image = (np.floor(part + 0.5) if half else np.rint(part)).astype(np.uint8)
-    narrow = min(less, fewer) < 4  # where OpenCV computes in fixed point
-    part = grow(grow(image, h, narrow).swapaxes(0, 1), w, narrow).swapaxes(0, 1)
+    fixed = fixed or min(less, fewer) < 4  # so narrow an image everywhere
+    part = grow(grow(image, h, fixed).swapaxes(0, 1), w, fixed).swapaxes(0, 1)
     image = np.clip(np.rint(part), 0, 255).astype(np.uint8)
     rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])  # its colour is beside a letterboxed image
     whole = np.full((size, size, 3), np.rint(rim.mean(axis=0)), np.uint8)
@@ -97,7 +97,7 @@ def square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
 def look(image: np.ndarray, session: Any, about: dict[str, Any], maps: bool) -> dict[str, np.ndarray]:
     """Return what the model gives of an image, by name; ``map`` as it covers the image, [H, W], if maps are wanted."""
     size, fit = about["image_size"], about["fit"]
-    levels = square(image, size, fit).transpose(2, 0, 1)[None]
+    levels = square(image, size, fit, about.get("fixed_point", False)).transpose(2, 0, 1)[None]
     values = session.run(None, {"images": (levels / 255).astype(np.float32)})
     outputs = dict(zip((output.name for output in session.get_outputs()), values, strict=True))
     if maps and "map" in outputs:

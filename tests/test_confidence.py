@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,14 +138,14 @@ def test_sure_is_the_prediction_alone_in_the_set() -> None:
 @pytest.mark.parametrize(
     ("of_image", "said"),
     [
-        ("(none)", ", like no class that it learnt"),
-        ("big", ", may also be: big"),
-        ("big|cut|small", ", may also be: big or cut"),
+        ("(none)", ", less typical of small than 83% of known small images"),
+        ("big", ", big not ruled out"),
+        ("big|cut|small", ", big or cut not ruled out"),
         ("small", ", unsure"),  # a threshold named another class than the likeliest
     ],
 )
 def test_an_unsure_image_is_said_to_be_what_else(of_image: str, said: str) -> None:
-    assert doubt("small", of_image) == said
+    assert doubt("small", of_image, 1 / 6) == said  # five of small are held out
 
 
 def test_coverage_curve_by_hand_and_ties() -> None:
@@ -237,9 +238,11 @@ def test_a_run_says_of_which_test_images_it_is_sure(
     unsure = sum(row["certainty"] == "unsure" for row in new.values())
     said = capsys.readouterr().out
     assert f"{unsure} of {len(new)} images are unsure" in said
+    assert re.search(r"\nthe aim: at most .*% of .* images are given a wrong class without being called unsure\n", said)
     assert f"the aim rests on {sum(held_out.values())} held-out images" in said
     for path, row in new.items():
-        mark = doubt(row["prediction"], row["set"]) if row["certainty"] == "unsure" else ""
+        alpha = result.sets["alpha"][row["prediction"]]
+        mark = doubt(row["prediction"], row["set"], alpha) if row["certainty"] == "unsure" else ""
         assert f"{row['prediction']} ({float(row['confidence']):.2f}){mark}  {product / path}\n" in said
     sum_up(run)
     assert "Coverage against accuracy" in (run / REPORT).read_text(encoding="utf-8")

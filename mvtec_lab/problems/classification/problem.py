@@ -73,7 +73,9 @@ class Classification(Problem):
             name = _named(model, probabilities, row)
             confidence = probabilities[model.classes.index(name)]
             row |= {"prediction": name, "confidence": f"{confidence:.6g}"}
-            mark = doubt(name, of_set[SET]) if of_set.get(CERTAINTY) == UNSURE else ""
+            mark = ""
+            if model.sets is not None and of_set[CERTAINTY] == UNSURE:
+                mark = doubt(name, of_set[SET], model.sets["alpha"][model.classes.index(name)])
             predictions.append(Prediction(row, f"{name} ({confidence:.2f}){mark}"))
         return predictions
 

@@ -55,12 +55,19 @@ def set_columns(sets: Sets, classes: Sequence[str], probabilities: np.ndarray) -
     return [{SET: of_image, CERTAINTY: SURE if c else UNSURE} for of_image, c in zip(names, certain, strict=True)]
 
 
-def doubt(name: str, of_image: str) -> str:
-    """Say why an image is unsure, to follow the class that it was given: which others are in its set."""
+def doubt(name: str, of_image: str, alpha: float) -> str:
+    """Say why an image is unsure, to follow the class that it was given.
+
+    Args:
+        name: the class that it was given.
+        of_image: the classes in its set, as ``set_columns`` writes them.
+        alpha: of the class ``name``: at least 1 - alpha of its held-out images had a higher probability of it than an
+            image whose set is empty.
+    """
     if of_image == NONE:
-        return ", like no class that it learnt"
+        return f", less typical of {name} than {100 * (1 - alpha):.2g}% of known {name} images"
     others = [other for other in of_image.split(JOINT) if other != name]
-    return f", may also be: {' or '.join(others)}" if others else ", unsure"
+    return f", {' or '.join(others)} not ruled out" if others else ", unsure"
 
 
 def set_metrics(sets: Sets, classes: Sequence[str], labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
@@ -89,9 +96,18 @@ def counted_unsure(
         return ["this model has no sets of possible classes: of no image it is known whether it is sure"]
     held_out = round(sum(sets["held_out"]))
     unsure = sum(row[CERTAINTY] == UNSURE for row in rows)
-    aims = ", ".join(f"{name} {100 * share:.2g}%" for name, share in zip(classes, sets["alpha"], strict=True))
     return [
         f"{unsure} of {len(rows)} images are unsure",
-        f"the aim: of the images of a class, at most so many are given another class without being unsure: {aims}",
+        f"the aim: {_aims(classes, sets['alpha'])} are given a wrong class without being called unsure",
         f"the aim {reservation(held_out, judged_by(held_out))}",
     ]
+
+
+def _aims(classes: Sequence[str], alpha: Sequence[float]) -> str:
+    """Return at most which share of each class's images, the shares that classes have in common said once."""
+    names: dict[str, list[str]] = {}
+    for name, share in zip(classes, alpha, strict=True):
+        names.setdefault(f"{100 * share:.2g}%", []).append(name)
+    if len(names) == 1:
+        return f"at most {next(iter(names))} of each class's images"
+    return "at most " + " and ".join(f"{share} of {', '.join(of)} images" for share, of in names.items())

@@ -23,7 +23,7 @@ from mvtec_lab.data import incoming
 from mvtec_lab.data.incoming import Archive, Video, Watched, find
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.operating import doubt, margin
-from mvtec_lab.reporting.expected import expected
+from mvtec_lab.reporting.expected import expected, judged_by
 from mvtec_lab.reporting.predicted import MOST, Doubtful, Shown
 from mvtec_lab.results import append_csv, read_csv
 from mvtec_lab.review.items import most_doubtful, read_subject
@@ -243,6 +243,18 @@ def test_what_learnt_nothing_is_shown_without_confidence(product: Path, tmp_path
     assert expected(tmp_path / "nowhere/best.ckpt").light == "amber"
 
 
+def test_the_model_that_judges_is_named(product: Path, tmp_path: Path) -> None:
+    data = lab_of.MVTecDataModule(product, image_size=SIZE)
+    data.setup()
+    shares = {split: np.tile([0.2, 0.6, 0.2], (len(data.of_split(split)), 1)) for split in ("val", "test")}
+    lab_of.write_run(tmp_path / "run", "constant", data, shares)
+    own = f"by {tmp_path / 'run'}: constant, "
+    assert judged_by(tmp_path / "run/best.ckpt", "classifier", None, None) == f"{own}no threshold"
+    assert judged_by(tmp_path / "run/best.ckpt", "classifier", 0.31, 0.1) == f"{own}thresholds 0.1 and 0.31"
+    alone = tmp_path / "elsewhere/model.ckpt"  # a file without its run
+    assert judged_by(alone, "patchcore", 0.5, 0.5) == f"by {alone}: method patchcore, threshold 0.5"
+
+
 @pytest.fixture
 def run(lab, tmp_path: Path) -> Path:
     assert lab("attempt=patchcore", LAYERS, "hydra.run.dir=run") == 0
@@ -256,6 +268,11 @@ def test_predictions_have_a_page_with_the_figure_to_expect(
     out = capsys.readouterr().out
     page = (tmp_path / "out/report.html").read_text()
     assert "ms an image (median; 95% within" in out
+    assert "/out: predictions.csv, report.html\n" in out
+    limit = float(read_csv(tmp_path / "out/predictions.csv")[0]["threshold"])
+    by = f"y {run}: patchcore, threshold {limit:.4g}"
+    assert f"\nb{by}\n" in out
+    assert f">B{by}.<" in page
     for said in ("image AUROC 1.00, between", "of the defects pass as good"):
         assert said in out
         assert said in page

@@ -13,7 +13,7 @@ from mvtec_lab.foreign import file_of, read_json
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.headline import SHAPES, Light, capital, headline_of, mistake_of
 from mvtec_lab.reporting.runs import require_metrics
-from mvtec_lab.results import OPERATING, RESULT, RunResult
+from mvtec_lab.results import BEST, OPERATING, RESULT, RunResult
 
 UNTESTED = "no image has tested this model: what to expect of it is its attempt's figure in cross-validation"
 
@@ -59,6 +59,30 @@ def run_of_checkpoint(ckpt: Path) -> tuple[RunResult | None, dict[str, Any] | No
     while point and (earlier := _operating(run_dir)):  # a threshold that was moved once more
         run_dir = Path(earlier["ckpt"]).parent
     return (None if file_of(run_dir, RESULT) is None else RunResult.load(run_dir)), point
+
+
+def attempt_of(ckpt: Path) -> str | None:
+    """Return the attempt that trained a checkpoint; None: no run beside it says so."""
+    with suppress(LabError):
+        run, _ = run_of_checkpoint(ckpt)
+        return None if run is None else run.attempt
+    return None
+
+
+def judged_by(ckpt: Path, method: str, threshold: float | None, accept: float | None) -> str:
+    """Return which model judges, in a line: its folder, its attempt (else its method) and what decides.
+
+    Args:
+        threshold, accept: as in ``Model``.
+    """
+    if threshold is None:
+        decides = "no threshold"
+    elif accept is None or accept == threshold:
+        decides = f"threshold {threshold:.4g}"
+    else:
+        decides = f"thresholds {accept:.4g} and {threshold:.4g}"
+    place = ckpt.parent if ckpt.name == BEST and ckpt.parent.name else ckpt
+    return f"by {place}: {attempt_of(ckpt) or f'method {method}'}, {decides}"
 
 
 def _operating(directory: Path) -> dict[str, Any] | None:

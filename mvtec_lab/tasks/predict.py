@@ -36,7 +36,7 @@ from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.base import Prediction
 from mvtec_lab.problems.model import judge, load_model
 from mvtec_lab.progress import bar
-from mvtec_lab.reporting.expected import expected
+from mvtec_lab.reporting.expected import expected, judged_by
 from mvtec_lab.reporting.predicted import COLOURS, PAGE, Doubtful, Shown, write_page_of
 from mvtec_lab.results import PREDICTED, PREDICTIONS, append_csv, write_csv, write_whole
 from mvtec_lab.tasks.watched import Before, judged_before
@@ -135,18 +135,16 @@ def _predict(
     if not source.live:
         write_csv(run_dir / PREDICTIONS, rows, list(dict.fromkeys(key for row in rows for key in row)))
         lines += [f"... and {len(rows) - LINES} more"] * (len(rows) > LINES)
+    by = judged_by(Path(ckpt), model.method, model.threshold, model.accept)
     notes = [] if source.live else problem.conclude(model, rows)
     expectation = expected(Path(ckpt))
     speed = _speed(seconds, config.data.batch_size, str(model.module.device))
     images, total = shown.most_doubtful(), sum(counts.values())
     write_picture(run_dir / "predictions.jpg", _sheet(images, expectation.light != "red"))
-    write_page_of(run_dir, images, counts, expectation, [*notes, speed], config.source or "")
+    write_page_of(run_dir, images, counts, expectation, [by, *notes, speed], config.source or "")
     counted = ", ".join(f"{number} {word}" for word, number in counts.items())
-    print(
-        "\n".join(
-            [*lines, *notes, f"{total} images: {counted}", *expectation.lines, speed, f"written to {run_dir}: {PAGE}"]
-        )
-    )
+    written = f"written to {run_dir}: {PREDICTIONS}, {PAGE}"
+    print("\n".join([*lines, *notes, f"{total} images: {counted}", by, *expectation.lines, speed, written]))
     for warning in too_bright([Path(row["path"]) for row in rows], model.white):
         log.warning(warning)
     log.info("judged by %s, %d CPU thread(s)", model.module.device, torch.get_num_threads())

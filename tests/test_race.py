@@ -135,6 +135,12 @@ def test_what_is_clearly_worse_is_dropped_and_the_rest_is_as_it_was(tmp_path: Pa
     assert "race" not in " ".join(whole.verdict)
 
 
+def test_a_race_that_left_out_no_run_says_so(tmp_path: Path) -> None:
+    ready(tmp_path, "good", "fair")
+    side_by_side(tmp_path, good=GOOD, fair=FAIR)
+    assert "The race left out no run." in compare(load_runs(tmp_path)).verdict
+
+
 @pytest.mark.slow
 def test_table_and_files_name_what_was_left_out(tmp_path: Path) -> None:
     ready(tmp_path, "good", "bad")

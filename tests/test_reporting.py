@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from mvtec_lab.config import VerdictConfig
 from mvtec_lab.engine import pictures
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.metrics import classification_metrics, majority_baseline
@@ -134,9 +135,9 @@ def printed(directory: Path, width: int = 100) -> str:
     return out.getvalue()
 
 
-def page(directory: Path) -> str:
+def page(directory: Path, **verdict: str) -> str:
     """The report on a directory."""
-    report.sum_up(directory)
+    report.sum_up(directory, verdict=VerdictConfig(**verdict))
     return (directory / report.REPORT).read_text(encoding="utf-8")
 
 
@@ -309,9 +310,23 @@ def test_a_p_is_never_zero(tmp_path: Path) -> None:
     fabricate(tmp_path / "0", "base", right=40, images=40)
     fabricate(tmp_path / "1", "augment", right=0, images=40)
     table = text_of(page(tmp_path)).rpartition("Pair by pair")[2].partition("Training curves")[0]
-    assert table.count("&lt;0.001") == 2  # of the pair, and image by image
+    assert table.count("&lt;0.001") == 1  # McNemar's test decides: no column repeats it as one that does not
+    assert "image by image" not in table
+    assert "Holm" not in table  # a single pair has nothing to be corrected for
     assert "0.000" not in table
     assert [p_value(value) for value in (None, 0.0, 0.001, 1.0)] == ["–", "<0.001", "0.001", "1.000"]
+
+
+def test_the_baseline_is_said_to_be_that_of_the_metric_that_decides(tmp_path: Path) -> None:
+    fabricate(tmp_path / "0", "base", right=16)
+    for asked, what in (
+        ("accuracy", "always naming the most frequent class"),
+        ("log_loss", "how frequent the classes"),
+    ):
+        text = text_of(page(tmp_path, metric=asked))
+        (said,) = re.findall(r"Baseline: what [^.]*\.", text)
+        assert what in said
+        assert said.endswith(f" in {asked.replace('_', ' ')}.")
 
 
 def test_images_by_defect_type_are_those_of_all_folds() -> None:
@@ -373,7 +388,8 @@ def test_a_validation_figure_that_luck_has_raised_is_called_no_promise(tmp_path:
     first, *_ = compare(load_runs(tmp_path)).verdict
     assert first.startswith("No attempt is shown to be the best. Best on validation: augment (balanced accuracy 1.000)")
     assert (
-        "The 1.000 on validation is no promise for new images: these 16 images chose the epoch and the attempt" in first
+        "The 1.000 on validation is no promise for new images: the 16 validation images chose the epoch and the attempt"
+        in first
     )
     run.metrics["val"]["balanced_accuracy"] = 0.76  # within the interval of the test
     run.save()

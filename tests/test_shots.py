@@ -87,6 +87,16 @@ def test_each_attempt_has_a_curve_in_verdict_and_report(tmp_path: Path) -> None:
     assert 'alt="Test figure of each attempt by its training images of each class"' in html
 
 
+def test_figures_that_do_not_go_on_rising_have_no_forecast(tmp_path: Path) -> None:
+    """The sentence promised 0.580 with twice the images after 0.653, "if errors go on falling as so far"."""
+    curve(tmp_path, "falls", {2: 16, 5: 12, 10: 14})
+    curve(tmp_path, "perfect", {2: 20, 5: 19, 10: 20})
+    falls, perfect = curves_of(compare(load_runs(tmp_path)))
+    assert falls.forecast is None
+    assert falls.sentence.endswith("0.700 with 10; no trend is shown in these figures that would go on from there.")
+    assert perfect.sentence.endswith("1.000 with 10.")  # nothing is left to fall
+
+
 def test_without_the_key_there_is_no_curve(tmp_path: Path) -> None:
     fabricate(tmp_path / "a", "a")
     fabricate(tmp_path / "b", "b")

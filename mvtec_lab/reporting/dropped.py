@@ -16,10 +16,10 @@ _TEST = (
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return which attempts a race dropped and why, and the runs and the time that it left out; nothing without one."""
+    """Return which attempts a race dropped and why, and the runs and time that it left out; nothing without a race."""
     dropped = [attempt for attempt in comparison.attempts if attempt.dropped]
     if not dropped:
-        return []
+        return ["The race left out no run."] if _raced(comparison) else []
     lines = [_of_attempt(attempt) for attempt in dropped]
     runs = [run for attempt in comparison.attempts for run in attempt.runs]
     taken = sum(map(seconds_of, runs))
@@ -43,6 +43,12 @@ def _of_attempt(attempt: Attempt) -> str:
         f"The race dropped {attempt.name} after {d['after']} of {d['folds']} folds: shown to be worse than {d['than']} "
         f"by the race's own test ({lead} there, p {p} for all looks and pairs). Its figures are of these folds."
     )
+
+
+def _raced(comparison: Comparison) -> bool:
+    """Tell whether all runs are those of races that have ended: a sweep may be resumed without its race."""
+    runs = [run for attempt in comparison.attempts for run in attempt.runs]
+    return all(comparison.settings.get(run.run_dir, {}).get("race") == "true" and not run.running for run in runs)
 
 
 def _left_out(attempt: Attempt) -> int:

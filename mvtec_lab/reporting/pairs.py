@@ -85,6 +85,11 @@ class Pair:
         return low is None or high is None or low > 0 or high < 0
 
     @property
+    def by_image_beside(self) -> bool:
+        """Tell whether ``image_p`` is another one than p: on a single test set it may be the very test that decides."""
+        return self.image_p is not None and self.image_test != self.test
+
+    @property
     def lead(self) -> float:
         """Return how much better the first is, in the metric; negative where it is worse."""
         return 0.0 if self.difference is None else METRICS[self.metric].sign * self.difference.value

@@ -103,6 +103,7 @@ def write_report(comparison: Comparison, rows: Sequence[summary.Row], directory:
         shots_figure=figures.to_data_uri(shots_figure(shots)) if shots else None,
         spreads=[(spread, figures.to_data_uri(figures.spread_figure(spread))) for spread in spreads(comparison)],
         coverage=coverage(comparison.done),
+        corrected=sum(pair.p is not None for pair in comparison.pairs),
         compared=[part for metric in comparison.metrics if (part := _compared(comparison, METRICS[metric]))],
         reported=[row for row in rows if row["reported_accuracy"] is not None],
         measured=summary.measured,
@@ -128,6 +129,8 @@ def _table(rows: Sequence[summary.Row]) -> dict[str, Any]:
     tables = {aspect: summary.shown(rows, aspect=aspect) for aspect in aspects}
     judge: Metric = rows[0]["metric"]  # its column is none of ``further``
     about = dict.fromkeys(filter(None, [judge.words.about, *(column.about for column in further if not column.aspect)]))
+    if judge.chance and any(column.key == "baseline" for column in further):
+        about[f"Baseline: what {judge.chance[1]} gives in {judge.title}."] = None
     return {
         "rows": rows,
         "metric": judge.title,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from itertools import groupby
 
-from mvtec_lab.evaluation.learning_curve import Forecast, forecast
+from mvtec_lab.evaluation.learning_curve import LEAST_ERROR, Forecast, forecast
 from mvtec_lab.evaluation.specs import METRICS, Metric
 from mvtec_lab.reporting.attempts import Attempt, Estimate, mean
 from mvtec_lab.reporting.pairs import Comparison
@@ -37,7 +37,8 @@ class Curve:
         text += f", {last.value:.3f} with {many:.3g}"
         expected = self.forecast
         if expected is None:
-            return f"{text}."
+            none = "; no trend is shown in these figures that would go on from there" if self.trendless else ""
+            return f"{text}{none}."
         more = expected.images - many
         low, high = (self._value(bound) for bound in (expected.high, expected.low))
         value = self._value(expected.value)
@@ -47,13 +48,30 @@ class Curve:
 
     @property
     def forecast(self) -> Forecast | None:
-        """Return the error with twice the images; None where a power law of the error cannot be told."""
+        """Return the error with twice the images; None where a power law is not known or promises no less than now."""
+        fitted = self._fitted
+        return fitted if fitted is not None and fitted.value < self._last else None
+
+    @property
+    def trendless(self) -> bool:
+        """Tell whether errors that are left with the largest number of images are not seen to go on falling."""
+        return self._fitted is not None and self.forecast is None and self._last > LEAST_ERROR
+
+    @property
+    def _last(self) -> float:
+        return self._error(self.points[-1][1].value)
+
+    @property
+    def _fitted(self) -> Forecast | None:
         known = [(images, e) for images, e in self.points if e.low is not None and e.high is not None]
         if not self.metric.share and self.metric.sign > 0:
             return None  # it has no best value from which an error is counted
-        errors = [1 - e.value if self.metric.sign > 0 else e.value for _, e in known]
+        errors = [self._error(e.value) for _, e in known]
         spreads = [(e.high - e.low) / (2 * NORMAL) for _, e in known if e.high is not None and e.low is not None]
         return forecast([images for images, _ in known], errors, spreads, TWICE * known[-1][0]) if known else None
+
+    def _error(self, value: float) -> float:
+        return 1 - value if self.metric.sign > 0 else value
 
     def _value(self, error: float) -> float:
         return max(0.0, 1 - error) if self.metric.sign > 0 else error

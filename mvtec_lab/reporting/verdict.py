@@ -177,7 +177,7 @@ def _flattered(best: Attempt, overruled: bool) -> str:
     if not (beyond or perfect):
         return ""
     images = mean(run.metrics["val"].get("images") for run in best.done)
-    few = f"these {images:g} images" if images else "these images"
+    few = f"the {images:g} validation images" if images else "the validation images"
     choice = "settings" if any(run.validates_by for run in best.done) else "epoch"
     return (
         f" The {value:.3f} on validation is no promise for new images: {few} chose the {choice} and the attempt, so "

@@ -55,7 +55,6 @@ def left_out(config: Config, run_dir: Path, sweep_dir: Path) -> RunResult | None
         write_whole(run_dir / CONFIG, as_yaml(config))
         result.save()
     after, folds = reason["after"], reason["folds"]
-    log.info(
-        "left out: %s was dropped after %d of %d folds, worse than %s", config.attempt, after, folds, reason["than"]
-    )
+    name = next(name for name, why in race.dropped.items() if why is reason)
+    log.info("left out: %s was dropped after %d of %d folds, worse than %s", name, after, folds, reason["than"])
     return result

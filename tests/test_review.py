@@ -146,6 +146,7 @@ def test_a_label_that_the_model_contradicts_comes_first(client: Any) -> None:
     overview = client.get("/api/items").json()
     assert overview["items"][0]["name"] == "test/hole/005.png"
     assert overview["classes"] == ["good", "crack", "hole"]
+    assert overview["has"] == {"maps": False, "masks": False}
     first = client.get(f"/api/items/{overview['items'][0]['id']}").json()
     assert (first["width"], first["height"], first["shown"]) == (24, 24, [24, 24])
     assert sum(first["mask"][1::2]) == 25  # the data set's own
@@ -158,6 +159,7 @@ def test_new_images_come_by_their_distance_from_the_threshold(predictions: Path)
         items = client.get("/api/items").json()["items"]
         assert [Path(item["name"]).name for item in items][:2] == ["001.png", "001.png"]
         assert len(items) == 5
+        assert client.get("/api/items").json()["has"] == {"maps": True, "masks": True}
         whole = client.get(f"/api/items/{numbers(client)['crack/000.png']}").json()
         assert sum(whole["found"][1::2]) == 4 * 18
         assert client.get(f"/api/items/{whole['id']}/drawn").headers["content-type"] == "image/jpeg"

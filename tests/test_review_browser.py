@@ -27,6 +27,7 @@ pytestmark = [
         reason="chromium and chromedriver are not installed",
     ),
 ]
+ESCAPE = "\ue00c"  # as WebDriver writes it
 SAVED = (  # that so many images are reviewed, and no action waits
     "const said = document.getElementById('progress').innerText; "
     "return said.startsWith('{} of') && !said.includes('saved')"
@@ -68,6 +69,19 @@ def test_from_predictions_to_a_retrained_model(
     try:
         browser.get(address)
         wait_for(browser, "return sessionStorage.getItem('current')")
+        wait_for(browser, loaded)
+        listed = "return document.getElementById('help').innerText"
+        press(browser, "p", "?")
+        keys_shown = browser.execute_script(listed)
+        assert "show or close this list" in keys_shown
+        assert "drop the image" in keys_shown
+        assert "heat map" not in keys_shown  # this model draws none
+        press(browser, ESCAPE)  # closes the list alone; the next one stops painting
+        assert browser.execute_script("return document.getElementById('help').hidden")
+        painting = "return document.getElementById('frame').classList.contains('drawing')"
+        assert browser.execute_script(painting)
+        press(browser, ESCAPE)
+        assert not browser.execute_script(painting)
         keys = {"good": "1", "crack": "2", "hole": "3"}
         for done in range(1, 10):  # every image gets the class of its folder
             wait_for(browser, loaded)

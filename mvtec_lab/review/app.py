@@ -155,6 +155,10 @@ class Review:
             "notes": self.subject.notes,
             "items": [self._short(kept[number]) for number in self.order],
             "last": last,
+            "has": {  # of keys that do nothing without it the page says nothing
+                "maps": any(item.drawn is not None for item in self.items.values()),
+                "masks": any(item.found is not None for item in self.items.values()),
+            },
         }
 
     def _classes(self) -> list[str]:

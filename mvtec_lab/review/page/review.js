@@ -343,7 +343,7 @@ async function write() {
 const KEYS = {
   Enter: () => decide("confirm"), x: () => decide("drop"), Delete: () => decide("drop"), u: undo, n: () => $("newname").focus(),
   ArrowLeft: () => step(-1), ArrowRight: () => step(1), k: () => step(-1), j: () => step(1), o: nextOpen,
-  b: () => use("box"), p: () => use("paint"), e: () => use("erase"), Escape: () => use("look"),
+  b: () => use("box"), p: () => use("paint"), e: () => use("erase"), Escape: () => $("help").hidden ? use("look") : $("keys").click(),
   "[": () => brush(drawing.brush - 6), "]": () => brush(drawing.brush + 6), t: () => whole && whole.found && mark(whole.found, drawing.boxes),
   h: flip, "?": () => $("keys").click(),
 };
@@ -414,10 +414,11 @@ async function begin() {
     return setTimeout(begin, RETRY);
   }
   hush();
-  const {title, notes, items: known, classes: named, last: now} = answer.body;
+  const {title, notes, items: known, classes: named, last: now, has} = answer.body;
   document.title = $("title").textContent = title;
   $("notes").replaceChildren(...notes.map(line => Object.assign(document.createElement("p"), {textContent: line})));
   $("notes").hidden = !notes.length;
+  for (const key of document.querySelectorAll("[data-needs]")) key.hidden = !has[key.dataset.needs];
   [classes, last, order] = [named, now, known.map(item => item.id)];
   for (const item of known) items.set(item.id, item);
   queue = queue.filter(entry => entry.undo || items.has(entry.number));

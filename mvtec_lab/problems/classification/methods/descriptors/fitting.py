@@ -5,6 +5,7 @@ Whatever is drawn among images follows the digests of their files: with other na
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -28,12 +29,11 @@ from mvtec_lab.problems.memory import require_memory
 from mvtec_lab.progress import bar
 from mvtec_lab.results import GOOD
 
+log = logging.getLogger(__name__)
+
 Out = frozenset[int]  # inner folds that a memory or a copy has not seen
 NONE: Out = frozenset()
-OWN_GOOD = (
-    "so an image is compared with those of other inner folds. That works, and needs nothing from you; a little better "
-    "are further good images that are not learnt: those of train/good, where the images of test/ are divided"
-)
+OWN_GOOD = "which are learnt as well: each image is compared with those of other inner folds"
 FEW_GOOD = (
     "there are so few good images that inner folds compare with those of the fold that they judge: validation is a "
     "little too good"
@@ -180,7 +180,7 @@ def _by_content(groups: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) -> Memory:
-    """Return a memory of good images that take no part, or of those that are learnt from, with a warning.
+    """Return a memory of good images that take no part, else of those that are learnt from; ``decided`` says which.
 
     Args:
         images: all that take part; where the good ones are learnt, its ``folds`` and ``memories`` are filled.
@@ -197,9 +197,6 @@ def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) 
         of_spare = Images(run, images.cells, spare, remembered=False)
         memory = remember(_memory_for(of_spare, len(spare), most), of_spare, range(len(spare)))
     else:
-        run.warn(
-            f"{run.data.folder}: all {len(good)} good training images are learnt, and no others are left: {OWN_GOOD}"
-        )
         place_of = {sample.path: place for place, sample in enumerate(images.samples)}
         places = np.array([place_of[sample.path] for sample in learnt])
         folds = deal(images.labels[places], [images.groups[place] for place in places])
@@ -213,7 +210,10 @@ def good_patches(run: Run, images: Images, learnt: Sequence[Sample], most: int) 
                 images.memories[out] = remember(_memory_for(images, len(rest), most), images, rest)
         if len(images.memories) < len(outs):
             run.warn(f"{run.data.folder}: {FEW_GOOD}")
-    run.result.decided["memory"] = f"{len(memory.owner)} of {len(spare or good)} good images"
+    remembered = f"{len(memory.owner)} of {len(spare or good)} good images" + ("" if spare else f", {OWN_GOOD}")
+    run.result.decided["memory"] = remembered
+    if not spare:  # a note: nothing is wrong, and nothing is to be done
+        log.info("remembered are %s", remembered)
     return memory
 
 

@@ -182,7 +182,8 @@ def test_two_thresholds_review_what_lies_between(lab, new: Path, product: Path, 
     assert "`REVIEW` between" in card
     assert "false_rejects=0.3 reviews=0.4" in card
     assert "`UNKNOWN`: an image farther than" in card
-    assert card.startswith("# Model card: classifier for `widget`\n")
+    assert card.startswith("# Model card: base on version-1 for `widget`\n")
+    assert "by attempt `base on version-1`: method `classifier` over `" in card
     assert "Attempt `base on version-1`" in card
     assert "before a threshold decided: the operating point has its own rates:" in card
     for metric in ("accuracy", "balanced accuracy", "escapes", "false rejects"):

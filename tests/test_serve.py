@@ -396,6 +396,7 @@ def test_its_page_needs_no_network_and_its_schema_is_what_it_answers(ckpt: Path,
     client = serving(ckpt)
     page = client.get("/").text
     assert "<title>mvtec_lab" in page
+    assert "`" not in json.dumps(client.get("/openapi.json").json()["components"])  # the page shows them as they are
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     schema = client.get("/openapi.json").json()
     answered = schema["paths"]["/predict"]["post"]["responses"]
@@ -404,6 +405,7 @@ def test_its_page_needs_no_network_and_its_schema_is_what_it_answers(ckpt: Path,
     assert {*result} <= {*Result.model_fields}
     Result.model_validate(result, strict=True)
     model = client.get("/model").json()
+    assert model["attempt"] is None  # a file without its run
     assert (model["method"], model["classes"], model["threshold"]) == ("patchcore", ["good", "defect"], 0.5)
     assert len(model["sha256"]) == 64
 

@@ -38,7 +38,7 @@ def card(ckpt: Path, about: Mapping[str, Any], method_terms: str = "") -> str:
     except LabError:  # a damaged file beside it
         run, point = None, None
     run = run and of_its_product(run)
-    parts = [f"# Model card: {about['method']}" + (f" for {_code(run.category)}" if run else "")]
+    parts = [f"# Model card: {run.attempt} for {_code(run.category)}" if run else f"# Model card: {about['method']}"]
     expectation = expected(ckpt)
     parts.append("\n".join([f"**{expectation.word}.** {expectation.sentence}", *expectation.further]))
     parts += _purpose(run, about)
@@ -65,7 +65,9 @@ def _purpose(run: RunResult | None, about: Mapping[str, Any]) -> list[str]:
     lines = [f"It judges images of {what}: {names}."]
     if run is not None and run.problem:
         over = f" over {_code(run.backbone)}" if run.backbone not in ("", "none") else ""
-        lines.append(f"What was learnt: {run.problem}, by {_code(run.method)}{over}.")
+        lines.append(
+            f"What was learnt: {run.problem}, by attempt {_code(run.attempt)}: method {_code(run.method)}{over}."
+        )
     lines.append(
         "It is for images like those that it was tested on: the same product, camera, lens, light and position. It has "
         "seen no others, and says nothing of defects that no image shows. It is no safety device."

@@ -112,7 +112,7 @@ class Service:
             self.close()
 
         app = FastAPI(
-            title=f"mvtec_lab: {self.about['method']}",
+            title=f"mvtec_lab: {self.about['attempt'] or self.about['method']}",
             version=self.about["version"],
             description=schema.DESCRIPTION,
             docs_url=None,

@@ -23,7 +23,7 @@ class Box(BaseModel):
 class Result(BaseModel):
     """Hold what the model says of an image: the columns of predictions.csv. What a model does not say is left out."""
 
-    name: str = Field(description="of the file, or `image`")
+    name: str = Field(description="of the file; image, where it has none")
     decision: str | None = Field(None, description="OK, REVIEW, REJECT or UNKNOWN: what the line does with the part")
     prediction: str = Field(description="good or defect; of a classifier the class")
     found_type: str | None = Field(None, description="the defect's type, of a segmentation model")
@@ -68,6 +68,7 @@ class About(BaseModel):
 
     checkpoint: str
     sha256: str = Field(description="of the checkpoint's file")
+    attempt: str | None = Field(None, description="that trained it; null: no result.json beside it says so")
     method: str
     classes: list[str]
     image_size: int = Field(description="pixels a side of the square that images are brought into")

@@ -18,6 +18,7 @@ from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.run import versions
 from mvtec_lab.errors import LabError
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting.expected import attempt_of
 from mvtec_lab.tasks.export import OnnxFile
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def serve(config: Config, run_dir: str | Path) -> dict[str, int]:
             )
         by = runtime.said["runtime"]
         page = f"run by {by}; its page: {address}/docs; Ctrl-C ends it"
-        print(f"{model.method} of {ckpt} answers at {address}/predict   ({page})")
+        print(f"{service.about['attempt'] or model.method} of {ckpt} answers at {address}/predict   ({page})")
         print(f"try it: curl --data-binary @IMAGE {address}/predict", flush=True)
         server.serve(service.app(), listening, s.timeout)
     counts = service.metrics.count("images")
@@ -78,6 +79,7 @@ def about(model: Model, ckpt: str) -> dict[str, Any]:
     return {
         "checkpoint": ckpt,
         "sha256": hashlib.sha256(Path(ckpt).read_bytes()).hexdigest(),
+        "attempt": attempt_of(Path(ckpt)),
         "method": model.method,
         "classes": model.classes,
         "image_size": model.image_size,

@@ -20,6 +20,7 @@ from mvtec_lab.evaluation.products import (
     LEAST,
     OWN,
     RANKS,
+    ROUNDED,
     decides_by_ranks,
     friedman,
     signed_rank,
@@ -128,7 +129,8 @@ def by_mean(sweeps: list[Sweep], pair: tuple[int, int]) -> Means:
     between = np.maximum(0, (apart - freedom) / (total - (alike**2).sum(axis=1, keepdims=True) / total))
     weights = 1 / (variances + between)
     mean = _mean(values, weights)
-    scatter = np.maximum((weights * (values - mean) ** 2).sum(axis=1) / freedom, LEAST)
+    rounded = ROUNDED * (weights / images**2).mean(axis=1)
+    scatter = np.maximum((weights * (values - mean) ** 2).sum(axis=1) / freedom, np.maximum(rounded, LEAST))
     error = np.sqrt(scatter / weights.sum(axis=1))
     p = 2 * stats.t.sf(np.abs(mean[:, 0]) / error, freedom)
     own = variances.mean(axis=1) / (variances.mean(axis=1) + between[:, 0])

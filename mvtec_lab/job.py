@@ -39,7 +39,7 @@ from mvtec_lab.engine.process import command_line_settings, spare_imports
 from mvtec_lab.engine.threads import Threads, Usage, choose, computing_with, usage
 from mvtec_lab.errors import LabError, disk_full, redacted
 from mvtec_lab.logs import Printed
-from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, one_line, write_whole
+from mvtec_lab.results import CONFIG, IN_TABLE, RESULT, RunResult, category_of, one_line, write_whole
 from mvtec_lab.tasks import TASKS, function_of
 
 log = logging.getLogger(__name__)
@@ -244,7 +244,7 @@ def _record_failure(cfg: DictConfig, job: Any, run_dir: Path, error: BaseExcepti
             record = {"exit_status": getattr(error, "status", 1), "error": one_line(error)}
             write_whole(run_dir / FAILED, json.dumps(record))
         elif cfg.task == "train" and not any((run_dir / name).exists() for name in (RESULT, CONFIG)):
-            names = job.runtime.choices["attempt"], cfg.seed, cfg.data.name, str(cfg.data.category), cfg.model.backbone
+            names = job.runtime.choices["attempt"], cfg.seed, cfg.data.name, category_of(cfg.data), cfg.model.backbone
             run = RunResult(*names, str(run_dir), method=cfg.model.method)
             run.problem = problems.METHODS[run.method].problem
             run.error, run.exit_status = one_line(error), getattr(error, "status", 1)

@@ -344,6 +344,15 @@ def run_folders(directory: str | os.PathLike[str]) -> set[Path]:
     return {folder for folder in folders if not (folder / OPERATING).exists()}
 
 
+def category_of(data: Any) -> str:
+    """Return the name of a product whose images nobody has read: the settings' category, or else their folder's name.
+
+    Args:
+        data: a section of settings with ``category`` and ``root``.
+    """
+    return str(data.category or Path(str(data.root)).name)
+
+
 def path_of_run(run_dir: Path, key: str, typed: str) -> str:
     """Return a path among a run's settings: the absolute one that it recorded, if it still exists, else as typed."""
     absolute = RunResult.load(run_dir).paths.get(key) if file_of(run_dir, RESULT) else None

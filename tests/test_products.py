@@ -122,6 +122,13 @@ def test_a_product_that_fails_refuses_no_other(lab, root: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_a_folder_that_is_missing_has_its_own_name(lab, root: Path, tmp_path: Path) -> None:
+    words = [f"data.root={root / 'widget'},{root / 'gone'}", "attempt=head", "trainer.max_epochs=1"]
+    assert lab("-m", *words, "hydra.sweep.dir=s") == 2
+    assert {run.category: run.completed for run in load_runs("s")} == {"widget": True, "gone": False}
+
+
+@pytest.mark.slow
 def test_a_product_that_failed_is_run_when_its_images_are_there(lab, root: Path, tmp_path: Path) -> None:
     words = [f"data.root={root}", "data.category=thin,gear,none", "attempt=base", "trainer.max_epochs=1"]
     assert lab("-m", *words, "hydra.sweep.dir=s") == 2
@@ -555,6 +562,17 @@ def test_a_simulated_sweep_is_tested_as_the_verdict_tests_it(products: int) -> N
 @pytest.mark.parametrize("products", simulated.PRODUCTS)
 def test_equal_attempts_are_rarely_called_different_over_products(products: int, spread: float) -> None:
     assert simulated.called(simulated.draw(products, spread)) <= 0.065
+
+
+@pytest.mark.parametrize("images", [16, 40])
+def test_equal_differences_of_few_images_are_no_certainty(images: int) -> None:
+    """Two products of equally many images, one split each: the same difference on both is often luck."""
+    rng, found = np.random.default_rng(0), []
+    for only in rng.multinomial(images, [0.1, 0.1, 0.8], (1000, 2))[..., :2]:  # images that one alone has right
+        change, apart = (only[:, 0] - only[:, 1]) / images, only.sum(axis=1)
+        errors = np.sqrt(apart - images * change**2 + 1) / images
+        found.append(tests_of.mean_over_products(change, errors, [images, images]).p < 0.05)
+    assert np.mean(found) <= 0.05
 
 
 def test_attempts_that_differ_on_all_products_are_told_apart() -> None:

@@ -12,7 +12,7 @@ from mvtec_lab.config import Config
 from mvtec_lab.errors import LabError, redacted
 from mvtec_lab.foreign import file_of, read_yaml
 from mvtec_lab.knobs import changing
-from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, flatten
+from mvtec_lab.results import CONFIG, FILES, LAST, RESULT, RunResult, category_of, flatten
 
 # Device and precision are not free: they change the last digits of every step.
 FREE = changing(Config, "nothing")
@@ -57,7 +57,7 @@ def earlier_run(run_dir: Path, config: Config) -> RunResult | None:
         earlier = RunResult.load(run_dir)
     elif settings.exists():
         d = config.data
-        earlier = RunResult(config.attempt, config.seed, d.name, str(d.category), config.model.backbone, str(run_dir))
+        earlier = RunResult(config.attempt, config.seed, d.name, category_of(d), config.model.backbone, str(run_dir))
     else:
         return None
     if settings.exists() and settings.stat().st_size:  # empty: killed right after the directory was claimed

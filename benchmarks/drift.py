@@ -1,8 +1,9 @@
 """Measure how often task=monitor calls images changed that are not, and finds those that are.
 
 ``python -m benchmarks.drift --data-root DIR``: of the good images of DIR/bottle, half is learnt by PatchCore; of the
-others, 10, 20 or 40 are new ones, changed or not, and the rest is of training as well. 200 draws without a change, and
-the first 60 of them with each. The task's own functions compare them, with 499 random divisions.
+others, 10, 20 or 40 are new ones, changed or not, and known are all that are left, or 20 that were not learnt, as many
+as a small test set has. 200 draws without a change, and the first 60 of them with each. The task's own functions
+compare them, with 499 random divisions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -33,6 +35,7 @@ from mvtec_lab.tasks.monitor import compared, samples_of
 
 SIZE, BATCH, DIVISIONS, FOLDS, QUANTILE = 224, 16, 499, 5, 0.95
 NEW = (10, 20, 40)
+FEW = 20  # known images, in the last rows
 
 
 def times(*factors: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -114,20 +117,22 @@ def part(side: Side, places: np.ndarray, scores: np.ndarray) -> Side:
     return Side(paths, looks, side.features[places], scores)
 
 
-def one_draw(learnt: Learnt, plain: Side, changed: Side, new: int, draw: int) -> list[Tested]:
+def one_draw(learnt: Learnt, plain: Side, changed: Side, new: int, draw: int, few: int | None = None) -> list[Tested]:
     """Return the tests of one draw, as the task makes them.
 
     Args:
         plain: all images, those that were learnt first.
         changed: those that were not learnt.
+        few: so many known images, of those that were not learnt; None for all that are left.
     """
     first = len(learnt.learnt)
     order = np.random.default_rng([draw, new]).permutation(len(changed.paths))
-    chosen, others = order[:new], order[new:]
+    chosen, others = order[:new], order[new:][:few]
     limit = float(np.quantile(learnt.crossed, QUANTILE))
     own = plain.scores[first + others]
     known = np.concatenate([learnt.crossed, own])
-    places = np.concatenate([np.arange(first), first + others])[known <= limit]
+    places = np.concatenate([np.arange(first), first + others])
+    places = places[(known <= limit) & ((few is None) | (places >= first))]
     rows = [{"decision": REJECT if changed.scores[place] > limit else OK, "place": place} for place in chosen]
     kept = np.array([each.row["place"] for each in compared([Judged(Path(), row) for row in rows])[0]])
     sides = part(plain, places, own[own <= limit]), part(changed, kept, changed.scores[kept])
@@ -148,18 +153,19 @@ def main() -> None:
     learnt, rows = Learnt(paths), []
     held_out = [paths[place] for place in learnt.held_out]
     plain = learnt.measure([*(paths[place] for place in learnt.learnt), *held_out], CHANGES["none"])
-    for name, change in CHANGES.items():
-        changed, found, shown = learnt.measure(held_out, change), [], []
-        count = options.changed if rows else options.draws
+    sides = {name: learnt.measure(held_out, change) for name, change in CHANGES.items()}
+    for few, (name, changed) in product((None, FEW), sides.items()):
+        found, shown = [], []
+        count = options.draws if name == "none" else options.changed
         by: Counter[str] = Counter()
         for new in options.new:
-            draws = [one_draw(learnt, plain, changed, new, draw) for draw in range(count)]
+            draws = [one_draw(learnt, plain, changed, new, draw, few) for draw in range(count)]
             found.append(f"{100 * np.mean([any(t.changed for t in tests) for tests in draws]):.1f}")
             shown.append(f"{100 * np.mean([any(t.shown for t in tests) for tests in draws]):.1f}")
             if new == options.new[-1]:
                 by.update(test.sample.name for tests in draws for test in tests if test.shown)
         kinds = ", ".join(f"{kind} {100 * hits / count:.0f}" for kind, hits in by.items())
-        rows.append([name, *found, *shown, kinds])
+        rows.append([f"{name}; {few} known" if few else name, *found, *shown, kinds])
         print(rows[-1], file=sys.stderr, flush=True)
     counts = [f"{new} new" for new in options.new]
     header = ["change", *(f"called changed, {c}, %" for c in counts), *(f"p at most 0.05, {c}, %" for c in counts)]

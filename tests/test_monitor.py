@@ -1,10 +1,12 @@
-"""task=monitor: new images that are like those of training, and such that are not."""
+"""task=monitor: new images that are like the known good ones of a run, and such that are not."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from conftest import laboratory, write_product
 from mvtec_lab.data.appearance import appearance
 from mvtec_lab.data.images import read_image
 from mvtec_lab.evaluation.drift import ALPHA, Sample, all_tested, least_new, p_of
+from mvtec_lab.reporting.monitored import counted, sentences, write_monitored
 from mvtec_lab.results import read_csv
 from mvtec_lab.tasks.batch import Judged, Side
 from mvtec_lab.tasks.monitor import compared, samples_of
@@ -77,6 +80,17 @@ def test_brighter_images_are_called_so(monitor, tmp_path: Path, capsys: pytest.C
     page = (tmp_path / "out/report.html").read_text()
     assert "brighter" in page
     assert page.count("<img") == 5 + 2 * 6
+    assert "of training" not in page
+    captions = re.findall(r"known good, (train|val|test)</b>.*?<br>.*?<br>(\S+?)</figcaption>", page, re.DOTALL)
+    split = {Path(row["path"]).name: row["split"] for row in read_csv("run/samples.csv") if row["label"] == "good"}
+    assert [part for part, _ in captions] == [split[Path(path).name] for _, path in captions]
+    assert len(captions) == 6
+    table = [re.findall(r"<span>([^<]*)</span>", row) for row in page.split("<tr>")]
+    cells = {row[0]: row[-1] for row in table if row}
+    assert cells["colour"] == cells["features"] == "–"
+    assert re.fullmatch(r"[\d.e-]+ in score", cells["score"])
+    assert cells["brightness"].endswith("%")
+    assert sum(facts["images"]["parts"].values()) == facts["images"]["reference"]
     rows = read_csv(tmp_path / "out/images.csv")
     assert [row["set"] for row in rows].count("new") == 20
 
@@ -125,6 +139,43 @@ def test_small_differences_of_many_images_are_no_alarm() -> None:
     assert [test.changed for test in tests] == [False, True]
 
 
+@pytest.mark.parametrize("size", [8, 20, 129])
+@pytest.mark.parametrize("distances", [False, True])
+def test_the_share_of_unusual_images_without_a_change_is_known_for_any_number(size: int, distances: bool) -> None:
+    rng = np.random.default_rng(0)
+    draws = [Sample("any", rng.random((size, 1)), rng.random((50, 1))) for _ in range(2000)]
+    if distances:  # the same values, taken for distances
+        draws = [replace(draw, nearest=True) for draw in draws]
+        shares = [float((draw.new > np.quantile(draw.reference, 0.95)).mean()) for draw in draws]
+    else:
+        shares = [draw.unusual() for draw in draws]
+    assert np.mean(shares) == pytest.approx(draws[0].expected(), rel=0.05)
+
+
+def test_an_alarm_needs_more_unusual_images_where_few_are_known() -> None:
+    few, many = np.linspace(0, 1, 20)[:, None], np.linspace(0, 1, 400)[:, None]
+    new = np.concatenate([np.linspace(0.5, 0.95, 60), np.full(40, 1.1)])[:, None]  # 40 of 100 are outside
+    (of_few,), (of_many,) = all_tested([Sample("brightness", few, new)]), all_tested([Sample("any", many, new)])
+    assert of_few.unusual == of_many.unusual == 0.4
+    assert (of_few.shown, of_few.changed) == (True, False)
+    assert "40% of new images are unusual in that; it is an alarm from 56%" in sentences([of_few], 100, "20")[1]
+    assert (of_many.shown, of_many.changed) == (True, True)
+    assert of_few.alarm == 0.56
+    (all_outside,) = all_tested([Sample("any", few[:6], few + 9)])
+    assert all_outside.changed, "what all new images show is an alarm with any number of known ones"
+
+
+def test_a_difference_that_does_not_matter_is_green(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tests = all_tested([Sample("score", rng.normal(size=(400, 1)), 0.4 + rng.normal(size=(400, 1)))])
+    said = sentences(tests, 400, counted({"train": 380, "test": 20}))
+    assert said[0] == "NO CHANGE THAT MATTERS: 400 new images beside 400 known good images (380 train, 20 test)"
+    write_monitored(tmp_path, said, [], tests, [], "run", "new", counted({"train": 380, "test": 20}))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'class="headline green"' in page
+    assert "<circle" in page
+
+
 def test_measures_tell_light_sharpness_and_colour_apart() -> None:
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(40, 180, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
@@ -168,9 +219,8 @@ def test_what_is_no_batch_of_new_images_is_refused(line, refused, tmp_path: Path
     altered(folder, tmp_path / "few", lambda image: image + 1)
     for path in sorted((tmp_path / "few").glob("*.png"))[2:]:
         path.unlink()
-    assert "2 images to compare: 5 tests against 19 images of training can show nothing with fewer than 3" in refused(
-        tmp_path / "few"
-    )
+    assert "2 images to compare: 5 tests against 19 known good images (" in (said := refused(tmp_path / "few"))
+    assert ") can show nothing with fewer than 3" in said
     own = folder / "products/widget/test"
     assert "the new images are those of the run itself" in refused(own)
 

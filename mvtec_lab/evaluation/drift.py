@@ -1,9 +1,9 @@
-"""Tell whether new images are like those of training: two-sample tests by permutation, and what a difference is.
+"""Tell whether new images are like known ones: two-sample tests by permutation, and what a difference is.
 
 Pure functions on arrays. The statistic is the energy distance (Szekely and Rizzo, InterStat 2004): it is 0 where two
 distributions are equal and above 0 where they differ in anything, in one dimension as in a thousand, and has no
 setting. Its p-value is the share of random divisions of all images with a distance at least as large: exact at any
-number of images, as long as new images are drawn as those of training were.
+number of images, as long as new images are drawn as the known ones were.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ PERMUTATIONS = 9_999  # so that p can be 0.0001, and, for six tests, 0.0006
 FEWEST = 3  # new images: of two, an interval says nothing
 MOST = 500  # images on either side: the tests take time with their square
 USUAL = 0.95  # share of the reference images between whose values a new image is usual
-UNUSUAL = 0.2  # share of new images beyond them from which a change matters: four times what is expected without one
+TIMES = 4  # as many new images beyond them as are expected without a change, and one matters
+ENOUGH = 0.8  # share of new images from which one matters anyway: TIMES what 11 reference images let expect is more
 FLOOR = 0.1  # of the mean spread of all features, as in engine.unknown
 
 
@@ -54,13 +55,28 @@ class Sample:
             return np.linalg.norm(self.reference - usual, axis=1), np.linalg.norm(self.new - usual, axis=1)
         return self.reference[:, 0], self.new[:, 0]
 
+    @property
+    def ends(self) -> int:
+        """Return at how many ends of the axis an image is unusual: at one of distances, as near is not unusual."""
+        return 1 if self.nearest or self.reference.shape[1] > 1 else 2
+
     def unusual(self) -> float:
         """Return the share of new images outside the range of USUAL of the reference images."""
         old, new = self.axis()
-        if self.nearest or self.reference.shape[1] > 1:  # distances: near is not unusual
+        if self.ends == 1:
             return float((new > np.quantile(old, USUAL)).mean())
         low, high = np.quantile(old, [(1 - USUAL) / 2, (1 + USUAL) / 2])
         return float(((new < low) | (new > high)).mean())
+
+    def expected(self) -> float:
+        """Return the share of new images that is expected there without a change: of few reference images, a large one.
+
+        Of n values in their order, np.quantile takes the one at place 1 + q (n - 1) as the quantile q, and another
+        value of the same distribution is below the one at place k with probability k / (n + 1). Between two places this
+        is exact of evenly spread values; of 8 from a normal distribution the share is 5% smaller.
+        """
+        n, beyond = len(self.reference), (1 - USUAL) / self.ends
+        return self.ends * (1 + beyond * (n - 1)) / (n + 1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,12 @@ class Tested:
     @property
     def changed(self) -> bool:
         """Tell whether a difference is shown that matters: many images show small ones, which are in every data set."""
-        return self.shown and self.unusual >= UNUSUAL
+        return self.shown and self.unusual >= self.alarm
+
+    @property
+    def alarm(self) -> float:
+        """Return the share of unusual images from which a difference that is shown is an alarm, in whole percent."""
+        return round(min(TIMES * self.sample.expected(), ENOUGH), 2)
 
 
 def all_tested(samples: Sequence[Sample], permutations: int = PERMUTATIONS) -> list[Tested]:

@@ -1,9 +1,9 @@
-"""Say whether new images are like those of training: sentences, figures, and the page of task=monitor."""
+"""Say whether new images are like the known ones: sentences, figures, and the page of task=monitor."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import exp
 from pathlib import Path
@@ -31,12 +31,12 @@ ABOUT = {
     SHARPNESS: ("sharpness", "second derivative of the grey levels, as a share of the first"),
     COLOUR: ("distance from the usual shares of red and blue", "means of red and blue, as shares of that of green"),
     SIZE: ("", "width and height in pixels"),
-    FEATURES: ("distance to the nearest image of training", "features of the model's frozen layers"),
+    FEATURES: ("distance to the nearest known good image", "features of the model's frozen layers"),
     LAYOUT: (
-        "distance to the nearest image of training",
+        "distance to the nearest known good image",
         "grey levels at 16 x 16 pixels: the model has no features",
     ),
-    SCORE: ("score", "the model's score of an image"),
+    SCORE: ("score", "the model's score of an image; of known ones, of those that it has not learnt"),
 }
 
 PLACES = {FEATURES: "the model's features", LAYOUT: "what they show at 16 x 16 pixels"}
@@ -44,12 +44,17 @@ PLACES = {FEATURES: "the model's features", LAYOUT: "what they show at 16 x 16 p
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold a new image beside the one of training that is most like it: pictures [H, W, 3], and the names."""
+    """Hold a new image beside the known one that is most like it: pictures [H, W, 3], and the names.
+
+    Args:
+        part: train, val or test, to which the known one belongs.
+    """
 
     new: np.ndarray = field(repr=False)
     old: np.ndarray = field(repr=False)
     path: str
     like: str
+    part: str
     why: str
 
 
@@ -68,7 +73,7 @@ def told(test: Tested, tests: int) -> str:
         red, blue = 100 * np.expm1(sample.new.mean(axis=0) - sample.reference.mean(axis=0))
         return f"colours are shifted: red by {red:+.1f}%, blue by {blue:+.1f}%, beside green"
     if sample.name == SIZE:
-        return f"images have other sizes: {_sizes(sample.new)}, those of training {_sizes(sample.reference)} pixels"
+        return f"images have other sizes: {_sizes(sample.new)}, the known ones {_sizes(sample.reference)} pixels"
     if sample.name == SCORE:
         old, new = float(np.median(sample.reference)), float(np.median(sample.new))
         word = "higher" if new > old else "lower" if new < old else "spread otherwise"
@@ -76,26 +81,30 @@ def told(test: Tested, tests: int) -> str:
     what = f"images differ in {PLACES[sample.name]}"
     if not test.changed:
         return what
-    return (
-        f"{what}: {round(100 * test.unusual)}% are farther from all of training than 95% of these are from each other"
-    )
+    return f"{what}: {_whole(test.unusual)}% are farther from all known ones than 95% of these are from each other"
 
 
-def sentences(tests: Sequence[Tested], new: int, reference: int) -> list[str]:
-    """Return what was found, the most important first."""
+def counted(parts: Mapping[str, int]) -> str:
+    """Return how many known images there are, and of which parts of the run."""
+    each = ", ".join(f"{count} {part}" for part, count in parts.items())
+    return f"{sum(parts.values())} known good images ({each})"
+
+
+def sentences(tests: Sequence[Tested], new: int, known: str) -> list[str]:
+    """Return what was found beside ``known`` images, as counted() has them, the most important first."""
     changed = [test for test in tests if test.changed]
     said = [f"CHANGED: {told(test, len(tests))}, p {p_text(test.p_holm)}" for test in changed]
     small = [test for test in tests if test.shown and not test.changed]
     if not changed:
         p = min(test.p_holm for test in tests)
-        word = f"{SMALL if small else NONE}: {new} new images beside {reference} of training"
+        word = f"{SMALL if small else NONE}: {new} new images beside {known}"
         said = [word if small else f"{word}, {len(tests)} tests, smallest p {p_text(p).removeprefix('= ')}"]
     said += [f"small, no alarm: {told(t, len(tests))}, p {p_text(t.p_holm)}, and {_usual(t)}" for t in small]
     return said
 
 
 def _usual(test: Tested) -> str:
-    return f"{round(100 * test.unusual)}% of new images are unusual in that, as are 5% of those of training"
+    return f"{_whole(test.unusual)}% of new images are unusual in that; it is an alarm from {_whole(test.alarm)}%"
 
 
 def facts_of(tests: Sequence[Tested]) -> list[dict[str, Any]]:
@@ -104,7 +113,7 @@ def facts_of(tests: Sequence[Tested]) -> list[dict[str, Any]]:
     for test in tests:
         sample = test.sample
         of: dict[str, Any] = {"name": sample.name, "p": test.p, "p_holm": test.p_holm}
-        of |= {"unusual": test.unusual, "shown": test.shown, "changed": test.changed}
+        of |= {"unusual": test.unusual, "alarm": test.alarm, "shown": test.shown, "changed": test.changed}
         of["told"] = told(test, len(tests))
         of["images"] = {"reference": len(sample.reference), "new": len(sample.new)}
         if sample.reference.shape[1] == 1 and min(len(sample.reference), len(sample.new)) > 1:
@@ -124,7 +133,7 @@ def histogram(test: Tested) -> Figure:
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     figure = Figure(figsize=(4.4, 2.5), layout="constrained")
     ax = figure.add_subplot()
-    for values, label, colour, style in ((old, "training", PALETTE[0], "-"), (new, "new", PALETTE[1], "--")):
+    for values, label, colour, style in ((old, "known good", PALETTE[0], "-"), (new, "new", PALETTE[1], "--")):
         counts, _ = np.histogram(values, edges)
         shares = counts / len(values)
         ax.stairs(shares, edges, color=colour, linestyle=style, linewidth=1.8, label=f"{label} ({len(values)})")
@@ -145,6 +154,7 @@ def write_monitored(
     pairs: Sequence[Pair],
     reference: str,
     predictions: str,
+    known: str,
 ) -> None:
     """Write report.html, complete or not at all."""
     changed, small = any(test.changed for test in tests), any(test.shown for test in tests)
@@ -154,7 +164,7 @@ def write_monitored(
             "about": ABOUT[test.sample.name][1],
             "p": p_text(test.p_holm).removeprefix("= "),
             "found": "changed" if test.changed else "small" if test.shown else "not shown",
-            "unusual": f"{100 * test.unusual:.0f}%",
+            "unusual": f"{_whole(test.unusual)}% ({_whole(test.alarm)}%)",
             "new": len(test.sample.new),
             "reference": len(test.sample.reference),
             "shown": _shown(test, len(tests)),
@@ -166,7 +176,7 @@ def write_monitored(
     write_page(
         directory / PAGE,
         "monitored.html.j2",
-        light="red" if changed else "amber" if small else "green",
+        light="red" if changed else "green",
         word="Changed" if changed else SMALL.capitalize() if small else NONE.capitalize(),
         said=[re.sub("^[A-Z ]+: ", "", line) for line in said],
         notes=notes,
@@ -175,16 +185,22 @@ def write_monitored(
         pairs=[{**asdict(pair), "new": to_data_uri(pair.new), "old": to_data_uri(pair.old)} for pair in pairs],
         reference=reference,
         predictions=predictions,
+        known=known,
     )
 
 
 def _shown(test: Tested, tests: int) -> str:
-    """Return the difference that would be found in eight of ten cases; empty where it is none of one number."""
+    """Return the difference that would be found in eight of ten cases; a dash where it is none of one number."""
     sample = test.sample
     if sample.reference.shape[1] > 1 or min(len(sample.reference), len(sample.new)) < 2:
-        return ""
+        return "–"
     shown = shift_of(sample, tests).shown
-    return f"{_percent(shown):.2g}%" if sample.relative else f"{shown:.2g}"
+    return f"{_percent(shown):.2g}%" if sample.relative else f"{shown:.2g} in {sample.name}"
+
+
+def _whole(share: float) -> int:
+    """Return the whole percent of a share, never rounded up to an alarm that it does not reach."""
+    return int(100 * share + 1e-9)
 
 
 def _percent(logarithm: float) -> float:

@@ -39,11 +39,13 @@ class Known(NamedTuple):
 
     Args:
         images: file -> the digest that it had, of those that new ones are compared with.
+        parts: file -> train, val or test, of the same.
         digests: of all images that the run has used, good or not.
         scores: digest -> the model's score, of those that it did not learn.
     """
 
     images: dict[Path, str]
+    parts: dict[Path, str]
     digests: set[str]
     scores: dict[str, float]
 
@@ -96,7 +98,9 @@ def of_run(ckpt: Path, model: Model, problem: Problem, reference: str | None) ->
     if not digest:
         raise LabError(f"reference={reference} has no good image to compare new ones with")
     chosen = [list(digest)[place] for place in evenly(len(digest))]
-    known = Known({folder / name: digest[name] for name in chosen}, {*used}, {})
+    part = {row["path"]: row["split"] for row in good}
+    images, parts = ({folder / name: of[name] for name in chosen} for of in (digest, part))
+    known = Known(images, parts, {*used}, {})
     if gone := [path for path in known.images if not path.is_file()]:
         first = f"{gone[0]}, and {len(gone) - 1} more" if len(gone) > 1 else f"{gone[0]}"
         raise LabError(f"the images of reference={reference} are gone ({first}): restore them in {folder}")

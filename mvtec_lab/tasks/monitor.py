@@ -1,10 +1,10 @@
-"""task=monitor: are new images still like those of training?"""
+"""task=monitor: are new images still like the known good ones of a run?"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from mvtec_lab.checks import validate
 from mvtec_lab.config import Config
 from mvtec_lab.data.images import read_image
+from mvtec_lab.data.splits import SPLITS
 from mvtec_lab.engine.origin import checkpoint_of
 from mvtec_lab.engine.setup import claim
 from mvtec_lab.errors import ChangedError, IncompleteError, LabError
@@ -23,7 +24,7 @@ from mvtec_lab.evaluation.operating import REJECT, score_of
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
 from mvtec_lab.reporting import monitored
-from mvtec_lab.reporting.monitored import PAGE, Pair, facts_of, sentences, write_monitored
+from mvtec_lab.reporting.monitored import PAGE, Pair, counted, facts_of, sentences, write_monitored
 from mvtec_lab.results import MONITORED, write_csv, write_whole
 from mvtec_lab.tasks.batch import Judged, Side, measured, of_predictions, of_run
 
@@ -69,11 +70,12 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     broken += new.broken
     if not new.paths:
         raise LabError(f"predictions={config.predictions} has no image that can be read: {broken[0]}")
-    old = measured(old_paths, model, problem, "images of training")
+    old = measured(old_paths, model, problem, "known images")
     if old.broken:
         raise LabError(f"{old.broken[0]}; it is an image of the run of reference={config.reference}")
     if changed := [path for i, path in enumerate(old_paths) if old.contents.get(i) != known.images[path]]:
         raise LabError(f"{changed[0]} is not the image that the run of reference={config.reference} had: restore it")
+    parts = {part: count for part in SPLITS if (count := sum(known.parts[path] == part for path in old.paths))}
     rows = [kept[place].row for place, content in new.contents.items() if content not in own]
     new = replace(new, scores=np.array([score for row in rows if (score := score_of(row)) is not None]))
     old = replace(old, scores=np.array([score for content, score in known.scores.items() if content not in own]))
@@ -84,25 +86,31 @@ def monitor(config: Config, run_dir: str | Path) -> dict[str, Any]:
     if len(new.paths) < (least := least_new(len(old.paths), len(samples))):
         raise LabError(
             f"predictions={config.predictions} has {len(new.paths)} images to compare: {len(samples)} tests against "
-            f"{len(old.paths)} images of training can show nothing with fewer than {least}: give more"
+            f"{counted(parts)} can show nothing with fewer than {least}: give more"
         )
     tests = all_tested(samples)
-    said = sentences(tests, len(new.paths), len(old.paths))
+    said = sentences(tests, len(new.paths), counted(parts))
     content = {
         "reference": str(ckpt),
         "predictions": config.predictions,
         "changed": any(test.changed for test in tests),
         "alpha": ALPHA,
-        "images": {"reference": len(old.paths), "new": len(new.paths), "predicted": len(judged), "broken": broken},
+        "images": {
+            "reference": len(old.paths),
+            "parts": parts,
+            "new": len(new.paths),
+            "predicted": len(judged),
+            "broken": broken,
+        },
         "tests": facts_of(tests),
         "said": said,
         "warnings": notes,
     }
     run_dir = claim(run_dir, MONITORED)
     inside, across, like = strangeness(*_described(old, new))
-    pairs = _pairs(old, new, across, like, model.white)
+    pairs = _pairs(old, new, across, like, known.parts, model.white)
     _write_images(run_dir / IMAGES, old, new, inside, across)
-    write_monitored(run_dir, said, notes, tests, pairs, str(config.reference), str(config.predictions))
+    write_monitored(run_dir, said, notes, tests, pairs, str(config.reference), str(config.predictions), counted(parts))
     write_whole(run_dir / MONITORED, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for line in (*notes, *broken):
         log.warning(line)
@@ -168,13 +176,15 @@ def samples_of(old: Side, new: Side) -> tuple[list[Sample], list[str]]:
     return kept, notes
 
 
-def _pairs(old: Side, new: Side, across: np.ndarray, like: np.ndarray, white: int) -> list[Pair]:
+def _pairs(
+    old: Side, new: Side, across: np.ndarray, like: np.ndarray, parts: Mapping[Path, str], white: int
+) -> list[Pair]:
     """Return the most unusual new images, the most unusual first."""
     pairs = []
     for place in np.argsort(-across, kind="stable")[:PAIRS]:
         path, other = new.paths[place], old.paths[like[place]]
         pictures = _small(read_image(path, white)), _small(read_image(other, white))
-        pairs.append(Pair(*pictures, str(path), str(other), f"distance {across[place]:.3g}"))
+        pairs.append(Pair(*pictures, str(path), str(other), parts[other], f"distance {across[place]:.3g}"))
     return pairs
 
 

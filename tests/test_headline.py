@@ -116,6 +116,20 @@ def test_where_nothing_was_learnt_the_likely_reasons_are_said(tmp_path: Path) ->
     assert not headline.sure  # a figure to expect would be no use
 
 
+def test_of_attempts_that_learnt_nothing_there_is_no_advice_and_no_rate(lab, tmp_path: Path, capsys) -> None:
+    """Below "Nothing learnt" stood how many more images would tell the two apart, and escapes of nobody knew which."""
+    for name, right in (("base", 6), ("head", 5)):
+        fabricate(tmp_path / name, name, right=right)
+    comparison = compare(load_runs(tmp_path))
+    assert headline_of(comparison).word == "Nothing learnt"
+    assert not headline_of(comparison).mistakes
+    assert not comparison.advice
+    assert "too close" not in " ".join(comparison.verdict)
+    assert lab("task=plan", f"dirs=[{tmp_path}]") == 0
+    out, err = capsys.readouterr()
+    assert "see that one learns before you plan by them" in " ".join((out + err).split())
+
+
 def test_two_test_sets_do_not_show_that_nothing_was_learnt(tmp_path: Path) -> None:
     """They have no interval: 90% right on both was called nothing learnt."""
     for name in ("a", "b"):

@@ -29,6 +29,8 @@ from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.product_names import told_apart
 from mvtec_lab.reporting.products import ProductsComparison
+from mvtec_lab.reporting.products_plan import plan_over_products
+from mvtec_lab.reporting.products_plan import said as said_of
 from mvtec_lab.reporting.report import REPORT, sum_up
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.results import CONFIG, PREDICTIONS, RESULT, SAMPLES, RunResult, read_csv, write_csv
@@ -215,6 +217,9 @@ def test_the_first_lines_say_what_to_do(tmp_path: Path) -> None:
     nothing = compared(tmp_path / "nothing")
     assert nothing.headline[0].startswith("■ Nothing learnt. Do not use any of these 2 attempts: on no product is")
     assert nothing.verdict[0].startswith("It is not shown that anything was learnt: on none of 3 products")
+    assert not nothing.advice
+    assert "too close" not in said(nothing)
+    assert len(nothing.headline) == 2  # no rates of an attempt that nobody is to use
     against = compared(tmp_path / "level", VerdictConfig(reference="b")).headline
     assert against[0] == "▲ Open. Stay with b: over 2 products no other attempt is shown to be better."
 
@@ -310,6 +315,10 @@ def test_the_verdict_ends_with_what_would_tell_two_attempts_apart(tmp_path: Path
     assert two.verdict[-1] == two.advice
     assert "To tell a and b apart over products (15.6 points seen in the mean) you need about " in two.advice
     assert "more products like these" in two.advice
+    unknown = "With 2 products it is hardly known how much products differ, and so not whether more images"
+    assert unknown in two.advice
+    assert "images of each product" not in two.advice
+    assert unknown in " ".join(said_of(plan_over_products(two, 10)))  # as the plan says
     write(tmp_path / "shown", {"a": 7, "b": 0}, 3)
     assert compared(tmp_path / "shown").advice == ""
     write(tmp_path / "level", {"a": 1, "b": 0, "c": 1}, 6)
@@ -352,6 +361,10 @@ def test_more_products_show_what_more_images_cannot() -> None:
     assert found is not None
     assert ways_over_products(unlike, 1.01 * found, 0.05) == [unlike.design]
     assert ways_over_products(unlike, 0.0001, 0.05) == []
+    alike = OverProducts(variance=0.004, own=1.0, products=4, images=80)
+    assert [way.products for way in ways_over_products(alike, 0.05, 0.05)][-1] == 4  # more images of each
+    alike = OverProducts(variance=0.004, own=1.0, products=3, images=80)  # with three that is luck
+    assert all(way.products > 3 for way in ways_over_products(alike, 0.05, 0.05))
 
 
 def test_the_power_of_ranks_is_that_of_few_products() -> None:

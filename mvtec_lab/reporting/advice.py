@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from mvtec_lab.evaluation.planning import MOST_IMAGES, MOST_REPEATS, Design, rounded, ways
-from mvtec_lab.evaluation.products_planning import MOST_PRODUCTS, ProductsDesign, ways_over_products
+from mvtec_lab.evaluation.products_planning import (
+    HARDLY_KNOWN,
+    MOST_PRODUCTS,
+    OverProducts,
+    ProductsDesign,
+    ways_over_products,
+)
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting.pairs import Pair
 from mvtec_lab.reporting.products import ProductsPair
@@ -88,14 +94,28 @@ def advice_over_products(best: str | None, pairs: Sequence[ProductsPair]) -> str
     found = ways_over_products(evidence, size, pair.alpha) if size > 0 else []
     if found == [evidence.design]:
         return ""
+    images = same_products(evidence, found)
     if not found:
         return (
             f"Over products {who} are too close ({apart}): choose by time or memory, or ask what shows a difference "
-            f"that matters to you (task=plan). Even {MOST_PRODUCTS} products would not tell the two apart, nor would "
-            f"{MOST_IMAGES:,} {_images(pair.labelled)} of each."
+            f"that matters to you (task=plan). Even {MOST_PRODUCTS} products would not tell the two apart. {images}"
         )
     needed = ", or ".join(way_over_products(design, evidence.design, pair.labelled) for design in found)
-    return f"To tell {who} apart over products ({apart}) you need {needed}."
+    return " ".join(filter(None, (f"To tell {who} apart over products ({apart}) you need {needed}.", images)))
+
+
+def same_products(evidence: OverProducts, ways: Sequence[ProductsDesign]) -> str:
+    """Say why more images of the same products are not among the ways to show a difference; empty where they are."""
+    if any(design.images > evidence.images for design in ways):
+        return ""
+    if evidence.products <= HARDLY_KNOWN:
+        return (
+            f"With {evidence.products} products it is hardly known how much products differ, and so not whether more "
+            "images of these show it."
+        )
+    if evidence.own < 0.5:
+        return "More images of these products do not show it: how products differ is the larger part."
+    return f"More images of these products do not show it, not even {MOST_IMAGES:,} of each."
 
 
 def way_over_products(design: ProductsDesign, seen: ProductsDesign, labelled: bool) -> str:

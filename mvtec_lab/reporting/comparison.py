@@ -73,7 +73,7 @@ def compare(runs: Sequence[RunResult], verdict: VerdictConfig | None = None) -> 
         over = over_products(parts, reference, [*agreed, *_left_out(_runs_of(attempts.values()))])
         over.verdict = products_verdict.sentences(over)
         over.add(_circumstances(over, over.over, parts))
-        if line := advice_over_products(over.best, over.over):
+        if not over.nothing_learnt and (line := advice_over_products(over.best, over.over)):
             over.advice = line
             over.verdict.append(line)
         over.headline = products_headline(over).lines
@@ -113,7 +113,8 @@ def _compared(
         *(curve.sentence for curve in curves_of(result)),
     ]
     result.verdict += [spread.sentence for spread in spreads(result)]
-    result.advice = advice(result.best, _rivals(result))
+    # Of attempts that learnt nothing the difference is luck, and no plan follows from it.
+    result.advice = "" if result.nothing_learnt else advice(result.best, _rivals(result))
     result.verdict += [result.advice] if result.advice else []
     result.headline = headline_of(result).lines
     return result

@@ -61,7 +61,8 @@ def headline_of(comparison: Comparison) -> Headline:
     chosen = next(attempt for attempt in done if attempt.name == choice.name)
     sure, further = _sure(chosen, choice), _next(chosen, choice.light, comparison)
     name, mark = (chosen.name, MARKS[choice.light]) if len(done) > 1 and choice.light in MARKS else ("", "")
-    return Headline(choice.light, choice.word, choice.use, sure, further, mistakes_of(chosen), name, mark)
+    mistakes = {} if choice.light == "red" else mistakes_of(chosen)  # they would be those of one that nobody is to use
+    return Headline(choice.light, choice.word, choice.use, sure, further, mistakes, name, mark)
 
 
 def untested() -> Headline:
@@ -118,7 +119,7 @@ def _with_figure(attempt: Attempt) -> str:
 def _choice(best: Attempt, comparison: Comparison) -> Choice:
     """Return which attempt to use; ``best``: the one that validation chose."""
     named = {attempt.name: attempt for attempt in comparison.compared}
-    if all(attempt.learnt is False for attempt in named.values()):
+    if comparison.nothing_learnt:
         return unlearnt([best.name, *(name for name in named if name != best.name)], likely(best))
     if len(named) == 1:
         return alone(best.name, bool(best.learnt), chance_of(best.metric))

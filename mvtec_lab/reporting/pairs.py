@@ -171,6 +171,11 @@ class Comparison:
         return [attempt for attempt in self.done if not attempt.untested] or self.done
 
     @property
+    def nothing_learnt(self) -> bool:
+        """Tell whether of no attempt, on no product, it is shown that it learnt anything: then none is to be used."""
+        return bool(self.compared) and all(attempt.learnt is False for attempt in self.compared)
+
+    @property
     def metrics(self) -> list[str]:
         """Return the keys of the metrics that pairs and verdict are about: mostly one per problem."""
         return list(dict.fromkeys(attempt.metric.key for attempt in self.attempts))

@@ -30,7 +30,7 @@ def products_headline(many: ProductsComparison) -> Headline:
         return headline_of(usable[0] if usable else many)
     if all(run.untested for attempt in many.done for run in attempt.done):
         return untested()
-    if all(attempt.learnt is False for attempt in many.done):
+    if many.nothing_learnt:
         names = list(dict.fromkeys(attempt.name for attempt in many.done))
         choice, to_do = unlearnt(names, likely(many.done[0]), len(usable)), "see that one attempt learns at all"
         return Headline(choice.light, choice.word, choice.use, next=f"Next: {to_do} on one product.")

@@ -9,14 +9,13 @@ from rich.console import Console
 
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.differences import POWER
-from mvtec_lab.evaluation.planning import MOST_IMAGES
 from mvtec_lab.evaluation.products_planning import (
     MOST_PRODUCTS,
     ProductsDesign,
     ways_over_products,
 )
 from mvtec_lab.evaluation.specs import METRICS
-from mvtec_lab.reporting.advice import closest_rival, way_over_products
+from mvtec_lab.reporting.advice import closest_rival, same_products, way_over_products
 from mvtec_lab.reporting.plan import (
     PlanOf,
     Way,
@@ -126,9 +125,8 @@ def said(plan: ProductsPlan) -> list[str]:
         return [*lines, "That is enough."]
     if not plan.ways:
         lines.append(
-            f"Neither {MOST_PRODUCTS} products nor {MOST_IMAGES:,} images of each show it: plan for a larger "
-            "difference, or decide for each product by its own report."
+            f"Not even {MOST_PRODUCTS} products show it: plan for a larger difference, or decide for each product by "
+            "its own report."
         )
-    elif all(way.design.products > seen.products for way in plan.ways):
-        lines.append("More images of these products do not show it: how products differ is the larger part.")
-    return lines
+    assert pair.evidence is not None
+    return [*lines, *filter(None, [same_products(pair.evidence, [way.design for way in plan.ways])])]

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mvtec_lab.evaluation.products import RANKS
+from mvtec_lab.evaluation.products_planning import HARDLY_KNOWN
 from mvtec_lab.evaluation.specs import METRICS
 from mvtec_lab.reporting import figures, products_figures, products_table, summary
 from mvtec_lab.reporting.attempts import Estimate
@@ -68,6 +69,7 @@ def write_products_report(
         differences=[_drawn(comparison, pair, pair.second == named) for pair in mine[: FEW + 1]],
         pairs=comparison.over,
         tested=len(judged),
+        hardly_known=HARDLY_KNOWN,
         metrics=METRICS,
         marks=summary.remarks(rows, "marks"),
         warnings=summary.remarks(rows, "warnings"),

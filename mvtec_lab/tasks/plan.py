@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mvtec_lab.config import Config
 from mvtec_lab.errors import IncompleteError, LabError, disk_full
 from mvtec_lab.reporting import products_plan
 from mvtec_lab.reporting.comparison import compare
+from mvtec_lab.reporting.headline import chance_of
 from mvtec_lab.reporting.plan import PLAN, Plan, plan, show
 from mvtec_lab.reporting.products import ProductsComparison
 from mvtec_lab.reporting.products_plan import ProductsPlan, plan_over_products
 from mvtec_lab.reporting.runs import load_runs
+
+log = logging.getLogger(__name__)
 
 
 def plan_runs(config: Config, run_dir: str | Path) -> Plan | ProductsPlan:
@@ -39,6 +43,11 @@ def plan_runs(config: Config, run_dir: str | Path) -> Plan | ProductsPlan:
 def _made(config: Config) -> tuple[Plan | ProductsPlan, list[str]]:
     """Return the plan, over products where several have completed runs, and what is left out of it; print the plan."""
     comparison = compare(load_runs(*config.dirs or ()), config.verdict)
+    if comparison.nothing_learnt:
+        log.warning(
+            "no attempt of these runs is shown to be better than %s: see that one learns before you plan by them",
+            chance_of(comparison.compared[0].metric),
+        )
     damaged = comparison.damaged
     if isinstance(comparison, ProductsComparison):
         usable = [part for part in comparison.products.values() if part.done]

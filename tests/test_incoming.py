@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -253,6 +254,9 @@ def test_the_model_that_judges_is_named(product: Path, tmp_path: Path) -> None:
     assert judged_by(tmp_path / "run/best.ckpt", "classifier", 0.31, 0.1) == f"{own}thresholds 0.1 and 0.31"
     alone = tmp_path / "elsewhere/model.ckpt"  # a file without its run
     assert judged_by(alone, "patchcore", 0.5, 0.5) == f"by {alone}: method patchcore, threshold 0.5"
+    alone.parent.mkdir()  # a folder of task=threshold, copied to a line without the run that it came from
+    (alone.parent / "operating.json").write_text(json.dumps({"ckpt": "gone/best.ckpt", "attempt": "lab/where"}))
+    assert judged_by(alone, "descriptors", 0.5, 0.5) == f"by {alone}: lab/where, threshold 0.5"
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ def test_an_anomaly_model_gets_a_threshold_that_every_task_honours(
     facts = json.loads((tmp_path / "sweep/strict/operating.json").read_text())
     assert "false_rejects=0.4: REJECT above" in out
     assert "no defect is held out" in out
+    assert facts["attempt"] == "patchcore"
     model, before = load_model(tmp_path / "sweep/strict/best.ckpt"), load_model(patchcore / "best.ckpt")
     assert model.threshold == facts["reject"] == model.accept
     assert before.accept is None

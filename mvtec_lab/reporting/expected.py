@@ -62,10 +62,12 @@ def run_of_checkpoint(ckpt: Path) -> tuple[RunResult | None, dict[str, Any] | No
 
 
 def attempt_of(ckpt: Path) -> str | None:
-    """Return the attempt that trained a checkpoint; None: no run beside it says so."""
+    """Return the attempt that trained a checkpoint; None: neither its run nor its operating point says so."""
     with suppress(LabError):
-        run, _ = run_of_checkpoint(ckpt)
-        return None if run is None else run.attempt
+        run, point = run_of_checkpoint(ckpt)
+        if run is not None:
+            return run.attempt
+        return str(point["attempt"]) if point and point.get("attempt") else None
     return None
 
 

@@ -34,6 +34,7 @@ from mvtec_lab.evaluation.operating import (
 from mvtec_lab.foreign import damaged, read_yaml
 from mvtec_lab.problems import problem_of
 from mvtec_lab.problems.model import load_model
+from mvtec_lab.reporting.expected import attempt_of
 from mvtec_lab.reporting.operating import HELD_OUT, PAGE, TESTED, points, write_operating_page
 from mvtec_lab.results import BEST, CONFIG, GOOD, OPERATING, PREDICTIONS, SAMPLES, table_of, write_whole
 from mvtec_lab.tasks.unknown import learn_unknown
@@ -90,6 +91,7 @@ def set_threshold(config: Config, run_dir: str | Path) -> dict[str, Any]:
     shown = {name: rates(scores, reject, accept) for name, scores in sets.items()}
     facts: dict[str, Any] = {
         "ckpt": str(ckpt),
+        "attempt": attempt_of(ckpt),  # still known where this folder alone is copied to a line
         "rule": _rule(config),
         "reject": reject,
         "accept": accept,

@@ -17,11 +17,12 @@ from mvtec_lab.data.splits import few_of_each, split_samples
 from mvtec_lab.errors import LabError
 from mvtec_lab.evaluation.learning_curve import forecast
 from mvtec_lab.reporting import report
+from mvtec_lab.reporting.best import best_run
 from mvtec_lab.reporting.comparison import compare
 from mvtec_lab.reporting.pairs import Comparison
 from mvtec_lab.reporting.runs import load_runs
 from mvtec_lab.reporting.shots import curves_of
-from mvtec_lab.results import CONFIG, RESULT
+from mvtec_lab.results import BEST, CONFIG, RESULT
 
 KEY = " data.per_class="
 
@@ -142,8 +143,34 @@ def test_the_headline_names_what_beats_all_that_it_is_compared_with(tmp_path: Pa
     curve(tmp_path, "head", {2: 3, 10: 4})
     comparison = compare(load_runs(tmp_path))
     assert "Use the model of base data.per_class=10" in comparison.headline[0]
-    assert "shown to be better than all that it is compared with" in comparison.headline[0]
+    assert comparison.headline[0].endswith("it is shown to be better than head data.per_class=10.")
     assert "No attempt is shown to be the best" not in comparison.verdict[0]
+
+
+def test_nobody_is_told_to_learn_from_fewer_images(tmp_path: Path) -> None:
+    """The headline was "Use head data.per_class=5 if one has to be chosen now", and ckpt=SWEEP took its model."""
+    curve(tmp_path, "base", {2: 8, 5: 12, 10: 14})
+    curve(tmp_path, "head", {2: 7, 5: 19, 10: 11})
+    for run in load_runs(tmp_path):
+        run.metrics["val"] = {"balanced_accuracy": 0.9 if run.run_dir.endswith("head5") else 0.5, "images": 8}
+        run.majority_baseline = 0.6
+        run.save()
+        Path(run.run_dir, BEST).touch()
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.best is not None
+    assert comparison.best.endswith("data.per_class=10")
+    assert f"Use {comparison.best} if one has to be chosen now" in comparison.headline[0]
+    assert comparison.headline[1].startswith(f"{comparison.best} is not shown to be better than always naming")
+    assert "among the attempts with the most training images" in " ".join(comparison.verdict)
+    assert "Not ranked" not in " ".join(comparison.verdict)
+    assert best_run(tmp_path)[0].run_dir.endswith("10")
+
+
+def test_one_attempt_at_several_numbers_is_no_choice(tmp_path: Path) -> None:
+    curve(tmp_path, "base", {2: 17, 10: 19})
+    comparison = compare(load_runs(tmp_path))
+    assert comparison.headline[0].startswith("● Learnt. base data.per_class=10, the only attempt, is shown to be")
+    assert not comparison.advice
 
 
 def test_the_advice_is_about_another_attempt_at_the_same_number(tmp_path: Path) -> None:

@@ -167,14 +167,14 @@ def _left_out(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _rivals(comparison: Comparison) -> list[Pair]:
-    """Return the pairs that the advice may be about: if there are any, those of the best with other attempts.
+    """Return the pairs that the advice may be about: those of the best with other attempts, if there are any.
 
     One attempt at two numbers of training images is no choice between attempts.
     """
     base = {attempt.name: attempt.base for attempt in comparison.done}
     others = [pair for pair in comparison.pairs if base[pair.first] != base[pair.second]]
     mine = [pair for pair in others if comparison.best in (pair.first, pair.second)]
-    return mine or comparison.pairs
+    return mine or others
 
 
 def _lacking(metric: Metric, groups: Iterable[Sequence[RunResult]]) -> set[str]:

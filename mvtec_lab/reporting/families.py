@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 from math import inf
 
-from mvtec_lab.reporting.attempts import THINNED, Attempt
+from mvtec_lab.reporting.attempts import THINNED, Attempt, mean
 
 
 def pairs_asked(attempts: Sequence[Attempt], reference: str | None = None) -> list[tuple[Attempt, Attempt]]:
@@ -55,6 +55,17 @@ def repeats(attempts: Sequence[Attempt]) -> dict[Attempt, Attempt]:
         if first is not attempt:
             again[attempt] = first
     return again
+
+
+def outdone(attempt: Attempt, others: Sequence[Attempt]) -> bool:
+    """Tell whether one of some others is the same attempt with more training images: nobody chooses to learn less."""
+    mine = _trained(attempt)
+    return bool(attempt.thinned) and any(each.base == attempt.base and _trained(each) > mine for each in others)
+
+
+def _trained(attempt: Attempt) -> float:
+    """Return the training images of a run, the mean over the runs; those whose counts are not known have none."""
+    return mean(sum(run.counts.get("train", {}).values()) for run in attempt.done) or 0.0
 
 
 def _neighbours(attempts: Sequence[Attempt], key: str) -> list[tuple[Attempt, Attempt]]:

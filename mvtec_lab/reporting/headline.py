@@ -13,6 +13,7 @@ from mvtec_lab.evaluation.differences import LEAST_RUNS
 from mvtec_lab.evaluation.specs import Metric, metrics_of
 from mvtec_lab.reporting.attempts import Attempt, Estimate, too_few
 from mvtec_lab.reporting.choice import UNDECIDED, Choice, Contest, Light, alone, unlearnt
+from mvtec_lab.reporting.families import outdone
 from mvtec_lab.reporting.pairs import Block, Comparison
 from mvtec_lab.reporting.verdict import FEW, validated_alike
 from mvtec_lab.results import GOOD, RunResult
@@ -121,13 +122,17 @@ def _choice(best: Attempt, comparison: Comparison) -> Choice:
     named = {attempt.name: attempt for attempt in comparison.compared}
     if comparison.nothing_learnt:
         return unlearnt([best.name, *(name for name in named if name != best.name)], likely(best))
-    if len(named) == 1:
+    ranked, pairs, names = comparison.blocks[0].ranked, comparison.pairs, [*named]
+    if comparison.reference is None:  # one with fewer training images is no rival
+        names = [name for name, attempt in named.items() if not outdone(attempt, ranked)]
+        pairs = [pair for pair in pairs if {pair.first, pair.second} <= {*names}]
+    if len(names) == 1:
         return alone(best.name, bool(best.learnt), chance_of(best.metric))
     return Contest(
         best.name,
-        comparison.pairs,
-        [*named],
-        [attempt.name for attempt in comparison.blocks[0].ranked],
+        pairs,
+        names,
+        [attempt.name for attempt in ranked],
         lambda name: validated_alike(best, named[name]),
         comparison.reference,
     ).choice()
@@ -144,11 +149,12 @@ def _sure(chosen: Attempt, choice: Choice) -> str:
     if estimate is None or choice.light == "red":
         return ""
     figure = f"{metric.title} {estimate.value:.2f}"
+    doubt = f"{chosen.name} is not shown to be better than {chance_of(metric)}. " if chosen.learnt is False else ""
     if estimate.low is None or estimate.high is None:
         few = f": {len(chosen.tests)} test sets have no interval" if 1 < len(chosen.tests) < LEAST_RUNS else ""
-        return f"On test it has {figure}; how far that holds is not known{few}.{flattered(choice)}"
+        return f"{doubt}On test it has {figure}; how far that holds is not known{few}.{flattered(choice)}"
     bounds = f"between {estimate.low:.2f} and {estimate.high:.2f} (95%)"
-    return f"On new images like these expect {figure}, {bounds}.{flattered(choice)}"
+    return f"{doubt}On new images like these expect {figure}, {bounds}.{flattered(choice)}"
 
 
 def flattered(choice: Choice) -> str:

@@ -113,7 +113,8 @@ class Block:
 
     Args:
         attempts: all of them.
-        ranked: those that share enough test sets to be ranked.
+        ranked: those that share enough test sets to be ranked; of one attempt at several numbers of training images
+            that with the most.
         best: of these; None where none is ranked.
         ranking: how validation ranks them; None where none is ranked.
     """

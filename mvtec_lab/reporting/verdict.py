@@ -14,7 +14,7 @@ from mvtec_lab.evaluation.tested import TestSet
 from mvtec_lab.reporting import dropped
 from mvtec_lab.reporting.attempts import Attempt, mean, shared, too_few
 from mvtec_lab.reporting.choice import CHOSEN, UNDECIDED, ahead
-from mvtec_lab.reporting.families import repeats, said
+from mvtec_lab.reporting.families import outdone, repeats, said
 from mvtec_lab.reporting.pairs import Block, Comparison, Pair
 from mvtec_lab.reporting.ranking import Ranking, by_validation
 from mvtec_lab.reporting.runs import held_out
@@ -66,12 +66,15 @@ def _of_block(block: Block, comparison: Comparison, several: bool) -> list[str]:
         line += f"Nothing ranks these {len(group)} attempts: {few} all of them."
         return [line, *(_among(within) if reference is None else ())]
     rivals = [attempt.name for attempt in ranked]
-    first = any(ahead(name, within, rivals) for name in rivals)
+    fewer = {attempt.name for attempt in group if outdone(attempt, ranked)}
+    first = any(ahead(name, [p for p in within if not {p.first, p.second} & fewer], rivals) for name in rivals)
     if len(ranked) > 1 and value is not None and reference is None and not first and not line:
         line = f"{UNDECIDED} "
     overruled, chose = ([], False) if reference is not None else _overruled(best, within, ranked)
     line += _stated(best, block, several, chose and not unlearnt)
     how = [*filter(None, (block.ranking.sentence, block.ranking.close))] if block.ranking else []
+    if fewer:
+        how.append("It is named among the attempts with the most training images; those with fewer are for the curves.")
     if reference is not None:
         return [line + _beside(best.name, reference, comparison.pairs), *how, *_unranked(group, ranked)]
     lines = [line, *how, *_unranked(group, ranked), *_against(best, within, ranked), *_among(within, best.name)]
@@ -82,13 +85,14 @@ def _ranked(group: Sequence[Attempt]) -> list[Attempt]:
     """Return the attempts that share enough test sets to be ranked by them, as pairs are judged; maybe none.
 
     Those that a race dropped are not: they are shown to be worse, and the others go by all folds. As long as they share
-    too few, those with the fewest test sets are left out, all of them: their order decides nothing.
+    too few, those with the fewest test sets are left out, all of them: their order decides nothing. At last those that
+    trained on fewer images than another of them, which is the same attempt.
     """
     ranked = [attempt for attempt in group if not attempt.dropped] or list(group)
     while len(group) > 1 and ranked and (not shared(ranked) or too_few(ranked)):
         fewest = min(len(attempt.tests) for attempt in ranked)
         ranked = [attempt for attempt in ranked if len(attempt.tests) > fewest]
-    return ranked
+    return [attempt for attempt in ranked if not outdone(attempt, ranked)]
 
 
 def _unranked(group: Sequence[Attempt], ranked: Sequence[Attempt]) -> list[str]:
@@ -97,7 +101,7 @@ def _unranked(group: Sequence[Attempt], ranked: Sequence[Attempt]) -> list[str]:
     names = [
         f"{attempt.name} ({len(attempt.tests)} of {of})"
         for attempt in group
-        if attempt not in ranked and not attempt.dropped
+        if attempt not in ranked and not attempt.dropped and not outdone(attempt, ranked)
     ]
     return [f"Not ranked, with too few test sets in common: {', '.join(names)}."] if names else []
 

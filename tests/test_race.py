@@ -285,6 +285,8 @@ def test_a_race_of_a_sweep(lab, tmp_path: Path, capsys, monkeypatch) -> None:
     assert (Path(left.run_dir) / CONFIG).is_file()
     said = capsys.readouterr().out
     assert "The race left out 1 of 8 runs" in " ".join(said.split())
+    log = Path(left.run_dir, "run.log").read_text(encoding="utf-8")
+    assert "left out: base optimizer.lr=" in log  # in full
     assert lab(*words, "resume=true") == 0  # all is as it was
     assert {name: run.status for name, run in runs.items()} == {
         Path(run.run_dir).name: run.status for run in find_runs(tmp_path / "s")

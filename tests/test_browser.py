@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -113,6 +114,43 @@ def test_the_page_of_the_images_fits(browser: Any, sweep: Path, width: int) -> N
     assert rows == [width == 1280] * 3
     requests = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
     assert [r for r in requests if not r.startswith("data:")] == []
+
+
+@pytest.fixture
+def service(lab: Any, tmp_path: Path) -> Iterator[str]:
+    pytest.importorskip("fastapi")
+    network = "model.backbone=shufflenet_v2_x0_5"  # one that a process of its own knows as well
+    assert lab("attempt=base", network, "model.weights=null", "hydra.run.dir=first") == 0
+    words = ["task=serve", f"ckpt={tmp_path / 'first'}", "serve.port=0", f"hydra.run.dir={tmp_path / 'log'}"]
+    command = [sys.executable, "-m", "mvtec_lab", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        found = (re.search(r"base of .* answers at (http://127.0.0.1:\d+)/predict", line) for line in process.stdout)
+        try:
+            yield next(filter(None, found))[1]
+        finally:
+            process.terminate()
+
+
+def test_the_page_of_the_service_fits_a_phone(browser: Any, service: str, product: Path) -> None:
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(f"{service}/docs")
+    wait_for(browser, "return document.querySelectorAll('#model tr').length && document.querySelector('#fields tr')")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+    cells = "return Object.fromEntries([...document.querySelectorAll('td')].map(c => [c.innerText, c.clientHeight]))"
+    heights = browser.execute_script(cells)
+    assert heights["Judge images"] == heights["method"] == heights["attempt"]  # one line, no word is broken
+    browser.find_element("id", "files").send_keys(str(product / "test/hole/000.png"))
+    browser.find_element("css selector", "#try button").click()
+    text = "return document.getElementById('answers').innerText"
+    assert wait_for(browser, f"{text}.includes('this model draws no map')")
+    browser.find_element("id", "map").click()  # who does not ask where is told nothing
+    browser.find_element("css selector", "#try button").click()
+    gone = (
+        "const said = document.getElementById('answers').innerText; return said.includes('000.png') && !said.includes"
+    )
+    assert wait_for(browser, f"{gone}('draws no map')")
 
 
 @pytest.fixture
